@@ -1,0 +1,37 @@
+/* kernels/elementwise.h - the small ops between the products.
+ *
+ * embed     out[t][i] = table[id[t]][i]                      (converted to f32)
+ * rms_norm  out[t][i] = w[i] * (x[t][i] / sqrt(mean_i x[t][i]^2 + eps))      (Zhang, Sennrich 2019)
+ * rope      half-split pairs (c, c + dim/2) rotated by angle[t][c], as Hugging Face's Llama and
+ *           Mixtral do: x'[c] = x[c] cos - x[c+dim/2] sin, x'[c+dim/2] = x[c+dim/2] cos + x[c] sin
+ * Sums run in a fixed order per row, so results do not depend on the batch. */
+#ifndef KERNELS_ELEMENTWISE_H
+#define KERNELS_ELEMENTWISE_H
+
+#include "kernels/matmul.h"
+
+typedef struct embed_args {
+    matrix table;       /* [vocab][dim] */
+    const uint32_t *id; /* [n_tokens], each < table.rows */
+    uint32_t n_tokens;
+    float *out;         /* [n_tokens][table.cols] */
+} embed_args;
+
+typedef struct rms_norm_args {
+    const float *x;    /* [n_tokens][dim] */
+    const void *w;     /* [dim] */
+    dtype w_type;
+    uint32_t n_tokens;
+    uint32_t dim;
+    float eps;
+    float *out;        /* [n_tokens][dim]; may be x */
+} rms_norm_args;
+
+typedef struct rope_args {
+    float *x;         /* [n_tokens][n_heads][dim], rotated in place */
+    const float *cos; /* [n_tokens][dim / 2] */
+    const float *sin; /* [n_tokens][dim / 2] */
+    uint32_t n_tokens, n_heads, dim;
+} rope_args;
+
+#endif

@@ -1,0 +1,154 @@
+/* kvcache/kv_cache.h - PiKV, the one header of the cache that the model and the engine include.
+ *
+ * An entry is the key (after RoPE) and the value of one token in one layer. Its life:
+ *
+ *   step begin  pages that this step may commit are reserved; ERR_KV_FULL changes nothing
+ *   append      K and V are rounded once to the cache type and lie in staging
+ *   attend      queries read pages, ring and staging: one partial per block of page_tokens
+ *               positions, folded in position order (kernels/attention.h), so that a result does not
+ *               depend on where a block lies, how the prompt was cut, or on the prefix cache
+ *   step end    staging moves into the ring; blocks that have left the window are placed on a shard
+ *               and written to pages, full pages are sealed by the codec
+ *
+ * The calls of one step come in this order, with the layers rising:
+ *   kv_step_begin, { kv_append, kv_attend, kv_note_experts } per layer, kv_step_end (or _abort)
+ *
+ * Threads: one owner (the engine) calls everything here except kv_stats_read, which any thread may
+ * call at any time. Nothing is allocated between kv_step_begin and kv_step_end.
+ * Ownership: a kv_seq belongs to its cache; close every sequence before the cache. */
+#ifndef KVCACHE_KV_CACHE_H
+#define KVCACHE_KV_CACHE_H
+
+#include "base/error.h"
+#include "kernels/dev.h"
+#include "kvcache/kv_config.h"
+#include "kvcache/kv_stats.h"
+
+typedef struct kv_cache kv_cache;
+typedef struct kv_seq kv_seq;
+
+/* What the cache must know of one layer of the model. */
+typedef struct kv_layer_shape {
+    uint32_t n_heads;      /* query heads; a multiple of n_kv_heads */
+    uint32_t n_kv_heads;
+    uint32_t k_dim, v_dim; /* channels of a key and of a value; they may differ */
+    bool v_in_k;           /* V is the first v_dim channels of K (MLA latent): nothing else is stored */
+    bool has_router;       /* an expert id per token arrives through kv_note_experts */
+    uint32_t window;       /* the layer's own sliding window; 0: full attention */
+    float scale;           /* of the scores, usually 1 / sqrt(k_dim) */
+    const float *sink_logit; /* [n_heads] or NULL; borrowed for the cache's life (gpt-oss) */
+    const matrix *out_proj;  /* output projection, [d_model][n_heads * v_dim], or NULL; borrowed (scorers) */
+} kv_layer_shape;
+
+typedef struct kv_shape {
+    uint32_t n_layers;
+    const kv_layer_shape *layer; /* [n_layers]; copied by kv_cache_open */
+    uint32_t n_experts;          /* 0 without routers */
+    dtype model_type;            /* what `auto` resolves by */
+} kv_shape;
+
+typedef struct kv_limits {
+    uint32_t n_seqs_max;       /* sequences open at once */
+    uint32_t n_step_tokens_max; /* tokens of one step: the size of staging */
+    uint32_t n_seq_tokens_max; /* positions of one sequence */
+} kv_limits;
+
+/* ---- life cycle ---------------------------------------------------------------------------------- */
+
+/* memory_bytes 0: room for n_seqs_max sequences of full length, at most a quarter of the memory available now.
+ * ERR_BAD_CONFIG names an unknown method or an impossible combination (a pool that cannot hold one
+ * page per layer and head, sinks beyond a block, a number of shards the placement cannot serve). */
+err_t kv_cache_open(dev *d, const kv_config *config, const kv_shape *shape, const kv_limits *limits,
+                    kv_cache **out, err_info *info) MUST_CHECK;
+void kv_cache_close(kv_cache *cache); /* NULL is fine; all sequences are closed (asserted) */
+
+/* ---- sequences ----------------------------------------------------------------------------------- */
+
+typedef struct kv_seq_options {
+    const char *salt;     /* separates tenants in the prefix cache; may be empty, never NULL */
+    size_t salt_bytes;
+    bool no_prefix_read;  /* do not take a cached prefix (prompt logprobs need every position) */
+    bool no_prefix_write; /* do not leave one behind */
+} kv_seq_options;
+
+/* ERR_NO_MEMORY, or ERR_BAD_ARGUMENT beyond n_seqs_max. */
+err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out) MUST_CHECK;
+
+/* Takes the longest cached prefix of tokens[0 .. n_tokens), at most n_tokens - 1 of them (the last
+ * token must be computed to have logits). Only on an empty sequence. Returns the tokens taken, which
+ * are then the sequence's length. Hits are confirmed by comparing token ids, never by hash alone. */
+uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens);
+
+/* The prompt (its ids, `n_tokens` <= length) has been computed: others may share it from now on. */
+void kv_seq_share_prompt(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens);
+
+/* Closes. With prefix caching and tokens != NULL the ring is committed and the sequence's
+ * table (of which tokens[0 .. length) are the ids) stays behind as a cached object; its pages count
+ * as cached, not used, and are given up under pressure, least recently used first. */
+void kv_seq_close(kv_seq *seq, const uint32_t *tokens);
+
+uint32_t kv_seq_length(const kv_seq *seq); /* tokens held */
+
+/* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes. */
+void kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
+
+/* Gives up every cached object that no open sequence uses. */
+void kv_cache_drop_prefixes(kv_cache *cache);
+
+/* True if a sequence of n_tokens could run alone in an empty pool. */
+bool kv_cache_could_fit(const kv_cache *cache, uint32_t n_tokens);
+
+/* ---- one step ------------------------------------------------------------------------------------ */
+
+/* One sequence's share of a step: tokens [first_token, first_token + n_tokens) of the batch, which
+ * take the positions kv_seq_length(seq) and up. */
+typedef struct kv_row {
+    kv_seq *seq;
+    uint32_t first_token;
+    uint32_t n_tokens;
+} kv_row;
+
+/* Rows are in batch order, without gaps, each sequence at most once. Gives up cached prefixes as
+ * needed; ERR_KV_FULL if that is not enough, and then nothing has changed but the given-up prefixes. */
+err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows) MUST_CHECK;
+
+typedef struct kv_append_args {
+    uint32_t layer;
+    const float *k; /* [n_tokens][n_kv_heads][k_dim], after RoPE */
+    const float *v; /* [n_tokens][n_kv_heads][v_dim]; ignored with v_in_k */
+} kv_append_args;
+void kv_append(kv_cache *cache, const kv_append_args *args);
+
+typedef struct kv_attend_args {
+    uint32_t layer;
+    const float *q;      /* [n_tokens][n_heads][k_dim], after RoPE */
+    const float *q_nope; /* the same before RoPE, or NULL; scorers that predict later queries use it */
+    float *out;          /* [n_tokens][n_heads][v_dim] */
+} kv_attend_args;
+void kv_attend(kv_cache *cache, const kv_attend_args *args);
+
+/* The expert with the largest gate probability of every token in this layer. Layers whose shape says
+ * has_router call it once per step, after kv_attend; placement by expert needs it. */
+void kv_note_experts(kv_cache *cache, uint32_t layer, const uint32_t *top1, size_t stride);
+
+void kv_step_end(kv_cache *cache);   /* lengths grow; commits */
+void kv_step_abort(kv_cache *cache); /* as if the step had never begun */
+
+/* ---- queries ------------------------------------------------------------------------------------- */
+
+dtype kv_cache_type(const kv_cache *cache); /* after `auto` */
+
+/* Bytes of one position over all layers, as pages of the present codec hold them. */
+size_t kv_cache_bytes_per_token(const kv_cache *cache);
+
+/* Positions that fit in the pool, all sequences together. */
+uint64_t kv_cache_capacity_tokens(const kv_cache *cache);
+
+/* A consistent copy of the counters as of the last step or call of the owner. Any thread; never waits. */
+void kv_stats_read(const kv_cache *cache, kv_stats *out);
+
+/* All invariants, in bytes: free + used = budget, every live slot has one owner, reference counts
+ * match the tables, the counters match the structures. Slow: for tests and paranoid asserts. */
+bool kv_cache_is_sane(const kv_cache *cache);
+
+#endif

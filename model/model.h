@@ -1,0 +1,57 @@
+/* model/model.h - a mixture-of-experts transformer: files in, logits out.
+ *
+ * The forward pass of a batch is ragged: rows of several sequences, each with any number of tokens
+ * (one while decoding, a chunk of the prompt before). Results do not depend on the batch or the cut: every op is
+ * batch-invariant, and attention has a canonical order (kvcache/kv_cache.h).
+ * What differs between families is data from config.json plus one family_*.c (model/family.h).
+ *
+ * Threads: one owner calls forward and logits; the const queries may be called by any thread.
+ * Memory: weights are mapped and used in place; scratch is allocated in model_open for
+ * n_step_tokens_max tokens and never grows. */
+#ifndef MODEL_MODEL_H
+#define MODEL_MODEL_H
+
+#include "base/error.h"
+#include "kernels/dev.h"
+#include "kvcache/kv_cache.h"
+#include "model/model_config.h"
+
+typedef struct model model;
+
+typedef enum model_load { MODEL_LOAD_AUTO, MODEL_LOAD_SAFETENSORS, MODEL_LOAD_DUMMY } model_load;
+
+typedef struct model_options {
+    model_load load;            /* dummy: fixed pseudo-random weights of config.json's shape and type */
+    uint32_t n_step_tokens_max; /* tokens of one forward pass */
+    uint32_t n_positions_max;   /* 0: the config's; larger than it is ERR_BAD_CONFIG */
+    bool check_values;          /* read every tensor once and refuse NaN and Inf (--check) */
+} model_options;
+
+enum { MODEL_LOGIT_ROWS_MAX = 64 }; /* rows of one model_logits call: bounds its memory */
+
+err_t model_open(dev *d, const char *dir, const model_options *options, model **out, err_info *info) MUST_CHECK;
+void model_close(model *m); /* NULL is fine */
+
+const model_config *model_get_config(const model *m);
+const kv_shape *model_get_kv_shape(const model *m); /* borrowed; what kv_cache_open takes */
+size_t model_weight_bytes(const model *m);
+size_t model_scratch_bytes(const model *m);
+void model_touch_weights(model *m); /* reads every page once: warm-up before ready */
+
+typedef struct model_batch {
+    const uint32_t *tokens;    /* [n_tokens], each < n_vocab */
+    const uint32_t *positions; /* [n_tokens] */
+    uint32_t n_tokens;         /* <= n_step_tokens_max */
+    /* May be NULL. Router's choices of every layer and token, in batch order, for the counters. */
+    void (*on_experts)(void *ctx, uint32_t layer, const uint32_t *chosen, uint32_t n_tokens, uint32_t top_k);
+    void *on_experts_ctx;
+} model_batch;
+
+/* Runs all layers between kv_step_begin and kv_step_end; leaves the normalised hidden states inside. */
+void model_forward(model *m, kv_cache *cache, const model_batch *batch);
+
+/* Logits of chosen tokens of the last forward: rows[i] is a token's index in the batch. n_rows <=
+ * MODEL_LOGIT_ROWS_MAX; logits [n_rows][n_vocab]. */
+void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits);
+
+#endif

@@ -1,0 +1,59 @@
+/* service/engine.h - the only thread that touches model and cache.
+ *
+ * Loop: take new sessions from the bounded queue, drop the cancelled, let batch_scheduler choose the
+ * tokens of the next step (decode first, then prompt chunks), reserve KV, forward, logits in bounded groups of rows,
+ * sample, publish. When the pool is full the newest session is preempted: its pages go (or stay as a cached prefix), its tokens are
+ * kept, and it is recomputed later with the same output. Idle, it sleeps.
+ *
+ * A session that can never fit (prompt + max_tokens beyond context or pool) is refused by
+ * engine_submit, before it is queued. Nothing is allocated between the first and last token of a step.
+ *
+ * Threads: every function but open and close may be called by any thread. */
+#ifndef SERVICE_ENGINE_H
+#define SERVICE_ENGINE_H
+
+#include "base/config.h"
+#include "kvcache/kv_cache.h"
+#include "model/model.h"
+#include "service/metrics.h"
+#include "service/session.h"
+
+typedef struct engine engine;
+
+typedef struct engine_config {
+    uint32_t n_seqs_max;          /* --max-num-seqs: sessions running at once */
+    uint32_t n_batched_tokens_max; /* --max-num-batched-tokens: tokens of one step */
+    uint32_t n_queued_max;        /* --max-num-queued-reqs: sessions waiting; beyond it ERR_QUEUE_FULL */
+    uint32_t n_context_max;       /* --max-model-len; 0: the model's */
+} engine_config;
+extern const cfg_table engine_config_table;
+
+/* Borrows all parts; they outlive the engine. Starts the thread. */
+typedef struct engine_parts {
+    dev *d;
+    model *m;
+    kv_cache *cache;
+    const tokenizer *t;
+    metrics *metrics;
+} engine_parts;
+err_t engine_open(const engine_config *config, const engine_parts *parts, engine **out, err_info *info) MUST_CHECK;
+
+/* All sessions of a request together: all are queued or none. ERR_QUEUE_FULL (429), ERR_CLOSED when draining (503),
+ * ERR_BAD_REQUEST with the two numbers when a session can never fit. The engine takes its own reference. */
+err_t engine_submit(engine *e, session *const *sessions, size_t n_sessions, err_info *info) MUST_CHECK;
+
+void engine_poke(engine *e); /* something was cancelled: look at once, even if idle */
+
+uint32_t engine_context_max(const engine *e);
+bool engine_is_alive(const engine *e); /* a heartbeat: false after a fatal error */
+
+/* Refuses new sessions, waits until the present ones are finished or `timeout_ms` has passed, then cancels the rest. */
+void engine_drain(engine *e, uint32_t timeout_ms);
+void engine_close(engine *e); /* drains with 0 ms; joins the thread. NULL is fine */
+
+typedef struct engine_load { /* a recent, consistent-enough view */
+    uint32_t n_running, n_waiting, n_preempted;
+} engine_load;
+engine_load engine_get_load(const engine *e);
+
+#endif
