@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-uint64_t clock_mono_ns(void);   /* never goes back; origin unspecified */
+uint64_t clock_mono_ns(void); /* never goes back; origin unspecified */
 int64_t clock_unix_seconds(void);
 
 static inline double clock_seconds_since(uint64_t start_ns)

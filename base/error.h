@@ -10,22 +10,22 @@
 #include <stddef.h>
 
 /*        code               sentence                                                      */
-#define ERR_MAP(X)                                                   \
-    X(ERR_OK, "success")                                             \
-    X(ERR_NO_MEMORY, "out of memory")                                \
-    X(ERR_OVERFLOW, "a size does not fit")                           \
-    X(ERR_IO, "input or output failed")                              \
-    X(ERR_NOT_FOUND, "not found")                                    \
-    X(ERR_BAD_ARGUMENT, "a value is outside its limits")             \
-    X(ERR_BAD_CONFIG, "the configuration is invalid")                \
-    X(ERR_BAD_MODEL, "the model files are invalid")                  \
-    X(ERR_BAD_REQUEST, "the request is invalid")                     \
-    X(ERR_UNSUPPORTED, "not supported")                              \
-    X(ERR_KV_FULL, "the KV cache has no free page")                  \
-    X(ERR_QUEUE_FULL, "the queue is full")                           \
-    X(ERR_CLOSED, "closed")                                          \
-    X(ERR_PEER_GONE, "the peer has left")                            \
-    X(ERR_TIMEOUT, "the deadline has passed")                        \
+#define ERR_MAP(X)                                       \
+    X(ERR_OK, "success")                                 \
+    X(ERR_NO_MEMORY, "out of memory")                    \
+    X(ERR_OVERFLOW, "a size does not fit")               \
+    X(ERR_IO, "input or output failed")                  \
+    X(ERR_NOT_FOUND, "not found")                        \
+    X(ERR_BAD_ARGUMENT, "a value is outside its limits") \
+    X(ERR_BAD_CONFIG, "the configuration is invalid")    \
+    X(ERR_BAD_MODEL, "the model files are invalid")      \
+    X(ERR_BAD_REQUEST, "the request is invalid")         \
+    X(ERR_UNSUPPORTED, "not supported")                  \
+    X(ERR_KV_FULL, "the KV cache has no free page")      \
+    X(ERR_QUEUE_FULL, "the queue is full")               \
+    X(ERR_CLOSED, "closed")                              \
+    X(ERR_PEER_GONE, "the peer has left")                \
+    X(ERR_TIMEOUT, "the deadline has passed")            \
     X(ERR_SYSTEM, "a system call failed")
 
 typedef enum err_t {
@@ -57,10 +57,10 @@ err_t err_set(err_info *info, err_t code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 /* Returns early when an expression fails and nothing is owned yet. */
-#define TRY(expression)                             \
-    do {                                            \
-        const err_t try_err_ = (expression);        \
-        if (try_err_ != ERR_OK) return try_err_;    \
+#define TRY(expression)                          \
+    do {                                         \
+        const err_t try_err_ = (expression);     \
+        if (try_err_ != ERR_OK) return try_err_; \
     } while (0)
 
 #endif

@@ -21,8 +21,8 @@ typedef struct hash128 {
 
 enum { HASH_SECRET_BYTES = 32 };
 
-err_t hash_init(void) MUST_CHECK;               /* once, before the others; ERR_SYSTEM without entropy */
-void hash_key_random(hash_key *out);            /* from the system's generator */
+err_t hash_init(void) MUST_CHECK;    /* once, before the others; ERR_SYSTEM without entropy */
+void hash_key_random(hash_key *out); /* from the system's generator */
 void hash_random_bytes(void *out, size_t bytes);
 hash128 hash_bytes(const hash_key *key, const void *data, size_t bytes);
 void hash_secret(const char *text, size_t bytes, uint8_t out[HASH_SECRET_BYTES]); /* SHA-256 */
