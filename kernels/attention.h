@@ -24,10 +24,10 @@ enum { ATTN_BLOCK_SLOTS_MAX = 64 };
 
 /* Consecutive slots in memory. position[i] = first_position + i unless `positions` is given. */
 typedef struct attn_span {
-    const void *k;             /* slot i at k + i * k_stride_bytes: [k_dim] of `type` */
-    const void *v;             /* slot i at v + i * v_stride_bytes: [v_dim]; may point into k (MLA) */
+    const void *k; /* slot i at k + i * k_stride_bytes: [k_dim] of `type` */
+    const void *v; /* slot i at v + i * v_stride_bytes: [v_dim]; may point into k (MLA) */
     uint32_t k_stride_bytes, v_stride_bytes;
-    uint32_t n_slots;          /* 1 .. 64 */
+    uint32_t n_slots; /* 1 .. 64 */
     uint32_t first_position;
     const uint32_t *positions; /* [n_slots] or NULL */
     uint64_t live;             /* bit i: slot i is valid; evicted slots are 0 */
@@ -45,18 +45,18 @@ typedef struct attn_query {
     size_t q_stride;           /* floats between queries */
     const uint32_t *positions; /* [n_queries], rising */
     uint32_t n_queries;
-    uint32_t group;            /* query heads per KV head */
+    uint32_t group; /* query heads per KV head */
     uint32_t k_dim, v_dim;
-    uint32_t window;           /* sees key positions > position - window; 0: all up to its own */
+    uint32_t window; /* sees key positions > position - window; 0: all up to its own */
     float scale;
-    dtype type;                /* of keys and values: f32 or bf16 */
+    dtype type; /* of keys and values: f32 or bf16 */
 } attn_query;
 
 /* Running state of every (query, head): [n_queries][group] */
 typedef struct attn_state {
-    float *max;   /* [n_queries][group], -inf at first */
-    float *sum;   /* [n_queries][group], 0 */
-    float *acc;   /* [n_queries][group][v_dim], 0 */
+    float *max; /* [n_queries][group], -inf at first */
+    float *sum; /* [n_queries][group], 0 */
+    float *acc; /* [n_queries][group][v_dim], 0 */
 } attn_state;
 
 typedef struct attn_blocks {
@@ -81,13 +81,13 @@ void attn_finish(const attn_query *query, const attn_state *state, const attn_re
  *     M = max lse_r, w_r = exp(lse_r - M), o = sum w_r o_r / sum w_r, lse = M + ln sum w_r.
  * part r: o + r * part_stride, lse[r]. All parts empty: o = 0, lse = -inf. */
 typedef struct attn_merge_args {
-    const float *o;     /* [n_parts][part_stride] */
+    const float *o; /* [n_parts][part_stride] */
     size_t part_stride;
-    const float *lse;   /* [n_parts] */
+    const float *lse; /* [n_parts] */
     uint32_t n_parts;
     uint32_t v_dim;
-    float *out;         /* [v_dim] */
-    float *out_lse;     /* or NULL */
+    float *out;     /* [v_dim] */
+    float *out_lse; /* or NULL */
 } attn_merge_args;
 void attn_merge(const attn_merge_args *args);
 

@@ -14,17 +14,17 @@ typedef struct embed_args {
     matrix table;       /* [vocab][dim] */
     const uint32_t *id; /* [n_tokens], each < table.rows */
     uint32_t n_tokens;
-    float *out;         /* [n_tokens][table.cols] */
+    float *out; /* [n_tokens][table.cols] */
 } embed_args;
 
 typedef struct rms_norm_args {
-    const float *x;    /* [n_tokens][dim] */
-    const void *w;     /* [dim] */
+    const float *x; /* [n_tokens][dim] */
+    const void *w;  /* [dim] */
     dtype w_type;
     uint32_t n_tokens;
     uint32_t dim;
     float eps;
-    float *out;        /* [n_tokens][dim]; may be x */
+    float *out; /* [n_tokens][dim]; may be x */
 } rms_norm_args;
 
 typedef struct rope_args {

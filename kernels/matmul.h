@@ -27,11 +27,11 @@ typedef struct matrix {
 enum { MATMUL_PARTS_MAX = 3 };
 
 typedef struct matmul_args {
-    const float *x;    /* [n_tokens][x_stride] */
-    size_t x_stride;   /* floats, >= cols */
+    const float *x;  /* [n_tokens][x_stride] */
+    size_t x_stride; /* floats, >= cols */
     uint32_t n_tokens;
-    uint32_t n_parts;  /* products that share x (q, k and v): one parallel loop for all */
-    bool accumulate;   /* add to out instead of writing it */
+    uint32_t n_parts; /* products that share x (q, k and v): one parallel loop for all */
+    bool accumulate;  /* add to out instead of writing it */
     struct {
         matrix w;          /* w.cols is the same for every part */
         float *out;        /* [n_tokens][out_stride] */

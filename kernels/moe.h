@@ -20,10 +20,10 @@ enum { MOE_TOP_K_MAX = 16, MOE_EXPERTS_MAX = 1024 };
 typedef struct router_args {
     const float *logits; /* [n_tokens][n_experts] */
     uint32_t n_tokens, n_experts;
-    uint32_t top_k;      /* 1 .. min(n_experts, MOE_TOP_K_MAX) */
+    uint32_t top_k; /* 1 .. min(n_experts, MOE_TOP_K_MAX) */
     bool renormalise;
-    uint32_t *expert;    /* out [n_tokens][top_k] */
-    float *weight;       /* out [n_tokens][top_k] */
+    uint32_t *expert; /* out [n_tokens][top_k] */
+    float *weight;    /* out [n_tokens][top_k] */
 } router_args;
 
 typedef struct moe_expert {
@@ -32,7 +32,7 @@ typedef struct moe_expert {
 } moe_expert;
 
 typedef struct moe_args {
-    const float *x;           /* [n_tokens][dim] */
+    const float *x; /* [n_tokens][dim] */
     uint32_t n_tokens, dim, ffn;
     uint32_t n_experts, top_k;
     const moe_expert *expert; /* [n_experts] */

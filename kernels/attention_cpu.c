@@ -1,0 +1,86 @@
+/* kernels/attention_cpu.c - attention over blocks: the definition.
+ *
+ * One (query, head) at a time, so that nothing can depend on the others. */
+#include "base/check.h"
+#include "kernels/ops_cpu.h"
+
+#include <math.h>
+
+/* Does a query at `position` see slot i of the span? Window w: keys at positions > position - w. */
+static bool is_visible(const attn_span *span, uint32_t i, uint32_t position, uint32_t window)
+{
+    const uint32_t at = span->positions != NULL ? span->positions[i] : span->first_position + i;
+    if ((span->live >> i & 1) == 0 || at > position) return false;
+    return window == 0 || position - at < window;
+}
+
+static double score(const attn_query *query, const attn_span *span, uint32_t i, const float *q)
+{
+    const char *k = (const char *)span->k + (size_t)i * span->k_stride_bytes;
+    double sum = 0;
+    for (uint32_t c = 0; c < query->k_dim; c++)
+        sum += (double)q[c] * (double)load_element(k, query->type, c);
+    return sum * (double)query->scale + (span->bias != NULL ? (double)span->bias[i] : 0);
+}
+
+/* One row of the state, as the fold of attention.h needs it. */
+typedef struct row {
+    const float *q;
+    uint32_t position;
+    float *max, *sum, *acc;
+} row;
+
+/* Adds exp(s - max) and exp(s - max) v of every visible slot; `score_of` has the scores. */
+static void fold_block(const attn_query *query, const attn_blocks *blocks, const attn_block *block,
+                       row *r)
+{
+    double scores[ATTN_BLOCK_SLOTS_MAX], top = -INFINITY;
+    uint32_t n = 0;
+    for (uint32_t s = 0; s < block->n_spans; s++) {
+        const attn_span *span = &blocks->spans[block->first_span + s];
+        assert(n + span->n_slots <= ATTN_BLOCK_SLOTS_MAX);
+        for (uint32_t i = 0; i < span->n_slots; i++, n++) {
+            const bool sees = is_visible(span, i, r->position, query->window);
+            scores[n] = sees ? score(query, span, i, r->q) : -INFINITY;
+            if (scores[n] > top) top = scores[n];
+        }
+    }
+    if (top == -INFINITY) return; /* nothing visible: the state keeps its bits */
+    const double max = (double)*r->max > top ? (double)*r->max : top;
+    const double kept = exp((double)*r->max - max), added = exp(top - max);
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++)
+        sum += exp(scores[i] - top);
+    for (uint32_t c = 0; c < query->v_dim; c++) {
+        double acc = 0;
+        n = 0;
+        for (uint32_t s = 0; s < block->n_spans; s++) {
+            const attn_span *span = &blocks->spans[block->first_span + s];
+            for (uint32_t i = 0; i < span->n_slots; i++, n++) {
+                const char *v = (const char *)span->v + (size_t)i * span->v_stride_bytes;
+                if (scores[n] == -INFINITY) continue; /* an evicted value may be anything */
+                acc += exp(scores[n] - top) * (double)load_element(v, query->type, c);
+            }
+        }
+        r->acc[c] = (float)((double)r->acc[c] * kept + acc * added);
+    }
+    *r->sum = (float)((double)*r->sum * kept + sum * added);
+    *r->max = (float)max;
+}
+
+void attend_cpu(const attn_query *query, const attn_blocks *blocks, attn_state *state)
+{
+    assert(query->type != DTYPE_F16);
+    for (uint32_t j = 0; j < query->n_queries; j++) {
+        for (uint32_t g = 0; g < query->group; g++) {
+            const size_t at = (size_t)j * query->group + g;
+            row r = {.q = query->q + j * query->q_stride + (size_t)g * query->k_dim,
+                     .position = query->positions[j],
+                     .max = state->max + at,
+                     .sum = state->sum + at,
+                     .acc = state->acc + at * query->v_dim};
+            for (uint32_t b = 0; b < blocks->n_blocks; b++)
+                fold_block(query, blocks, &blocks->blocks[b], &r);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+/* kernels/dev_cpu.c - the CPU as a device: which tables exist, and which this processor can run.
+ *
+ * The choice is made from cpuid at run time, not from the flags of the build: one binary serves
+ * every x86-64 machine, and no other file asks what the processor is. */
+#include "kernels/dev.h"
+
+#include "kernels/ops_cpu.h"
+
+#include <stdlib.h>
+
+const dev_ops dev_ops_ref = {.name = "ref",
+                             .embed = embed_cpu,
+                             .rms_norm = rms_norm_cpu,
+                             .rope = rope_cpu,
+                             .matmul = matmul_cpu,
+                             .router = router_cpu,
+                             .moe = moe_cpu,
+                             .attend = attend_cpu,
+                             .store = store_cpu};
+
+const dev_ops *const *dev_cpu_tables(void)
+{
+    static const dev_ops *const plain[] = {&dev_ops_ref, NULL};
+    return plain;
+}
+
+/* NULL if this processor cannot run it. */
+static const dev_ops *find_table(const char *isa)
+{
+    const dev_ops *const *tables = dev_cpu_tables();
+    const dev_ops *best = tables[0];
+    const bool is_auto = strcmp(isa, "auto") == 0;
+    for (size_t i = 0; tables[i] != NULL; i++) {
+        if (!is_auto && strcmp(tables[i]->name, isa) == 0) return tables[i];
+        best = tables[i];
+    }
+    return is_auto ? best : NULL;
+}
+
+err_t dev_open_cpu(const dev_config *config, dev **out, err_info *info)
+{
+    *out = NULL;
+    const dev_ops *ops = find_table(config->isa);
+    if (ops == NULL) {
+        return err_set(info, ERR_UNSUPPORTED,
+                       "isa \"%s\": this processor does not have it; auto is %s", config->isa,
+                       find_table("auto")->name);
+    }
+    dev *d = calloc(1, sizeof *d);
+    if (d == NULL) return err_set(info, ERR_NO_MEMORY, "cpu device: out of memory");
+    const uint32_t n_threads = config->n_threads != 0 ? config->n_threads : threads_available();
+    d->ops = ops;
+    const err_t err = thread_pool_open(n_threads, &d->pool);
+    if (err != ERR_OK) {
+        dev_close(d);
+        return err_set(info, err, "cpu device: cannot start %u threads", n_threads);
+    }
+    *out = d;
+    return ERR_OK;
+}
+
+void dev_close(dev *d)
+{
+    if (d == NULL) return;
+    thread_pool_close(d->pool);
+    free(d);
+}

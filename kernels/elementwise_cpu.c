@@ -1,0 +1,66 @@
+/* kernels/elementwise_cpu.c - embed, rms_norm, rope and store: the definition. */
+#include "base/check.h"
+#include "kernels/ops_cpu.h"
+
+#include <math.h>
+
+void embed_cpu(dev *d, const embed_args *args)
+{
+    (void)d;
+    const uint32_t dim = args->table.cols;
+    for (uint32_t t = 0; t < args->n_tokens; t++) {
+        assert(args->id[t] < args->table.rows);
+        const void *row = matrix_row(&args->table, args->id[t]);
+        for (uint32_t i = 0; i < dim; i++)
+            args->out[(size_t)t * dim + i] = load_element(row, args->table.type, i);
+    }
+}
+
+void rms_norm_cpu(dev *d, const rms_norm_args *args)
+{
+    (void)d;
+    for (uint32_t t = 0; t < args->n_tokens; t++) {
+        const float *x = args->x + (size_t)t * args->dim;
+        float *out = args->out + (size_t)t * args->dim;
+        double sum = 0;
+        for (uint32_t i = 0; i < args->dim; i++)
+            sum += (double)x[i] * (double)x[i];
+        const double scale = 1 / sqrt(sum / args->dim + (double)args->eps);
+        for (uint32_t i = 0; i < args->dim; i++) {
+            const double w = (double)load_element(args->w, args->w_type, i);
+            out[i] = (float)(w * ((double)x[i] * scale));
+        }
+    }
+}
+
+void rope_cpu(dev *d, const rope_args *args)
+{
+    (void)d;
+    const uint32_t half = args->dim / 2;
+    assert(args->dim % 2 == 0);
+    for (uint32_t t = 0; t < args->n_tokens; t++) {
+        const float *cos = args->cos + (size_t)t * half;
+        const float *sin = args->sin + (size_t)t * half;
+        for (uint32_t h = 0; h < args->n_heads; h++) {
+            float *x = args->x + ((size_t)t * args->n_heads + h) * args->dim;
+            for (uint32_t c = 0; c < half; c++) {
+                const double a = (double)x[c], b = (double)x[c + half];
+                x[c] = (float)(a * (double)cos[c] - b * (double)sin[c]);
+                x[c + half] = (float)(b * (double)cos[c] + a * (double)sin[c]);
+            }
+        }
+    }
+}
+
+void store_cpu(const float *x, size_t n, dtype type, void *out)
+{
+    assert(type == DTYPE_F32 || type == DTYPE_BF16);
+    if (type == DTYPE_F32) {
+        memcpy(out, x, n * sizeof *x);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const uint16_t half = bf16_from_f32(x[i]);
+        memcpy((char *)out + 2 * i, &half, sizeof half);
+    }
+}

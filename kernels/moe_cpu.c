@@ -1,0 +1,98 @@
+/* kernels/moe_cpu.c - router and experts: the definition. */
+#include "base/check.h"
+#include "kernels/moe_plan.h"
+#include "kernels/ops_cpu.h"
+
+#include <math.h>
+
+static double dot(const matrix *w, size_t r, const float *x)
+{
+    const void *row = matrix_row(w, r);
+    double sum = 0;
+    for (uint32_t i = 0; i < w->cols; i++)
+        sum += (double)load_element(row, w->type, i) * (double)x[i];
+    return sum;
+}
+
+/* p = softmax(logits). Double inside, so that the f32 result is the correctly rounded one almost
+ * always, and the same in every table. */
+static void softmax(const float *logits, uint32_t n, float *p)
+{
+    double max = (double)logits[0], sum = 0;
+    for (uint32_t e = 1; e < n; e++) {
+        if ((double)logits[e] > max) max = (double)logits[e];
+    }
+    for (uint32_t e = 0; e < n; e++)
+        sum += exp((double)logits[e] - max);
+    for (uint32_t e = 0; e < n; e++)
+        p[e] = (float)(exp((double)logits[e] - max) / sum);
+}
+
+/* The largest of those not taken; the lower number wins a tie. A NaN is never larger, but the first
+ * one left stands, so that the answer is an expert whatever the logits are. */
+static uint32_t take_largest(const float *p, uint32_t n, bool *is_taken)
+{
+    uint32_t best = n;
+    for (uint32_t e = 0; e < n; e++) {
+        if (is_taken[e]) continue;
+        if (best == n || p[e] > p[best]) best = e;
+    }
+    assert(best < n);
+    is_taken[best] = true;
+    return best;
+}
+
+void router_token(const router_args *args, size_t t)
+{
+    float p[MOE_EXPERTS_MAX];
+    bool is_taken[MOE_EXPERTS_MAX] = {false};
+    uint32_t *expert = args->expert + t * args->top_k;
+    float *weight = args->weight + t * args->top_k;
+    assert(args->n_experts <= MOE_EXPERTS_MAX);
+    assert(args->top_k >= 1);
+    assert(args->top_k <= args->n_experts);
+    softmax(args->logits + t * args->n_experts, args->n_experts, p);
+    double sum = 0;
+    for (uint32_t i = 0; i < args->top_k; i++) {
+        expert[i] = take_largest(p, args->n_experts, is_taken);
+        sum += (double)p[expert[i]];
+    }
+    for (uint32_t i = 0; i < args->top_k; i++) {
+        const double share = (double)p[expert[i]];
+        weight[i] = (float)(args->renormalise ? share / sum : share);
+    }
+}
+
+void router_cpu(dev *d, const router_args *args)
+{
+    (void)d;
+    for (uint32_t t = 0; t < args->n_tokens; t++)
+        router_token(args, t);
+}
+
+static double silu(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+void moe_cpu(dev *d, const moe_args *args)
+{
+    (void)d;
+    const moe_plan plan = moe_plan_make(args);
+    for (uint32_t a = 0; a < plan.n_active; a++) { /* rising experts: the order of the sum */
+        const uint32_t e = plan.active[a];
+        const moe_expert *expert = &args->expert[e];
+        for (uint32_t i = plan.first[e]; i < plan.first[e + 1]; i++) {
+            const size_t t = plan.pairs[i] / args->top_k;
+            const float *x = args->x + t * args->dim;
+            float *hidden = plan.hidden + (size_t)i * args->ffn;
+            for (uint32_t r = 0; r < args->ffn; r++)
+                hidden[r] = (float)(silu(dot(&expert->gate, r, x)) * dot(&expert->up, r, x));
+            for (uint32_t r = 0; r < args->dim; r++) {
+                float *out = args->out + t * args->dim + r;
+                const double weight = (double)args->weight[plan.pairs[i]];
+                *out = (float)((double)*out + weight * dot(&expert->down, r, hidden));
+            }
+        }
+    }
+}
