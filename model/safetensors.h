@@ -45,6 +45,10 @@ err_t tensor_files_open(const char *dir, tensor_files **out, err_info *info) MUS
 err_t tensor_file_open(const char *path, tensor_files **out, err_info *info) MUST_CHECK;
 void tensor_files_close(tensor_files *files); /* NULL is fine */
 
+/* Compares size and modification time with those at open: ERR_IO names a file that was written to
+ * meanwhile. Callers ask once more when they have finished loading. */
+err_t tensor_files_unchanged(const tensor_files *files, err_info *info) MUST_CHECK;
+
 const tensor *tensor_find(const tensor_files *files, const char *name); /* NULL if absent */
 size_t tensor_count(const tensor_files *files);
 const tensor *tensor_at(const tensor_files *files, size_t index);

@@ -17,6 +17,9 @@ typedef struct tokenizer tokenizer;
 err_t tokenizer_open(const char *dir, tokenizer **out, err_info *info) MUST_CHECK;
 void tokenizer_close(tokenizer *t); /* NULL is fine */
 
+/* ERR_BAD_MODEL if the tokenizer knows more ids than the model's embedding has rows. */
+err_t tokenizer_check_vocab(const tokenizer *t, uint32_t n_vocab, err_info *info) MUST_CHECK;
+
 uint32_t tokenizer_n_vocab(const tokenizer *t);
 int64_t tokenizer_bos(const tokenizer *t); /* -1: none */
 int64_t tokenizer_eos(const tokenizer *t);

@@ -1,0 +1,76 @@
+/* model/forward.c - one step: tokens in, hidden states and logits out.
+ *
+ * A recipe: embed, rotary tables of the step's positions, the layers, and, for the rows that the
+ * caller asks for, the final norm and the head. Most tokens of a prompt need no logits, so the norm and the
+ * head run on the gathered rows alone; both work row by row, so gathering changes no bit. */
+#include "model/model_internal.h"
+
+#include "base/check.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct rope_step {
+    model *m;
+    const uint32_t *positions;
+} rope_step;
+
+/* In float32 throughout, as transformers does, since cos(angle) at large positions depends on how the
+ * angle was rounded. */
+static void fill_rope(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    const rope_step *const step = ctx;
+    const model *const m = step->m;
+    const size_t half = m->config.head_dim / 2;
+    for (size_t t = begin; t < end; t++) {
+        for (size_t i = 0; i < half; i++) {
+            const float angle = (float)step->positions[t] * m->inv_freq[i];
+            m->scratch.cos[t * half + i] = cosf(angle);
+            m->scratch.sin[t * half + i] = sinf(angle);
+        }
+    }
+}
+
+void model_forward(model *m, kv_cache *cache, const model_batch *batch)
+{
+    const uint32_t n_tokens = batch->n_tokens;
+    assert(n_tokens > 0);
+    assert(n_tokens <= m->n_step_tokens_max);
+    m->d->ops->embed(m->d, &(embed_args){.table = m->weights.embedding,
+                                         .id = batch->tokens,
+                                         .n_tokens = n_tokens,
+                                         .out = m->scratch.x});
+    rope_step rope = {m, batch->positions};
+    parallel_for(m->d->pool, n_tokens, 16, fill_rope, &rope);
+    for (uint32_t l = 0; l < m->config.n_layers; l++) {
+        layer_attention(m, cache, l, n_tokens);
+        layer_moe(m, cache, l, batch);
+    }
+    m->n_last_tokens = n_tokens;
+}
+
+void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits)
+{
+    const model_config *const c = &m->config;
+    const model_scratch *const s = &m->scratch;
+    assert(n_rows > 0);
+    assert(n_rows <= MODEL_LOGIT_ROWS_MAX);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        assert(rows[i] < m->n_last_tokens);
+        memcpy(s->rows + (size_t)i * c->d_model, s->x + (size_t)rows[i] * c->d_model,
+               c->d_model * sizeof *s->x);
+    }
+    m->d->ops->rms_norm(m->d, &(rms_norm_args){.x = s->rows,
+                                               .w = m->weights.final_norm.data,
+                                               .w_type = m->weights.final_norm.type,
+                                               .n_tokens = n_rows,
+                                               .dim = c->d_model,
+                                               .eps = c->norm_eps,
+                                               .out = s->rows});
+    m->d->ops->matmul(m->d, &(matmul_args){.x = s->rows,
+                                           .x_stride = c->d_model,
+                                           .n_tokens = n_rows,
+                                           .n_parts = 1,
+                                           .part = {{m->weights.head, logits, c->n_vocab}}});
+}

@@ -1,0 +1,59 @@
+/* model/layer_attention.c - grouped-query attention with rotary positions.
+ *
+ * Keys and values go to the cache, which also does the attending: this file never sees an older
+ * token. q, k and v are three products of one input in one parallel loop. */
+#include "model/model_internal.h"
+
+static void project_qkv(model *m, const model_layer *layer, uint32_t n_tokens)
+{
+    const model_config *const c = &m->config;
+    const model_scratch *const s = &m->scratch;
+    const size_t q_dim = (size_t)c->n_heads * c->head_dim,
+                 kv_dim = (size_t)c->n_kv_heads * c->head_dim;
+    m->d->ops->matmul(m->d, &(matmul_args){.x = s->normed,
+                                           .x_stride = c->d_model,
+                                           .n_tokens = n_tokens,
+                                           .n_parts = 3,
+                                           .part = {{layer->q, s->q, q_dim},
+                                                    {layer->k, s->k, kv_dim},
+                                                    {layer->v, s->v, kv_dim}}});
+}
+
+static void rotate(model *m, float *x, uint32_t n_heads, uint32_t n_tokens)
+{
+    m->d->ops->rope(m->d, &(rope_args){.x = x,
+                                       .cos = m->scratch.cos,
+                                       .sin = m->scratch.sin,
+                                       .n_tokens = n_tokens,
+                                       .n_heads = n_heads,
+                                       .dim = m->config.head_dim});
+}
+
+void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
+{
+    const model_config *const c = &m->config;
+    const model_layer *const layer = &m->weights.layer[l];
+    const model_scratch *const s = &m->scratch;
+    const dev_ops *const ops = m->d->ops;
+
+    ops->rms_norm(m->d, &(rms_norm_args){.x = s->x,
+                                         .w = layer->attention_norm.data,
+                                         .w_type = layer->attention_norm.type,
+                                         .n_tokens = n_tokens,
+                                         .dim = c->d_model,
+                                         .eps = c->norm_eps,
+                                         .out = s->normed});
+    project_qkv(m, layer, n_tokens);
+    rotate(m, s->q, c->n_heads, n_tokens);
+    rotate(m, s->k, c->n_kv_heads, n_tokens);
+
+    kv_append(cache, &(kv_append_args){.layer = l, .k = s->k, .v = s->v});
+    kv_attend(cache, &(kv_attend_args){.layer = l, .q = s->q, .out = s->attended});
+
+    ops->matmul(m->d, &(matmul_args){.x = s->attended,
+                                     .x_stride = (size_t)c->n_heads * c->head_dim,
+                                     .n_tokens = n_tokens,
+                                     .n_parts = 1,
+                                     .accumulate = true,
+                                     .part = {{layer->o, s->x, c->d_model}}});
+}

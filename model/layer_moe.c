@@ -1,0 +1,54 @@
+/* model/layer_moe.c - router and experts. The cache learns each token's first expert: that is what
+ * placement by expert goes by, and why it is told after attention and not before. */
+#include "model/model_internal.h"
+
+static void route(model *m, const model_layer *layer, uint32_t n_tokens)
+{
+    const model_config *const c = &m->config;
+    const model_scratch *const s = &m->scratch;
+    m->d->ops->matmul(m->d,
+                      &(matmul_args){.x = s->normed,
+                                     .x_stride = c->d_model,
+                                     .n_tokens = n_tokens,
+                                     .n_parts = 1,
+                                     .part = {{layer->router, s->router_logits, c->n_experts}}});
+    m->d->ops->router(m->d, &(router_args){.logits = s->router_logits,
+                                           .n_tokens = n_tokens,
+                                           .n_experts = c->n_experts,
+                                           .top_k = c->top_k,
+                                           .renormalise = c->renormalise_top_k,
+                                           .expert = s->chosen,
+                                           .weight = s->gate});
+}
+
+void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
+{
+    const model_config *const c = &m->config;
+    const model_layer *const layer = &m->weights.layer[l];
+    const model_scratch *const s = &m->scratch;
+    const uint32_t n_tokens = batch->n_tokens;
+
+    m->d->ops->rms_norm(m->d, &(rms_norm_args){.x = s->x,
+                                               .w = layer->moe_norm.data,
+                                               .w_type = layer->moe_norm.type,
+                                               .n_tokens = n_tokens,
+                                               .dim = c->d_model,
+                                               .eps = c->norm_eps,
+                                               .out = s->normed});
+    route(m, layer, n_tokens);
+    kv_note_experts(cache, l, s->chosen, c->top_k);
+    if (batch->on_experts != NULL)
+        batch->on_experts(batch->on_experts_ctx, l, s->chosen, n_tokens, c->top_k);
+
+    m->d->ops->moe(m->d, &(moe_args){.x = s->normed,
+                                     .n_tokens = n_tokens,
+                                     .dim = c->d_model,
+                                     .ffn = c->d_ffn,
+                                     .n_experts = c->n_experts,
+                                     .top_k = c->top_k,
+                                     .expert = layer->expert,
+                                     .chosen = s->chosen,
+                                     .weight = s->gate,
+                                     .out = s->x,
+                                     .scratch = s->moe});
+}

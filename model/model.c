@@ -1,0 +1,158 @@
+/* model/model.c - see model.h: opening, closing, queries. The arithmetic is in forward.c. */
+#include "model/model_internal.h"
+
+#include "base/check.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* ---- scratch ------------------------------------------------------------------------------------- */
+
+/* Cuts all arrays from `a`: once while it measures, once to place them. */
+static void place_scratch(arena *a, const model_config *c, size_t n, size_t moe_bytes,
+                          model_scratch *s)
+{
+    const size_t q_dim = (size_t)c->n_heads * c->head_dim,
+                 kv_dim = (size_t)c->n_kv_heads * c->head_dim;
+    s->x = arena_take(a, n, c->d_model * sizeof(float));
+    s->normed = arena_take(a, n, c->d_model * sizeof(float));
+    s->q = arena_take(a, n, q_dim * sizeof(float));
+    s->k = arena_take(a, n, kv_dim * sizeof(float));
+    s->v = arena_take(a, n, kv_dim * sizeof(float));
+    s->attended = arena_take(a, n, q_dim * sizeof(float));
+    s->cos = arena_take(a, n, c->head_dim / 2 * sizeof(float));
+    s->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
+    s->router_logits = arena_take(a, n, c->n_experts * sizeof(float));
+    s->chosen = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    s->gate = arena_take(a, n, c->top_k * sizeof(float));
+    s->moe = arena_take(a, moe_bytes, 1);
+    s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->d_model * sizeof(float));
+}
+
+static err_t alloc_scratch(model *m, err_info *info)
+{
+    const model_config *const c = &m->config;
+    const size_t moe_bytes =
+        moe_scratch_bytes(m->n_step_tokens_max, c->d_model, c->d_ffn, c->n_experts, c->top_k);
+    if (moe_bytes == 0)
+        return err_set(info, ERR_OVERFLOW, "model: the size of a step's memory overflows");
+    arena measure;
+    arena_init_measure(&measure);
+    place_scratch(&measure, c, m->n_step_tokens_max, moe_bytes, &m->scratch);
+    err_t err = measure.err;
+    if (err == ERR_OK) err = arena_init(&m->memory, measure.used_bytes);
+    if (err != ERR_OK)
+        return err_set(info, err, "model: no memory for %u tokens in a step (%zu bytes)",
+                       m->n_step_tokens_max, measure.used_bytes);
+    place_scratch(&m->memory, c, m->n_step_tokens_max, moe_bytes, &m->scratch);
+    assert(m->memory.err == ERR_OK);
+    return ERR_OK;
+}
+
+/* ---- opening ------------------------------------------------------------------------------------- */
+
+static err_t load_weights(model *m, const char *dir, const model_options *options, err_info *info)
+{
+    if (options->load == MODEL_LOAD_DUMMY)
+        return model_weights_dummy(m->d, m->family, &m->config, &m->weights, info);
+    TRY(model_weights_load(dir, m->family, &m->config, &m->weights, info));
+    m->config.stored_type = m->weights.main_type;
+    if (options->check_values)
+        TRY(model_weights_check_values(m->d, m->family, &m->config, &m->weights, info));
+    return tensor_files_unchanged(m->weights.files, info);
+}
+
+/* inv_freq[i] = 1 / theta^(2 i / head_dim), each operation rounded to float32 as in transformers. */
+static err_t fill_tables(model *m, err_info *info)
+{
+    const model_config *const c = &m->config;
+    const uint32_t half = c->head_dim / 2;
+    m->inv_freq = malloc(half * sizeof *m->inv_freq);
+    m->kv_layer = calloc(c->n_layers, sizeof *m->kv_layer);
+    if (m->inv_freq == NULL || m->kv_layer == NULL)
+        return err_set(info, ERR_NO_MEMORY, "model: out of memory");
+    for (uint32_t i = 0; i < half; i++)
+        m->inv_freq[i] = 1.0f / powf(c->rope_theta, (float)(2 * i) / (float)c->head_dim);
+    for (uint32_t l = 0; l < c->n_layers; l++)
+        m->family->kv_layer(c, &m->weights, l, &m->kv_layer[l]);
+    m->kv = (kv_shape){.n_layers = c->n_layers,
+                       .layer = m->kv_layer,
+                       .n_experts = c->n_experts,
+                       .model_type = c->stored_type};
+    return ERR_OK;
+}
+
+static err_t read_options(model *m, const model_options *options, err_info *info)
+{
+    assert(options->n_step_tokens_max > 0);
+    m->n_step_tokens_max = options->n_step_tokens_max;
+    if (options->n_positions_max > m->config.n_positions)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "%u positions are more than the model's max_position_embeddings %u",
+                       options->n_positions_max, m->config.n_positions);
+    if (options->n_positions_max > 0) m->config.n_positions = options->n_positions_max;
+    return ERR_OK;
+}
+
+err_t model_open(dev *d, const char *dir, const model_options *options, model **out, err_info *info)
+{
+    *out = NULL;
+    model *const m = calloc(1, sizeof *m);
+    if (m == NULL) return err_set(info, ERR_NO_MEMORY, "model: out of memory");
+    m->d = d;
+    err_t err = model_config_read(dir, &m->config, info);
+    if (err != ERR_OK) goto fail;
+    m->family = model_family_find(m->config.family);
+    assert(m->family != NULL); /* model_config_read knows no others */
+    err = read_options(m, options, info);
+    if (err != ERR_OK) goto fail;
+    err = load_weights(m, dir, options, info);
+    if (err != ERR_OK) goto fail;
+    assert(m->weights.n_params == m->config.n_params);
+    err = fill_tables(m, info);
+    if (err != ERR_OK) goto fail;
+    err = alloc_scratch(m, info);
+    if (err != ERR_OK) goto fail;
+    *out = m;
+    return ERR_OK;
+fail:
+    model_close(m);
+    return err;
+}
+
+void model_close(model *m)
+{
+    if (m == NULL) return;
+    arena_deinit(&m->memory);
+    model_weights_deinit(&m->weights);
+    free(m->kv_layer);
+    free(m->inv_freq);
+    free(m);
+}
+
+/* ---- queries ------------------------------------------------------------------------------------- */
+
+const model_config *model_get_config(const model *m)
+{
+    return &m->config;
+}
+
+const kv_shape *model_get_kv_shape(const model *m)
+{
+    return &m->kv;
+}
+
+size_t model_weight_bytes(const model *m)
+{
+    return m->weights.bytes;
+}
+
+size_t model_scratch_bytes(const model *m)
+{
+    return m->memory.capacity_bytes;
+}
+
+void model_touch_weights(model *m)
+{
+    model_weights_touch(m->d, m->family, &m->config, &m->weights);
+}

@@ -1,0 +1,45 @@
+/* model/model_internal.h - the model's own structure, shared by model.c, forward.c and the layers. */
+#ifndef MODEL_MODEL_INTERNAL_H
+#define MODEL_MODEL_INTERNAL_H
+
+#include "base/arena.h"
+#include "model/family.h"
+#include "model/model.h"
+#include "model/weights.h"
+
+/* Working memory of a step, placed once in one arena. n = n_step_tokens_max. */
+typedef struct model_scratch {
+    float *x;              /* [n][d_model] the residual stream */
+    float *normed;         /* [n][d_model] */
+    float *q;              /* [n][n_heads][head_dim] */
+    float *k, *v;          /* [n][n_kv_heads][head_dim] */
+    float *attended;       /* [n][n_heads][head_dim] */
+    float *cos, *sin;      /* [n][head_dim / 2] of the step's positions */
+    float *router_logits;  /* [n][n_experts] */
+    uint32_t *chosen;      /* [n][top_k] */
+    float *gate;           /* [n][top_k] weights of the chosen experts */
+    void *moe;             /* moe_scratch_bytes */
+    float *rows;           /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */
+} model_scratch;
+
+struct model {
+    dev *d;
+    model_config config;
+    const model_family *family;
+    model_weights weights;
+    kv_shape kv;
+    kv_layer_shape *kv_layer; /* [n_layers] */
+    float *inv_freq;          /* [head_dim / 2] */
+    uint32_t n_step_tokens_max;
+    uint32_t n_last_tokens; /* of the last forward, whose x is still there */
+    arena memory;           /* everything in scratch */
+    model_scratch scratch;
+};
+
+/* x += o( attention( norm(x) ) ) for the batch's tokens. */
+void layer_attention(model *m, kv_cache *cache, uint32_t layer, uint32_t n_tokens);
+
+/* x += sum of experts( norm(x) ) for the batch's tokens. */
+void layer_moe(model *m, kv_cache *cache, uint32_t layer, const model_batch *batch);
+
+#endif

@@ -1,0 +1,98 @@
+/* model/tokenizer_spm.cc - see tokenizer_spm.h. The only C++ of the program, and the only include of
+ * SentencePiece. Every entry ends exceptions here: C frames above must never be unwound. */
+#include "model/tokenizer_spm.h"
+
+#include <climits>
+#include <cstdlib>
+#include <new>
+#include <sentencepiece_processor.h>
+#include <vector>
+
+/* Exported by the library, declared in a header that Debian does not install. */
+namespace sentencepiece {
+namespace logging {
+void SetMinLogLevel(int level);
+}
+}
+
+struct spm {
+    sentencepiece::SentencePieceProcessor processor;
+};
+
+enum { LOG_FATAL_ONLY = 3 };
+
+err_t spm_open(const void *model, size_t model_bytes, spm **out)
+{
+    *out = nullptr;
+    spm *s = nullptr;
+    try {
+        sentencepiece::logging::SetMinLogLevel(LOG_FATAL_ONLY);
+        s = new spm;
+        const absl::string_view bytes(static_cast<const char *>(model), model_bytes);
+        const sentencepiece::util::Status status = s->processor.LoadFromSerializedProto(bytes);
+        if (!status.ok() || s->processor.GetPieceSize() <= 0) {
+            delete s;
+            return ERR_BAD_MODEL;
+        }
+    } catch (const std::bad_alloc &) {
+        delete s;
+        return ERR_NO_MEMORY;
+    } catch (...) {
+        delete s;
+        return ERR_BAD_MODEL;
+    }
+    *out = s;
+    return ERR_OK;
+}
+
+void spm_close(spm *s)
+{
+    delete s;
+}
+
+uint32_t spm_n_vocab(const spm *s)
+{
+    return static_cast<uint32_t>(s->processor.GetPieceSize());
+}
+
+int64_t spm_bos(const spm *s)
+{
+    return s->processor.bos_id();
+}
+
+int64_t spm_eos(const spm *s)
+{
+    return s->processor.eos_id();
+}
+
+spm_kind spm_piece(const spm *s, uint32_t id, const char **bytes, size_t *n_bytes)
+{
+    const int i = static_cast<int>(id);
+    const std::string &piece = s->processor.IdToPiece(i);
+    *bytes = piece.data();
+    *n_bytes = piece.size();
+    if (s->processor.IsByte(i)) return SPM_BYTE;
+    if (s->processor.IsControl(i)) return SPM_CONTROL;
+    return s->processor.IsUnknown(i) ? SPM_UNKNOWN : SPM_TEXT;
+}
+
+err_t spm_encode(const spm *s, const char *text, size_t n_bytes, size_t n_front, uint32_t **ids,
+                 size_t *n_ids)
+{
+    try {
+        std::vector<int> found;
+        if (!s->processor.Encode(absl::string_view(text, n_bytes), &found).ok()) return ERR_BAD_REQUEST;
+        const size_t n = n_front + found.size();
+        uint32_t *const array = static_cast<uint32_t *>(std::malloc((n + 1) * sizeof *array));
+        if (array == nullptr) return ERR_NO_MEMORY;
+        for (size_t i = 0; i < found.size(); i++)
+            array[n_front + i] = static_cast<uint32_t>(found[i]);
+        *ids = array;
+        *n_ids = n;
+    } catch (const std::bad_alloc &) {
+        return ERR_NO_MEMORY;
+    } catch (...) {
+        return ERR_BAD_REQUEST;
+    }
+    return ERR_OK;
+}

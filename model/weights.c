@@ -1,0 +1,306 @@
+/* model/weights.c - see weights.h.
+ *
+ * Loading is one walk over the family's list of tensors. Each is looked up by name, compared with the
+ * shape that the config implies, and becomes a view. The rest of the program relies on these shapes
+ * without looking again. */
+#include "model/weights.h"
+
+#include "base/check.h"
+#include "base/log.h"
+#include "model/family.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { PAGE_BYTES = 4096, CHECK_GRAIN = 1 << 16 };
+
+static size_t matrix_bytes(const matrix *m)
+{
+    return (size_t)m->rows * m->cols * dtype_bytes(m->type);
+}
+
+err_t model_weights_alloc(const model_config *config, model_weights *w, err_info *info)
+{
+    const size_t n_experts = (size_t)config->n_layers * config->n_experts;
+    w->layer = calloc(config->n_layers, sizeof *w->layer);
+    w->experts = calloc(n_experts, sizeof *w->experts);
+    if (w->layer == NULL || w->experts == NULL)
+        return err_set(info, ERR_NO_MEMORY, "weights: out of memory");
+    for (uint32_t l = 0; l < config->n_layers; l++)
+        w->layer[l].expert = &w->experts[(size_t)l * config->n_experts];
+    return ERR_OK;
+}
+
+/* ---- finding tensors ----------------------------------------------------------------------------- */
+
+typedef struct finder {
+    const tensor_files *files;
+    err_info *info;
+    char first_missing[128];
+    size_t n_missing, n_found;
+    size_t type_bytes[DTYPE_COUNT];
+    size_t unaligned_bytes; /* of tensors that must be copied */
+    uint64_t n_params;
+} finder;
+
+static err_t type_of(const finder *f, const tensor *t, dtype *out)
+{
+    switch (t->type) {
+    case TENSOR_F32: *out = DTYPE_F32; return ERR_OK;
+    case TENSOR_BF16: *out = DTYPE_BF16; return ERR_OK;
+    case TENSOR_F16: *out = DTYPE_F16; return ERR_OK;
+    default:
+        return err_set(f->info, ERR_UNSUPPORTED,
+                       "tensor %.100s: type %s is not one of F32, BF16, F16", t->name,
+                       tensor_type_name(t->type));
+    }
+}
+
+static err_t check_shape(const finder *f, const tensor *t, const model_weight *weight)
+{
+    const bool is_right = weight->is_vector ? t->n_dims == 1 && t->shape[0] == weight->cols
+                                            : t->n_dims == 2 && t->shape[0] == weight->rows &&
+                                                  t->shape[1] == weight->cols;
+    if (is_right) return ERR_OK;
+    if (t->n_dims == 2 && !weight->is_vector)
+        return err_set(f->info, ERR_BAD_MODEL, "tensor %.100s: shape [%llu, %llu] is not [%u, %u]",
+                       t->name, (unsigned long long)t->shape[0], (unsigned long long)t->shape[1],
+                       weight->rows, weight->cols);
+    return err_set(f->info, ERR_BAD_MODEL,
+                   "tensor %.100s: %u dimensions of first size %llu are not [%u%s%u]", t->name,
+                   t->n_dims, t->n_dims > 0 ? (unsigned long long)t->shape[0] : 0ULL,
+                   weight->is_vector ? weight->cols : weight->rows,
+                   weight->is_vector ? "] = 1 x [" : ", ", weight->cols);
+}
+
+static bool is_aligned(const matrix *m)
+{
+    return (uintptr_t)m->data % dtype_bytes(m->type) == 0;
+}
+
+static err_t find_weight(void *ctx, const model_weight *weight)
+{
+    finder *const f = ctx;
+    const tensor *const t = tensor_find(f->files, weight->name);
+    if (t == NULL) {
+        if (f->n_missing++ == 0) memcpy(f->first_missing, weight->name, sizeof f->first_missing);
+        return ERR_OK;
+    }
+    dtype type = DTYPE_F32;
+    TRY(type_of(f, t, &type));
+    TRY(check_shape(f, t, weight));
+    *weight->into =
+        (matrix){.data = t->data, .type = type, .rows = weight->rows, .cols = weight->cols};
+    f->n_found++;
+    f->n_params += (uint64_t)weight->rows * weight->cols;
+    f->type_bytes[type] += t->data_bytes;
+    if (!is_aligned(weight->into)) f->unaligned_bytes += round_up(t->data_bytes, 64);
+    return ERR_OK;
+}
+
+/* ---- tensors at odd addresses -------------------------------------------------------------------- */
+
+/* The format does not pad: a header of odd length puts every value at an odd address. Kernels may
+ * assume that a float lies at a multiple of four, so such tensors are copied. */
+static err_t copy_unaligned(void *ctx, const model_weight *weight)
+{
+    uint8_t **const at = ctx;
+    matrix *const m = weight->into;
+    if (is_aligned(m)) return ERR_OK;
+    memcpy(*at, m->data, matrix_bytes(m));
+    m->data = *at;
+    *at += round_up(matrix_bytes(m), 64);
+    return ERR_OK;
+}
+
+static err_t align_weights(const model_family *family, const model_config *config, size_t bytes,
+                           model_weights *w, err_info *info)
+{
+    if (bytes == 0) return ERR_OK;
+    w->copies = aligned_alloc(64, bytes);
+    if (w->copies == NULL)
+        return err_set(info, ERR_NO_MEMORY, "weights: no memory to align %zu bytes of tensors",
+                       bytes);
+    uint8_t *at = w->copies;
+    log_warn("model", "unaligned tensors are copied bytes=%zu", bytes);
+    return family->each_weight(config, w, copy_unaligned, &at);
+}
+
+/* ---- loading ------------------------------------------------------------------------------------- */
+
+typedef struct name_list {
+    char (*name)[128]; /* [n], or NULL while only counting */
+    size_t n;
+} name_list;
+
+static err_t note_name(void *ctx, const model_weight *weight)
+{
+    name_list *const list = ctx;
+    if (list->name != NULL) memcpy(list->name[list->n], weight->name, sizeof list->name[0]);
+    list->n++;
+    return ERR_OK;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+/* The first tensor of the files that nobody asked for; NULL if there is none. */
+static const char *find_extra(const finder *f, name_list *list)
+{
+    qsort(list->name, list->n, sizeof list->name[0], compare_names);
+    for (size_t i = 0; i < tensor_count(f->files); i++) {
+        const char *const name = tensor_at(f->files, i)->name;
+        if (bsearch(name, list->name, list->n, sizeof list->name[0], compare_names) == NULL)
+            return name;
+    }
+    return NULL;
+}
+
+/* Extra tensors do no harm (old checkpoints store inv_freq), but silence would hide a wrong config. */
+static void warn_extra(const model_family *family, const model_config *config, model_weights *w,
+                       const finder *f)
+{
+    const size_t n_extra = tensor_count(f->files) - f->n_found;
+    if (n_extra == 0) return;
+    name_list list = {0};
+    if (family->each_weight(config, w, note_name, &list) != ERR_OK) return;
+    list.name = calloc(list.n, sizeof list.name[0]);
+    const char *first = NULL;
+    list.n = 0;
+    if (list.name != NULL && family->each_weight(config, w, note_name, &list) == ERR_OK)
+        first = find_extra(f, &list);
+    log_warn("model", "unknown tensors are ignored count=%zu first=%s", n_extra,
+             first != NULL ? first : "?");
+    free(list.name);
+}
+
+static void count_weights(const finder *f, const model_config *config, model_weights *w)
+{
+    w->bytes = 0;
+    w->main_type = config->stored_type;
+    for (dtype type = 0; type < DTYPE_COUNT; type++) {
+        w->bytes += f->type_bytes[type];
+        if (f->type_bytes[type] > f->type_bytes[w->main_type]) w->main_type = type;
+    }
+    w->n_params = f->n_params;
+    if (config->tied_embeddings) w->head = w->embedding;
+}
+
+err_t model_weights_load(const char *dir, const model_family *family, const model_config *config,
+                         model_weights *out, err_info *info)
+{
+    *out = (model_weights){0};
+    finder f = {.info = info};
+    err_t err = tensor_files_open(dir, &out->files, info);
+    if (err != ERR_OK) goto fail;
+    f.files = out->files;
+    err = model_weights_alloc(config, out, info);
+    if (err != ERR_OK) goto fail;
+    err = family->each_weight(config, out, find_weight, &f);
+    if (err != ERR_OK) goto fail;
+    if (f.n_missing > 0) {
+        err = err_set(info, ERR_BAD_MODEL, "%zu tensors are missing, the first is %s", f.n_missing,
+                      f.first_missing);
+        goto fail;
+    }
+    count_weights(&f, config, out);
+    err = align_weights(family, config, f.unaligned_bytes, out, info);
+    if (err != ERR_OK) goto fail;
+    if (config->tied_embeddings) out->head = out->embedding; /* which may have moved */
+    warn_extra(family, config, out, &f);
+    return ERR_OK;
+fail:
+    model_weights_deinit(out);
+    return err;
+}
+
+void model_weights_deinit(model_weights *w)
+{
+    tensor_files_close(w->files);
+    if (w->dummy != NULL) munmap(w->dummy, w->dummy_bytes);
+    free(w->copies);
+    free(w->experts);
+    free(w->layer);
+    *w = (model_weights){0};
+}
+
+/* ---- scans --------------------------------------------------------------------------------------- */
+
+typedef struct value_scan {
+    const matrix *m;
+    atomic_size_t first_bad; /* smallest index found, SIZE_MAX: none */
+} value_scan;
+
+/* The exponent is all ones in a NaN and in an infinity, whatever the format. */
+static bool is_bad_value(const matrix *m, size_t i)
+{
+    if (m->type == DTYPE_F32) return (((const uint32_t *)m->data)[i] & 0x7f800000u) == 0x7f800000u;
+    const uint16_t bits = ((const uint16_t *)m->data)[i];
+    const uint16_t exponent = m->type == DTYPE_BF16 ? 0x7f80 : 0x7c00;
+    return (bits & exponent) == exponent;
+}
+
+static void scan_values(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    value_scan *const scan = ctx;
+    for (size_t i = begin; i < end; i++) {
+        if (!is_bad_value(scan->m, i)) continue;
+        size_t known = atomic_load(&scan->first_bad);
+        while (i < known && !atomic_compare_exchange_weak(&scan->first_bad, &known, i)) {
+        }
+        return;
+    }
+}
+
+typedef struct checker {
+    dev *d;
+    err_info *info;
+} checker;
+
+static err_t check_weight(void *ctx, const model_weight *weight)
+{
+    const checker *const c = ctx;
+    value_scan scan = {.m = weight->into, .first_bad = SIZE_MAX};
+    const size_t n = (size_t)weight->rows * weight->cols;
+    parallel_for(c->d->pool, n, CHECK_GRAIN, scan_values, &scan);
+    const size_t first = atomic_load(&scan.first_bad);
+    if (first == SIZE_MAX) return ERR_OK;
+    return err_set(c->info, ERR_BAD_MODEL, "tensor %.100s: row %zu, column %zu is NaN or infinite",
+                   weight->name, first / weight->cols, first % weight->cols);
+}
+
+err_t model_weights_check_values(dev *d, const model_family *family, const model_config *config,
+                                 model_weights *w, err_info *info)
+{
+    checker c = {d, info};
+    return family->each_weight(config, w, check_weight, &c);
+}
+
+static void touch_pages(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    const matrix *const m = ctx;
+    const volatile uint8_t *const bytes = m->data;
+    for (size_t page = begin; page < end; page++)
+        (void)bytes[page * PAGE_BYTES];
+}
+
+static err_t touch_weight(void *ctx, const model_weight *weight)
+{
+    dev *const d = ctx;
+    const size_t n_pages = (matrix_bytes(weight->into) + PAGE_BYTES - 1) / PAGE_BYTES;
+    parallel_for(d->pool, n_pages, 64, touch_pages, weight->into);
+    return ERR_OK;
+}
+
+void model_weights_touch(dev *d, const model_family *family, const model_config *config,
+                         model_weights *w)
+{
+    const err_t err = family->each_weight(config, w, touch_weight, d);
+    assert(err == ERR_OK);
+}
