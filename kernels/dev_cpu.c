@@ -8,6 +8,10 @@
 
 #include <stdlib.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 const dev_ops dev_ops_ref = {.name = "ref",
                              .embed = embed_cpu,
                              .rms_norm = rms_norm_cpu,
@@ -18,9 +22,31 @@ const dev_ops dev_ops_ref = {.name = "ref",
                              .attend = attend_cpu,
                              .store = store_cpu};
 
+#if defined(__x86_64__)
+static bool has_avx2(void)
+{
+    unsigned eax, ebx, ecx = 0, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & bit_F16C) == 0) return false;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
 const dev_ops *const *dev_cpu_tables(void)
 {
     static const dev_ops *const plain[] = {&dev_ops_ref, NULL};
+#if defined(__x86_64__)
+    static const dev_ops *const avx2[] = {&dev_ops_ref, &dev_ops_avx2_wide, &dev_ops_avx2, NULL};
+    static const dev_ops *const avx512[] = {&dev_ops_ref, &dev_ops_avx2_wide, &dev_ops_avx2,
+                                            &dev_ops_avx512, NULL};
+    if (has_avx512()) return avx512;
+    if (has_avx2()) return avx2;
+#endif
     return plain;
 }
 

@@ -1,0 +1,289 @@
+/* kernels/attention_simd.h - attention over blocks of keys, fast.
+ *
+ * A row is one (query, head). The slots of a block that any query sees are gathered as pointers;
+ * then up to ATTN_ROWS rows share each key and each value that is loaded and converted:
+ *
+ *   score[row][slot]   the dot product of dots_simd.h
+ *   p[slot][row]       exp(score - max of the block); 0 where the row does not see the slot
+ *   sum[row]           over slots, one after the other
+ *   a[row][c]          sum of p v, one fused multiply-add after the other, lanes along c
+ *
+ * A masked slot adds an exact zero, in every sum. Therefore neither the slots that other rows see,
+ * nor masked slots that are absent, nor the rows that share a load change a bit. */
+#ifndef KERNELS_ATTENTION_SIMD_H
+#define KERNELS_ATTENTION_SIMD_H
+
+#include "base/check.h"
+#include "kernels/attention.h"
+#include "kernels/dots_simd.h"
+
+#include <math.h>
+
+enum { ATTN_ROWS = 4, V_TILE_MAX = 8 };
+static_assert((int)ATTN_ROWS == (int)DIRECT_TOKENS_MAX, "one direct tile of scores");
+static_assert(ATTN_BLOCK_SLOTS_MAX % LANES == 0, "whole vectors of scores");
+static_assert(2 * ATTN_ROWS <= LANES, "one vector of fold factors");
+
+/* The slots of one block that at least one query may see, in order. */
+typedef struct slot_set {
+    const void *k[ATTN_BLOCK_SLOTS_MAX];
+    const void *v[ATTN_BLOCK_SLOTS_MAX];
+    uint32_t position[ATTN_BLOCK_SLOTS_MAX];
+    float bias[ATTN_BLOCK_SLOTS_MAX];
+    uint32_t n;
+    uint32_t position_min, position_max;
+} slot_set;
+
+/* Rows that are folded together. */
+typedef struct row_set {
+    const float *q[ATTN_ROWS];
+    uint64_t visible[ATTN_ROWS]; /* bit i: sees slots[i] */
+    size_t at[ATTN_ROWS];        /* index in the state */
+    uint32_t n;
+} row_set;
+
+typedef struct partial {
+    float score[ATTN_ROWS][ATTN_BLOCK_SLOTS_MAX]; /* then p */
+    float p[ATTN_BLOCK_SLOTS_MAX][ATTN_ROWS];
+    float max[ATTN_ROWS], sum[ATTN_ROWS];
+    float kept[ATTN_ROWS], added[ATTN_ROWS]; /* factors of the fold */
+} partial;
+
+static void gather_span(const attn_query *query, const attn_span *span, slot_set *out)
+{
+    const uint32_t newest = query->positions[query->n_queries - 1];
+    const uint32_t oldest = query->positions[0];
+    uint64_t live = span->live;
+    if (span->n_slots < 64) live &= (UINT64_C(1) << span->n_slots) - 1;
+    for (; live != 0; live &= live - 1) {
+        const uint32_t i = (uint32_t)__builtin_ctzll(live);
+        const uint32_t at = span->positions != NULL ? span->positions[i] : span->first_position + i;
+        if (at > newest) continue;
+        if (query->window != 0 && at < oldest && oldest - at >= query->window) continue;
+        const uint32_t n = out->n++;
+        out->k[n] = (const char *)span->k + (size_t)i * span->k_stride_bytes;
+        out->v[n] = (const char *)span->v + (size_t)i * span->v_stride_bytes;
+        out->bias[n] = span->bias != NULL ? span->bias[i] : 0;
+        out->position[n] = at;
+        if (at < out->position_min) out->position_min = at;
+        if (at > out->position_max) out->position_max = at;
+    }
+}
+
+static void gather_block(const attn_query *query, const attn_blocks *blocks,
+                         const attn_block *block, slot_set *out)
+{
+    uint32_t n_slots = 0;
+    out->n = 0;
+    out->position_min = UINT32_MAX;
+    out->position_max = 0;
+    for (uint32_t s = 0; s < block->n_spans; s++) {
+        const attn_span *span = &blocks->spans[block->first_span + s];
+        n_slots += span->n_slots;
+        assert(n_slots <= ATTN_BLOCK_SLOTS_MAX);
+        gather_span(query, span, out);
+    }
+}
+
+static uint64_t visible_slots(const slot_set *s, uint32_t position, uint32_t window)
+{
+    const uint64_t all = s->n < 64 ? (UINT64_C(1) << s->n) - 1 : UINT64_MAX;
+    const bool all_past = s->position_max <= position;
+    if (all_past && (window == 0 || position - s->position_min < window)) return all;
+    uint64_t visible = 0;
+    for (uint32_t i = 0; i < s->n; i++) {
+        const uint32_t at = s->position[i];
+        const bool sees = at <= position && (window == 0 || position - at < window);
+        visible |= (uint64_t)sees << i;
+    }
+    return visible;
+}
+
+static void score_rows(const attn_query *query, const slot_set *s, const row_set *r, partial *part)
+{
+    const dots d = {.w = s->k,
+                    .x = r->q,
+                    .out = part->score[0],
+                    .out_stride = ATTN_BLOCK_SLOTS_MAX,
+                    .n_rows = s->n,
+                    .n_x = r->n,
+                    .cols = query->k_dim,
+                    .type = query->type};
+    dots_direct(&d);
+    for (uint32_t j = 0; j < r->n; j++) {
+        float *score = part->score[j];
+        float max = -INFINITY;
+        for (uint32_t i = 0; i < s->n; i++) {
+            const bool sees = (r->visible[j] >> i & 1) != 0;
+            score[i] = sees ? score[i] * query->scale + s->bias[i] : -INFINITY;
+            if (score[i] > max) max = score[i];
+        }
+        for (uint32_t i = s->n; i % LANES != 0; i++)
+            score[i] = -INFINITY;
+        part->max[j] = max;
+    }
+}
+
+/* p and its sums. A row whose block is all -inf gets p = 0 and adds nothing. */
+static void weigh_rows(const slot_set *s, const row_set *r, partial *part)
+{
+    for (uint32_t j = 0; j < r->n; j++) {
+        const vf max = vf_set1(part->max[j] == -INFINITY ? 0 : part->max[j]);
+        for (uint32_t i = 0; i < s->n; i += LANES) {
+            float *score = part->score[j] + i;
+            vf_store(score, vf_exp(vf_sub(vf_load(score), max)));
+        }
+    }
+    float sum[ATTN_ROWS] = {0};
+    for (uint32_t i = 0; i < s->n; i++) {
+        for (uint32_t j = 0; j < ATTN_ROWS; j++) { /* four chains of adds side by side */
+            part->p[i][j] = j < r->n ? part->score[j][i] : 0;
+            sum[j] += part->p[i][j];
+        }
+    }
+    memcpy(part->sum, sum, sizeof sum);
+}
+
+/* m' = max(m, m_b), l' = l exp(m - m') + l_b exp(m_b - m'); the factors are kept for acc. */
+static void fold_sums(const row_set *r, attn_state *state, partial *part)
+{
+    float exponent[LANES] = {0};
+    for (uint32_t j = 0; j < r->n; j++) {
+        const float max = state->max[r->at[j]];
+        const float top = max > part->max[j] ? max : part->max[j];
+        if (top == -INFINITY) continue;
+        exponent[j] = max - top;
+        exponent[ATTN_ROWS + j] = part->max[j] - top;
+        state->max[r->at[j]] = top;
+    }
+    vf_store(exponent, vf_exp(vf_load(exponent)));
+    for (uint32_t j = 0; j < r->n; j++) {
+        part->kept[j] = exponent[j];
+        part->added[j] = exponent[ATTN_ROWS + j];
+        float *sum = &state->sum[r->at[j]];
+        *sum = *sum * part->kept[j] + part->sum[j] * part->added[j];
+    }
+}
+
+/* One tile of values and where it goes. */
+typedef struct v_tile {
+    const slot_set *s;
+    const partial *part;
+    float *acc[ATTN_ROWS]; /* rows of the state */
+    uint32_t n_rest;       /* lanes of a last, partial vector; 0: whole */
+} v_tile;
+
+/* Channels [c, c + C LANES) of R rows. R, C, type and is_rest are constants after inlining. */
+static ALWAYS_INLINE void fold_tile(const v_tile *t, uint32_t c, const int R, const int C,
+                                    const dtype type, const bool is_rest)
+{
+    vf a[ATTN_ROWS][V_TILE_MAX];
+    UNROLL
+    for (int j = 0; j < R; j++) {
+        UNROLL
+        for (int i = 0; i < C; i++)
+            a[j][i] = vf_set1(0);
+    }
+    for (uint32_t s = 0; s < t->s->n; s++) {
+        const char *v = (const char *)t->s->v[s] + (size_t)c * dtype_bytes(type);
+        vf values[V_TILE_MAX];
+        UNROLL
+        for (int i = 0; i < C; i++) {
+            const char *at = v + (size_t)i * LANES * dtype_bytes(type);
+            values[i] = is_rest ? vf_load_part(at, type, t->n_rest) : vf_load_as(at, type);
+        }
+        UNROLL
+        for (int j = 0; j < R; j++) {
+            const vf p = vf_set1(t->part->p[s][j]);
+            UNROLL
+            for (int i = 0; i < C; i++)
+                a[j][i] = vf_fma(p, values[i], a[j][i]);
+        }
+    }
+    UNROLL
+    for (int j = 0; j < R; j++) {
+        const vf kept = vf_set1(t->part->kept[j]), added = vf_set1(t->part->added[j]);
+        UNROLL
+        for (int i = 0; i < C; i++) {
+            float *acc = t->acc[j] + c + i * LANES;
+            const vf old = is_rest ? vf_load_part(acc, DTYPE_F32, t->n_rest) : vf_load(acc);
+            const vf sum = vf_fma(a[j][i], added, vf_mul(old, kept));
+            if (is_rest) {
+                vf_store_part(acc, sum, t->n_rest);
+            } else {
+                vf_store(acc, sum);
+            }
+        }
+    }
+}
+
+/* All channels of R rows: tiles of C vectors, single vectors, the rest. */
+static ALWAYS_INLINE void fold_channels(const v_tile *t, uint32_t v_dim, const int R, const int C,
+                                        const dtype type)
+{
+    uint32_t c = 0;
+    for (; c + (uint32_t)C * LANES <= v_dim; c += (uint32_t)C * LANES)
+        fold_tile(t, c, R, C, type, false);
+    for (; c + LANES <= v_dim; c += LANES)
+        fold_tile(t, c, R, 1, type, false);
+    if (c < v_dim) fold_tile(t, c, R, 1, type, true);
+}
+
+static ALWAYS_INLINE void fold_values_typed(const v_tile *t, uint32_t v_dim, uint32_t n_rows,
+                                            const dtype type)
+{
+    switch (n_rows) {
+    case 1: fold_channels(t, v_dim, 1, 8, type); break;
+    case 2: fold_channels(t, v_dim, 2, 4, type); break;
+    case 3: fold_channels(t, v_dim, 3, 2, type); break;
+    case 4: fold_channels(t, v_dim, 4, 2, type); break;
+    default: assert(false);
+    }
+}
+
+static void fold_rows(const attn_query *query, const slot_set *s, const row_set *r,
+                      attn_state *state)
+{
+    partial part;
+    score_rows(query, s, r, &part);
+    weigh_rows(s, r, &part);
+    fold_sums(r, state, &part);
+    v_tile t = {.s = s, .part = &part, .n_rest = query->v_dim % LANES};
+    for (uint32_t j = 0; j < r->n; j++)
+        t.acc[j] = state->acc + r->at[j] * query->v_dim;
+    if (query->type == DTYPE_F32) {
+        fold_values_typed(&t, query->v_dim, r->n, DTYPE_F32);
+    } else {
+        fold_values_typed(&t, query->v_dim, r->n, DTYPE_BF16);
+    }
+}
+
+static void attend_block(const attn_query *query, const slot_set *s, attn_state *state)
+{
+    row_set r = {.n = 0};
+    for (uint32_t j = 0; j < query->n_queries; j++) {
+        const uint64_t visible = visible_slots(s, query->positions[j], query->window);
+        for (uint32_t g = 0; g < query->group && visible != 0; g++) {
+            r.q[r.n] = query->q + j * query->q_stride + (size_t)g * query->k_dim;
+            r.visible[r.n] = visible;
+            r.at[r.n++] = (size_t)j * query->group + g;
+            if (r.n < ATTN_ROWS) continue;
+            fold_rows(query, s, &r, state);
+            r.n = 0;
+        }
+    }
+    if (r.n > 0) fold_rows(query, s, &r, state);
+}
+
+static void attend_simd(const attn_query *query, const attn_blocks *blocks, attn_state *state)
+{
+    assert(query->type != DTYPE_F16);
+    if (query->n_queries == 0) return;
+    slot_set s;
+    for (uint32_t b = 0; b < blocks->n_blocks; b++) {
+        gather_block(query, blocks, &blocks->blocks[b], &s);
+        if (s.n > 0) attend_block(query, &s, state);
+    }
+}
+
+#endif

@@ -1,0 +1,147 @@
+/* kernels/moe_simd.h - router and experts, fast.
+ *
+ * Two parallel loops. The first runs over (expert, rows of gate and up) and writes the hidden
+ * vectors; the second over rows of the output, where one thread adds the experts of its rows in
+ * rising order, so the sum needs no buffer and no third loop. The dot products are those of
+ * matmul_simd.h. */
+#ifndef KERNELS_MOE_SIMD_H
+#define KERNELS_MOE_SIMD_H
+
+#include "kernels/matmul_simd.h"
+#include "kernels/moe_plan.h"
+
+typedef struct moe_job {
+    const moe_args *args;
+    moe_plan plan;
+    uint32_t item_rows;
+    uint32_t n_row_blocks; /* of ffn, in the first loop */
+} moe_job;
+
+/* One block of work: tokens [first, first + n) of the plan's pairs, all of one expert. */
+typedef struct moe_block {
+    uint32_t expert;
+    uint32_t row, n_rows;
+    uint32_t first, n;
+} moe_block;
+
+static void moe_hidden_block(const moe_job *job, const moe_block *b)
+{
+    const moe_args *args = job->args;
+    const moe_expert *expert = &args->expert[b->expert];
+    const void *rows[ROW_BLOCK];
+    const float *x[TOKEN_BLOCK];
+    float gate[TOKEN_BLOCK * ROW_BLOCK + LANES], up[TOKEN_BLOCK * ROW_BLOCK + LANES];
+    for (uint32_t i = 0; i < b->n; i++)
+        x[i] = args->x + (size_t)(job->plan.pairs[b->first + i] / args->top_k) * args->dim;
+    dots d = {.x = x, .n_x = b->n, .out = gate, .out_stride = ROW_BLOCK};
+    dots_set_rows(&d, &expert->gate, b->row, b->n_rows, rows);
+    dots_run(&d);
+    d.out = up;
+    dots_set_rows(&d, &expert->up, b->row, b->n_rows, rows);
+    dots_run(&d);
+    for (uint32_t i = 0; i < b->n; i++) {
+        float *hidden = job->plan.hidden + (size_t)(b->first + i) * args->ffn + b->row;
+        for (uint32_t r = 0; r < b->n_rows; r += LANES) {
+            const uint32_t n = b->n_rows - r < LANES ? b->n_rows - r : LANES;
+            const uint32_t at = i * ROW_BLOCK + r;
+            const vf g = vf_load_part(gate + at, DTYPE_F32, n);
+            const vf u = vf_load_part(up + at, DTYPE_F32, n);
+            vf_store_part(hidden + r, vf_mul(vf_silu(g), u), n);
+        }
+    }
+}
+
+/* Items: expert (of the active ones) x row block of ffn, row blocks innermost. */
+static void moe_hidden_items(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    const moe_job *job = ctx;
+    for (size_t i = begin; i < end; i++) {
+        const uint32_t expert = job->plan.active[i / job->n_row_blocks];
+        const uint32_t row = (uint32_t)(i % job->n_row_blocks) * job->item_rows;
+        const uint32_t n_left = job->args->ffn - row, last = job->plan.first[expert + 1];
+        moe_block b = {.expert = expert, .row = row};
+        b.n_rows = n_left < job->item_rows ? n_left : job->item_rows;
+        for (b.first = job->plan.first[expert]; b.first < last; b.first += TOKEN_BLOCK) {
+            b.n = last - b.first < TOKEN_BLOCK ? last - b.first : TOKEN_BLOCK;
+            moe_hidden_block(job, &b);
+        }
+    }
+}
+
+static void moe_output_block(const moe_job *job, const moe_block *b)
+{
+    const moe_args *args = job->args;
+    const void *rows[ROW_BLOCK];
+    const float *x[TOKEN_BLOCK];
+    float products[TOKEN_BLOCK * ROW_BLOCK];
+    for (uint32_t i = 0; i < b->n; i++)
+        x[i] = job->plan.hidden + (size_t)(b->first + i) * args->ffn;
+    dots d = {.x = x, .n_x = b->n, .out = products, .out_stride = ROW_BLOCK};
+    dots_set_rows(&d, &args->expert[b->expert].down, b->row, b->n_rows, rows);
+    dots_run(&d);
+    for (uint32_t i = 0; i < b->n; i++) {
+        const uint32_t pair = job->plan.pairs[b->first + i];
+        const float weight = args->weight[pair];
+        float *out = args->out + (size_t)(pair / args->top_k) * args->dim + b->row;
+        for (uint32_t r = 0; r < b->n_rows; r++)
+            out[r] += weight * products[i * ROW_BLOCK + r];
+    }
+}
+
+/* Items: row blocks of the output. */
+static void moe_output_items(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    const moe_job *job = ctx;
+    for (size_t i = begin; i < end; i++) {
+        const uint32_t row = (uint32_t)i * job->item_rows, n_left = job->args->dim - row;
+        moe_block b = {.row = row};
+        b.n_rows = n_left < job->item_rows ? n_left : job->item_rows;
+        for (uint32_t a = 0; a < job->plan.n_active; a++) {
+            b.expert = job->plan.active[a];
+            const uint32_t last = job->plan.first[b.expert + 1];
+            for (b.first = job->plan.first[b.expert]; b.first < last; b.first += TOKEN_BLOCK) {
+                b.n = last - b.first < TOKEN_BLOCK ? last - b.first : TOKEN_BLOCK;
+                moe_output_block(job, &b);
+            }
+        }
+    }
+}
+
+static void moe_simd(dev *d, const moe_args *args)
+{
+    moe_job job = {.args = args, .plan = moe_plan_make(args)};
+    if (job.plan.n_active == 0) return;
+    uint32_t n_most = 0;
+    for (uint32_t e = 0; e < args->n_experts; e++) {
+        const uint32_t n = job.plan.first[e + 1] - job.plan.first[e];
+        if (n > n_most) n_most = n;
+    }
+    job.item_rows = rows_per_item(n_most);
+    job.n_row_blocks = (args->ffn + job.item_rows - 1) / job.item_rows;
+    const size_t n_mean = max_size(1, job.plan.first[args->n_experts] / job.plan.n_active);
+    const size_t n_hidden = (size_t)job.plan.n_active * job.n_row_blocks;
+    const size_t hidden_products = (size_t)2 * job.item_rows * args->dim * n_mean;
+    parallel_for(d->pool, n_hidden, grain_of(d, n_hidden, hidden_products), moe_hidden_items, &job);
+    const size_t n_out = (args->dim + job.item_rows - 1) / job.item_rows;
+    const size_t out_products = (size_t)job.item_rows * args->ffn * job.plan.first[args->n_experts];
+    parallel_for(d->pool, n_out, grain_of(d, n_out, out_products), moe_output_items, &job);
+}
+
+static void router_items(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    for (size_t t = begin; t < end; t++)
+        router_token(ctx, t);
+}
+
+static void router_simd(dev *d, const router_args *args)
+{
+    enum { LOGITS_PER_CHUNK = 1024 };
+    const size_t grain = LOGITS_PER_CHUNK / max_size(args->n_experts, 1) + 1;
+    router_args copy = *args; /* parallel_for hands on a pointer that is not const */
+    parallel_for(d->pool, args->n_tokens, grain, router_items, &copy);
+}
+
+#endif

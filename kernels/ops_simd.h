@@ -1,0 +1,15 @@
+/* kernels/ops_simd.h - the fast ops and their table: `OPS_TABLE`, called `OPS_NAME`. */
+#include "kernels/attention_simd.h"
+#include "kernels/elementwise_simd.h"
+#include "kernels/matmul_simd.h"
+#include "kernels/moe_simd.h"
+
+const dev_ops OPS_TABLE = {.name = OPS_NAME,
+                           .embed = embed_simd,
+                           .rms_norm = rms_norm_simd,
+                           .rope = rope_simd,
+                           .matmul = matmul_simd,
+                           .router = router_simd,
+                           .moe = moe_simd,
+                           .attend = attend_simd,
+                           .store = store_simd};

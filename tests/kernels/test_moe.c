@@ -1,0 +1,247 @@
+/* tests/kernels/test_moe.c - router and experts. */
+#include "tests/kernels/fixture.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* One layer of experts and the arrays of one batch. */
+typedef struct layer {
+    uint32_t n_tokens, dim, ffn, n_experts, top_k;
+    moe_expert *expert;
+    float *x, *weight, *out;
+    uint32_t *chosen;
+    uint64_t seed;
+} layer;
+
+static void choose(layer *l, test_random *r)
+{
+    for (uint32_t t = 0; t < l->n_tokens; t++) {
+        for (uint32_t k = 0; k < l->top_k; k++) { /* distinct: steps around the circle */
+            const uint32_t first = k == 0 ? random_below(r, l->n_experts) : l->chosen[t * l->top_k];
+            l->chosen[t * l->top_k + k] = (first + k) % l->n_experts;
+            l->weight[t * l->top_k + k] = 0.5f + 0.5f * random_signed(r);
+        }
+    }
+}
+
+static layer layer_open(layer shape, dtype type)
+{
+    test_random r = random_fresh();
+    layer l = shape;
+    const size_t n_pairs = (size_t)l.n_tokens * l.top_k;
+    l.seed = r.seed;
+    l.expert = test_alloc(l.n_experts * sizeof *l.expert);
+    for (uint32_t e = 0; e < l.n_experts; e++) {
+        l.expert[e].gate = random_matrix(&r, type, l.ffn, l.dim);
+        l.expert[e].up = random_matrix(&r, type, l.ffn, l.dim);
+        l.expert[e].down = random_matrix(&r, type, l.dim, l.ffn);
+    }
+    l.x = random_floats(&r, (size_t)l.n_tokens * l.dim);
+    l.weight = test_alloc(n_pairs * sizeof *l.weight);
+    l.chosen = test_alloc(n_pairs * sizeof *l.chosen);
+    l.out = random_floats(&r, (size_t)l.n_tokens * l.dim); /* "added to" */
+    choose(&l, &r);
+    return l;
+}
+
+static void layer_close(layer *l)
+{
+    for (uint32_t e = 0; e < l->n_experts; e++) {
+        matrix_free(&l->expert[e].gate);
+        matrix_free(&l->expert[e].up);
+        matrix_free(&l->expert[e].down);
+    }
+    free(l->expert);
+    free(l->x);
+    free(l->weight);
+    free(l->chosen);
+    free(l->out);
+}
+
+/* Tokens [first, first + n) of the layer; returns fresh outputs. */
+static float *run(const layer *l, const char *isa, uint32_t first, uint32_t n)
+{
+    dev *d = open_table(isa, 2);
+    float *out = test_alloc((size_t)n * l->dim * sizeof *out);
+    memcpy(out, l->out + (size_t)first * l->dim, (size_t)n * l->dim * sizeof *out);
+    const size_t bytes = moe_scratch_bytes(n, l->dim, l->ffn, l->n_experts, l->top_k);
+    void *scratch = aligned_alloc(64, bytes);
+    ck_assert_ptr_nonnull(scratch);
+    memset(scratch, 0xff, bytes);
+    const moe_args args = {.x = l->x + (size_t)first * l->dim,
+                           .n_tokens = n,
+                           .dim = l->dim,
+                           .ffn = l->ffn,
+                           .n_experts = l->n_experts,
+                           .top_k = l->top_k,
+                           .expert = l->expert,
+                           .chosen = l->chosen + (size_t)first * l->top_k,
+                           .weight = l->weight + (size_t)first * l->top_k,
+                           .out = out,
+                           .scratch = scratch};
+    d->ops->moe(d, &args);
+    free(scratch);
+    dev_close(d);
+    return out;
+}
+
+static void check_twins(layer shape, dtype type)
+{
+    layer l = layer_open(shape, type);
+    const size_t n = (size_t)l.n_tokens * l.dim;
+    float *want = run(&l, "ref", 0, l.n_tokens);
+    const double scale = sqrt((double)l.ffn) * (double)l.dim; /* of the sums of products */
+    for (const dev_ops *const *t = dev_cpu_tables() + 1; *t != NULL; t++) {
+        float *got = run(&l, (*t)->name, 0, l.n_tokens);
+        assert_near(got, want, n, (tolerance){1e-6 * scale, 2e-5}, l.seed);
+        free(got);
+    }
+    free(want);
+    layer_close(&l);
+}
+
+START_TEST(every_table_agrees_with_the_reference)
+{
+    static const layer shapes[] = {
+        {.n_tokens = 1, .dim = 64, .ffn = 128, .n_experts = 8, .top_k = 2},
+        {.n_tokens = 1, .dim = 31, .ffn = 17, .n_experts = 4, .top_k = 4},
+        {.n_tokens = 2, .dim = 40, .ffn = 24, .n_experts = 60, .top_k = 8},
+        {.n_tokens = 19, .dim = 100, .ffn = 70, .n_experts = 3, .top_k = 1},
+        {.n_tokens = 150, .dim = 48, .ffn = 33, .n_experts = 2, .top_k = 2},
+        {.n_tokens = 64, .dim = 257, .ffn = 96, .n_experts = 16, .top_k = 4},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        for (size_t t = 0; t < 3; t++)
+            check_twins(shapes[i], all_dtypes[t]);
+    }
+}
+END_TEST
+
+START_TEST(a_token_has_the_same_bits_alone_and_in_any_batch)
+{
+    static const layer shape = {.n_tokens = 150, .dim = 72, .ffn = 57, .n_experts = 5, .top_k = 3};
+    static const uint32_t sizes[] = {1, 2, 7, 33, 90};
+    layer l = layer_open(shape, DTYPE_BF16);
+    test_random r = random_fresh();
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        float *whole = run(&l, (*t)->name, 0, l.n_tokens);
+        for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+            const uint32_t first = random_below(&r, l.n_tokens - sizes[i] + 1);
+            float *part = run(&l, (*t)->name, first, sizes[i]);
+            assert_same_bits(part, whole + (size_t)first * l.dim, (size_t)sizes[i] * l.dim, l.seed);
+            free(part);
+        }
+        free(whole);
+    }
+    layer_close(&l);
+}
+END_TEST
+
+/* Two ranks with half of the experts each add up to the whole, to rounding. */
+START_TEST(experts_without_weights_are_left_out)
+{
+    static const layer shape = {.n_tokens = 20, .dim = 32, .ffn = 48, .n_experts = 6, .top_k = 2};
+    layer l = layer_open(shape, DTYPE_F32);
+    memset(l.out, 0, (size_t)l.n_tokens * l.dim * sizeof *l.out);
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        float *whole = run(&l, (*t)->name, 0, l.n_tokens), *half[2];
+        for (uint32_t side = 0; side < 2; side++) {
+            layer own = l;
+            own.expert = test_alloc(l.n_experts * sizeof *own.expert);
+            memcpy(own.expert, l.expert, l.n_experts * sizeof *own.expert);
+            for (uint32_t e = 0; e < l.n_experts; e++) {
+                if (e % 2 != side) own.expert[e] = (moe_expert){0};
+            }
+            half[side] = run(&own, (*t)->name, 0, l.n_tokens);
+            free(own.expert);
+        }
+        for (size_t i = 0; i < (size_t)l.n_tokens * l.dim; i++)
+            half[0][i] += half[1][i];
+        assert_near(half[0], whole, (size_t)l.n_tokens * l.dim, (tolerance){1e-3, 1e-5}, l.seed);
+        free(half[0]);
+        free(half[1]);
+        free(whole);
+    }
+    layer_close(&l);
+}
+END_TEST
+
+START_TEST(a_scratch_that_does_not_fit_is_reported)
+{
+    ck_assert_uint_eq(moe_scratch_bytes(UINT32_MAX, 1, UINT32_MAX, 8, UINT32_MAX), 0);
+    ck_assert_uint_gt(moe_scratch_bytes(1, 1, 1, 1, 1), 0);
+}
+END_TEST
+
+typedef struct routed {
+    uint32_t expert[8];
+    float weight[8];
+} routed;
+
+static routed route(const char *isa, const float *logits, uint32_t n_experts, uint32_t top_k,
+                    bool renormalise)
+{
+    routed out = {{0}, {0}};
+    dev *d = open_table(isa, 1);
+    const router_args args = {.logits = logits,
+                              .n_tokens = 1,
+                              .n_experts = n_experts,
+                              .top_k = top_k,
+                              .renormalise = renormalise,
+                              .expert = out.expert,
+                              .weight = out.weight};
+    d->ops->router(d, &args);
+    dev_close(d);
+    return out;
+}
+
+START_TEST(a_tie_goes_to_the_lower_expert)
+{
+    static const float logits[6] = {1, 2, 2, -1, 2, 1};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        const routed r = route((*t)->name, logits, 6, 5, false);
+        static const uint32_t want[5] = {1, 2, 4, 0, 5};
+        for (size_t i = 0; i < 5; i++)
+            ck_assert_uint_eq(r.expert[i], want[i]);
+    }
+}
+END_TEST
+
+START_TEST(weights_are_the_softmax_and_sum_to_one_when_renormalised)
+{
+    static const float logits[4] = {0, 1, 2, 3};
+    const double sum = 1 + exp(1) + exp(2) + exp(3);
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        const routed plain = route((*t)->name, logits, 4, 2, false);
+        ck_assert_double_eq_tol((double)plain.weight[0], exp(3) / sum, 1e-7);
+        ck_assert_double_eq_tol((double)plain.weight[1], exp(2) / sum, 1e-7);
+        const routed whole = route((*t)->name, logits, 4, 2, true);
+        ck_assert_double_eq_tol((double)whole.weight[0], exp(1) / (exp(1) + 1), 1e-7);
+        ck_assert_double_eq_tol((double)(whole.weight[0] + whole.weight[1]), 1, 1e-7);
+    }
+}
+END_TEST
+
+START_TEST(broken_logits_still_choose_distinct_experts)
+{
+    const float logits[4] = {NAN, INFINITY, NAN, -INFINITY};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        const routed r = route((*t)->name, logits, 4, 4, true);
+        uint32_t seen = 0;
+        for (size_t i = 0; i < 4; i++)
+            seen |= 1u << r.expert[i];
+        ck_assert_uint_eq(seen, 0xf);
+    }
+}
+END_TEST
+
+const test_case test_cases[] = {
+    TEST_CASE(every_table_agrees_with_the_reference),
+    TEST_CASE(a_token_has_the_same_bits_alone_and_in_any_batch),
+    TEST_CASE(experts_without_weights_are_left_out),
+    TEST_CASE(a_scratch_that_does_not_fit_is_reported),
+    TEST_CASE(a_tie_goes_to_the_lower_expert),
+    TEST_CASE(weights_are_the_softmax_and_sum_to_one_when_renormalised),
+    TEST_CASE(broken_logits_still_choose_distinct_experts),
+    TEST_CASES_END,
+};
