@@ -12,11 +12,12 @@
 #include <stdint.h>
 
 typedef struct sched_item {
-    uint64_t arrival;        /* order of arrival; unique */
+    uint64_t arrival; /* order of arrival; unique */
     uint64_t group;
-    uint32_t n_pending;      /* tokens not yet in the cache: 1 while decoding, more during the prompt */
-    bool is_running;         /* owns KV */
-    bool shares_prompt;      /* may wait for a running sibling of its group that is still in its prompt */
+    uint32_t n_pending; /* tokens not yet in the cache: 1 while decoding, more during the prompt */
+    bool is_running;    /* owns KV */
+    bool shares_prompt; /* has siblings, and none of them has finished their prompt yet: running, it
+                              * leads them; waiting, it waits while a sibling leads */
 } sched_item;
 
 typedef struct sched_limits {
@@ -30,7 +31,8 @@ typedef struct sched_row {
 } sched_row;
 
 /* items in order of arrival. Writes at most n_seqs_max rows (running first, then newly admitted); returns their number. */
-size_t sched_plan(const sched_item *items, size_t n_items, const sched_limits *limits, sched_row *rows);
+size_t sched_plan(const sched_item *items, size_t n_items, const sched_limits *limits,
+                  sched_row *rows);
 
 /* The index of the session to preempt: the newest running one; SIZE_MAX if there is none. */
 size_t sched_victim(const sched_item *items, size_t n_items);

@@ -21,10 +21,10 @@
 typedef struct engine engine;
 
 typedef struct engine_config {
-    uint32_t n_seqs_max;          /* --max-num-seqs: sessions running at once */
+    uint32_t n_seqs_max;           /* --max-num-seqs: sessions running at once */
     uint32_t n_batched_tokens_max; /* --max-num-batched-tokens: tokens of one step */
-    uint32_t n_queued_max;        /* --max-num-queued-reqs: sessions waiting; beyond it ERR_QUEUE_FULL */
-    uint32_t n_context_max;       /* --max-model-len; 0: the model's */
+    uint32_t n_queued_max;  /* --max-num-queued-reqs: sessions waiting; beyond it ERR_QUEUE_FULL */
+    uint32_t n_context_max; /* --max-model-len; 0: the model's */
 } engine_config;
 extern const cfg_table engine_config_table;
 
@@ -36,11 +36,13 @@ typedef struct engine_parts {
     const tokenizer *t;
     metrics *metrics;
 } engine_parts;
-err_t engine_open(const engine_config *config, const engine_parts *parts, engine **out, err_info *info) MUST_CHECK;
+err_t engine_open(const engine_config *config, const engine_parts *parts, engine **out,
+                  err_info *info) MUST_CHECK;
 
 /* All sessions of a request together: all are queued or none. ERR_QUEUE_FULL (429), ERR_CLOSED when draining (503),
  * ERR_BAD_REQUEST with the two numbers when a session can never fit. The engine takes its own reference. */
-err_t engine_submit(engine *e, session *const *sessions, size_t n_sessions, err_info *info) MUST_CHECK;
+err_t engine_submit(engine *e, session *const *sessions, size_t n_sessions,
+                    err_info *info) MUST_CHECK;
 
 void engine_poke(engine *e); /* something was cancelled: look at once, even if idle */
 

@@ -1,0 +1,125 @@
+/* service/engine_queue.c - how sessions come into the engine.
+ *
+ * The inbox is an array under a lock; the engine empties it between steps. What can never fit is
+ * refused here, before it is queued, so that nothing in the engine waits for ever. */
+#include "service/engine_internal.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+
+static err_t check_length(const engine *e, const session_spec *spec, err_info *info)
+{
+    const uint64_t n_tokens = (uint64_t)spec->n_prompt + spec->max_tokens;
+    if (n_tokens > e->config.n_context_max) {
+        return err_set(info, ERR_BAD_REQUEST,
+                       "prompt of %u tokens and max_tokens of %u exceed the context of %u tokens",
+                       spec->n_prompt, spec->max_tokens, e->config.n_context_max);
+    }
+    if (!kv_cache_could_fit(e->parts.cache, (uint32_t)n_tokens)) {
+        return err_set(
+            info, ERR_BAD_REQUEST,
+            "prompt of %u tokens and max_tokens of %u exceed the KV cache of %llu tokens",
+            spec->n_prompt, spec->max_tokens,
+            (unsigned long long)kv_cache_capacity_tokens(e->parts.cache));
+    }
+    return ERR_OK;
+}
+
+static err_t check_session(const engine *e, const session *s, err_info *info)
+{
+    const session_spec *spec = session_get_spec(s);
+    TRY(check_length(e, spec, info));
+    for (uint32_t i = 0; i < spec->n_prompt; i++) {
+        if (spec->prompt[i] < e->n_vocab) continue;
+        return err_set(info, ERR_BAD_REQUEST, "prompt token %u is outside the vocabulary of %u",
+                       spec->prompt[i], e->n_vocab);
+    }
+    return ERR_OK;
+}
+
+/* Neighbours of one group with prompts of one length are siblings. A wrong guess would cost a wait, not
+ * a result: pages are shared only where the tokens are equal. */
+static bool are_siblings(const session *a, const session *b)
+{
+    const session_spec *x = session_get_spec(a), *y = session_get_spec(b);
+    return x->group == y->group && x->n_prompt == y->n_prompt && !x->score_prompt &&
+           !y->score_prompt;
+}
+
+/* Under lock. */
+static void put_inbox(engine *e, session *const *sessions, size_t n_sessions)
+{
+    for (size_t i = 0; i < n_sessions; i++) {
+        const bool follows = i > 0 && are_siblings(sessions[i - 1], sessions[i]);
+        const bool leads = i + 1 < n_sessions && are_siblings(sessions[i], sessions[i + 1]);
+        inbox_item *item = &e->inbox[e->n_inbox];
+        *item = (inbox_item){.s = session_retain(sessions[i]),
+                             .arrival = e->next_arrival++,
+                             .shares_prompt = follows || leads};
+        item->group = follows ? item[-1].group : item->arrival;
+        e->n_inbox++;
+    }
+    e->n_open += (uint32_t)n_sessions;
+    e->n_held += (uint32_t)n_sessions;
+    atomic_fetch_add_explicit(&e->n_waiting, (uint32_t)n_sessions, memory_order_relaxed);
+}
+
+static err_t put_if_room(engine *e, session *const *sessions, size_t n_sessions, err_info *info)
+{
+    if (e->is_draining) return err_set(info, ERR_CLOSED, "the server is shutting down");
+    if (n_sessions > e->n_open_max - e->n_open) {
+        return err_set(info, ERR_QUEUE_FULL, "the queue is full: %u sequences run or wait",
+                       e->n_open);
+    }
+    put_inbox(e, sessions, n_sessions);
+    pthread_cond_signal(&e->wake);
+    return ERR_OK;
+}
+
+err_t engine_submit(engine *e, session *const *sessions, size_t n_sessions, err_info *info)
+{
+    if (n_sessions > e->n_open_max) {
+        return err_set(info, ERR_BAD_REQUEST, "%zu sequences exceed the %u that can run or wait",
+                       n_sessions, e->n_open_max);
+    }
+    for (size_t i = 0; i < n_sessions; i++)
+        TRY(check_session(e, sessions[i], info));
+    pthread_mutex_lock(&e->lock);
+    const err_t err = put_if_room(e, sessions, n_sessions, info);
+    pthread_mutex_unlock(&e->lock);
+    return err;
+}
+
+/* Moves the inbox behind the sessions that are there; order of arrival is kept. */
+static void move_inbox(engine *e)
+{
+    assert(e->n_items + e->n_inbox <= e->n_open_max);
+    for (uint32_t i = 0; i < e->n_inbox; i++) {
+        const inbox_item *in = &e->inbox[i];
+        e->entries[e->n_items] = (entry){.s = in->s};
+        e->items[e->n_items] = (sched_item){.arrival = in->arrival,
+                                            .group = in->group,
+                                            .n_pending = session_get_spec(in->s)->n_prompt,
+                                            .shares_prompt = in->shares_prompt};
+        e->n_items++;
+    }
+    e->n_inbox = 0;
+}
+
+static bool has_work(const engine *e)
+{
+    return e->n_inbox > 0 || e->n_items > 0 || e->is_poked || e->is_closing;
+}
+
+bool engine_take_inbox(engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    while (!has_work(e))
+        pthread_cond_wait(&e->wake, &e->lock);
+    e->is_poked = false;
+    e->cancels_all = e->is_cancelling;
+    move_inbox(e);
+    const bool goes_on = !e->is_closing || e->n_items > 0;
+    pthread_mutex_unlock(&e->lock);
+    return goes_on;
+}

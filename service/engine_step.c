@@ -1,0 +1,158 @@
+/* service/engine_step.c - one step: forward, logits in bounded groups of rows, sampling, publishing.
+ *
+ * From kv_step_begin (in engine_plan_step) to the count of the step nothing is allocated. Sessions that
+ * end in a step are closed after it; their last token is published together with the finish. */
+#include "service/engine_internal.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+
+static void count_experts(void *ctx, uint32_t layer, const uint32_t *chosen, uint32_t n_tokens,
+                          uint32_t top_k)
+{
+    metrics_count_experts(ctx, layer, chosen, n_tokens, top_k);
+}
+
+static void forward(engine *e)
+{
+    const model_batch batch = {.tokens = e->batch.tokens,
+                               .positions = e->batch.positions,
+                               .n_tokens = e->batch.n_tokens,
+                               .on_experts = count_experts,
+                               .on_experts_ctx = e->parts.metrics};
+    model_forward(e->parts.m, e->parts.cache, &batch);
+    kv_step_end(e->parts.cache);
+}
+
+typedef struct group {
+    engine *e;
+    const job *jobs;
+} group;
+
+static void draw(engine *e, const session *s, size_t row, uint32_t worker)
+{
+    const session_spec *spec = session_get_spec(s);
+    uint32_t n_banned;
+    const uint32_t *banned = session_banned(s, &n_banned);
+    const sampler_input in = {.logits = e->logits + row * e->n_vocab,
+                              .n_vocab = e->n_vocab,
+                              .position = session_n_output(s),
+                              .banned = banned,
+                              .n_banned = n_banned,
+                              .scratch = e->scratch + worker * e->scratch_bytes};
+    sampler_run(&spec->sampling, session_sampling(s), &in, &e->results[row]);
+}
+
+static void sample_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const group *g = ctx;
+    engine *e = g->e;
+    for (size_t row = begin; row < end; row++) {
+        const job *j = &g->jobs[row];
+        const session *s = e->entries[j->item].s;
+        if (j->score_position == 0) {
+            draw(e, s, row, worker);
+            continue;
+        }
+        const session_spec *spec = session_get_spec(s);
+        sampler_score(e->logits + row * e->n_vocab, e->n_vocab, spec->prompt[j->score_position],
+                      spec->sampling.n_logprobs, &e->results[row]);
+    }
+}
+
+static void count_token(const engine *e, const session *s, uint64_t now_ns)
+{
+    metrics *m = e->parts.metrics;
+    const session_times before = session_get_times(s);
+    metrics_add(m, METRIC_GENERATION_TOKENS, 1);
+    if (session_n_output(s) > 0) {
+        metrics_observe(m, METRIC_ITL, (double)(now_ns - before.last_token_ns) * 1e-9);
+        return;
+    }
+    const bool is_arrival_known = before.arrival_ns <= now_ns;
+    metrics_observe(m, METRIC_TTFT,
+                    is_arrival_known ? (double)(now_ns - before.arrival_ns) * 1e-9 : 0);
+    metrics_observe(m, METRIC_PREFILL, (double)(now_ns - before.scheduled_ns) * 1e-9);
+}
+
+/* Serial, in the order of the batch: a session's scores come before its token. */
+static void apply_result(engine *e, const job *j, const sampler_result *result, uint64_t now_ns)
+{
+    entry *en = &e->entries[j->item];
+    if (en->finish == FINISH_ERROR) return;
+    if (result->is_bad) {
+        en->finish = FINISH_ERROR;
+    } else if (j->score_position > 0) {
+        session_push_score(en->s, j->score_position, result);
+    } else {
+        count_token(e, en->s, now_ns);
+        en->finish = session_push(en->s, result, now_ns);
+    }
+}
+
+static void run_jobs(engine *e)
+{
+    uint32_t rows[MODEL_LOGIT_ROWS_MAX];
+    for (uint32_t first = 0; first < e->batch.n_jobs; first += MODEL_LOGIT_ROWS_MAX) {
+        const job *jobs = &e->batch.jobs[first];
+        const uint32_t n_left = e->batch.n_jobs - first;
+        const uint32_t n_rows = n_left < MODEL_LOGIT_ROWS_MAX ? n_left : MODEL_LOGIT_ROWS_MAX;
+        for (uint32_t i = 0; i < n_rows; i++)
+            rows[i] = jobs[i].batch_row;
+        model_logits(e->parts.m, rows, n_rows, e->logits);
+        group g = {.e = e, .jobs = jobs};
+        parallel_for(e->parts.d->pool, n_rows, 1, sample_rows, &g);
+        const uint64_t now_ns = clock_mono_ns();
+        for (uint32_t i = 0; i < n_rows; i++)
+            apply_result(e, &jobs[i], &e->results[i], now_ns);
+    }
+}
+
+/* Sessions that go on show what this step gave them. */
+static void publish_rows(engine *e)
+{
+    for (uint32_t r = 0; r < e->batch.n_rows; r++) {
+        const uint32_t item = e->batch.plan[r].item;
+        const entry *en = &e->entries[item];
+        e->items[item].n_pending = engine_n_known(e, item) - kv_seq_length(en->seq);
+        if (en->finish == FINISH_NONE) session_publish(en->s);
+    }
+}
+
+static void end_leadership(engine *e, uint64_t sched_group)
+{
+    for (uint32_t i = 0; i < e->n_items; i++) {
+        if (e->items[i].group == sched_group) e->items[i].shares_prompt = false;
+    }
+}
+
+/* Prompts that this step completed are there for others now, siblings first of all. */
+static void share_prompts(engine *e)
+{
+    for (uint32_t r = 0; r < e->batch.n_rows; r++) {
+        const uint32_t item = e->batch.plan[r].item;
+        entry *en = &e->entries[item];
+        const session_spec *spec = session_get_spec(en->s);
+        if (en->has_shared || en->finish == FINISH_ERROR) continue;
+        if (kv_seq_length(en->seq) < spec->n_prompt) continue;
+        kv_seq_share_prompt(en->seq, spec->prompt, spec->n_prompt);
+        en->has_shared = true;
+        end_leadership(e, e->items[item].group);
+    }
+}
+
+void engine_run_step(engine *e)
+{
+    if (!engine_plan_step(e)) return;
+    const uint64_t start_ns = clock_mono_ns();
+    metrics *m = e->parts.metrics;
+    forward(e);
+    run_jobs(e);
+    publish_rows(e);
+    metrics_observe(m, METRIC_BATCH_TOKENS, e->batch.n_tokens);
+    metrics_observe(m, e->batch.has_prompt ? METRIC_STEP_PREFILL : METRIC_STEP_DECODE,
+                    clock_seconds_since(start_ns));
+    metrics_add(m, METRIC_STEPS, 1); /* the end of the step: from here on memory may be allocated */
+    share_prompts(e);
+    engine_retire_finished(e);
+}

@@ -1,0 +1,37 @@
+/* service/metrics_internal.h - the tables behind metrics.h, shared by metrics.c (counting) and
+ * metrics_text.c (the page). */
+#ifndef SERVICE_METRICS_INTERNAL_H
+#define SERVICE_METRICS_INTERNAL_H
+
+#include "service/metrics.h"
+
+#include <stdatomic.h>
+
+enum { HISTOGRAM_EDGES_MAX = 32 };
+
+typedef struct histogram_shape {
+    const char *family; /* without the prefix; neighbours may share one */
+    const char *help;
+    const char *phase;   /* label of a shared family; NULL: none */
+    const double *edges; /* [n_edges], rising; the last bucket, +Inf, is not listed */
+    uint32_t n_edges;
+} histogram_shape;
+
+histogram_shape metrics_histogram_shape(metric_histogram which);
+
+typedef struct histogram {
+    _Atomic uint64_t buckets[HISTOGRAM_EDGES_MAX + 1]; /* not cumulative; the text adds them up */
+    _Atomic double sum;
+} histogram;
+
+struct metrics {
+    char *model_name; /* as a label's value: escaped */
+    uint32_t n_layers, n_experts;
+    _Atomic uint64_t counters[METRIC_COUNTER_COUNT];
+    _Atomic uint64_t outcomes[OUTCOME_COUNT];
+    _Atomic uint64_t rejects[REJECT_COUNT];
+    histogram histograms[METRIC_HISTOGRAM_COUNT];
+    _Atomic uint64_t *experts; /* [n_layers][n_experts]; tokens routed */
+};
+
+#endif

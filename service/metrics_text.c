@@ -1,0 +1,341 @@
+/* service/metrics_text.c - the page of /metrics: Prometheus text format 0.0.4.
+ *
+ * A scrape reads atomics and what the caller gathered; it waits for nobody. A histogram's count is the sum
+ * of the buckets that were read, so `_count` and the +Inf bucket are equal whatever is counted meanwhile.
+ * Names: base units, counters end in _total, one prefix. */
+#include "service/metrics_internal.h"
+
+#include "base/clock.h"
+#include "base/config.h"
+
+#include <dirent.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef struct page {
+    FILE *out;
+    const metrics *m;
+} page;
+
+static void write_head(page *p, const char *name, const char *type, const char *help)
+{
+    fprintf(p->out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+/* HELP and TYPE of a family with the prefix. */
+static void write_family(page *p, const char *name, const char *type, const char *help)
+{
+    fprintf(p->out, "# HELP pikv_%s %s\n# TYPE pikv_%s %s\n", name, help, name, type);
+}
+
+/* One sample. `labels` is NULL or `name="value",...`, already escaped. */
+static void write_sample(page *p, const char *name, const char *labels, double value)
+{
+    char text[CFG_F64_TEXT_BYTES];
+    fprintf(p->out, "pikv_%s{model_name=\"%s\"%s%s} %s\n", name, p->m->model_name,
+            labels == NULL ? "" : ",", labels == NULL ? "" : labels, cfg_format_f64(value, text));
+}
+
+/* Counters are whole numbers and must not lose their last digits to a double. */
+static void write_count(page *p, const char *name, const char *labels, uint64_t value)
+{
+    fprintf(p->out, "pikv_%s{model_name=\"%s\"%s%s} %" PRIu64 "\n", name, p->m->model_name,
+            labels == NULL ? "" : ",", labels == NULL ? "" : labels, value);
+}
+
+static void write_gauge(page *p, const char *name, double value, const char *help)
+{
+    write_family(p, name, "gauge", help);
+    write_sample(p, name, NULL, value);
+}
+
+static void write_counter(page *p, const char *name, uint64_t value, const char *help)
+{
+    write_family(p, name, "counter", help);
+    write_count(p, name, NULL, value);
+}
+
+/* A family whose samples differ in one label. */
+typedef struct labelled {
+    const char *value;
+    uint64_t n;
+} labelled;
+
+static void write_labelled(page *p, const char *name, const char *label, const labelled *samples,
+                           size_t n_samples)
+{
+    for (size_t i = 0; i < n_samples; i++) {
+        char labels[96];
+        snprintf(labels, sizeof labels, "%s=\"%s\"", label, samples[i].value);
+        write_count(p, name, labels, samples[i].n);
+    }
+}
+
+static uint64_t load(const _Atomic uint64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+static void write_counters(page *p)
+{
+    static const struct {
+        const char *name, *help;
+    } rows[METRIC_COUNTER_COUNT] = {
+#define X(id, metric_name, sentence) [METRIC_##id] = {.name = metric_name, .help = sentence},
+        METRIC_COUNTERS(X)
+#undef X
+    };
+    for (size_t i = 0; i < METRIC_COUNTER_COUNT; i++)
+        write_counter(p, rows[i].name, load(&p->m->counters[i]), rows[i].help);
+}
+
+static void write_requests(page *p)
+{
+    static const char *const outcomes[OUTCOME_COUNT] = {"stop", "length", "abort", "error"};
+    static const char *const reasons[REJECT_COUNT] = {"bad_request", "auth",       "not_found",
+                                                      "too_large",   "queue_full", "draining"};
+    labelled samples[REJECT_COUNT + OUTCOME_COUNT];
+    for (size_t i = 0; i < OUTCOME_COUNT; i++)
+        samples[i] = (labelled){outcomes[i], load(&p->m->outcomes[i])};
+    write_family(p, "requests_total", "counter", "Sequences finished, by outcome");
+    write_labelled(p, "requests_total", "outcome", samples, OUTCOME_COUNT);
+    for (size_t i = 0; i < REJECT_COUNT; i++)
+        samples[i] = (labelled){reasons[i], load(&p->m->rejects[i])};
+    write_family(p, "request_rejections_total", "counter", "Requests refused, by reason");
+    write_labelled(p, "request_rejections_total", "reason", samples, REJECT_COUNT);
+}
+
+static void write_histogram(page *p, metric_histogram which, const histogram_shape *shape)
+{
+    const histogram *h = &p->m->histograms[which];
+    char name[96], labels[128], phase[48] = "", edge[CFG_F64_TEXT_BYTES];
+    if (shape->phase != NULL) snprintf(phase, sizeof phase, "phase=\"%s\"", shape->phase);
+    const char *comma = shape->phase != NULL ? "," : "";
+    /* Read first: a value is added to its bucket last, so the sum never lags behind the count. */
+    uint64_t buckets[HISTOGRAM_EDGES_MAX + 1];
+    for (uint32_t i = 0; i <= shape->n_edges; i++)
+        buckets[i] = load(&h->buckets[i]);
+    uint64_t n_values = 0;
+    snprintf(name, sizeof name, "%s_bucket", shape->family);
+    for (uint32_t i = 0; i <= shape->n_edges; i++) {
+        const bool is_last = i == shape->n_edges;
+        n_values += buckets[i];
+        snprintf(labels, sizeof labels, "%s%sle=\"%s\"", phase, comma,
+                 is_last ? "+Inf" : cfg_format_f64(shape->edges[i], edge));
+        write_count(p, name, labels, n_values);
+    }
+    const char *own = shape->phase != NULL ? phase : NULL;
+    snprintf(name, sizeof name, "%s_sum", shape->family);
+    write_sample(p, name, own, atomic_load_explicit(&h->sum, memory_order_relaxed));
+    snprintf(name, sizeof name, "%s_count", shape->family);
+    write_count(p, name, own, n_values);
+}
+
+static void write_histograms(page *p)
+{
+    const char *family = "";
+    for (size_t i = 0; i < METRIC_HISTOGRAM_COUNT; i++) {
+        const histogram_shape shape = metrics_histogram_shape((metric_histogram)i);
+        if (strcmp(shape.family, family) != 0) {
+            write_family(p, shape.family, "histogram", shape.help);
+        }
+        family = shape.family;
+        write_histogram(p, (metric_histogram)i, &shape);
+    }
+}
+
+static void write_load(page *p, const metrics_gauges *g)
+{
+    write_gauge(p, "requests_running", g->n_running, "Sequences that own KV pages");
+    write_gauge(p, "requests_waiting", g->n_waiting, "Sequences in the queue");
+    write_gauge(p, "requests_preempted", g->n_preempted,
+                "Sequences preempted and waiting to go on");
+    write_gauge(p, "http_requests_active", g->http_active, "HTTP exchanges in progress");
+    write_gauge(p, "ready", g->is_ready ? 1 : 0, "1 when the model is loaded and not draining");
+    write_gauge(p, "model_load_seconds", g->load_seconds, "From the start of the process to ready");
+    const labelled parts[] = {
+        {"weights", g->weight_bytes},
+        {"kv", g->kv.slab_bytes + g->kv.table_bytes + g->kv.ring_bytes + g->kv.staging_bytes},
+        {"scratch", g->scratch_bytes}};
+    write_family(p, "memory_bytes", "gauge", "Memory by kind");
+    write_labelled(p, "memory_bytes", "kind", parts, sizeof parts / sizeof *parts);
+}
+
+static void write_kv_gauges(page *p, const kv_stats *kv)
+{
+    const labelled blocks[] = {
+        {"used", kv->pages_used}, {"cached", kv->pages_cached}, {"free", kv->pages_free}};
+    write_family(p, "kv_blocks", "gauge", "Pages of the KV pool, by state");
+    write_labelled(p, "kv_blocks", "state", blocks, sizeof blocks / sizeof *blocks);
+    const labelled parts[] = {{"slabs", kv->slab_bytes},
+                              {"tables", kv->table_bytes},
+                              {"ring", kv->ring_bytes},
+                              {"staging", kv->staging_bytes}};
+    write_family(p, "kv_cache_bytes", "gauge", "Bytes that the KV cache holds, by part");
+    write_labelled(p, "kv_cache_bytes", "part", parts, sizeof parts / sizeof *parts);
+    write_gauge(p, "kv_pool_budget_bytes", (double)kv->pool_budget_bytes,
+                "Budget of the page pool");
+    write_gauge(p, "kv_slots_live", (double)kv->slots_live, "Entries that lie in pages");
+    write_gauge(p, "kv_sequences_open", kv->seqs_open, "Sequences open in the KV cache");
+    write_gauge(p, "prefix_cache_objects", kv->prefix_objects, "Cached prefixes");
+}
+
+static void write_kv_counters(page *p, const kv_stats *kv)
+{
+    write_counter(p, "prefix_cache_query_tokens_total", kv->prefix_query_tokens,
+                  "Prompt tokens looked up in the prefix cache");
+    write_counter(p, "prefix_cache_hit_tokens_total", kv->prefix_hit_tokens,
+                  "Prompt tokens taken from the prefix cache");
+    write_counter(p, "kv_tokens_appended_total", kv->tokens_appended,
+                  "Tokens appended to the cache");
+    write_counter(p, "kv_committed_blocks_total", kv->pages_committed, "Pages filled from rings");
+    write_counter(p, "kv_evicted_blocks_total", kv->pages_given_up,
+                  "Pages of cached prefixes given up under pressure");
+    write_counter(p, "kv_read_bytes_total", kv->bytes_read, "Bytes of keys and values read");
+    write_counter(p, "kv_read_blocks_total", kv->blocks_read, "Blocks of positions read");
+}
+
+/* The busiest expert's tokens over the mean, of each layer on its own: a mean over layers first would
+ * hide that different experts are busy in different layers. Layers without traffic have no value. */
+static void write_experts(page *p)
+{
+    const metrics *m = p->m;
+    char labels[64];
+    if (m->n_experts == 0) return;
+    write_family(p, "moe_expert_tokens_total", "counter", "Tokens routed to an expert");
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        for (uint32_t e = 0; e < m->n_experts; e++) {
+            snprintf(labels, sizeof labels, "layer=\"%u\",expert=\"%u\"", l, e);
+            write_count(p, "moe_expert_tokens_total", labels,
+                        load(&m->experts[(size_t)l * m->n_experts + e]));
+        }
+    }
+    write_family(p, "moe_layer_load_imbalance_ratio", "gauge",
+                 "Tokens of the busiest expert over the mean, since start");
+    for (uint32_t l = 0; l < m->n_layers; l++) {
+        uint64_t most = 0, total = 0;
+        for (uint32_t e = 0; e < m->n_experts; e++) {
+            const uint64_t n = load(&m->experts[(size_t)l * m->n_experts + e]);
+            most = n > most ? n : most;
+            total += n;
+        }
+        if (total == 0) continue;
+        snprintf(labels, sizeof labels, "layer=\"%u\"", l);
+        write_sample(p, "moe_layer_load_imbalance_ratio", labels,
+                     (double)most * m->n_experts / (double)total);
+    }
+}
+
+static const char *or_empty(const char *text)
+{
+    return text == NULL ? "" : text;
+}
+
+static void write_info(page *p, const metrics_gauges *g)
+{
+    char labels[256];
+    snprintf(labels, sizeof labels, "version=\"%s\",device=\"%s\"", PIKV_VERSION,
+             or_empty(g->dev_name));
+    write_family(p, "build_info", "gauge", "Version and device; always 1");
+    write_count(p, "build_info", labels, 1);
+    snprintf(labels, sizeof labels,
+             "cache_dtype=\"%s\",block_size=\"%u\",num_blocks=\"%" PRIu64 "\",max_model_len=\"%u\"",
+             or_empty(g->kv_type), g->page_tokens, g->kv.pages_total, g->context_max);
+    write_family(p, "cache_config_info", "gauge", "Settings of the KV cache; always 1");
+    write_count(p, "cache_config_info", labels, 1);
+}
+
+/* ---- process_*, as every Prometheus client exports them ------------------------------------------- */
+
+static void write_process_value(page *p, const char *name, const char *type, double value,
+                                const char *help)
+{
+    char text[CFG_F64_TEXT_BYTES];
+    write_head(p, name, type, help);
+    fprintf(p->out, "%s %s\n", name, cfg_format_f64(value, text));
+}
+
+/* Seconds since the epoch at which the process began, from its age: clock ticks since boot in
+ * /proc/self/stat, field 22. 0 if it cannot be read. */
+static double process_start_seconds(void)
+{
+    char text[1024];
+    FILE *file = fopen("/proc/self/stat", "r");
+    if (file == NULL) return 0;
+    const size_t n_bytes = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[n_bytes] = '\0';
+    const char *at = strrchr(text, ')'); /* the name may hold spaces; field 3 follows it */
+    for (int field = 2; at != NULL && field < 22; field++)
+        at = strchr(at + 1, ' ');
+    struct timespec now, since_boot;
+    if (at == NULL || clock_gettime(CLOCK_REALTIME, &now) != 0) return 0;
+    if (clock_gettime(CLOCK_BOOTTIME, &since_boot) != 0) return 0;
+    const double started = strtod(at, NULL) / (double)sysconf(_SC_CLK_TCK);
+    return (double)now.tv_sec - ((double)since_boot.tv_sec - started);
+}
+
+static double open_descriptors(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    if (dir == NULL) return 0;
+    double n = -3; /* `.`, `..` and the directory's own descriptor */
+    while (readdir(dir) != NULL)
+        n++;
+    closedir(dir);
+    return n;
+}
+
+static void write_process(page *p)
+{
+    struct rusage usage;
+    struct rlimit limit = {0};
+    double virtual_pages = 0, resident_pages = 0;
+    getrusage(RUSAGE_SELF, &usage);
+    getrlimit(RLIMIT_NOFILE, &limit);
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file != NULL) {
+        if (fscanf(file, "%lf %lf", &virtual_pages, &resident_pages) != 2) resident_pages = 0;
+        fclose(file);
+    }
+    const double page_bytes = (double)sysconf(_SC_PAGESIZE);
+    const double cpu_seconds = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+                               (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
+    write_process_value(p, "process_cpu_seconds_total", "counter", cpu_seconds,
+                        "Processor time of user and system");
+    write_process_value(p, "process_resident_memory_bytes", "gauge", resident_pages * page_bytes,
+                        "Resident memory, mapped weights included");
+    write_process_value(p, "process_virtual_memory_bytes", "gauge", virtual_pages * page_bytes,
+                        "Virtual memory");
+    write_process_value(p, "process_start_time_seconds", "gauge", process_start_seconds(),
+                        "Start of the process, since the epoch");
+    write_process_value(p, "process_open_fds", "gauge", open_descriptors(), "Open descriptors");
+    write_process_value(p, "process_max_fds", "gauge", (double)limit.rlim_cur,
+                        "Limit of open descriptors");
+}
+
+err_t metrics_write(const metrics *m, const metrics_gauges *gauges, char **text, size_t *n_bytes)
+{
+    *text = NULL;
+    page p = {.out = open_memstream(text, n_bytes), .m = m};
+    if (p.out == NULL) return ERR_NO_MEMORY;
+    write_requests(&p);
+    write_counters(&p);
+    write_load(&p, gauges);
+    write_kv_gauges(&p, &gauges->kv);
+    write_kv_counters(&p, &gauges->kv);
+    write_histograms(&p);
+    write_experts(&p);
+    write_info(&p, gauges);
+    write_process(&p);
+    const int is_broken = ferror(p.out);
+    if (fclose(p.out) == 0 && !is_broken) return ERR_OK;
+    free(*text);
+    *text = NULL;
+    return ERR_NO_MEMORY;
+}
