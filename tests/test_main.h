@@ -15,7 +15,16 @@ typedef struct test_case {
 
 extern const test_case test_cases[];
 
-#define TEST_CASE(name) {#name, name, 0}
+/* Check makes a test's name a variable that points to its TTest, and C takes no variable in a static
+ * table; so here the table holds the address of the TTest itself. */
+#undef START_TEST
+#define START_TEST(name)                                                         \
+    static void name##_fn(int _i);                                               \
+    static const TTest name##_ttest = {"" #name, name##_fn, __FILE__, __LINE__}; \
+    static void name##_fn(int _i CK_ATTRIBUTE_UNUSED)
+
+#define TEST_CASE(name) {#name, &name##_ttest, 0}
+#define TEST_CASE_SECONDS(name, seconds) {#name, &name##_ttest, (seconds)}
 #define TEST_CASES_END  {NULL, NULL, 0}
 
 #endif
