@@ -1,11 +1,12 @@
-/* service/api.h - the meaning of the HTTP routes. Each api_*_json.c holds one family of routes.
+/* service/api.h - the meaning of the HTTP routes.
  *
- * A handler validates a request completely, tokenises it and submits its sessions before the first byte of a 200
- * goes out, so that every client error is a status and not a broken stream. */
+ * A handler validates a request completely, tokenises it and submits its sessions before the first byte of a
+ * 200 goes out, so that every client error is a status and not a broken stream. */
 #ifndef SERVICE_API_H
 #define SERVICE_API_H
 
 #include "base/hash.h"
+#include "service/api_error.h"
 #include "service/engine.h"
 #include "service/metrics.h"
 #include "service/server_config.h"
@@ -16,44 +17,71 @@
 
 typedef enum api_phase { API_LOADING, API_READY, API_DRAINING, API_FAILED } api_phase;
 
-/* What handlers share. Set up by server.c; everything but `phase` is constant once phase is API_READY;
- * before that the engine parts are NULL and generation routes answer 503. */
+/* The keys that clients may show: only their hashes are kept. */
+typedef struct api_keys {
+    uint8_t (*hashes)[HASH_SECRET_BYTES]; /* [n_keys] */
+    size_t n_keys;                        /* 0: no key is needed */
+} api_keys;
+
+/* What handlers share. Set up by server.c; everything but `phase` and `n_requests` is constant once phase
+ * is API_READY (a release store); before that the engine parts are NULL and their routes answer 503. */
 typedef struct api_context {
-    _Atomic(int) phase;          /* api_phase */
+    _Atomic(int) phase;           /* api_phase */
+    _Atomic(uint64_t) n_requests; /* numbers the groups of sessions */
     engine *engine;
     model *m;
     kv_cache *cache;
     const tokenizer *t;
-    metrics *metrics;
+    metrics *metrics; /* NULL until the shape of the model is known */
     const serve_config *config;
+    const kv_config *kv_config;
     const char *const *model_names; /* [n_model_names], the first is the name in replies */
     size_t n_model_names;
-    int64_t created;             /* of the model, unix seconds: stable for the process */
-    char fingerprint[32];        /* system_fingerprint: hash of weights' index, config and build */
-    uint8_t (*key_hashes)[HASH_SECRET_BYTES]; /* [n_keys] */
-    size_t n_keys;
-    http_server *server, *monitor;
+    uint32_t n_context_max;
+    int64_t created;      /* of the model, unix seconds: stable for its files */
+    char fingerprint[32]; /* system_fingerprint: hash of config, index and build */
+    api_keys keys;
+    http_server *server, *monitor; /* monitor NULL: none */
     double load_seconds;
     const char *dev_name;
 } api_context;
 
-/* OpenAI's error object: {"error":{"message","type","param","code"}}. `param` and `code` may be NULL. */
-typedef struct api_error {
-    unsigned status;
-    const char *type;  /* "invalid_request_error" ... */
-    const char *param;
-    const char *code;
-    char message[512];
-    unsigned retry_after_s; /* 0: no header */
-} api_error;
-void api_reply_error(http_exchange *ex, const api_error *error);
+/* ---- keys ------------------------------------------------------------------------------------------ */
 
-/* All routes of the main listener, and of the monitor listener (health and metrics only). `ctx` of every
- * handler is the api_context. */
+/* Of --api-key and of the lines of --api-key-file (blank lines and those with # are skipped). */
+err_t api_keys_open(const serve_config *config, api_keys *out, err_info *info) MUST_CHECK;
+void api_keys_deinit(api_keys *keys);
+/* `authorization` and `x_api_key` are the headers or NULL. Takes equally long for every key. */
+bool api_keys_accept(const api_keys *keys, const char *authorization, const char *x_api_key);
+
+/* ---- replies --------------------------------------------------------------------------------------- */
+
+/* Also counts the refusal and writes the request's line to the log. */
+void api_reply_error(api_context *api, http_exchange *ex, const api_error *error);
+/* A JSON document with status 200; NULL is answered as out of memory. Frees `text`. */
+void api_reply_text_take(api_context *api, http_exchange *ex, char *text, size_t n_bytes);
+
+/* False, with the fault, unless the server can generate. */
+bool api_is_serving(const api_context *api, api_error *error);
+
+/* ---- routes: ctx is the api_context ---------------------------------------------------------------- */
+
+void api_completions(void *ctx, http_exchange *ex);
+void api_tokenize(void *ctx, http_exchange *ex);
+void api_detokenize(void *ctx, http_exchange *ex);
+void api_models(void *ctx, http_exchange *ex);
+void api_model(void *ctx, http_exchange *ex);
+void api_live(void *ctx, http_exchange *ex);
+void api_ready(void *ctx, http_exchange *ex);
+void api_version(void *ctx, http_exchange *ex);
+void api_load(void *ctx, http_exchange *ex);
+void api_metrics(void *ctx, http_exchange *ex);
+
+/* All routes of the main listener, and of the monitor listener (health and metrics only). */
 const route *api_routes(size_t *n_routes);
 const route *api_monitor_routes(size_t *n_routes);
 
-/* The http_handler entry: checks the API key, finds the route, replies 401, 404 and 405. */
+/* The http_handler entries: find the route, check the API key, reply 401, 404 and 405. */
 void api_handle(void *ctx, http_exchange *ex);
 void api_handle_monitor(void *ctx, http_exchange *ex);
 size_t api_error_body(void *ctx, unsigned status, const char *message, char *out, size_t out_bytes);

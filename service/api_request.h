@@ -1,0 +1,76 @@
+/* service/api_request.h - the body of POST /v1/completions, read and checked.
+ *
+ * Reading needs no server, no model and no tokenizer, only limits: what a fuzzer drives. Every number
+ * passes one checked reader (api_fields_json.h), every list has a cap, and a request that has been
+ * read refers to nothing outside itself.
+ *
+ * Accepted and ignored: `user`, fields that nobody knows. Refused although ignoring them would be
+ * easier: known options that would change the output and that this server lacks. */
+#ifndef SERVICE_API_REQUEST_H
+#define SERVICE_API_REQUEST_H
+
+#include "model/sampler.h"
+#include "service/api_error.h"
+#include "service/session.h"
+
+enum {
+    API_N_MAX = 128,            /* n */
+    API_BIAS_MAX = 1024,        /* entries of logit_bias */
+    API_SALT_BYTES_MAX = 4096,  /* cache_salt: 1024 characters */
+    API_REQUEST_ID_BYTES = 129, /* with the NUL */
+    API_NESTING_MAX = 16384,    /* arrays and objects in a body: each costs 100 bytes and more */
+    API_VALUES_MAX = 1 << 21    /* commas in a body */
+};
+
+/* What the server allows. */
+typedef struct api_limits {
+    uint32_t n_vocab;
+    uint32_t n_logprobs_max;        /* <= SAMPLER_LOGPROBS_MAX */
+    uint32_t n_choices_max;         /* n x prompts */
+    const char *const *model_names; /* [n_model_names] */
+    size_t n_model_names;
+} api_limits;
+
+/* A prompt is text until it has been tokenised, or ids from the start. */
+typedef struct api_prompt {
+    char *text; /* NUL-terminated, may hold NULs; NULL when the client sent ids */
+    size_t text_bytes;
+    uint32_t *ids; /* [n_ids]; NULL for text that has not been tokenised */
+    size_t n_ids;
+} api_prompt;
+
+typedef struct completion_request {
+    api_prompt *prompts; /* [n_prompts], owned */
+    size_t n_prompts;
+    uint32_t n;          /* choices of each prompt */
+    uint32_t max_tokens; /* 16 unless has_max_tokens */
+    bool has_max_tokens;
+    uint32_t min_tokens;
+    bool echo;
+    sampler_params sampling; /* n_logprobs -1 without logprobs; bias is owned; choice is unset */
+    bool has_seed;
+    bool stream, include_usage;
+    char *stops[SESSION_STOPS_MAX]; /* [n_stops], owned */
+    size_t stop_bytes[SESSION_STOPS_MAX];
+    uint32_t n_stops;
+    uint32_t stop_ids[SESSION_STOP_IDS_MAX];
+    uint32_t n_stop_ids;
+    bool include_stop; /* include_stop_str_in_output */
+    bool ignore_eos;
+    bool skip_special;    /* skip_special_tokens */
+    bool add_special;     /* add_special_tokens: BOS before a prompt of text */
+    bool return_ids;      /* return_token_ids */
+    bool tokens_as_ids;   /* return_tokens_as_token_ids */
+    bool truncates;       /* truncate_prompt_tokens was given */
+    uint32_t n_truncated; /* prompt tokens kept at the end; 0: as many as fit (-1 in the request) */
+    char *salt;           /* cache_salt, owned; NULL: none */
+    size_t salt_bytes;
+    char request_id[API_REQUEST_ID_BYTES]; /* "" if none or not fit for a header */
+} completion_request;
+
+/* False leaves the reason in `error`; *out is zeroed then and owns nothing. */
+bool api_completion_parse(const api_limits *limits, const char *body, size_t body_bytes,
+                          completion_request *out, api_error *error);
+void api_completion_deinit(completion_request *request); /* zeroed is fine */
+
+#endif

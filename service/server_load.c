@@ -1,0 +1,276 @@
+/* service/server_load.c - from files to an engine that answers. See server_parts.h.
+ *
+ * Every phase is one line in the log with its seconds, since "why does it take so long to start" is the first
+ * question of everybody who runs a server. The warm-up is a request like any other: it touches the
+ * weights, the cache and the sampler once, so that the first client does not pay for page faults. */
+#include "service/server_parts.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum { PATH_BYTES = 4096, WARM_UP_TOKENS = 2, WARM_UP_POLL_NS = 500000 };
+static const double GIB = 1024.0 * 1024.0 * 1024.0;
+
+/* ---- names and times ----------------------------------------------------------------------------------- */
+
+static char *last_part(const char *dir)
+{
+    size_t end = strlen(dir);
+    while (end > 1 && dir[end - 1] == '/')
+        end--;
+    size_t begin = end;
+    while (begin > 0 && dir[begin - 1] != '/')
+        begin--;
+    return strndup(dir + begin, end - begin);
+}
+
+static err_t make_names(server_parts *parts, err_info *info)
+{
+    const serve_config *serve = &parts->settings->serve;
+    const cfg_strings *given = &serve->served_model_names;
+    const size_t n_names = given->n_items > 0 ? given->n_items : 1;
+    parts->default_name = last_part(serve->model_dir);
+    parts->model_names = calloc(n_names, sizeof *parts->model_names);
+    if (parts->default_name == NULL || parts->model_names == NULL) {
+        return err_set(info, ERR_NO_MEMORY, "out of memory");
+    }
+    parts->model_names[0] = parts->default_name;
+    for (size_t i = 0; i < given->n_items; i++)
+        parts->model_names[i] = given->items[i];
+    parts->api.model_names = parts->model_names;
+    parts->api.n_model_names = n_names;
+    return ERR_OK;
+}
+
+/* A number for the file's content that costs no reading of it: size and time of change. */
+static hash128 file_mark(const char *dir, const char *name, int64_t *changed)
+{
+    static const hash_key key = {{0}}; /* public: it only tells models apart */
+    char path[PATH_BYTES];
+    struct stat status;
+    int64_t facts[2] = {0, 0};
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    if (stat(path, &status) == 0) {
+        facts[0] = status.st_size;
+        facts[1] = status.st_mtim.tv_sec;
+    }
+    if (facts[1] > *changed) *changed = facts[1];
+    return hash_bytes(&key, facts, sizeof facts);
+}
+
+/* `created` of the model and the fingerprint: the same after a restart with the same files. */
+static void make_fingerprint(server_parts *parts)
+{
+    static const char *const names[] = {"config.json", "model.safetensors",
+                                        "model.safetensors.index.json"};
+    uint64_t mixed = hash_bytes(&(hash_key){{0}}, PIKV_VERSION, sizeof PIKV_VERSION).lo;
+    parts->api.created = 0;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const char *dir = parts->settings->serve.model_dir;
+        mixed = mixed * 31 + file_mark(dir, names[i], &parts->api.created).lo;
+    }
+    snprintf(parts->api.fingerprint, sizeof parts->api.fingerprint, "fp_%012" PRIx64,
+             mixed & UINT64_C(0xffffffffffff));
+}
+
+err_t server_prepare(server_parts *parts, const server_settings *settings, err_info *info)
+{
+    const serve_config *serve = &settings->serve;
+    *parts = (server_parts){.settings = settings, .start_ns = clock_mono_ns()};
+    atomic_init(&parts->api.phase, API_LOADING);
+    atomic_init(&parts->api.n_requests, 0);
+    parts->api.config = serve;
+    parts->api.kv_config = &settings->kv;
+    if (hash_init() != ERR_OK) return err_set(info, ERR_SYSTEM, "no source of random numbers");
+    TRY(model_config_read(serve->model_dir, &parts->shape, info));
+    TRY(make_names(parts, info));
+    make_fingerprint(parts);
+    TRY(api_keys_open(serve, &parts->api.keys, info));
+    const metrics_shape shape = {.model_name = parts->model_names[0],
+                                 .n_layers = parts->shape.n_layers,
+                                 .n_experts = parts->shape.n_experts};
+    if (metrics_open(&shape, &parts->metrics) != ERR_OK) {
+        return err_set(info, ERR_NO_MEMORY, "no memory for counters");
+    }
+    parts->api.metrics = parts->metrics;
+    return ERR_OK;
+}
+
+/* ---- phases -------------------------------------------------------------------------------------------- */
+
+static uint32_t context_max(const server_parts *parts)
+{
+    const uint32_t wanted = parts->settings->engine.n_context_max;
+    return wanted > 0 ? wanted : parts->shape.n_positions;
+}
+
+static err_t load_weights(server_parts *parts, err_info *info)
+{
+    const uint64_t start_ns = clock_mono_ns();
+    const serve_config *serve = &parts->settings->serve;
+    const model_options options = {.load = (model_load)serve->load_format,
+                                   .n_step_tokens_max =
+                                       parts->settings->engine.n_batched_tokens_max,
+                                   .n_positions_max = parts->settings->engine.n_context_max};
+    const dev_config device = {.isa = serve->isa, .n_threads = serve->n_threads};
+    TRY(dev_open_cpu(&device, &parts->d, info));
+    TRY(model_open(parts->d, serve->model_dir, &options, &parts->m, info));
+    TRY(tokenizer_open(serve->model_dir, &parts->t, info));
+    const uint32_t n_vocab = model_get_config(parts->m)->n_vocab;
+    if (tokenizer_n_vocab(parts->t) > n_vocab) {
+        return err_set(info, ERR_BAD_MODEL,
+                       "%s: the tokenizer has %" PRIu32 " tokens, the model %" PRIu32,
+                       serve->model_dir, tokenizer_n_vocab(parts->t), n_vocab);
+    }
+    log_info("server", "opened model=%s family=%s device=%s threads=%" PRIu32 " seconds=%.3f",
+             serve->model_dir, parts->shape.family, parts->d->ops->name,
+             thread_pool_n_threads(parts->d->pool), clock_seconds_since(start_ns));
+    const uint64_t touch_ns = clock_mono_ns();
+    model_touch_weights(parts->m);
+    log_info("server", "weights gib=%.3f parameters=%" PRIu64 " active=%" PRIu64 " seconds=%.3f",
+             (double)model_weight_bytes(parts->m) / GIB, model_get_config(parts->m)->n_params,
+             model_get_config(parts->m)->n_params_active, clock_seconds_since(touch_ns));
+    return ERR_OK;
+}
+
+static err_t open_cache(server_parts *parts, err_info *info)
+{
+    const uint64_t start_ns = clock_mono_ns();
+    const engine_config *config = &parts->settings->engine;
+    const kv_limits limits = {.n_seqs_max = config->n_seqs_max,
+                              .n_step_tokens_max = config->n_batched_tokens_max,
+                              .n_seq_tokens_max = context_max(parts)};
+    TRY(kv_cache_open(parts->d, &parts->settings->kv, model_get_kv_shape(parts->m), &limits,
+                      &parts->cache, info));
+    kv_stats stats;
+    kv_stats_read(parts->cache, &stats);
+    const uint64_t capacity = kv_cache_capacity_tokens(parts->cache);
+    log_info("server",
+             "kv cache capacity_tokens=%" PRIu64 " type=%s gib=%.3f bytes_per_token=%zu"
+             " context=%" PRIu32 " max_concurrency=%.2fx seconds=%.3f",
+             capacity, dtype_name(kv_cache_type(parts->cache)),
+             (double)stats.pool_budget_bytes / GIB, kv_cache_bytes_per_token(parts->cache),
+             context_max(parts), (double)capacity / context_max(parts),
+             clock_seconds_since(start_ns));
+    return ERR_OK;
+}
+
+static err_t open_engine(server_parts *parts, err_info *info)
+{
+    const engine_parts all = {.d = parts->d,
+                              .m = parts->m,
+                              .cache = parts->cache,
+                              .t = parts->t,
+                              .metrics = parts->metrics};
+    TRY(engine_open(&parts->settings->engine, &all, &parts->e, info));
+    parts->api.engine = parts->e;
+    parts->api.m = parts->m;
+    parts->api.cache = parts->cache;
+    parts->api.t = parts->t;
+    parts->api.n_context_max = engine_context_max(parts->e);
+    parts->api.dev_name = parts->d->ops->name;
+    return ERR_OK;
+}
+
+/* ---- warm-up ------------------------------------------------------------------------------------------- */
+
+static void ignore(void *ctx)
+{
+    (void)ctx;
+}
+
+static err_t wait_for(const session *s, err_info *info)
+{
+    const struct timespec pause = {.tv_nsec = WARM_UP_POLL_NS};
+    while (session_read(s).finish == FINISH_NONE)
+        nanosleep(&pause, NULL);
+    const session_finish finish = session_read(s).finish;
+    if (finish == FINISH_STOP || finish == FINISH_LENGTH) return ERR_OK;
+    return err_set(info, ERR_BAD_MODEL, "the warm-up request ended with \"%s\"",
+                   session_finish_name(finish));
+}
+
+static err_t warm_up(server_parts *parts, err_info *info)
+{
+    const uint64_t start_ns = clock_mono_ns();
+    const uint32_t prompt[1] = {0};
+    const uint32_t n_tokens = (uint32_t)min_size(WARM_UP_TOKENS, context_max(parts) - 1);
+    const session_spec spec = {.prompt = prompt,
+                               .n_prompt = 1,
+                               .max_tokens = n_tokens,
+                               .sampling = {.top_p = 1, .repetition_penalty = 1, .n_logprobs = -1},
+                               .ignore_eos = true,
+                               .salt = "",
+                               .arrival_ns = start_ns,
+                               .on_progress = ignore,
+                               .on_release = ignore};
+    session *s;
+    if (n_tokens == 0) return ERR_OK;
+    if (session_open(parts->t, &spec, &s) != ERR_OK) {
+        return err_set(info, ERR_NO_MEMORY, "no memory for the warm-up");
+    }
+    err_t err = engine_submit(parts->e, &s, 1, info);
+    if (err == ERR_OK) err = wait_for(s, info);
+    session_release(s);
+    if (err == ERR_OK) log_info("server", "warm-up seconds=%.3f", clock_seconds_since(start_ns));
+    return err;
+}
+
+err_t server_load(server_parts *parts, err_info *info)
+{
+    TRY(load_weights(parts, info));
+    TRY(open_cache(parts, info));
+    TRY(open_engine(parts, info));
+    TRY(warm_up(parts, info));
+    parts->api.load_seconds = clock_seconds_since(parts->start_ns);
+    return ERR_OK;
+}
+
+void server_unload(server_parts *parts)
+{
+    engine_close(parts->e);
+    kv_cache_close(parts->cache);
+    tokenizer_close(parts->t);
+    model_close(parts->m);
+    dev_close(parts->d);
+    metrics_close(parts->metrics);
+    api_keys_deinit(&parts->api.keys);
+    free(parts->model_names);
+    free(parts->default_name);
+}
+
+/* ---- --check ------------------------------------------------------------------------------------------- */
+
+int server_check(const server_settings *settings)
+{
+    err_info info = {0};
+    server_parts parts;
+    err_t err = server_prepare(&parts, settings, &info);
+    const dev_config device = {.isa = settings->serve.isa, .n_threads = settings->serve.n_threads};
+    const model_options options = {.load = (model_load)settings->serve.load_format,
+                                   .n_step_tokens_max = 1,
+                                   .n_positions_max = settings->engine.n_context_max,
+                                   .check_values = true};
+    const char *dir = settings->serve.model_dir;
+    if (err == ERR_OK) err = dev_open_cpu(&device, &parts.d, &info);
+    if (err == ERR_OK) err = model_open(parts.d, dir, &options, &parts.m, &info);
+    if (err == ERR_OK) err = tokenizer_open(dir, &parts.t, &info);
+    if (err == ERR_OK) {
+        printf("%s: sound: %s, %" PRIu64 " parameters, %.3f GiB, %" PRIu32
+               " tokens in the vocabulary\n",
+               dir, parts.shape.family, model_get_config(parts.m)->n_params,
+               (double)model_weight_bytes(parts.m) / GIB, parts.shape.n_vocab);
+    } else {
+        fprintf(stderr, "pikv: %s\n", info.code != ERR_OK ? info.message : err_sentence(err));
+    }
+    server_unload(&parts);
+    return err == ERR_OK ? 0 : 1;
+}
