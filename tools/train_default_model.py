@@ -117,30 +117,28 @@ def load_tokens(args):
     return tokenizer, streams["train"], streams["valid"], valid_bytes
 
 
-def batch_at(tokens, context, n_windows, position, seed):
-    """Windows `position` .. `position + n_windows - 1` of an endless shuffled walk over the stream.
+class Walk:
+    """An endless shuffled walk over the stream in windows of one length; each epoch has its own order and offset."""
 
-    Each epoch has its own order and its own offset.  A window's input is BOS and all but its last token."""
-    per_epoch = len(tokens) // context - 1
-    rows = []
-    for i in range(position, position + n_windows):
-        epoch, index = divmod(i, per_epoch)
-        key = (len(tokens), context, epoch, seed)
-        if epoch_order.key != key:
-            rng = np.random.default_rng((seed, context, epoch))
-            epoch_order.key, epoch_order.offset = key, int(rng.integers(context))
-            epoch_order.order = rng.permutation(per_epoch)
-        start = epoch_order.offset + int(epoch_order.order[index]) * context
-        rows.append(tokens[start:start + context])
-    targets = torch.from_numpy(np.stack(rows).astype(np.int64))
-    return shift_in_bos(targets), targets
+    def __init__(self, tokens, context, seed):
+        self.tokens, self.context, self.seed = tokens, context, seed
+        self.per_epoch = len(tokens) // context - 1
+        self.epoch = None
 
+    def window(self, position):
+        epoch, index = divmod(position, self.per_epoch)
+        if epoch != self.epoch:
+            rng = np.random.default_rng((self.seed, self.context, epoch))
+            self.epoch, self.offset = epoch, int(rng.integers(self.context))
+            self.order = rng.permutation(self.per_epoch)
+        start = self.offset + int(self.order[index]) * self.context
+        return self.tokens[start:start + self.context]
 
-def epoch_order():
-    """Holds the order of the epoch last asked for; see batch_at."""
-
-
-epoch_order.key = None
+    def batch(self, position, n_windows):
+        """Inputs and targets [n_windows][context]: a window's input is BOS and all of it but the last token."""
+        rows = [self.window(i) for i in range(position, position + n_windows)]
+        targets = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return shift_in_bos(targets), targets
 
 
 def shift_in_bos(targets):
@@ -325,7 +323,7 @@ class Run:
         return min(1.0, used / budget)
 
 
-def train_step(run, tokens, args, progress):
+def train_step(run, walks, args, progress):
     """One update from --batch tokens, taken --micro at a time.  Returns the loss in nats per token."""
     context = LONG_CONTEXT if progress >= LONG_FROM else SHORT_CONTEXT
     n_micro = max(1, args.batch // args.micro)
@@ -333,7 +331,7 @@ def train_step(run, tokens, args, progress):
     balance_weight = BALANCE_LATE if progress >= DECAY_FROM else BALANCE_EARLY
     total = 0.0
     for _ in range(n_micro):
-        ids, targets = batch_at(tokens, context, n_windows, run.windows[context], args.seed)
+        ids, targets = walks[context].batch(run.windows[context], n_windows)
         ids, targets = ids.to(args.device), targets.to(args.device)
         logits, balance, _ = run.model(ids)
         loss = F.cross_entropy(logits.view(-1, VOCAB), targets.view(-1))
@@ -379,13 +377,14 @@ def log_row(args, row):
     print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
 
 
-def train(run, tokenizer, tokens, valid, args):
+def train(run, tokens, valid, args):
     """Steps until the budget is used; every --every minutes a validation loss and a checkpoint."""
+    walks = {context: Walk(tokens, context, args.seed) for context in run.windows}
     recent, started, last_save = [], time.monotonic(), time.monotonic()
     request = os.path.join(args.work, "export")
     base_seconds, paused = run.seconds, 0.0
     while (progress := run.progress(args)) < 1:
-        recent.append(train_step(run, tokens, args, progress))
+        recent.append(train_step(run, walks, args, progress))
         run.seconds = base_seconds + time.monotonic() - started - paused
         if run.step % 20 == 0:
             print(f"step {run.step}  {progress:.3f}  loss {np.mean(recent[-20:]):.4f}  "
@@ -467,7 +466,7 @@ def verify(model, valid, valid_bytes, args):
     for start in range(0, len(valid), VALID_WINDOW):
         targets = torch.from_numpy(valid[start:start + VALID_WINDOW].astype(np.int64))[None]
         nats += F.cross_entropy(other(shift_in_bos(targets)).logits[0], targets[0], reduction="sum").item()
-    scores("transformers, bf16 weights", nats / len(valid), len(valid), valid_bytes)
+    scores(f"transformers, bf16 weights, windows of {VALID_WINDOW}", nats / len(valid), len(valid), valid_bytes)
 
 
 @torch.no_grad()
@@ -510,10 +509,11 @@ def main():
           f"{valid_bytes / len(valid):.2f} bytes per token", flush=True)
     run = Run(args)
     print(f"{sum(p.numel() for p in run.model.parameters())} parameters, starting at step {run.step}", flush=True)
-    train(run, tokenizer, tokens, valid, args)
+    train(run, tokens, valid, args)
     export(run.model, args)
-    nats, imbalance = evaluate(run.model, valid, args.device)
-    scores("this file, f32 weights", nats, len(valid), valid_bytes, imbalance)
+    for window in (VALID_WINDOW, LONG_CONTEXT):
+        nats, imbalance = evaluate(run.model, valid, args.device, window)
+        scores(f"f32 weights, windows of {window}", nats, len(valid), valid_bytes, imbalance)
     if args.verify:
         verify(run.model, valid, valid_bytes, args)
         print(sample(run.model.cpu(), tokenizer, "Once upon a time", args.seed), flush=True)
