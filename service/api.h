@@ -38,8 +38,9 @@ typedef struct api_context {
     const char *const *model_names; /* [n_model_names], the first is the name in replies */
     size_t n_model_names;
     uint32_t n_context_max;
-    int64_t created;      /* of the model, unix seconds: stable for its files */
-    char fingerprint[32]; /* system_fingerprint: hash of config, index and build */
+    uint32_t n_choices_max; /* of one request: --max-choices, and what the engine can hold */
+    int64_t created;        /* of the model, unix seconds: stable for its files */
+    char fingerprint[32];   /* system_fingerprint: hash of config, index and build */
     api_keys keys;
     http_server *server, *monitor; /* monitor NULL: none */
     double load_seconds;

@@ -250,7 +250,7 @@ api_call *api_call_open(api_context *api, http_exchange *ex, api_error *error)
     const char *body = http_body(ex, &n_bytes);
     const api_limits limits = {.n_vocab = model_get_config(api->m)->n_vocab,
                                .n_logprobs_max = api->config->n_logprobs_max,
-                               .n_choices_max = api->config->n_choices_max,
+                               .n_choices_max = api->n_choices_max,
                                .model_names = api->model_names,
                                .n_model_names = api->n_model_names};
     const uint64_t timeout_ns = (uint64_t)api->config->request_timeout_s * 1000000000u;

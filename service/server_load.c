@@ -176,6 +176,10 @@ static err_t open_engine(server_parts *parts, err_info *info)
     parts->api.cache = parts->cache;
     parts->api.t = parts->t;
     parts->api.n_context_max = engine_context_max(parts->e);
+    /* A request with more choices could never be queued: 429 would make clients repeat it for ever. */
+    const engine_config *config = &parts->settings->engine;
+    parts->api.n_choices_max = (uint32_t)min_size(parts->settings->serve.n_choices_max,
+                                                  config->n_seqs_max + config->n_queued_max);
     parts->api.dev_name = parts->d->ops->name;
     return ERR_OK;
 }

@@ -21,10 +21,7 @@ static const cfg_alias aliases[] = {
     {"-pp", "pipeline-parallel-size"},
     {"-dp", "data-parallel-size"},
     {"--block-size", "kv-page-tokens"},
-    {"--kv-cache-memory-bytes", "kv-memory-bytes"},
-    {"--kv-cache-memory", "kv-memory-bytes"},
-    {"--enable-prefix-caching", "kv-prefix-caching"},
-    {"--no-enable-prefix-caching", "no-kv-prefix-caching"},
+    {"--kv-cache-memory", "kv-cache-memory-bytes"},
     {NULL, NULL},
 };
 

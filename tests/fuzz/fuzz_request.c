@@ -1,0 +1,37 @@
+/* The reader of POST /v1/completions under any bytes: never a crash, and always either a request within
+ * the limits or an error that is small and complete. */
+#include "base/check.h"
+#include "service/api_request.h"
+
+#include <string.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
+{
+    static const char *const names[] = {"model"};
+    const api_limits limits = {.n_vocab = 1000,
+                               .n_logprobs_max = 20,
+                               .n_choices_max = 64,
+                               .model_names = names,
+                               .n_model_names = 1};
+    completion_request request;
+    api_error error = {0};
+    if (api_completion_parse(&limits, (const char *)data, bytes, &request, &error)) {
+        assert(error.status == 0);
+        assert(request.n_prompts >= 1);
+        assert(request.n * request.n_prompts <= limits.n_choices_max);
+        for (size_t i = 0; i < request.n_prompts; i++) {
+            for (size_t t = 0; t < request.prompts[i].n_ids; t++)
+                assert(request.prompts[i].ids[t] < limits.n_vocab);
+        }
+        assert(request.sampling.n_logprobs <= (int32_t)limits.n_logprobs_max);
+        assert(request.sampling.top_p > 0.0f);
+        api_completion_deinit(&request);
+        return 0;
+    }
+    char body[API_ERROR_BODY_BYTES];
+    assert(error.status == 400 || error.status == 404 || error.status == 500);
+    assert(api_error_write(&error, body) == strlen(body));
+    return 0;
+}
