@@ -1,0 +1,61 @@
+/* tests/service/engine_rig.h - an engine over a tiny golden model, and sessions to put into it. */
+#ifndef TESTS_SERVICE_ENGINE_RIG_H
+#define TESTS_SERVICE_ENGINE_RIG_H
+
+#include "service/engine.h"
+
+#include <semaphore.h>
+
+typedef struct rig_options {
+    uint32_t n_seqs_max;           /* 0: 8 */
+    uint32_t n_batched_tokens_max; /* 0: 64 */
+    uint32_t n_queued_max;         /* 0: 256 */
+    uint64_t memory_bytes;         /* of the KV pool; 0: plenty */
+    uint32_t page_tokens;          /* 0: 8 */
+    bool no_prefix_caching;
+} rig_options;
+
+typedef struct rig {
+    dev *d;
+    tokenizer *t;
+    model *m;
+    kv_cache *cache;
+    metrics *counted;
+    engine *e;
+} rig;
+
+void rig_open(const rig_options *options, rig *r);
+void rig_close(rig *r); /* checks that no page is used and the cache is sane */
+
+/* A session whose progress can be waited for. The defaults of a zeroed wish: a prompt of its own kind of
+ * 20 tokens, 12 output tokens, greedy, EOS ignored. */
+typedef struct wish {
+    uint32_t n_prompt, max_tokens;
+    uint32_t prompt_kind; /* equal kinds have equal prompts, as far as both go */
+    uint64_t seed;        /* 0: greedy; else temperature 1 */
+    uint64_t group;
+    uint64_t deadline_ns;
+    bool score_only; /* score_prompt and max_tokens 0 */
+    bool with_logprobs;
+    float repetition_penalty; /* 0: off */
+    const uint32_t *prompt;   /* instead of a kind */
+} wish;
+
+typedef struct guest {
+    session *s;
+    sem_t progress;
+} guest;
+
+void guest_make(const rig *r, const wish *w, guest *g);
+void guest_submit(const rig *r, guest *g); /* must be accepted */
+session_finish guest_wait(guest *g);       /* until it is finished */
+void guest_wait_tokens(guest *g, uint32_t n_tokens);
+void guest_leave(guest *g); /* drops the reference */
+
+/* Runs one wish alone and copies its tokens; returns their number. */
+uint32_t rig_run(const rig *r, const wish *w, uint32_t *tokens);
+
+uint64_t rig_pages_used(const rig *r);
+void rig_wait_idle(const rig *r);
+
+#endif

@@ -1,0 +1,315 @@
+/* Promises of service/metrics.h: what is counted comes out, in the text format that Prometheus reads. */
+#include "service/metrics.h"
+#include "tests/test_main.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static metrics *open_metrics(const char *model_name)
+{
+    metrics *m;
+    const metrics_shape shape = {.model_name = model_name, .n_layers = 3, .n_experts = 4};
+    ck_assert_int_eq(metrics_open(&shape, &m), ERR_OK);
+    return m;
+}
+
+static const metrics_gauges GAUGES = {.n_running = 3,
+                                      .n_waiting = 2,
+                                      .weight_bytes = 1000,
+                                      .load_seconds = 1.5,
+                                      .is_ready = true,
+                                      .kv = {.pages_total = 10, .pages_used = 4, .pages_free = 6},
+                                      .dev_name = "avx2",
+                                      .kv_type = "bf16",
+                                      .page_tokens = 32,
+                                      .context_max = 2048};
+
+static char *write_page(const metrics *m)
+{
+    char *text;
+    size_t n_bytes;
+    ck_assert_int_eq(metrics_write(m, &GAUGES, &text, &n_bytes), ERR_OK);
+    ck_assert_uint_eq(strlen(text), n_bytes);
+    ck_assert_int_eq(text[n_bytes - 1], '\n');
+    return text;
+}
+
+/* The value of the sample whose name and labels are exactly `series`. */
+static double value_of(const char *text, const char *series)
+{
+    const size_t n_bytes = strlen(series);
+    for (const char *line = text; line != NULL && *line != '\0'; line = strchr(line, '\n')) {
+        if (*line == '\n') line++;
+        if (strncmp(line, series, n_bytes) == 0 && line[n_bytes] == ' ') {
+            return strtod(line + n_bytes, NULL);
+        }
+    }
+    ck_abort_msg("no series %s in\n%s", series, text);
+    return 0;
+}
+
+START_TEST(what_is_counted_is_written)
+{
+    metrics *m = open_metrics("story");
+    metrics_add(m, METRIC_GENERATION_TOKENS, 5);
+    metrics_add(m, METRIC_GENERATION_TOKENS, 2);
+    metrics_count_outcome(m, OUTCOME_LENGTH);
+    metrics_count_reject(m, REJECT_QUEUE_FULL);
+    ck_assert_uint_eq(metrics_read(m, METRIC_GENERATION_TOKENS), 7);
+    char *text = write_page(m);
+    ck_assert(value_of(text, "pikv_generation_tokens_total{model_name=\"story\"}") == 7);
+    ck_assert(value_of(text, "pikv_requests_total{model_name=\"story\",outcome=\"length\"}") == 1);
+    ck_assert(value_of(text, "pikv_requests_total{model_name=\"story\",outcome=\"stop\"}") == 0);
+    ck_assert(
+        value_of(text,
+                 "pikv_request_rejections_total{model_name=\"story\",reason=\"queue_full\"}") == 1);
+    ck_assert(value_of(text, "pikv_requests_running{model_name=\"story\"}") == 3);
+    ck_assert(value_of(text, "pikv_kv_blocks{model_name=\"story\",state=\"used\"}") == 4);
+    ck_assert(value_of(text, "pikv_model_load_seconds{model_name=\"story\"}") == 1.5);
+    ck_assert(value_of(text, "process_resident_memory_bytes") > 1e5);
+    ck_assert(value_of(text, "process_start_time_seconds") > 1.5e9);
+    ck_assert(value_of(text, "process_open_fds") >= 3);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(a_model_name_cannot_break_the_page)
+{
+    metrics *m = open_metrics("a\"b\\c\nd");
+    char *text = write_page(m);
+    ck_assert(value_of(text, "pikv_ready{model_name=\"a\\\"b\\\\c\\nd\"}") == 1);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(experts_are_counted_per_layer)
+{
+    metrics *m = open_metrics("s");
+    const uint32_t chosen[] = {0, 1, 0, 2, 0, 3}; /* 3 tokens, top 2 */
+    metrics_count_experts(m, 1, chosen, 3, 2);
+    char *text = write_page(m);
+    ck_assert(
+        value_of(text, "pikv_moe_expert_tokens_total{model_name=\"s\",layer=\"1\",expert=\"0\"}") ==
+        3);
+    ck_assert(
+        value_of(text, "pikv_moe_expert_tokens_total{model_name=\"s\",layer=\"0\",expert=\"0\"}") ==
+        0);
+    /* 3 of 6 choices on one of 4 experts: twice the mean. */
+    ck_assert(value_of(text, "pikv_moe_layer_load_imbalance_ratio{model_name=\"s\",layer=\"1\"}") ==
+              2);
+    ck_assert_ptr_null(strstr(text, "imbalance_ratio{model_name=\"s\",layer=\"0\"}"));
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(a_value_on_an_edge_belongs_to_its_bucket)
+{
+    metrics *m = open_metrics("s");
+    metrics_observe(m, METRIC_TTFT, 0.001);
+    metrics_observe(m, METRIC_TTFT, 0.0011);
+    metrics_observe(m, METRIC_TTFT, 1e9);
+    char *text = write_page(m);
+#define TTFT(le) \
+    value_of(text, "pikv_time_to_first_token_seconds_bucket{model_name=\"s\",le=\"" le "\"}")
+    ck_assert(TTFT("0.001") == 1);
+    ck_assert(TTFT("0.002") == 2);
+    ck_assert(TTFT("2560") == 2);
+    ck_assert(TTFT("+Inf") == 3);
+#undef TTFT
+    ck_assert(value_of(text, "pikv_time_to_first_token_seconds_count{model_name=\"s\"}") == 3);
+    ck_assert(value_of(text, "pikv_time_to_first_token_seconds_sum{model_name=\"s\"}") > 9e8);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(steps_are_one_family_with_a_phase)
+{
+    metrics *m = open_metrics("s");
+    metrics_observe(m, METRIC_STEP_PREFILL, 0.3);
+    metrics_observe(m, METRIC_STEP_DECODE, 0.1);
+    metrics_observe(m, METRIC_STEP_DECODE, 0.1);
+    char *text = write_page(m);
+    ck_assert(value_of(text, "pikv_step_seconds_count{model_name=\"s\",phase=\"prefill\"}") == 1);
+    ck_assert(value_of(text, "pikv_step_seconds_count{model_name=\"s\",phase=\"decode\"}") == 2);
+    const char *type = strstr(text, "# TYPE pikv_step_seconds ");
+    ck_assert_ptr_nonnull(type);
+    ck_assert_ptr_null(strstr(type + 1, "# TYPE pikv_step_seconds "));
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+/* ---- the whole page, by a reader of its own -------------------------------------------------------- */
+
+typedef struct page_check {
+    char family[128], type[16]; /* of the last # TYPE line */
+    char series[512];           /* of the last bucket, without le */
+    double last_le, last_count; /* of that bucket */
+    bool has_inf;
+} page_check;
+
+static void check_type_line(page_check *c, const char *line, const char *page)
+{
+    char again[160];
+    ck_assert_int_eq(sscanf(line, "# TYPE %127s %15s", c->family, c->type), 2);
+    snprintf(again, sizeof again, "# TYPE %s ", c->family);
+    const char *first = strstr(page, again);
+    ck_assert_msg(strstr(first + 1, again) == NULL, "%s is declared twice", c->family);
+    const char *total = strstr(c->family, "_total");
+    const bool ends_in_total = total != NULL && strlen(total) == 6;
+    ck_assert_msg((strcmp(c->type, "counter") == 0) == ends_in_total, "%s", c->family);
+}
+
+static void check_bucket(page_check *c, const char *line)
+{
+    char series[512];
+    const char *le = strstr(line, "le=\"");
+    ck_assert_ptr_nonnull(le);
+    snprintf(series, sizeof series, "%.*s", (int)(le - line), line);
+    const bool is_new = strcmp(series, c->series) != 0;
+    const double edge = strncmp(le + 4, "+Inf", 4) == 0 ? 1e300 : strtod(le + 4, NULL);
+    const double count = strtod(strstr(le, "} ") + 2, NULL);
+    if (is_new) {
+        snprintf(c->series, sizeof c->series, "%s", series);
+    } else {
+        ck_assert_msg(edge > c->last_le, "%s", line);
+        ck_assert_msg(count >= c->last_count, "%s", line);
+    }
+    c->last_le = edge;
+    c->last_count = count;
+}
+
+static void check_sample(page_check *c, const char *line)
+{
+    const size_t family_bytes = strlen(c->family);
+    ck_assert_msg(strncmp(line, c->family, family_bytes) == 0, "%s under %s", line, c->family);
+    const char *suffix = line + family_bytes;
+    ck_assert_ptr_null(memchr(line, ':', strcspn(line, "{ ")));
+    if (strcmp(c->type, "histogram") != 0) {
+        ck_assert_msg(*suffix == '{' || *suffix == ' ', "%s", line);
+        return;
+    }
+    if (strncmp(suffix, "_bucket{", 8) == 0) {
+        check_bucket(c, line);
+    } else if (strncmp(suffix, "_count{", 7) == 0) {
+        ck_assert_msg(c->last_le == 1e300, "no +Inf before %s", line);
+        ck_assert_msg(strtod(strstr(line, "} ") + 2, NULL) == c->last_count, "%s", line);
+    } else {
+        ck_assert_msg(strncmp(suffix, "_sum{", 5) == 0, "%s", line);
+    }
+}
+
+static void check_page(const char *text)
+{
+    page_check c = {0};
+    char line[1024];
+    for (const char *at = text; *at != '\0';) {
+        const size_t n_bytes = strcspn(at, "\n");
+        ck_assert_uint_lt(n_bytes, sizeof line);
+        memcpy(line, at, n_bytes);
+        line[n_bytes] = '\0';
+        at += n_bytes + 1;
+        if (strncmp(line, "# TYPE ", 7) == 0) {
+            check_type_line(&c, line, text);
+        } else if (line[0] != '#') {
+            check_sample(&c, line);
+        }
+    }
+}
+
+static metrics *open_busy(void)
+{
+    metrics *m = open_metrics("busy");
+    for (int i = 0; i < 1000; i++) {
+        for (int h = 0; h < METRIC_HISTOGRAM_COUNT; h++)
+            metrics_observe(m, (metric_histogram)h, (double)(i * i) * 1e-4);
+        metrics_count_experts(m, (uint32_t)i % 3, (const uint32_t[]){(uint32_t)i % 4}, 1, 1);
+    }
+    return m;
+}
+
+START_TEST(the_page_is_well_formed)
+{
+    metrics *m = open_metrics("empty");
+    char *text = write_page(m);
+    check_page(text);
+    free(text);
+    metrics_close(m);
+    m = open_busy();
+    text = write_page(m);
+    check_page(text);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(promtool_has_nothing_to_say)
+{
+    if (system("command -v promtool >/dev/null") != 0)
+        return; /* one tool more than the build needs */
+    metrics *m = open_busy();
+    char *text = write_page(m);
+    char path[] = "/tmp/pikv-metrics-XXXXXX";
+    const int fd = mkstemp(path);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+    close(fd);
+    char command[128];
+    snprintf(command, sizeof command, "promtool check metrics < %s", path);
+    ck_assert_int_eq(system(command), 0);
+    unlink(path);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+static void *count_much(void *arg)
+{
+    metrics *m = arg;
+    for (int i = 0; i < 20000; i++) {
+        metrics_observe(m, METRIC_ITL, 0.5);
+        metrics_add(m, METRIC_STEPS, 1);
+    }
+    return NULL;
+}
+
+START_TEST(nothing_is_lost_while_pages_are_written)
+{
+    enum { N_THREADS = 3 };
+    metrics *m = open_metrics("s");
+    pthread_t threads[N_THREADS];
+    for (int i = 0; i < N_THREADS; i++)
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, count_much, m), 0);
+    for (int i = 0; i < 20; i++) {
+        char *text = write_page(m);
+        check_page(text);
+        free(text);
+    }
+    for (int i = 0; i < N_THREADS; i++)
+        pthread_join(threads[i], NULL);
+    ck_assert_uint_eq(metrics_read(m, METRIC_STEPS), 60000);
+    char *text = write_page(m);
+    ck_assert(value_of(text, "pikv_inter_token_latency_seconds_count{model_name=\"s\"}") == 60000);
+    ck_assert(value_of(text, "pikv_inter_token_latency_seconds_sum{model_name=\"s\"}") == 30000);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
+                                TEST_CASE(a_model_name_cannot_break_the_page),
+                                TEST_CASE(experts_are_counted_per_layer),
+                                TEST_CASE(a_value_on_an_edge_belongs_to_its_bucket),
+                                TEST_CASE(steps_are_one_family_with_a_phase),
+                                TEST_CASE(the_page_is_well_formed),
+                                TEST_CASE(promtool_has_nothing_to_say),
+                                TEST_CASE(nothing_is_lost_while_pages_are_written),
+                                TEST_CASES_END};
