@@ -3,7 +3,8 @@
  *   engine_queue.c   sessions come in
  *   engine_plan.c    who runs next; admission and preemption
  *   engine_step.c    one step: forward, logits, sampling
- *   engine_retire.c  sessions leave: finished, cancelled, too late */
+ *   engine_retire.c  sessions leave: finished, cancelled, too late
+ *   engine_report.c  a line in the log now and then */
 #include "service/engine_internal.h"
 
 #include "base/check.h"
@@ -87,6 +88,7 @@ static void *engine_main(void *arg)
         engine_publish_load(e);
         if (e->n_items > 0) engine_run_step(e);
         engine_publish_load(e);
+        engine_report_if_due(e);
         atomic_store_explicit(&e->beat_ns, 0, memory_order_relaxed);
     }
     return NULL;

@@ -48,6 +48,12 @@ typedef struct step_batch {
     bool has_prompt; /* tokens of a prompt, or of a recomputation, are among them */
 } step_batch;
 
+/* Counters at the last line of the log. */
+typedef struct engine_report {
+    uint64_t at_ns;
+    uint64_t n_prompt, n_output, n_queried, n_hit;
+} engine_report;
+
 struct engine {
     engine_config config; /* n_context_max resolved */
     engine_parts parts;
@@ -81,6 +87,7 @@ struct engine {
      * return (or none runs), so that preemptions cannot go round in circles. */
     bool is_full;
     step_batch batch;
+    engine_report reported;
     float *logits;           /* [MODEL_LOGIT_ROWS_MAX][n_vocab] */
     sampler_result *results; /* [MODEL_LOGIT_ROWS_MAX] */
     uint8_t *scratch;        /* [n_threads][scratch_bytes] */
@@ -89,6 +96,10 @@ struct engine {
 
 /* engine_queue.c */
 bool engine_take_inbox(engine *e); /* sleeps while idle; false: closed and empty */
+
+/* engine_report.c */
+void engine_report_start(engine *e); /* the engine leaves its idle state */
+void engine_report_if_due(engine *e);
 
 /* engine_retire.c */
 void engine_drop_cancelled(engine *e);

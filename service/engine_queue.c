@@ -113,6 +113,7 @@ static bool has_work(const engine *e)
 
 bool engine_take_inbox(engine *e)
 {
+    const bool was_idle = e->n_items == 0;
     pthread_mutex_lock(&e->lock);
     while (!has_work(e))
         pthread_cond_wait(&e->wake, &e->lock);
@@ -121,5 +122,6 @@ bool engine_take_inbox(engine *e)
     move_inbox(e);
     const bool goes_on = !e->is_closing || e->n_items > 0;
     pthread_mutex_unlock(&e->lock);
+    if (was_idle) engine_report_start(e);
     return goes_on;
 }
