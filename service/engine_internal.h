@@ -98,7 +98,7 @@ struct engine {
 bool engine_take_inbox(engine *e); /* sleeps while idle; false: closed and empty */
 
 /* engine_report.c */
-void engine_report_start(engine *e); /* the engine leaves its idle state */
+void engine_report_start(engine *e); /* leaving the idle state: a long pause is no interval */
 void engine_report_if_due(engine *e);
 
 /* engine_retire.c */

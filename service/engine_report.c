@@ -24,7 +24,8 @@ static double share(uint64_t part, uint64_t whole)
 
 void engine_report_start(engine *e)
 {
-    e->reported = report_now(e);
+    const bool is_first = e->reported.at_ns == 0;
+    if (is_first || clock_mono_ns() - e->reported.at_ns > INTERVAL_NS) e->reported = report_now(e);
 }
 
 void engine_report_if_due(engine *e)
