@@ -3,10 +3,10 @@
  * A row is one (query, head). The slots of a block that any query sees are gathered as pointers;
  * then up to ATTN_ROWS rows share each key and each value that is loaded and converted:
  *
- *   score[row][slot]   the dot product of dots_simd.h
- *   p[slot][row]       exp(score - max of the block); 0 where the row does not see the slot
- *   sum[row]           over slots, one after the other
- *   a[row][c]          sum of p v, one fused multiply-add after the other, lanes along c
+ *   p[slot][row]   first the score, a dot product of dots_simd.h; then exp(score - max of the
+ *                  block), which is 0 where the row does not see the slot
+ *   sum[row]       over slots, one after the other
+ *   a[row][c]      sum of p v, one fused multiply-add after the other, lanes along c
  *
  * A masked slot adds an exact zero, in every sum. Therefore neither the slots that other rows see,
  * nor masked slots that are absent, nor the rows that share a load change a bit. */
@@ -21,7 +21,7 @@
 
 enum { ATTN_ROWS = 4, V_TILE_MAX = 8 };
 static_assert((int)ATTN_ROWS == (int)DIRECT_TOKENS_MAX, "one direct tile of scores");
-static_assert(ATTN_BLOCK_SLOTS_MAX % LANES == 0, "whole vectors of scores");
+static_assert(ATTN_BLOCK_SLOTS_MAX * ATTN_ROWS % LANES == 0, "whole vectors of scores");
 static_assert(2 * ATTN_ROWS <= LANES, "one vector of fold factors");
 
 /* The slots of one block that at least one query may see, in order. */
@@ -30,6 +30,7 @@ typedef struct slot_set {
     const void *v[ATTN_BLOCK_SLOTS_MAX];
     uint32_t position[ATTN_BLOCK_SLOTS_MAX];
     float bias[ATTN_BLOCK_SLOTS_MAX];
+    bool has_bias;
     uint32_t n;
     uint32_t position_min, position_max;
 } slot_set;
@@ -42,9 +43,9 @@ typedef struct row_set {
     uint32_t n;
 } row_set;
 
+/* What one block gives to the rows. */
 typedef struct partial {
-    float score[ATTN_ROWS][ATTN_BLOCK_SLOTS_MAX]; /* then p */
-    float p[ATTN_BLOCK_SLOTS_MAX][ATTN_ROWS];
+    float p[ATTN_BLOCK_SLOTS_MAX * ATTN_ROWS]; /* [slot][ATTN_ROWS]; unused rows: 0 */
     float max[ATTN_ROWS], sum[ATTN_ROWS];
     float kept[ATTN_ROWS], added[ATTN_ROWS]; /* factors of the fold */
 } partial;
@@ -64,6 +65,7 @@ static void gather_span(const attn_query *query, const attn_span *span, slot_set
         out->k[n] = (const char *)span->k + (size_t)i * span->k_stride_bytes;
         out->v[n] = (const char *)span->v + (size_t)i * span->v_stride_bytes;
         out->bias[n] = span->bias != NULL ? span->bias[i] : 0;
+        out->has_bias |= span->bias != NULL;
         out->position[n] = at;
         if (at < out->position_min) out->position_min = at;
         if (at > out->position_max) out->position_max = at;
@@ -75,6 +77,7 @@ static void gather_block(const attn_query *query, const attn_blocks *blocks,
 {
     uint32_t n_slots = 0;
     out->n = 0;
+    out->has_bias = false;
     out->position_min = UINT32_MAX;
     out->position_max = 0;
     for (uint32_t s = 0; s < block->n_spans; s++) {
@@ -85,11 +88,15 @@ static void gather_block(const attn_query *query, const attn_blocks *blocks,
     }
 }
 
+static uint64_t all_slots(const slot_set *s)
+{
+    return s->n < 64 ? (UINT64_C(1) << s->n) - 1 : UINT64_MAX;
+}
+
 static uint64_t visible_slots(const slot_set *s, uint32_t position, uint32_t window)
 {
-    const uint64_t all = s->n < 64 ? (UINT64_C(1) << s->n) - 1 : UINT64_MAX;
     const bool all_past = s->position_max <= position;
-    if (all_past && (window == 0 || position - s->position_min < window)) return all;
+    if (all_past && (window == 0 || position - s->position_min < window)) return all_slots(s);
     uint64_t visible = 0;
     for (uint32_t i = 0; i < s->n; i++) {
         const uint32_t at = s->position[i];
@@ -99,49 +106,81 @@ static uint64_t visible_slots(const slot_set *s, uint32_t position, uint32_t win
     return visible;
 }
 
+/* Products of q and k; spread out to ATTN_ROWS columns if there are fewer rows. */
 static void score_rows(const attn_query *query, const slot_set *s, const row_set *r, partial *part)
 {
     const dots d = {.w = s->k,
                     .x = r->q,
-                    .out = part->score[0],
-                    .out_stride = ATTN_BLOCK_SLOTS_MAX,
+                    .out = part->p,
                     .n_rows = s->n,
                     .n_x = r->n,
                     .cols = query->k_dim,
                     .type = query->type};
     dots_direct(&d);
-    for (uint32_t j = 0; j < r->n; j++) {
-        float *score = part->score[j];
-        float max = -INFINITY;
-        for (uint32_t i = 0; i < s->n; i++) {
-            const bool sees = (r->visible[j] >> i & 1) != 0;
-            score[i] = sees ? score[i] * query->scale + s->bias[i] : -INFINITY;
-            if (score[i] > max) max = score[i];
+    for (uint32_t i = s->n; i > 0 && r->n < ATTN_ROWS; i--) { /* backwards: in place */
+        float row[ATTN_ROWS] = {0};
+        for (uint32_t j = 0; j < r->n; j++)
+            row[j] = part->p[(i - 1) * r->n + j];
+        memcpy(part->p + (i - 1) * ATTN_ROWS, row, sizeof row);
+    }
+}
+
+/* score = scale * product + bias, -inf where masked. */
+static void mask_rows(const attn_query *query, const slot_set *s, const row_set *r, partial *part)
+{
+    const vf scale = vf_set1(query->scale);
+    const uint32_t n = s->n * ATTN_ROWS;
+    uint64_t everywhere = all_slots(s);
+    for (uint32_t i = n; i % LANES != 0; i++)
+        part->p[i] = -INFINITY;
+    for (uint32_t i = 0; i < n; i += LANES)
+        vf_store(part->p + i, vf_mul(vf_load(part->p + i), scale));
+    for (uint32_t i = 0; i < n && s->has_bias; i++)
+        part->p[i] += s->bias[i / ATTN_ROWS];
+    for (uint32_t j = 0; j < r->n; j++)
+        everywhere &= r->visible[j];
+    for (uint64_t some = all_slots(s) & ~everywhere; some != 0; some &= some - 1) {
+        const uint32_t i = (uint32_t)__builtin_ctzll(some);
+        for (uint32_t j = 0; j < r->n; j++) {
+            if ((r->visible[j] >> i & 1) == 0) part->p[i * ATTN_ROWS + j] = -INFINITY;
         }
-        for (uint32_t i = s->n; i % LANES != 0; i++)
-            score[i] = -INFINITY;
-        part->max[j] = max;
+    }
+}
+
+/* The largest score of each row; which lane a score is in does not matter to a maximum. */
+static void find_max(const slot_set *s, partial *part)
+{
+    float lane[LANES];
+    vf max = vf_set1(-INFINITY);
+    for (uint32_t i = 0; i < s->n * ATTN_ROWS; i += LANES)
+        max = vf_max(max, vf_load(part->p + i));
+    vf_store(lane, max);
+    for (uint32_t j = 0; j < ATTN_ROWS; j++) {
+        part->max[j] = lane[j];
+        for (uint32_t i = j + ATTN_ROWS; i < LANES; i += ATTN_ROWS)
+            part->max[j] = lane[i] > part->max[j] ? lane[i] : part->max[j];
     }
 }
 
 /* p and its sums. A row whose block is all -inf gets p = 0 and adds nothing. */
-static void weigh_rows(const slot_set *s, const row_set *r, partial *part)
+static void weigh_rows(const slot_set *s, partial *part)
 {
-    for (uint32_t j = 0; j < r->n; j++) {
-        const vf max = vf_set1(part->max[j] == -INFINITY ? 0 : part->max[j]);
-        for (uint32_t i = 0; i < s->n; i += LANES) {
-            float *score = part->score[j] + i;
-            vf_store(score, vf_exp(vf_sub(vf_load(score), max)));
-        }
+    typedef float four __attribute__((vector_size(16)));
+    static_assert(sizeof(four) == ATTN_ROWS * sizeof(float), "one sum per row");
+    float lane[LANES];
+    for (uint32_t i = 0; i < LANES; i++) {
+        const float max = part->max[i % ATTN_ROWS];
+        lane[i] = max == -INFINITY ? 0 : max;
     }
-    float sum[ATTN_ROWS] = {0};
+    const vf max = vf_load(lane);
+    for (uint32_t i = 0; i < s->n * ATTN_ROWS; i += LANES)
+        vf_store(part->p + i, vf_exp(vf_sub(vf_load(part->p + i), max)));
+    four sum = {0}, p;
     for (uint32_t i = 0; i < s->n; i++) {
-        for (uint32_t j = 0; j < ATTN_ROWS; j++) { /* four chains of adds side by side */
-            part->p[i][j] = j < r->n ? part->score[j][i] : 0;
-            sum[j] += part->p[i][j];
-        }
+        memcpy(&p, part->p + i * ATTN_ROWS, sizeof p);
+        sum += p;
     }
-    memcpy(part->sum, sum, sizeof sum);
+    memcpy(part->sum, &sum, sizeof sum);
 }
 
 /* m' = max(m, m_b), l' = l exp(m - m') + l_b exp(m_b - m'); the factors are kept for acc. */
@@ -194,7 +233,7 @@ static ALWAYS_INLINE void fold_tile(const v_tile *t, uint32_t c, const int R, co
         }
         UNROLL
         for (int j = 0; j < R; j++) {
-            const vf p = vf_set1(t->part->p[s][j]);
+            const vf p = vf_set1(t->part->p[s * ATTN_ROWS + (uint32_t)j]);
             UNROLL
             for (int i = 0; i < C; i++)
                 a[j][i] = vf_fma(p, values[i], a[j][i]);
@@ -246,7 +285,9 @@ static void fold_rows(const attn_query *query, const slot_set *s, const row_set 
 {
     partial part;
     score_rows(query, s, r, &part);
-    weigh_rows(s, r, &part);
+    mask_rows(query, s, r, &part);
+    find_max(s, &part);
+    weigh_rows(s, &part);
     fold_sums(r, state, &part);
     v_tile t = {.s = s, .part = &part, .n_rest = query->v_dim % LANES};
     for (uint32_t j = 0; j < r->n; j++)

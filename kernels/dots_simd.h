@@ -7,11 +7,13 @@
  *
  *   direct  few tokens: rows are converted on the fly, several rows hide the latency of the adds,
  *           and the weights are prefetched, since this shape is bound by memory
- *   packed  many tokens: K_BLOCK columns of ROW_BLOCK rows are converted once into a panel that
- *           stays in L2, and TILE_ROWS x TILE_TOKENS accumulators run over it; between blocks of
- *           columns they wait in memory as whole vectors
+ *   packed  many tokens: K_BLOCK columns of ROW_BLOCK rows and of TOKEN_BLOCK tokens are copied (the
+ *           rows converted) into panels that stay in L2, and TILE_ROWS x TILE_TOKENS accumulators
+ *           run over them; between blocks of columns they wait in memory as whole vectors
  *
- * ROW_BLOCK is a multiple of the tiles of all instruction sets. Stack: about 150 KiB. */
+ * The tokens are copied too because the rows of x are often a power of two apart, and then share so
+ * few sets of the cache that they evict each other. ROW_BLOCK is a multiple of the tiles of all
+ * instruction sets. Stack: 330 KiB with 8 lanes, 430 KiB with 16. */
 #ifndef KERNELS_DOTS_SIMD_H
 #define KERNELS_DOTS_SIMD_H
 
@@ -19,12 +21,13 @@
 #include "kernels/simd.h"
 
 enum {
-    ROW_BLOCK = 24,
+    ROW_BLOCK = 48,
     TOKEN_BLOCK = 64,
     K_BLOCK = 512,
     TILE_TOKENS = 4,
     DIRECT_TOKENS_MAX = 4,
-    DIRECT_ROWS = 8,      /* rows of the widest direct tile */
+    DIRECT_ROWS_MAX = 64,
+    DIRECT_TILE = 8,      /* rows of the tallest direct tile */
     PREFETCH_BYTES = 1024 /* ahead within each row: about the latency of memory at full rate */
 };
 static_assert(ROW_BLOCK % TILE_ROWS == 0, "whole tiles");
@@ -34,95 +37,136 @@ static_assert(K_BLOCK % LANES == 0, "whole vectors");
 typedef struct dots {
     const void *const *w;  /* [n_rows] first element of each row, stored as `type` */
     const float *const *x; /* [n_x] */
-    float *out;            /* dot(w[r], x[t]) at out[t * out_stride + r] */
-    size_t out_stride;
-    size_t row_bytes; /* distance of consecutive rows, for the prefetch across rows; or 0 */
-    uint32_t n_rows, n_x, cols;
+    float *out;            /* dot(w[r], x[t]) at out[r * dots_stride(n_x) + t] */
+    size_t skip_bytes;     /* direct: what the prefetch adds behind the last rows */
+    uint32_t n_rows;       /* direct: any number; packed: up to ROW_BLOCK */
+    uint32_t n_x;          /* up to TOKEN_BLOCK */
+    uint32_t cols;
     dtype type;
 } dots;
 
+enum { DOTS_OUT_FLOATS = ROW_BLOCK * TOKEN_BLOCK }; /* enough for DIRECT_ROWS_MAX rows, too */
+static_assert((int)DIRECT_ROWS_MAX * (int)DIRECT_TOKENS_MAX <= (int)DOTS_OUT_FLOATS, "out");
+
+static inline uint32_t dots_stride(uint32_t n_x)
+{
+    return n_x <= DIRECT_TOKENS_MAX ? n_x : TOKEN_BLOCK;
+}
+
+/* Into how many runs of consecutive rows the caller should deal a block, so that the rows of a tile
+ * come from different runs and each run is read from end to end: tile i takes row i of every run.
+ * Neighbouring rows in one tile would be many streams in one page, which the hardware's prefetcher
+ * does not see as streams. */
+static inline uint32_t row_streams(uint32_t n_x, uint32_t n_rows)
+{
+    const uint32_t tile = n_x == 1 ? DIRECT_TILE : n_x <= 3 ? DIRECT_TILE / 2 : 1;
+    return n_rows % tile == 0 ? tile : 1;
+}
+
 /* ---- direct ---- */
 
-/* R rows x N tokens from row r, token t. R, N and type are constants after inlining. */
-static ALWAYS_INLINE void direct_tile(const dots *d, uint32_t r, uint32_t t, const int R,
-                                      const int N, const dtype type)
+/* acc[i][j] += w[i] * x[j], one vector each, s vectors behind the pointers. */
+static ALWAYS_INLINE void direct_step(vf acc[DIRECT_TILE][DIRECT_TOKENS_MAX], const char *const *w,
+                                      const float *const *x, size_t s, const int R, const int N,
+                                      const dtype type)
 {
-    const size_t step_bytes = (size_t)LANES * dtype_bytes(type);
-    const uint32_t n_steps = d->cols / LANES, n_rest = d->cols % LANES;
-    const char *w[DIRECT_ROWS];
-    const float *x[DIRECT_TOKENS_MAX];
-    vf acc[DIRECT_ROWS][DIRECT_TOKENS_MAX];
-    UNROLL
-    for (int i = 0; i < R; i++)
-        w[i] = d->w[r + (uint32_t)i];
+    vf xs[DIRECT_TOKENS_MAX];
     UNROLL
     for (int j = 0; j < N; j++)
-        x[j] = d->x[t + (uint32_t)j];
+        xs[j] = vf_load(x[j] + s * LANES);
     UNROLL
     for (int i = 0; i < R; i++) {
+        const vf ws = vf_load_as(w[i] + s * LANES * dtype_bytes(type), type);
+        UNROLL
+        for (int j = 0; j < N; j++)
+            acc[i][j] = vf_fma(ws, xs[j], acc[i][j]);
+    }
+}
+
+/* out[i * N + j] = the sum of acc[i][j]. */
+static ALWAYS_INLINE void direct_sums(vf acc[DIRECT_TILE][DIRECT_TOKENS_MAX], float *out,
+                                      const int R, const int N)
+{
+    int n = 0;
+    UNROLL
+    for (; n + 4 <= R * N; n += 4) {
+        const vf four[4] = {acc[n / N][n % N], acc[(n + 1) / N][(n + 1) % N],
+                            acc[(n + 2) / N][(n + 2) % N], acc[(n + 3) / N][(n + 3) % N]};
+        vf_sum4(four, out + n);
+    }
+    UNROLL
+    for (; n < R * N; n++)
+        out[n] = vf_sum(acc[n / N][n % N]);
+}
+
+/* R rows from row r for all N tokens. R, N and type are constants after inlining. */
+static ALWAYS_INLINE void direct_tile(const dots *d, uint32_t r, const int R, const int N,
+                                      const dtype type)
+{
+    enum { LINE_BYTES = 64 };
+    const uint32_t step_bytes = LANES * dtype_bytes(type), line_steps = LINE_BYTES / step_bytes;
+    const uint32_t n_steps = d->cols / LANES, n_rest = d->cols % LANES;
+    const char *w[DIRECT_TILE];
+    const float *x[DIRECT_TOKENS_MAX];
+    vf acc[DIRECT_TILE][DIRECT_TOKENS_MAX];
+    UNROLL
+    for (int i = 0; i < R; i++) {
+        w[i] = d->w[r + (uint32_t)i];
         UNROLL
         for (int j = 0; j < N; j++)
             acc[i][j] = vf_set1(0);
     }
-    /* Near the end of the rows, the prefetch goes to the rows of the next tile. */
-    const uint32_t n_ahead = (uint32_t)(PREFETCH_BYTES / step_bytes);
-    const uint32_t n_near = n_steps > n_ahead ? n_steps - n_ahead : 0;
-    const size_t skip_bytes = d->row_bytes != 0 ? d->row_bytes * (size_t)(R - 1) : 0;
-    size_t ahead_bytes = PREFETCH_BYTES;
-    for (uint32_t s = 0, end = n_near;; end = n_steps, ahead_bytes += skip_bytes) {
-        for (; s < end; s++) {
-            vf xs[DIRECT_TOKENS_MAX];
-            UNROLL
-            for (int j = 0; j < N; j++)
-                xs[j] = vf_load(x[j] + (size_t)s * LANES);
-            UNROLL
-            for (int i = 0; i < R; i++) {
-                const char *at = w[i] + s * step_bytes;
-                const vf ws = vf_load_as(at, type);
-                _mm_prefetch(at + ahead_bytes, _MM_HINT_T0);
-                UNROLL
-                for (int j = 0; j < N; j++)
-                    acc[i][j] = vf_fma(ws, xs[j], acc[i][j]);
-            }
-        }
-        if (end == n_steps) break;
-    }
     UNROLL
-    for (int i = 0; i < R; i++) {
+    for (int j = 0; j < N; j++)
+        x[j] = d->x[j];
+    /* The rows of the next tile follow these in memory (see row_streams), but for the last tile. */
+    const uint32_t n_ahead = PREFETCH_BYTES / step_bytes;
+    const bool is_last = r + (uint32_t)R >= d->n_rows;
+    size_t s = 0;
+    for (; s + line_steps <= n_steps; s += line_steps) {
+        size_t ahead = s * step_bytes + PREFETCH_BYTES;
+        if (is_last && s + n_ahead >= n_steps) ahead += d->skip_bytes;
+        UNROLL
+        for (int i = 0; i < R; i++)
+            _mm_prefetch(w[i] + ahead, _MM_HINT_T0);
+        UNROLL
+        for (uint32_t u = 0; u < line_steps; u++)
+            direct_step(acc, w, x, s + u, R, N, type);
+    }
+    for (; s < n_steps; s++)
+        direct_step(acc, w, x, s, R, N, type);
+    UNROLL
+    for (int i = 0; i < R && n_rest > 0; i++) {
+        const vf ws = vf_load_part(w[i] + s * step_bytes, type, n_rest);
         UNROLL
         for (int j = 0; j < N; j++) {
-            if (n_rest > 0) {
-                const vf ws = vf_load_part(w[i] + n_steps * step_bytes, type, n_rest);
-                const vf xs = vf_load_part(x[j] + (size_t)n_steps * LANES, DTYPE_F32, n_rest);
-                acc[i][j] = vf_fma(ws, xs, acc[i][j]);
-            }
-            d->out[(t + (uint32_t)j) * d->out_stride + r + (uint32_t)i] = vf_sum(acc[i][j]);
+            const vf xs = vf_load_part(x[j] + s * LANES, DTYPE_F32, n_rest);
+            acc[i][j] = vf_fma(ws, xs, acc[i][j]);
         }
     }
+    direct_sums(acc, d->out + (size_t)r * (size_t)N, R, N);
 }
 
-/* All rows x N tokens from token t: tiles of R rows, then single rows. */
-static ALWAYS_INLINE void direct_rows(const dots *d, uint32_t t, const int R, const int N,
-                                      const dtype type)
+/* All rows: tiles of R, then smaller ones. */
+static ALWAYS_INLINE void direct_rows(const dots *d, const int R, const int N, const dtype type)
 {
     uint32_t r = 0;
     for (; r + (uint32_t)R <= d->n_rows; r += (uint32_t)R)
-        direct_tile(d, r, t, R, N, type);
-    for (; r < d->n_rows; r++)
-        direct_tile(d, r, t, 1, N, type);
+        direct_tile(d, r, R, N, type);
+    for (; r + 2 <= d->n_rows; r += 2)
+        direct_tile(d, r, 2, N, type);
+    if (r < d->n_rows) direct_tile(d, r, 1, N, type);
 }
 
-/* At least 8 accumulators: two adds a cycle, four cycles each. */
+/* At least 8 accumulators (two adds a cycle, four cycles each), at most 12 (16 registers). */
 static ALWAYS_INLINE void direct_typed(const dots *d, const dtype type)
 {
-    uint32_t t = 0;
-    for (; t + 4 <= d->n_x; t += 4)
-        direct_rows(d, t, 2, 4, type);
-    switch (d->n_x - t) {
-    case 1: direct_rows(d, t, DIRECT_ROWS, 1, type); break;
-    case 2: direct_rows(d, t, 4, 2, type); break;
-    case 3: direct_rows(d, t, 4, 3, type); break;
-    default: break;
+    switch (d->n_x) {
+    case 1: direct_rows(d, DIRECT_TILE, 1, type); break;
+    case 2: direct_rows(d, 4, 2, type); break;
+    case 3: direct_rows(d, 4, 3, type); break;
+    case 4: direct_rows(d, 3, 4, type); break;
+    default: assert(d->n_x == 0);
     }
 }
 
@@ -144,18 +188,19 @@ enum {
     TILE_FLOATS = TILE_ROWS * TILE_TOKENS * LANES
 };
 
+/* Panels are stored in the order in which a tile reads them: [k / LANES][tile][LANES]. */
 typedef struct packed {
-    float panel[N_ROW_TILES][K_BLOCK * TILE_ROWS];      /* [k / LANES][TILE_ROWS][LANES] */
-    float acc[N_TOKEN_TILES][N_ROW_TILES][TILE_FLOATS]; /* [TILE_TOKENS][TILE_ROWS][LANES] */
-    float rest[TOKEN_BLOCK][LANES];                     /* the last columns of x, zero-filled */
+    float w[N_ROW_TILES][K_BLOCK * TILE_ROWS];
+    float x[N_TOKEN_TILES][K_BLOCK * TILE_TOKENS];
+    float acc[N_TOKEN_TILES][N_ROW_TILES][TILE_FLOATS]; /* [TILE_ROWS][TILE_TOKENS][LANES] */
 } packed;
 
-/* Columns [k, k + n) of one row into its place of the panel; a last part is filled with zeros. */
-static ALWAYS_INLINE void pack_row(float *panel, const void *w, uint32_t k, uint32_t n,
-                                   const dtype type)
+/* Columns [k, k + n) of one row to every `step`th vector of `panel`; a last part is zero-filled. */
+static ALWAYS_INLINE void pack_row(float *panel, const int step, const void *row, uint32_t k,
+                                   uint32_t n, const dtype type)
 {
-    const char *at = (const char *)w + (size_t)k * dtype_bytes(type);
-    for (uint32_t i = 0; i + LANES <= n; i += LANES, panel += TILE_ROWS * LANES)
+    const char *at = (const char *)row + (size_t)k * dtype_bytes(type);
+    for (uint32_t i = 0; i + LANES <= n; i += LANES, panel += step * LANES)
         vf_store(panel, vf_load_as(at + (size_t)i * dtype_bytes(type), type));
     const uint32_t n_rest = n % LANES;
     if (n_rest == 0) return;
@@ -163,112 +208,105 @@ static ALWAYS_INLINE void pack_row(float *panel, const void *w, uint32_t k, uint
 }
 
 /* The last tile repeats the last row: its results are not read. */
-static void pack_panel(packed *p, const dots *d, uint32_t k, uint32_t n)
+static void pack_rows(packed *p, const dots *d, uint32_t k, uint32_t n)
 {
     const uint32_t n_padded = (d->n_rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     for (uint32_t r = 0; r < n_padded; r++) {
-        const void *w = d->w[r < d->n_rows ? r : d->n_rows - 1];
-        float *panel = p->panel[r / TILE_ROWS] + (size_t)(r % TILE_ROWS) * LANES;
+        const void *row = d->w[r < d->n_rows ? r : d->n_rows - 1];
+        float *panel = p->w[r / TILE_ROWS] + (size_t)(r % TILE_ROWS) * LANES;
         switch (d->type) {
-        case DTYPE_F32: pack_row(panel, w, k, n, DTYPE_F32); break;
-        case DTYPE_BF16: pack_row(panel, w, k, n, DTYPE_BF16); break;
-        case DTYPE_F16: pack_row(panel, w, k, n, DTYPE_F16); break;
+        case DTYPE_F32: pack_row(panel, TILE_ROWS, row, k, n, DTYPE_F32); break;
+        case DTYPE_BF16: pack_row(panel, TILE_ROWS, row, k, n, DTYPE_BF16); break;
+        case DTYPE_F16: pack_row(panel, TILE_ROWS, row, k, n, DTYPE_F16); break;
         default: assert(false);
         }
     }
 }
 
-/* One step of a tile: acc[j][i] += w[i] * x[j]. */
-static ALWAYS_INLINE void tile_step(vf acc[TILE_TOKENS][TILE_ROWS], const float *panel,
-                                    const float *const *x, size_t at)
+static void pack_tokens(packed *p, const dots *d, uint32_t k, uint32_t n)
 {
-    vf w[TILE_ROWS];
-    UNROLL
-    for (int i = 0; i < TILE_ROWS; i++)
-        w[i] = vf_load(panel + i * LANES);
-    UNROLL
-    for (int j = 0; j < TILE_TOKENS; j++) {
-        const vf xs = vf_load(x[j] + at);
-        UNROLL
-        for (int i = 0; i < TILE_ROWS; i++)
-            acc[j][i] = vf_fma(w[i], xs, acc[j][i]);
+    const uint32_t n_padded = (d->n_x + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
+    for (uint32_t t = 0; t < n_padded; t++) {
+        const float *row = d->x[t < d->n_x ? t : d->n_x - 1];
+        float *panel = p->x[t / TILE_TOKENS] + (size_t)(t % TILE_TOKENS) * LANES;
+        pack_row(panel, TILE_TOKENS, row, k, n, DTYPE_F32);
     }
 }
 
-/* n_steps whole vectors of x from column k, then `rest` (the zero-filled end of x) if given. */
-static void run_tile(float *saved, const float *panel, const float *const *x, size_t k,
-                     uint32_t n_steps, const float *const *rest)
+/* n_steps vectors of one tile: acc[i][j] += w[i] * x[j]. */
+static void run_tile(float *saved, const float *w, const float *x, uint32_t n_steps)
 {
-    vf acc[TILE_TOKENS][TILE_ROWS];
+    vf acc[TILE_ROWS][TILE_TOKENS];
     UNROLL
-    for (int j = 0; j < TILE_TOKENS; j++) {
+    for (int i = 0; i < TILE_ROWS; i++) {
         UNROLL
-        for (int i = 0; i < TILE_ROWS; i++)
-            acc[j][i] = vf_load(saved + (j * TILE_ROWS + i) * LANES);
+        for (int j = 0; j < TILE_TOKENS; j++)
+            acc[i][j] = vf_load(saved + (i * TILE_TOKENS + j) * LANES);
     }
-    for (uint32_t s = 0; s < n_steps; s++, panel += TILE_ROWS * LANES, k += LANES)
-        tile_step(acc, panel, x, k);
-    if (rest != NULL) tile_step(acc, panel, rest, 0);
-    UNROLL
-    for (int j = 0; j < TILE_TOKENS; j++) {
+    for (uint32_t s = 0; s < n_steps; s++, w += TILE_ROWS * LANES, x += TILE_TOKENS * LANES) {
+        vf ws[TILE_ROWS];
         UNROLL
         for (int i = 0; i < TILE_ROWS; i++)
-            vf_store(saved + (j * TILE_ROWS + i) * LANES, acc[j][i]);
+            ws[i] = vf_load(w + i * LANES);
+        UNROLL
+        for (int j = 0; j < TILE_TOKENS; j++) {
+            const vf xs = vf_load(x + j * LANES);
+            UNROLL
+            for (int i = 0; i < TILE_ROWS; i++)
+                acc[i][j] = vf_fma(ws[i], xs, acc[i][j]);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < TILE_ROWS; i++) {
+        UNROLL
+        for (int j = 0; j < TILE_TOKENS; j++)
+            vf_store(saved + (i * TILE_TOKENS + j) * LANES, acc[i][j]);
     }
 }
 
-/* All tiles over columns [k, k + n) of the panel. A token tile's inputs stay in L1 meanwhile. */
-static void run_panel(packed *p, const dots *d, uint32_t k, uint32_t n)
+/* out[r][t .. t + 3] of one row tile and one token tile. */
+static void sum_tile(const packed *p, const dots *d, uint32_t token_tile, uint32_t row_tile)
 {
-    const uint32_t n_row_tiles = (d->n_rows + TILE_ROWS - 1) / TILE_ROWS;
-    for (uint32_t t = 0; t < d->n_x; t += TILE_TOKENS) {
-        const float *x[TILE_TOKENS], *rest[TILE_TOKENS];
-        for (uint32_t j = 0; j < TILE_TOKENS; j++) { /* the last tile repeats the last token */
-            const uint32_t token = t + j < d->n_x ? t + j : d->n_x - 1;
-            x[j] = d->x[token];
-            rest[j] = p->rest[token];
-        }
-        for (uint32_t r = 0; r < n_row_tiles; r++) {
-            run_tile(p->acc[t / TILE_TOKENS][r], p->panel[r], x, k, n / LANES,
-                     n % LANES != 0 ? rest : NULL);
-        }
+    const uint32_t n_rows = d->n_rows - row_tile * TILE_ROWS;
+    for (uint32_t i = 0; i < TILE_ROWS && i < n_rows; i++) {
+        const float *acc = p->acc[token_tile][row_tile] + i * TILE_TOKENS * LANES;
+        const vf four[4] = {vf_load(acc), vf_load(acc + LANES), vf_load(acc + 2 * LANES),
+                            vf_load(acc + 3 * LANES)};
+        const size_t r = (size_t)row_tile * TILE_ROWS + i;
+        vf_sum4(four, d->out + r * TOKEN_BLOCK + (size_t)token_tile * TILE_TOKENS);
     }
 }
 
 static void dots_packed(const dots *d)
 {
     packed p;
+    const uint32_t n_row_tiles = (d->n_rows + TILE_ROWS - 1) / TILE_ROWS;
     const uint32_t n_token_tiles = (d->n_x + TILE_TOKENS - 1) / TILE_TOKENS;
-    const uint32_t n_rest = d->cols % LANES;
+    assert(d->n_rows <= ROW_BLOCK);
+    assert(d->n_x <= TOKEN_BLOCK);
     memset(p.acc, 0, n_token_tiles * sizeof p.acc[0]);
-    for (uint32_t t = 0; t < d->n_x && n_rest > 0; t++)
-        vf_store(p.rest[t], vf_load_part(d->x[t] + (d->cols - n_rest), DTYPE_F32, n_rest));
     for (uint32_t k = 0; k < d->cols; k += K_BLOCK) {
         const uint32_t n = d->cols - k < K_BLOCK ? d->cols - k : K_BLOCK;
-        pack_panel(&p, d, k, n);
-        run_panel(&p, d, k, n);
-    }
-    for (uint32_t t = 0; t < d->n_x; t++) {
-        for (uint32_t r = 0; r < d->n_rows; r++) {
-            const float *acc = p.acc[t / TILE_TOKENS][r / TILE_ROWS];
-            const uint32_t at = (t % TILE_TOKENS * TILE_ROWS + r % TILE_ROWS) * LANES;
-            d->out[t * d->out_stride + r] = vf_sum(vf_load(acc + at));
+        pack_rows(&p, d, k, n);
+        pack_tokens(&p, d, k, n);
+        for (uint32_t t = 0; t < n_token_tiles; t++) { /* a token tile stays in L1 meanwhile */
+            for (uint32_t r = 0; r < n_row_tiles; r++)
+                run_tile(p.acc[t][r], p.w[r], p.x[t], (n + LANES - 1) / LANES);
         }
+    }
+    for (uint32_t t = 0; t < n_token_tiles; t++) {
+        for (uint32_t r = 0; r < n_row_tiles; r++)
+            sum_tile(&p, d, t, r);
     }
 }
 
-/* ---- both ---- */
-
-/* n_rows <= ROW_BLOCK and n_x <= TOKEN_BLOCK unless n_x <= DIRECT_TOKENS_MAX. */
 static void dots_run(const dots *d)
 {
     if (d->n_x <= DIRECT_TOKENS_MAX) {
         dots_direct(d);
-        return;
+    } else {
+        dots_packed(d);
     }
-    assert(d->n_rows <= ROW_BLOCK);
-    assert(d->n_x <= TOKEN_BLOCK);
-    dots_packed(d);
 }
 
 #endif

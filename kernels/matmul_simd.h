@@ -9,37 +9,66 @@
 #include "kernels/dots_simd.h"
 #include "kernels/ops_cpu.h"
 
-/* Rows of an item: few in decode, so that many threads get equal shares. */
-static uint32_t rows_per_item(uint32_t n_tokens)
+enum { ROWS_MAX = DIRECT_ROWS_MAX > ROW_BLOCK ? DIRECT_ROWS_MAX : ROW_BLOCK };
+
+/* Rows of an item. In decode: long runs of memory, yet several items for each thread. */
+static uint32_t rows_per_item(const dev *d, uint32_t n_tokens, size_t n_rows)
 {
-    return n_tokens <= DIRECT_TOKENS_MAX ? DIRECT_ROWS : ROW_BLOCK;
+    enum { ITEMS_PER_THREAD = 8 };
+    if (n_tokens > DIRECT_TOKENS_MAX) return ROW_BLOCK;
+    const size_t fair = n_rows / (ITEMS_PER_THREAD * (size_t)thread_pool_n_threads(d->pool));
+    const size_t whole_tiles = fair / DIRECT_TILE * DIRECT_TILE;
+    return (uint32_t)max_size(DIRECT_TILE, min_size(whole_tiles, DIRECT_ROWS_MAX));
 }
 
-/* Items per chunk: enough work (in products) to pay for dealing it, yet several chunks a thread. */
-static size_t grain_of(const dev *d, size_t n_items, size_t products_per_item)
+/* Items per chunk: enough work to pay for dealing it; one item if that alone is enough. */
+static size_t grain_of(size_t products_per_item)
 {
-    enum { PRODUCTS_PER_CHUNK = 32768, CHUNKS_PER_THREAD = 8 };
-    const size_t wanted = PRODUCTS_PER_CHUNK / max_size(products_per_item, 1);
-    const size_t fair = n_items / ((size_t)thread_pool_n_threads(d->pool) * CHUNKS_PER_THREAD);
-    return max_size(1, min_size(wanted, fair));
+    enum { PRODUCTS_PER_CHUNK = 16384 };
+    return PRODUCTS_PER_CHUNK / max_size(products_per_item, 1) + 1;
 }
 
-/* Rows [row, row + n_rows) of w. `rows` is the caller's storage for the pointers. */
+/* Rows [row, row + n_rows) of w; d->n_x is set. `rows` is the caller's storage for the pointers,
+ * which are dealt as row_streams says: take_products has the way back. */
 static void dots_set_rows(dots *d, const matrix *w, uint32_t row, uint32_t n_rows,
-                          const void *rows[ROW_BLOCK])
+                          const void *rows[ROWS_MAX])
 {
-    for (uint32_t r = 0; r < n_rows; r++)
-        rows[r] = matrix_row(w, (size_t)row + r);
+    const size_t row_bytes = (size_t)w->cols * dtype_bytes(w->type);
+    const uint32_t n_streams = row_streams(d->n_x, n_rows), n_run = n_rows / n_streams;
+    const char *at = (const char *)w->data + row * row_bytes;
+    for (uint32_t stream = 0; stream < n_streams; stream++) {
+        for (uint32_t i = 0; i < n_run; i++, at += row_bytes)
+            rows[i * n_streams + stream] = at;
+    }
     d->w = rows;
     d->n_rows = n_rows;
     d->cols = w->cols;
     d->type = w->type;
-    d->row_bytes = (size_t)w->cols * dtype_bytes(w->type);
+    d->skip_bytes = (n_rows - n_run) * row_bytes; /* to the same stream of the next block */
+}
+
+/* out[r] = or += the product of row r and token t, for all rows of d. */
+typedef struct product_sink {
+    float *out;
+    bool accumulate;
+    float weight; /* of an added product */
+} product_sink;
+
+static void take_products(const dots *d, const float *products, uint32_t t, product_sink sink)
+{
+    const uint32_t n_streams = row_streams(d->n_x, d->n_rows), n_run = d->n_rows / n_streams;
+    const size_t stride = (size_t)dots_stride(d->n_x) * n_streams;
+    float *out = sink.out;
+    for (uint32_t stream = 0; stream < n_streams; stream++) {
+        const float *from = products + (size_t)stream * dots_stride(d->n_x) + t;
+        for (uint32_t i = 0; i < n_run; i++, from += stride, out++)
+            *out = sink.accumulate ? *out + sink.weight * *from : *from;
+    }
 }
 
 typedef struct matmul_job {
     const matmul_args *args;
-    uint32_t item_rows; /* rows of an item */
+    uint32_t item_rows;
     uint32_t n_token_blocks;
     uint32_t first_row_block[MATMUL_PARTS_MAX + 1]; /* of each part, and the total */
 } matmul_job;
@@ -54,20 +83,17 @@ static void matmul_item(const matmul_job *job, uint32_t row_block, uint32_t firs
     const uint32_t row = (row_block - job->first_row_block[p]) * job->item_rows;
     const uint32_t n_rows = w->rows - row < job->item_rows ? w->rows - row : job->item_rows;
     const uint32_t n_left = args->n_tokens - first_token;
-    const void *rows[ROW_BLOCK];
+    const void *rows[ROWS_MAX];
     const float *x[TOKEN_BLOCK];
-    float products[TOKEN_BLOCK * ROW_BLOCK];
-    dots d = {.x = x, .out = products, .out_stride = ROW_BLOCK};
-    d.n_x = n_left < TOKEN_BLOCK ? n_left : TOKEN_BLOCK;
+    float products[DOTS_OUT_FLOATS];
+    dots d = {.x = x, .out = products, .n_x = n_left < TOKEN_BLOCK ? n_left : TOKEN_BLOCK};
     for (uint32_t t = 0; t < d.n_x; t++)
         x[t] = args->x + ((size_t)first_token + t) * args->x_stride;
     dots_set_rows(&d, w, row, n_rows, rows);
     dots_run(&d);
     for (uint32_t t = 0; t < d.n_x; t++) {
         float *out = args->part[p].out + ((size_t)first_token + t) * args->part[p].out_stride + row;
-        const float *from = products + (size_t)t * ROW_BLOCK;
-        for (uint32_t r = 0; r < n_rows; r++)
-            out[r] = args->accumulate ? out[r] + from[r] : from[r];
+        take_products(&d, products, t, (product_sink){out, args->accumulate, 1});
     }
 }
 
@@ -85,18 +111,22 @@ static void matmul_simd(dev *d, const matmul_args *args)
 {
     assert(args->n_parts <= MATMUL_PARTS_MAX);
     if (args->n_tokens == 0 || args->n_parts == 0) return;
-    matmul_job job = {.args = args,
-                      .item_rows = rows_per_item(args->n_tokens),
-                      .n_token_blocks = (args->n_tokens + TOKEN_BLOCK - 1) / TOKEN_BLOCK};
+    size_t n_rows = 0;
     for (uint32_t p = 0; p < args->n_parts; p++) {
         assert(args->part[p].w.cols == args->part[0].w.cols);
+        n_rows += args->part[p].w.rows;
+    }
+    matmul_job job = {.args = args,
+                      .item_rows = rows_per_item(d, args->n_tokens, n_rows),
+                      .n_token_blocks = (args->n_tokens + TOKEN_BLOCK - 1) / TOKEN_BLOCK};
+    for (uint32_t p = 0; p < args->n_parts; p++) {
         const uint32_t n_blocks = (args->part[p].w.rows + job.item_rows - 1) / job.item_rows;
         job.first_row_block[p + 1] = job.first_row_block[p] + n_blocks;
     }
     const size_t n_items = (size_t)job.first_row_block[args->n_parts] * job.n_token_blocks;
     const size_t n_x = min_size(args->n_tokens, TOKEN_BLOCK);
     const size_t products = (size_t)job.item_rows * args->part[0].w.cols * n_x;
-    parallel_for(d->pool, n_items, grain_of(d, n_items, products), matmul_items, &job);
+    parallel_for(d->pool, n_items, grain_of(products), matmul_items, &job);
 }
 
 #endif

@@ -13,7 +13,7 @@
 typedef struct moe_job {
     const moe_args *args;
     moe_plan plan;
-    uint32_t item_rows;
+    uint32_t item_rows;    /* of the loop that runs */
     uint32_t n_row_blocks; /* of ffn, in the first loop */
 } moe_job;
 
@@ -24,30 +24,38 @@ typedef struct moe_block {
     uint32_t first, n;
 } moe_block;
 
+/* gate = silu(gate) * up, for n values; both arrays reach to the next whole vector. */
+static void gate_values(float *gate, const float *up, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += LANES)
+        vf_store(gate + i, vf_mul(vf_silu(vf_load(gate + i)), vf_load(up + i)));
+}
+
 static void moe_hidden_block(const moe_job *job, const moe_block *b)
 {
     const moe_args *args = job->args;
     const moe_expert *expert = &args->expert[b->expert];
-    const void *rows[ROW_BLOCK];
+    const void *rows[ROWS_MAX];
     const float *x[TOKEN_BLOCK];
-    float gate[TOKEN_BLOCK * ROW_BLOCK + LANES], up[TOKEN_BLOCK * ROW_BLOCK + LANES];
+    float gate[DOTS_OUT_FLOATS + LANES], up[DOTS_OUT_FLOATS + LANES];
     for (uint32_t i = 0; i < b->n; i++)
         x[i] = args->x + (size_t)(job->plan.pairs[b->first + i] / args->top_k) * args->dim;
-    dots d = {.x = x, .n_x = b->n, .out = gate, .out_stride = ROW_BLOCK};
+    dots d = {.x = x, .n_x = b->n, .out = gate};
     dots_set_rows(&d, &expert->gate, b->row, b->n_rows, rows);
     dots_run(&d);
     d.out = up;
     dots_set_rows(&d, &expert->up, b->row, b->n_rows, rows);
     dots_run(&d);
+    const uint32_t stride = dots_stride(b->n);
+    if (stride == b->n) {
+        gate_values(gate, up, b->n_rows * b->n);
+    } else {
+        for (uint32_t r = 0; r < b->n_rows; r++)
+            gate_values(gate + r * stride, up + r * stride, b->n);
+    }
     for (uint32_t i = 0; i < b->n; i++) {
         float *hidden = job->plan.hidden + (size_t)(b->first + i) * args->ffn + b->row;
-        for (uint32_t r = 0; r < b->n_rows; r += LANES) {
-            const uint32_t n = b->n_rows - r < LANES ? b->n_rows - r : LANES;
-            const uint32_t at = i * ROW_BLOCK + r;
-            const vf g = vf_load_part(gate + at, DTYPE_F32, n);
-            const vf u = vf_load_part(up + at, DTYPE_F32, n);
-            vf_store_part(hidden + r, vf_mul(vf_silu(g), u), n);
-        }
+        take_products(&d, gate, i, (product_sink){.out = hidden});
     }
 }
 
@@ -72,20 +80,18 @@ static void moe_hidden_items(void *ctx, size_t begin, size_t end, uint32_t worke
 static void moe_output_block(const moe_job *job, const moe_block *b)
 {
     const moe_args *args = job->args;
-    const void *rows[ROW_BLOCK];
+    const void *rows[ROWS_MAX];
     const float *x[TOKEN_BLOCK];
-    float products[TOKEN_BLOCK * ROW_BLOCK];
+    float products[DOTS_OUT_FLOATS];
     for (uint32_t i = 0; i < b->n; i++)
         x[i] = job->plan.hidden + (size_t)(b->first + i) * args->ffn;
-    dots d = {.x = x, .n_x = b->n, .out = products, .out_stride = ROW_BLOCK};
+    dots d = {.x = x, .n_x = b->n, .out = products};
     dots_set_rows(&d, &args->expert[b->expert].down, b->row, b->n_rows, rows);
     dots_run(&d);
     for (uint32_t i = 0; i < b->n; i++) {
         const uint32_t pair = job->plan.pairs[b->first + i];
-        const float weight = args->weight[pair];
         float *out = args->out + (size_t)(pair / args->top_k) * args->dim + b->row;
-        for (uint32_t r = 0; r < b->n_rows; r++)
-            out[r] += weight * products[i * ROW_BLOCK + r];
+        take_products(&d, products, i, (product_sink){out, true, args->weight[pair]});
     }
 }
 
@@ -118,15 +124,15 @@ static void moe_simd(dev *d, const moe_args *args)
         const uint32_t n = job.plan.first[e + 1] - job.plan.first[e];
         if (n > n_most) n_most = n;
     }
-    job.item_rows = rows_per_item(n_most);
+    const size_t n_pairs = job.plan.first[args->n_experts];
+    const size_t n_mean = (n_pairs - 1) / job.plan.n_active + 1;
+    job.item_rows = rows_per_item(d, n_most, (size_t)job.plan.n_active * args->ffn);
     job.n_row_blocks = (args->ffn + job.item_rows - 1) / job.item_rows;
-    const size_t n_mean = max_size(1, job.plan.first[args->n_experts] / job.plan.n_active);
-    const size_t n_hidden = (size_t)job.plan.n_active * job.n_row_blocks;
-    const size_t hidden_products = (size_t)2 * job.item_rows * args->dim * n_mean;
-    parallel_for(d->pool, n_hidden, grain_of(d, n_hidden, hidden_products), moe_hidden_items, &job);
-    const size_t n_out = (args->dim + job.item_rows - 1) / job.item_rows;
-    const size_t out_products = (size_t)job.item_rows * args->ffn * job.plan.first[args->n_experts];
-    parallel_for(d->pool, n_out, grain_of(d, n_out, out_products), moe_output_items, &job);
+    parallel_for(d->pool, (size_t)job.plan.n_active * job.n_row_blocks,
+                 grain_of((size_t)2 * job.item_rows * args->dim * n_mean), moe_hidden_items, &job);
+    job.item_rows = rows_per_item(d, n_most, args->dim);
+    parallel_for(d->pool, (args->dim + job.item_rows - 1) / job.item_rows,
+                 grain_of((size_t)job.item_rows * args->ffn * n_pairs), moe_output_items, &job);
 }
 
 static void router_items(void *ctx, size_t begin, size_t end, uint32_t worker)

@@ -73,6 +73,11 @@ static inline vf vf_div(vf a, vf b)
     return _mm256_div_ps(a, b);
 }
 
+static inline vf vf_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+
 /* a * b + c, rounded once. */
 static inline vf vf_fma(vf a, vf b, vf c)
 {
@@ -109,6 +114,21 @@ static inline float vf_sum(vf x)
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+static inline __m128 lower_plus_upper(__m256 x)
+{
+    return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+}
+
+/* out[i] = vf_sum(x[i]), bit for bit: the same pairs are added, four sums side by side. */
+static inline void vf_sum4(const vf x[4], float out[4])
+{
+    const __m128 a = lower_plus_upper(x[0]), b = lower_plus_upper(x[1]);
+    const __m128 c = lower_plus_upper(x[2]), d = lower_plus_upper(x[3]);
+    const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    const __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
 }
 
 #endif

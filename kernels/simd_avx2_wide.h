@@ -24,6 +24,8 @@
 #define vf_pow2       half_pow2
 #define vf_zero_below half_zero_below
 #define vf_sum        half_sum
+#define vf_sum4       half_sum4
+#define vf_max        half_max
 #include "kernels/simd_avx2.h"
 #undef LANES
 #undef TILE_ROWS
@@ -44,6 +46,8 @@
 #undef vf_pow2
 #undef vf_zero_below
 #undef vf_sum
+#undef vf_sum4
+#undef vf_max
 
 enum { LANES = 2 * HALF_LANES, TILE_ROWS = 6 };
 
@@ -92,6 +96,7 @@ BOTH_HALVES(add)
 BOTH_HALVES(sub)
 BOTH_HALVES(mul)
 BOTH_HALVES(div)
+BOTH_HALVES(max)
 #undef BOTH_HALVES
 
 static inline vf vf_fma(vf a, vf b, vf c)
@@ -122,6 +127,13 @@ static inline vf vf_zero_below(vf x, float limit, vf y)
 static inline float vf_sum(vf x)
 {
     return half_sum(half_add(x.lo, x.hi));
+}
+
+static inline void vf_sum4(const vf x[4], float out[4])
+{
+    const half_vf both[4] = {half_add(x[0].lo, x[0].hi), half_add(x[1].lo, x[1].hi),
+                             half_add(x[2].lo, x[2].hi), half_add(x[3].lo, x[3].hi)};
+    half_sum4(both, out);
 }
 
 #endif

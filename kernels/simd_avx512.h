@@ -72,6 +72,11 @@ static inline vf vf_div(vf a, vf b)
     return _mm512_div_ps(a, b);
 }
 
+static inline vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+
 /* a * b + c, rounded once. */
 static inline vf vf_fma(vf a, vf b, vf c)
 {
@@ -102,13 +107,29 @@ static inline vf vf_zero_below(vf x, float limit, vf y)
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, vf_set1(limit), _CMP_NLT_UQ), y);
 }
 
-/* The upper half onto the lower, then as simd_avx2.h: the same order as simd_avx2_wide.h. */
-static inline float vf_sum(vf x)
+/* The upper half onto the lower, twice. */
+static inline __m128 fold_to_four(__m512 x)
 {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+}
+
+/* The same order as simd_avx2_wide.h. */
+static inline float vf_sum(vf x)
+{
+    const __m128 four = fold_to_four(x);
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* out[i] = vf_sum(x[i]), bit for bit: the same pairs are added, four sums side by side. */
+static inline void vf_sum4(const vf x[4], float out[4])
+{
+    const __m128 a = fold_to_four(x[0]), b = fold_to_four(x[1]);
+    const __m128 c = fold_to_four(x[2]), d = fold_to_four(x[3]);
+    const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    const __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
 }
 
 #endif

@@ -6,7 +6,7 @@
 #define TESTS_KERNELS_FIXTURE_H
 
 #include "kernels/dev.h"
-#include "tests/base/promise.h"
+#include "tests/test_main.h"
 
 /* A stream of random numbers of one test. */
 typedef struct test_random {
