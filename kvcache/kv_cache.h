@@ -29,15 +29,15 @@ typedef struct kv_seq kv_seq;
 
 /* What the cache must know of one layer of the model. */
 typedef struct kv_layer_shape {
-    uint32_t n_heads;      /* query heads; a multiple of n_kv_heads */
+    uint32_t n_heads; /* query heads; a multiple of n_kv_heads */
     uint32_t n_kv_heads;
     uint32_t k_dim, v_dim; /* channels of a key and of a value; they may differ */
-    bool v_in_k;           /* V is the first v_dim channels of K (MLA latent): nothing else is stored */
-    bool has_router;       /* an expert id per token arrives through kv_note_experts */
-    uint32_t window;       /* the layer's own sliding window; 0: full attention */
-    float scale;           /* of the scores, usually 1 / sqrt(k_dim) */
+    bool v_in_k;     /* V is the first v_dim channels of K (MLA latent): nothing else is stored */
+    bool has_router; /* an expert id per token arrives through kv_note_experts */
+    uint32_t window; /* the layer's own sliding window; 0: full attention */
+    float scale;     /* of the scores, usually 1 / sqrt(k_dim) */
     const float *sink_logit; /* [n_heads] or NULL; borrowed for the cache's life (gpt-oss) */
-    const matrix *out_proj;  /* output projection, [d_model][n_heads * v_dim], or NULL; borrowed (scorers) */
+    const matrix *out_proj;  /* [d_model][n_heads * v_dim] or NULL; borrowed (scorers) */
 } kv_layer_shape;
 
 typedef struct kv_shape {
@@ -48,30 +48,30 @@ typedef struct kv_shape {
 } kv_shape;
 
 typedef struct kv_limits {
-    uint32_t n_seqs_max;       /* sequences open at once */
+    uint32_t n_seqs_max;        /* sequences open at once */
     uint32_t n_step_tokens_max; /* tokens of one step: the size of staging */
-    uint32_t n_seq_tokens_max; /* positions of one sequence */
+    uint32_t n_seq_tokens_max;  /* positions of one sequence */
 } kv_limits;
 
-/* ---- life cycle ---------------------------------------------------------------------------------- */
+/* ---- life cycle ---- */
 
-/* memory_bytes 0: room for n_seqs_max sequences of full length, at most a quarter of the memory available now.
+/* memory_bytes 0: room for n_seqs_max full sequences, at most a quarter of the available memory.
  * ERR_BAD_CONFIG names an unknown method or an impossible combination (a pool that cannot hold one
  * page per layer and head, sinks beyond a block, a number of shards the placement cannot serve). */
 err_t kv_cache_open(dev *d, const kv_config *config, const kv_shape *shape, const kv_limits *limits,
                     kv_cache **out, err_info *info) MUST_CHECK;
 void kv_cache_close(kv_cache *cache); /* NULL is fine; all sequences are closed (asserted) */
 
-/* ---- sequences ----------------------------------------------------------------------------------- */
+/* ---- sequences ---- */
 
 typedef struct kv_seq_options {
-    const char *salt;     /* separates tenants in the prefix cache; may be empty, never NULL */
+    const char *salt; /* separates tenants in the prefix cache; may be empty, never NULL */
     size_t salt_bytes;
     bool no_prefix_read;  /* do not take a cached prefix (prompt logprobs need every position) */
     bool no_prefix_write; /* do not leave one behind */
 } kv_seq_options;
 
-/* ERR_NO_MEMORY, or ERR_BAD_ARGUMENT beyond n_seqs_max. */
+/* ERR_NO_MEMORY, or ERR_BAD_ARGUMENT beyond n_seqs_max. Between steps, like all calls of this part. */
 err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out) MUST_CHECK;
 
 /* Takes the longest cached prefix of tokens[0 .. n_tokens), at most n_tokens - 1 of them (the last
@@ -89,8 +89,10 @@ void kv_seq_close(kv_seq *seq, const uint32_t *tokens);
 
 uint32_t kv_seq_length(const kv_seq *seq); /* tokens held */
 
-/* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes. */
-void kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
+/* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes.
+ * Returns the tokens held then: n_tokens, or 0 if a layer's sliding window has freed what the cut
+ * needs, and the sequence must be computed again. */
+uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
 
 /* Gives up every cached object that no open sequence uses. */
 void kv_cache_drop_prefixes(kv_cache *cache);
@@ -98,8 +100,7 @@ void kv_cache_drop_prefixes(kv_cache *cache);
 /* True if a sequence of n_tokens could run alone in an empty pool. */
 bool kv_cache_could_fit(const kv_cache *cache, uint32_t n_tokens);
 
-/* ---- one step ------------------------------------------------------------------------------------ */
-
+/* ---- one step ---- */
 /* One sequence's share of a step: tokens [first_token, first_token + n_tokens) of the batch, which
  * take the positions kv_seq_length(seq) and up. */
 typedef struct kv_row {
@@ -122,7 +123,7 @@ void kv_append(kv_cache *cache, const kv_append_args *args);
 typedef struct kv_attend_args {
     uint32_t layer;
     const float *q;      /* [n_tokens][n_heads][k_dim], after RoPE */
-    const float *q_nope; /* the same before RoPE, or NULL; scorers that predict later queries use it */
+    const float *q_nope; /* the same before RoPE, or NULL; for scorers that predict queries */
     float *out;          /* [n_tokens][n_heads][v_dim] */
 } kv_attend_args;
 void kv_attend(kv_cache *cache, const kv_attend_args *args);
@@ -134,13 +135,10 @@ void kv_note_experts(kv_cache *cache, uint32_t layer, const uint32_t *top1, size
 void kv_step_end(kv_cache *cache);   /* lengths grow; commits */
 void kv_step_abort(kv_cache *cache); /* as if the step had never begun */
 
-/* ---- queries ------------------------------------------------------------------------------------- */
-
+/* ---- queries ---- */
 dtype kv_cache_type(const kv_cache *cache); /* after `auto` */
-
 /* Bytes of one position over all layers, as pages of the present codec hold them. */
 size_t kv_cache_bytes_per_token(const kv_cache *cache);
-
 /* Positions that fit in the pool, all sequences together. */
 uint64_t kv_cache_capacity_tokens(const kv_cache *cache);
 

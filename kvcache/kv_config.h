@@ -9,14 +9,14 @@ enum { KV_PAGE_TOKENS_MAX = 64, KV_SHARDS_MAX = 1024 };
 typedef enum kv_dtype { KV_DTYPE_AUTO, KV_DTYPE_F32, KV_DTYPE_BF16 } kv_dtype;
 
 typedef struct kv_config {
-    uint32_t dtype;            /* kv_dtype; auto: bf16 for models stored in bf16 or f16, else f32 */
-    uint64_t memory_bytes;     /* budget of the page pool; 0: see kv_cache_open */
-    uint32_t page_tokens;      /* slots of a head-page and positions of a block */
-    uint32_t window_tokens;    /* newest tokens kept in the ring */
-    uint32_t sink_tokens;      /* first tokens kept in the ring; <= page_tokens */
+    uint32_t dtype;         /* kv_dtype; auto: bf16 for models stored in bf16 or f16, else f32 */
+    uint64_t memory_bytes;  /* budget of the page pool; 0: see kv_cache_open */
+    uint32_t page_tokens;   /* slots of a head-page and positions of a block */
+    uint32_t window_tokens; /* newest tokens kept in the ring */
+    uint32_t sink_tokens;   /* first tokens kept in the ring; <= page_tokens */
     bool prefix_caching;
     uint32_t n_shards;
-    char *routing;             /* names of registry entries, resolved once in kv_cache_open */
+    char *routing; /* names of registry entries, resolved once in kv_cache_open */
     char *scheduling;
     char *placement;
     char *codec;

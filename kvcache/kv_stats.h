@@ -7,25 +7,25 @@
 typedef struct kv_stats {
     /* now, bytes as the allocator holds them */
     uint64_t pool_budget_bytes;
-    uint64_t slab_bytes;       /* slabs in use, pages of live sequences and of cached objects */
-    uint64_t table_bytes;      /* page tables, descriptors, prefix index */
+    uint64_t slab_bytes;  /* slabs in use, pages of live sequences and of cached objects */
+    uint64_t table_bytes; /* page tables, descriptors, prefix index */
     uint64_t ring_bytes;
     uint64_t staging_bytes;
     /* now, pages and slots */
-    uint64_t pages_total;      /* pages that the budget can hold */
-    uint64_t pages_used;       /* referenced by an open sequence */
-    uint64_t pages_cached;     /* referenced by cached objects alone */
+    uint64_t pages_total;  /* pages that the budget can hold */
+    uint64_t pages_used;   /* referenced by an open sequence */
+    uint64_t pages_cached; /* referenced by cached objects alone */
     uint64_t pages_free;
-    uint64_t slots_live;       /* entries in pages, counted once per page */
+    uint64_t slots_live; /* entries in pages, counted once per page */
     uint32_t seqs_open;
     uint32_t prefix_objects;
     /* since start */
     uint64_t tokens_appended;
     uint64_t pages_committed;
-    uint64_t pages_given_up;   /* of cached objects, under pressure */
+    uint64_t pages_given_up; /* of cached objects, under pressure */
     uint64_t prefix_query_tokens;
     uint64_t prefix_hit_tokens;
-    uint64_t bytes_read;       /* by attention, counted in the reader */
+    uint64_t bytes_read; /* by attention, counted in the reader */
     uint64_t blocks_read;
 } kv_stats;
 

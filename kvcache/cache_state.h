@@ -1,0 +1,158 @@
+/* kvcache/cache_state.h - what a cache is made of; private to kvcache/ and its tests.
+ *
+ * Files, in reading order:
+ *   kv_open.c       open and close: sizes, classes, arrays
+ *   kv_seq.c        sequences: open, truncate, close
+ *   kv_step.c       one step: begin, append, note experts, end, abort
+ *   commit.c        what step begin reserves and step end writes to pages
+ *   reader.c        attention
+ *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
+ *   kv_queries.c    numbers for others
+ *   kv_sane.c       the invariants
+ *
+ * Blocks: position p lies in block p / page_tokens. Of a sequence, blocks [0, n_blocks) lie in pages
+ * and positions [n_blocks * page_tokens, length) in its ring; during a step, positions [length,
+ * length + n_step_tokens) lie in staging, and blocks [n_blocks, n_reserved) have empty pages. */
+#ifndef KVCACHE_CACHE_STATE_H
+#define KVCACHE_CACHE_STATE_H
+
+#include "base/arena.h"
+#include "base/check.h"
+#include "kvcache/compression/codec.h"
+#include "kvcache/kv_cache.h"
+#include "kvcache/page_table.h"
+#include "kvcache/placement/placement.h"
+#include "kvcache/prefix_cache.h"
+#include "kvcache/reader.h"
+#include "kvcache/recent_ring.h"
+#include "kvcache/routing/routing.h"
+#include "kvcache/scheduling/scheduling.h"
+#include "kvcache/stats_board.h"
+
+struct kv_seq {
+    kv_cache *cache;
+    kv_seq *next_free; /* valid only while closed */
+    bool is_open;
+    bool no_prefix_read, no_prefix_write;
+    uint32_t length;        /* tokens held, a step's not included */
+    uint32_t n_blocks;      /* in pages: the first n_blocks * page_tokens positions */
+    uint32_t n_reserved;    /* >= n_blocks; the rest has pages without slots, inside a step only */
+    uint32_t first_token;   /* of its tokens in the step's batch; valid only inside a step */
+    uint32_t n_step_tokens; /* 0 outside a step */
+    uint32_t object;        /* the cached object that borrows this table, or KV_OBJECT_NONE */
+    hash128 seed;           /* of its prefix keys: salt and settings */
+    kv_table table;
+    kv_ring *ring; /* NULL while closed */
+};
+
+/* Entries of the step's tokens, until its end. */
+typedef struct kv_staging {
+    kv_strips strips; /* n_step_tokens_max slots each: token t of the batch at slot t */
+    uint8_t *bytes;
+    uint16_t *expert; /* [n_layers][n_step_tokens_max] */
+    size_t total_bytes;
+} kv_staging;
+
+typedef struct kv_step {
+    bool is_open;
+    kv_row *rows; /* [n_seqs_max]; n_rows valid */
+    uint32_t n_rows;
+    uint32_t n_tokens;
+    uint32_t n_appended; /* layers whose keys and values have come */
+    bool *has_experts;   /* [n_layers]: kv_note_experts was called */
+} kv_step;
+
+struct kv_cache {
+    dev *d;
+    const kv_routing *routing;
+    const kv_scheduling *scheduling;
+    const kv_placement *placement;
+    const kv_codec *codec;
+    kv_limits limits;
+    dtype type;
+    uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
+    bool prefix_caching;
+
+    uint32_t n_layers, n_lists, n_classes, n_kv_heads_max;
+    kv_layer_shape *layer;  /* [n_layers] */
+    kv_head_shape *heads;   /* [n_layers] */
+    uint32_t *n_kv_heads;   /* [n_layers]: layer[l].n_kv_heads */
+    uint32_t *first_list;   /* [n_layers]: in page tables; see kv_list */
+    uint32_t *layer_class;  /* [n_layers]: size class of its pages */
+    kv_page_layout *layout; /* [n_classes] */
+    uint64_t *need;         /* [n_classes]: pages to find room for */
+    uint32_t *n_keep;       /* [n_kv_heads_max]: what scheduling answers */
+
+    kv_pool *pool;
+    kv_rings rings;
+    kv_staging staging;
+    kv_reader reader;
+    kv_prefix prefix;
+    kv_step step;
+    kv_seq *seqs;       /* [n_seqs_max] */
+    kv_seq *free_seqs;  /* closed ones */
+    size_t table_bytes; /* of the tables of open sequences */
+    kv_stats stats;     /* counters since start, seqs_open; the rest is filled when published */
+    kv_stats_board board;
+    arena layer_memory, work_memory; /* every array above */
+};
+
+static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t head, uint32_t shard)
+{
+    return cache->first_list[layer] + head * cache->n_shards + shard;
+}
+
+static inline const kv_page_layout *kv_layer_layout(const kv_cache *cache, uint32_t layer)
+{
+    return &cache->layout[cache->layer_class[layer]];
+}
+
+/* No query at `length` or later sees this block in this layer. */
+static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32_t block,
+                                   uint32_t length)
+{
+    const uint64_t window = cache->layer[layer].window;
+    const uint64_t end = ((uint64_t)block + 1) * cache->page_tokens;
+    return window != 0 && end + window <= (uint64_t)length + 1;
+}
+
+/* Blocks that have left the window of the ring when `length` tokens are held. */
+static inline uint32_t kv_blocks_left(const kv_cache *cache, uint32_t length)
+{
+    return length < cache->window_tokens ? 0 : (length - cache->window_tokens) / cache->page_tokens;
+}
+
+static inline uint64_t kv_slot_mask(uint32_t n_slots)
+{
+    return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
+}
+
+/* ---- commit.c ---- */
+
+/* Entries [position, + n_slots) of one block that are not in a page: up to two spans in `out`. */
+uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_slots,
+                         attn_span out[2]);
+
+/* Adds to cache->need the pages of blocks [n_blocks, end) at `length`. */
+void kv_add_need(const kv_cache *cache, const kv_seq *seq, uint32_t end, uint32_t length);
+
+/* Gives up cached objects until cache->need fits; false if that is not enough. */
+bool kv_make_room(kv_cache *cache);
+
+/* Allocates what kv_add_need counted. */
+void kv_reserve(kv_seq *seq, uint32_t end, uint32_t length);
+
+/* Writes reserved blocks to their pages and what is staged to the rings; lengths grow. */
+void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows);
+
+/* ---- kv_seq.c ---- */
+
+/* Makes room in the table for the blocks of n_tokens positions. */
+err_t kv_seq_grow(kv_seq *seq, uint32_t n_tokens) MUST_CHECK;
+
+/* ---- kv_queries.c ---- */
+
+/* Publishes the counters; every public function that changes something ends with it. */
+void kv_publish(kv_cache *cache);
+
+#endif

@@ -1,0 +1,273 @@
+/* kvcache/commit.c - entries on their way from staging over the ring to pages.
+ *
+ * The pages that a step will need follow from lengths alone, so they are reserved before its first
+ * token: its end cannot fail. Writing is one job per (row, layer), on all threads: jobs touch
+ * different strips and pages. The bookkeeping of pages is done by the owner, before and after. */
+#include "kvcache/cache_state.h"
+
+/* A commit job copies at least this much, or the loop stays on one thread. */
+enum { SERIAL_BYTES_MAX = 64 * 1024 };
+
+/* Entries [at->position, + n_slots) of this step. */
+static attn_span staged_span(const kv_seq *seq, const kv_ring_place *at, uint32_t n_slots)
+{
+    const kv_staging *staging = &seq->cache->staging;
+    assert(at->position >= seq->length);
+    assert(at->position + n_slots <= seq->length + seq->n_step_tokens);
+    attn_span span =
+        kv_strip_span(&staging->strips.strip[at->layer],
+                      kv_strips_at(&staging->strips, staging->bytes, at->layer, at->head),
+                      seq->first_token + (at->position - seq->length), n_slots);
+    span.first_position = at->position;
+    return span;
+}
+
+uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_slots,
+                         attn_span out[2])
+{
+    const kv_cache *cache = seq->cache;
+    uint32_t n = 0;
+    uint32_t n_ring = 0;
+    if (at->position < seq->length) {
+        n_ring = (uint32_t)min_size(n_slots, (size_t)seq->length - at->position);
+        out[n++] = kv_ring_span(&cache->rings, seq->ring, at, n_ring);
+    }
+    if (n_ring < n_slots) {
+        const kv_ring_place staged = {at->layer, at->head, at->position + n_ring};
+        out[n++] = staged_span(seq, &staged, n_slots - n_ring);
+    }
+    return n;
+}
+
+/* ---- before the step ----------------------------------------------------------------------------- */
+
+void kv_add_need(const kv_cache *cache, const kv_seq *seq, uint32_t end, uint32_t length)
+{
+    for (uint32_t l = 0; l < cache->n_layers && seq->n_blocks < end; l++) {
+        uint32_t n = 0;
+        for (uint32_t b = seq->n_blocks; b < end; b++)
+            n += kv_block_passed(cache, l, b, length) ? 0 : 1;
+        cache->need[cache->layer_class[l]] += (uint64_t)n * cache->n_kv_heads[l];
+    }
+}
+
+bool kv_make_room(kv_cache *cache)
+{
+    while (!kv_pool_has_room(cache->pool, cache->need)) {
+        if (!kv_prefix_give_up_block(cache)) return false;
+    }
+    return true;
+}
+
+/* The owner of a block that comes from nowhere else: placement says which shard. One shard for now,
+ * so a block's entries can have only one. */
+static uint32_t place_block(const kv_cache *cache, const kv_seq *seq, uint32_t layer,
+                            uint32_t block, uint32_t n_slots)
+{
+    uint16_t expert[KV_PAGE_TOKENS_MAX];
+    uint32_t owner[KV_PAGE_TOKENS_MAX];
+    const uint32_t first = block * cache->page_tokens;
+    for (uint32_t i = 0; i < n_slots; i++) {
+        const uint32_t p = first + i;
+        expert[i] = p < seq->length
+                        ? *kv_ring_expert(&cache->rings, seq->ring, layer, p)
+                        : cache->staging.expert[(size_t)layer * cache->limits.n_step_tokens_max +
+                                                seq->first_token + (p - seq->length)];
+    }
+    const kv_place_args args = {.layer = layer,
+                                .n_shards = cache->n_shards,
+                                .page_tokens = cache->page_tokens,
+                                .first_position = first,
+                                .n_slots = n_slots,
+                                .expert = expert};
+    cache->placement->place(&args, owner);
+    for (uint32_t i = 0; i < n_slots; i++)
+        assert(owner[i] == owner[0] && owner[i] < cache->n_shards);
+    return owner[0];
+}
+
+void kv_reserve(kv_seq *seq, uint32_t end, uint32_t length)
+{
+    kv_cache *cache = seq->cache;
+    if (end <= seq->n_blocks) return;
+    assert(end <= seq->table.capacity);
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+            const size_t first = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), 0);
+            for (uint32_t b = seq->n_blocks; b < end; b++) {
+                if (kv_block_passed(cache, l, b, length)) continue;
+                const uint32_t page =
+                    kv_pool_alloc_page(cache->pool, cache->layer_class[l], KV_HELD_BY_SEQ);
+                assert(page != KV_PAGE_NONE);
+                seq->table.page[first + b] = page;
+            }
+        }
+    }
+    seq->n_reserved = end;
+}
+
+/* ---- after the step ------------------------------------------------------------------------------ */
+
+typedef struct commit_loop {
+    kv_cache *cache;
+    const kv_row *rows;
+} commit_loop;
+
+static uint32_t block_slots(const kv_seq *seq, uint32_t block)
+{
+    const uint32_t end = seq->length + seq->n_step_tokens, page_tokens = seq->cache->page_tokens;
+    return (uint32_t)min_size(page_tokens, (size_t)end - block * page_tokens);
+}
+
+/* Asks what stays of each layer. Only policies that keep everything exist: see scheduling.h. */
+static void ask_budgets(const kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_budget_args args = {.layer = l,
+                                     .n_kv_heads = cache->n_kv_heads[l],
+                                     .length = seq->length + seq->n_step_tokens,
+                                     .n_live = seq->table.n_live + kv_list(cache, l, 0, 0)};
+        cache->scheduling->budget(&args, cache->n_keep);
+        for (uint32_t h = 0; h < args.n_kv_heads; h++)
+            assert(cache->n_keep[h] == args.n_live[h]);
+    }
+}
+
+/* Notes slots, positions and owner of the reserved pages, and which slots this sequence sees. */
+static void describe_pages(kv_seq *seq)
+{
+    kv_cache *cache = seq->cache;
+    for (uint32_t b = seq->n_blocks; b < seq->n_reserved; b++) {
+        const uint32_t n_slots = block_slots(seq, b);
+        uint64_t live = kv_slot_mask(n_slots);
+        if (b == 0) live &= ~kv_slot_mask(cache->sink_tokens); /* read from the ring */
+        for (uint32_t l = 0; l < cache->n_layers; l++) {
+            const uint32_t owner = place_block(cache, seq, l, b, n_slots);
+            for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+                const uint32_t list = kv_list(cache, l, h, owner);
+                const uint32_t page = kv_table_page(&seq->table, list, b);
+                if (page == KV_PAGE_NONE) continue; /* the layer's window has passed it */
+                kv_pool_fill(cache->pool, page, b * cache->page_tokens, n_slots, owner);
+                kv_table_see(&seq->table, list, b, live);
+                cache->stats.pages_committed++;
+            }
+        }
+    }
+}
+
+static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t block)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t page = kv_table_page(&seq->table, kv_list(cache, layer, head, 0), block);
+    if (page == KV_PAGE_NONE) return;
+    attn_span spans[2];
+    const kv_ring_place at = {layer, head, block * cache->page_tokens};
+    const kv_seal_args args = {
+        .layout = kv_layer_layout(cache, layer),
+        .spans = spans,
+        .n_spans = kv_recent_spans(seq, &at, block_slots(seq, block), spans),
+        .page = kv_pool_data(cache->pool, page),
+    };
+    cache->codec->seal(&args);
+}
+
+/* Copies staged positions [first, end) of one head to the ring. */
+static void stage_to_ring(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t first,
+                          uint32_t end)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t page_tokens = cache->page_tokens;
+    for (uint32_t p = first; p < end;) {
+        const uint32_t n = (uint32_t)min_size(page_tokens - p % page_tokens, (size_t)end - p);
+        const kv_ring_place at = {layer, head, p};
+        const attn_span staged = staged_span(seq, &at, n);
+        kv_ring_write(&cache->rings, seq->ring, &at, &staged);
+        p += n;
+    }
+}
+
+/* Sinks first, wherever they are staged; then what the pages do not take. */
+static void stage_layer(const kv_seq *seq, uint32_t layer)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t end = seq->length + seq->n_step_tokens;
+    uint32_t first = seq->n_reserved * cache->page_tokens;
+    if (first < seq->length) first = seq->length;
+    const uint32_t sinks_end = (uint32_t)min_size(cache->sink_tokens, end);
+    for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
+        if (seq->length < sinks_end) {
+            const kv_ring_place at = {layer, h, seq->length};
+            const attn_span staged = staged_span(seq, &at, sinks_end - seq->length);
+            kv_ring_write_sinks(&cache->rings, seq->ring, &at, &staged);
+        }
+        stage_to_ring(seq, layer, h, first, end);
+    }
+    for (uint32_t p = first; p < end; p++)
+        *kv_ring_expert(&cache->rings, seq->ring, layer, p) =
+            cache->staging.expert[(size_t)layer * cache->limits.n_step_tokens_max +
+                                  seq->first_token + (p - seq->length)];
+}
+
+/* Job i: layer i mod n_layers of row i / n_layers. Pages first: the ring is overwritten after. */
+static void commit_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const commit_loop *loop = ctx;
+    (void)worker;
+    for (size_t i = begin; i < end; i++) {
+        const uint32_t layer = (uint32_t)(i % loop->cache->n_layers);
+        const kv_seq *seq = loop->rows[i / loop->cache->n_layers].seq;
+        for (uint32_t b = seq->n_blocks; b < seq->n_reserved; b++) {
+            for (uint32_t h = 0; h < loop->cache->n_kv_heads[layer]; h++)
+                seal_page(seq, layer, h, b);
+        }
+        stage_layer(seq, layer);
+    }
+}
+
+/* Blocks below this one are passed by the layer's window at `length`. */
+static uint32_t n_passed_blocks(const kv_cache *cache, uint32_t layer, uint32_t length)
+{
+    const uint32_t window = cache->layer[layer].window;
+    if (window == 0 || length + 1 < window) return 0;
+    return (length + 1 - window) / cache->page_tokens;
+}
+
+/* Frees the pages that windows have passed since old_length: those before are gone already. */
+static void drop_passed(kv_seq *seq, uint32_t old_length)
+{
+    const kv_cache *cache = seq->cache;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const uint32_t first = n_passed_blocks(cache, l, old_length);
+        const uint32_t end =
+            (uint32_t)min_size(n_passed_blocks(cache, l, seq->length), seq->n_blocks);
+        for (uint32_t h = 0; h < cache->n_kv_heads[l] && first < end; h++) {
+            for (uint32_t b = first; b < end; b++)
+                kv_table_drop_entry(&seq->table, cache->pool, kv_list(cache, l, h, 0), b,
+                                    KV_HELD_BY_SEQ);
+        }
+    }
+}
+
+void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
+{
+    size_t n_tokens = 0;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const kv_seq *seq = rows[r].seq;
+        describe_pages(rows[r].seq);
+        if (seq->n_blocks < seq->n_reserved) ask_budgets(seq);
+        n_tokens += seq->n_step_tokens + (seq->n_reserved - seq->n_blocks) * cache->page_tokens;
+    }
+    const commit_loop loop = {.cache = cache, .rows = rows};
+    const size_t n_jobs = (size_t)n_rows * cache->n_layers;
+    const bool is_small = n_tokens * kv_cache_bytes_per_token(cache) < SERIAL_BYTES_MAX;
+    parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, commit_jobs, (void *)&loop);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        kv_seq *seq = rows[r].seq;
+        const uint32_t old_length = seq->length;
+        seq->length += seq->n_step_tokens;
+        seq->n_step_tokens = 0;
+        seq->n_blocks = seq->n_reserved;
+        drop_passed(seq, old_length);
+    }
+}

@@ -1,0 +1,33 @@
+/* kvcache/kv_config.c - the table of the cache's settings.
+ *
+ * Names of methods are plain text here and are looked up in their registries by kv_cache_open, so
+ * that an unknown one is answered with the names that exist. */
+#include "kvcache/kv_config.h"
+
+static const char *const dtype_names[] = {"auto", "f32", "bf16", NULL};
+
+static const cfg_field fields[] = {
+    CFG_PICK(kv_config, dtype, "kv-cache-dtype", dtype_names, "auto",
+             "type of cached keys and values: auto (the model's), f32 or bf16"),
+    CFG_NUM64(kv_config, memory_bytes, "kv-cache-memory-bytes", 0, 1e18, "0",
+              "bytes for pages of keys and values; 0: as needed, at most a quarter of free memory"),
+    CFG_NUM32(kv_config, page_tokens, "kv-page-tokens", 4, KV_PAGE_TOKENS_MAX, "32",
+              "positions of a page"),
+    CFG_NUM32(kv_config, window_tokens, "kv-window", 0, 65536, "128",
+              "newest tokens that stay in the ring"),
+    CFG_NUM32(kv_config, sink_tokens, "kv-sink", 0, KV_PAGE_TOKENS_MAX, "4",
+              "first tokens that always stay; at most kv-page-tokens"),
+    CFG_FLAG(kv_config, prefix_caching, "enable-prefix-caching", "true",
+             "share the keys and values of common prefixes"),
+    CFG_NUM32(kv_config, n_shards, "kv-shards", 1, KV_SHARDS_MAX, "1", "shards of the cache"),
+    CFG_TEXT(kv_config, routing, "kv-routing", "full", "NAME", "which pages a query reads"),
+    CFG_TEXT(kv_config, scheduling, "kv-scheduling", "none", "NAME", "which entries stay"),
+    CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME", "which shard owns an entry"),
+    CFG_TEXT(kv_config, codec, "kv-codec", "none", "NAME", "how full pages are encoded"),
+};
+
+const cfg_table kv_config_table = {
+    .title = "KV cache",
+    .fields = fields,
+    .n_fields = sizeof fields / sizeof fields[0],
+};

@@ -1,0 +1,300 @@
+/* kvcache/kv_open.c - open and close.
+ *
+ * Everything whose size the settings fix is allocated here: per-layer arrays first, since the sizes
+ * of the others follow from them, then staging, scratch and tables of sequences, then the pool. */
+#include "kvcache/cache_state.h"
+
+#include "kvcache/memory_available.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The budget chosen without kv-cache-memory-bytes: at most this share of available memory. */
+enum { MEMORY_SHARE = 4 };
+
+/* ---- settings ------------------------------------------------------------------------------------ */
+
+static err_t unknown_name(err_info *info, const char *key, const char *name, const char *known)
+{
+    return err_set(info, ERR_BAD_CONFIG, "%s: '%s' is unknown; known are:%s", key,
+                   name != NULL ? name : "", known);
+}
+
+static err_t find_methods(kv_cache *cache, const kv_config *config, err_info *info)
+{
+    const char *routing = config->routing, *scheduling = config->scheduling;
+    const char *placement = config->placement, *codec = config->codec;
+    cache->routing = routing != NULL ? kv_routing_find(routing) : NULL;
+    cache->scheduling = scheduling != NULL ? kv_scheduling_find(scheduling) : NULL;
+    cache->placement = placement != NULL ? kv_placement_find(placement) : NULL;
+    cache->codec = codec != NULL ? kv_codec_find(codec) : NULL;
+    if (cache->routing == NULL) return unknown_name(info, "kv-routing", routing, kv_routing_names);
+    if (cache->scheduling == NULL)
+        return unknown_name(info, "kv-scheduling", scheduling, kv_scheduling_names);
+    if (cache->placement == NULL)
+        return unknown_name(info, "kv-placement", placement, kv_placement_names);
+    if (cache->codec == NULL) return unknown_name(info, "kv-codec", codec, kv_codec_names);
+    if (!cache->codec->reads_raw)
+        return err_set(info, ERR_UNSUPPORTED, "kv-codec: attention cannot read %s", codec);
+    return ERR_OK;
+}
+
+static err_t check_numbers(const kv_config *config, err_info *info)
+{
+    if (config->page_tokens < 4 || config->page_tokens > KV_PAGE_TOKENS_MAX)
+        return err_set(info, ERR_BAD_CONFIG, "kv-page-tokens: %u is outside [4, %d]",
+                       config->page_tokens, KV_PAGE_TOKENS_MAX);
+    if (config->sink_tokens > config->page_tokens)
+        return err_set(info, ERR_BAD_CONFIG, "kv-sink: %u is more than kv-page-tokens, %u",
+                       config->sink_tokens, config->page_tokens);
+    if (config->window_tokens > 65536)
+        return err_set(info, ERR_BAD_CONFIG, "kv-window: %u is outside [0, 65536]",
+                       config->window_tokens);
+    if (config->n_shards != 1)
+        return err_set(info, ERR_BAD_CONFIG, "kv-shards: %u; the cache has one shard",
+                       config->n_shards);
+    return ERR_OK;
+}
+
+static dtype resolve_type(uint32_t wanted, dtype model_type)
+{
+    if (wanted == KV_DTYPE_F32) return DTYPE_F32;
+    if (wanted == KV_DTYPE_BF16) return DTYPE_BF16;
+    return model_type == DTYPE_F32 ? DTYPE_F32 : DTYPE_BF16; /* f16 as well: bf16 has its range */
+}
+
+static err_t read_config(kv_cache *cache, const kv_config *config, err_info *info)
+{
+    TRY(check_numbers(config, info));
+    TRY(find_methods(cache, config, info));
+    cache->page_tokens = config->page_tokens;
+    cache->window_tokens = config->window_tokens;
+    cache->sink_tokens = config->sink_tokens;
+    cache->n_shards = config->n_shards;
+    cache->prefix_caching = config->prefix_caching;
+    return ERR_OK;
+}
+
+/* ---- arrays -------------------------------------------------------------------------------------- */
+
+/* One function over a measuring and then a real arena. */
+typedef err_t place_function(kv_cache *cache, arena *a);
+
+static err_t place(kv_cache *cache, place_function *function, arena *out)
+{
+    arena measure;
+    arena_init_measure(&measure);
+    TRY(function(cache, &measure));
+    TRY(measure.err);
+    TRY(arena_init(out, measure.used_bytes));
+    TRY(function(cache, out));
+    return out->err;
+}
+
+static err_t place_layers(kv_cache *cache, arena *a)
+{
+    const size_t n = cache->n_layers;
+    cache->layer = arena_take(a, n, sizeof *cache->layer);
+    cache->heads = arena_take(a, n, sizeof *cache->heads);
+    cache->n_kv_heads = arena_take(a, n, sizeof *cache->n_kv_heads);
+    cache->first_list = arena_take(a, n, sizeof *cache->first_list);
+    cache->layer_class = arena_take(a, n, sizeof *cache->layer_class);
+    cache->layout = arena_take(a, n, sizeof *cache->layout); /* at most one class per layer */
+    cache->need = arena_take(a, n, sizeof *cache->need);
+    return ERR_OK;
+}
+
+static void check_layer(const kv_layer_shape *shape)
+{
+    assert(shape->n_kv_heads >= 1);
+    assert(shape->n_heads % shape->n_kv_heads == 0);
+    assert(shape->k_dim >= 1);
+    assert(shape->v_dim >= 1);
+    assert(!shape->v_in_k || shape->v_dim <= shape->k_dim);
+}
+
+/* Layers whose heads have one shape share a size class. */
+static err_t find_classes(kv_cache *cache, err_info *info)
+{
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_head_shape *head = &cache->heads[l];
+        uint32_t same = 0;
+        while (same < l && (cache->heads[same].k_dim != head->k_dim ||
+                            cache->heads[same].v_dim != head->v_dim ||
+                            cache->heads[same].v_in_k != head->v_in_k))
+            same++;
+        if (same < l) {
+            cache->layer_class[l] = cache->layer_class[same];
+            continue;
+        }
+        cache->layer_class[l] = cache->n_classes;
+        const err_t err =
+            cache->codec->layout(head, cache->page_tokens, &cache->layout[cache->n_classes++]);
+        if (err != ERR_OK)
+            return err_set(info, err, "kv-codec: %s cannot hold heads of %u and %u channels",
+                           cache->codec->name, head->k_dim, head->v_dim);
+    }
+    return ERR_OK;
+}
+
+static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
+{
+    assert(shape->n_layers >= 1);
+    assert(shape->n_experts < KV_EXPERT_NONE);
+    if (shape->n_layers > KV_CLASSES_MAX)
+        return err_set(info, ERR_BAD_MODEL, "the cache has room for %d layers, not %u",
+                       KV_CLASSES_MAX, shape->n_layers);
+    cache->n_layers = shape->n_layers;
+    TRY(place(cache, place_layers, &cache->layer_memory));
+    memcpy(cache->layer, shape->layer, shape->n_layers * sizeof *cache->layer);
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_layer_shape *layer = &cache->layer[l];
+        check_layer(layer);
+        cache->heads[l] = (kv_head_shape){.k_dim = layer->k_dim,
+                                          .v_dim = layer->v_dim,
+                                          .v_in_k = layer->v_in_k,
+                                          .type = cache->type};
+        cache->n_kv_heads[l] = layer->n_kv_heads;
+        cache->first_list[l] = cache->n_lists;
+        cache->n_lists += layer->n_kv_heads * cache->n_shards;
+        if (layer->n_kv_heads > cache->n_kv_heads_max) cache->n_kv_heads_max = layer->n_kv_heads;
+    }
+    return find_classes(cache, info);
+}
+
+static err_t place_staging(kv_cache *cache, arena *a)
+{
+    kv_staging *staging = &cache->staging;
+    const uint32_t n_tokens = cache->limits.n_step_tokens_max;
+    size_t expert_bytes;
+    TRY(kv_strips_init(a, cache->heads, cache->n_kv_heads, cache->n_layers, n_tokens,
+                       &staging->strips));
+    TRY(size_mul(n_tokens, sizeof *staging->expert, &expert_bytes));
+    staging->bytes = arena_take(a, staging->strips.total_bytes, 1);
+    staging->expert = arena_take(a, cache->n_layers, expert_bytes);
+    staging->total_bytes = staging->strips.total_bytes + cache->n_layers * expert_bytes;
+    return ERR_OK;
+}
+
+static err_t place_work(kv_cache *cache, arena *a)
+{
+    const size_t n_seqs = cache->limits.n_seqs_max;
+    const kv_rings_config rings = {.heads = cache->heads,
+                                   .n_kv_heads = cache->n_kv_heads,
+                                   .n_layers = cache->n_layers,
+                                   .page_tokens = cache->page_tokens,
+                                   .window_tokens = cache->window_tokens,
+                                   .sink_tokens = cache->sink_tokens};
+    TRY(place_staging(cache, a));
+    TRY(kv_rings_init(a, &rings, &cache->rings));
+    kv_reader_place(a, cache, &cache->reader);
+    kv_prefix_place(a, &cache->prefix);
+    cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
+    cache->step.has_experts = arena_take(a, cache->n_layers, sizeof *cache->step.has_experts);
+    cache->seqs = arena_take(a, n_seqs, sizeof *cache->seqs);
+    cache->n_keep = arena_take(a, cache->n_kv_heads_max, sizeof *cache->n_keep);
+    return ERR_OK;
+}
+
+/* ---- pool ---------------------------------------------------------------------------------------- */
+
+/* need[c] = pages of class c for n_blocks blocks of everything. */
+static void need_blocks(kv_cache *cache, uint64_t n_blocks)
+{
+    memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        cache->need[cache->layer_class[l]] += n_blocks * cache->n_kv_heads[l];
+}
+
+static uint64_t choose_budget(kv_cache *cache, const kv_pool_config *config)
+{
+    const uint64_t n_blocks = cache->limits.n_seq_tokens_max / cache->page_tokens + 1;
+    need_blocks(cache, n_blocks * cache->limits.n_seqs_max);
+    const uint64_t wanted = kv_pool_least_bytes(config, cache->need);
+    const uint64_t most = kv_memory_available() / MEMORY_SHARE;
+    return wanted < most ? wanted : most;
+}
+
+static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
+{
+    size_t page_bytes[KV_CLASSES_MAX];
+    kv_pool_config config = {.budget_bytes = memory_bytes,
+                             .page_tokens = cache->page_tokens,
+                             .n_classes = cache->n_classes,
+                             .page_bytes = page_bytes};
+    for (uint32_t c = 0; c < cache->n_classes; c++)
+        page_bytes[c] = cache->layout[c].page_bytes;
+    if (memory_bytes == 0) config.budget_bytes = choose_budget(cache, &config);
+    need_blocks(cache, 1);
+    const uint64_t least = kv_pool_least_bytes(&config, cache->need);
+    if (config.budget_bytes < least)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-cache-memory-bytes: %llu; one page per layer and head needs %llu",
+                       (unsigned long long)config.budget_bytes, (unsigned long long)least);
+    const err_t err = kv_pool_open(&config, &cache->pool);
+    if (err != ERR_OK)
+        return err_set(info, err, "kv-cache-memory-bytes: cannot reserve %llu bytes",
+                       (unsigned long long)config.budget_bytes);
+    return ERR_OK;
+}
+
+/* ---- open and close ------------------------------------------------------------------------------ */
+
+static void init_seqs(kv_cache *cache)
+{
+    for (uint32_t s = cache->limits.n_seqs_max; s-- > 0;) {
+        cache->seqs[s] = (kv_seq){.cache = cache, .next_free = cache->free_seqs};
+        cache->free_seqs = &cache->seqs[s];
+    }
+}
+
+static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape *shape,
+                        err_info *info)
+{
+    TRY(read_config(cache, config, info));
+    cache->type = resolve_type(config->dtype, shape->model_type);
+    TRY(read_shape(cache, shape, info));
+    cache->prefix.n_objects_max = 4 * cache->limits.n_seqs_max + 64;
+    TRY(place(cache, place_work, &cache->work_memory));
+    init_seqs(cache);
+    memset(cache->staging.expert, 0xff, /* KV_EXPERT_NONE: layers without a router */
+           cache->staging.total_bytes - cache->staging.strips.total_bytes);
+    TRY(open_pool(cache, config->memory_bytes, info));
+    return kv_prefix_init(cache);
+}
+
+err_t kv_cache_open(dev *d, const kv_config *config, const kv_shape *shape, const kv_limits *limits,
+                    kv_cache **out, err_info *info)
+{
+    *out = NULL;
+    assert(limits->n_seqs_max >= 1);
+    assert(limits->n_seqs_max <= UINT32_MAX / 8);
+    assert(limits->n_step_tokens_max >= 1);
+    assert(limits->n_step_tokens_max <= UINT32_MAX / 8);
+    assert(limits->n_seq_tokens_max >= 1);
+    assert(limits->n_seq_tokens_max <= UINT32_MAX / 8);
+    kv_cache *cache = calloc(1, sizeof *cache);
+    if (cache == NULL) return err_set(info, ERR_NO_MEMORY, "no memory for the KV cache");
+    cache->d = d;
+    cache->limits = *limits;
+    const err_t err = open_parts(cache, config, shape, info);
+    if (err != ERR_OK) {
+        kv_cache_close(cache);
+        return err_set(info, err, "no memory for the KV cache: %s", err_sentence(err));
+    }
+    kv_publish(cache);
+    *out = cache;
+    return ERR_OK;
+}
+
+void kv_cache_close(kv_cache *cache)
+{
+    if (cache == NULL) return;
+    assert(cache->stats.seqs_open == 0);
+    kv_prefix_deinit(cache);
+    kv_rings_deinit(&cache->rings);
+    kv_pool_close(cache->pool);
+    arena_deinit(&cache->work_memory);
+    arena_deinit(&cache->layer_memory);
+    free(cache);
+}

@@ -1,0 +1,87 @@
+/* kvcache/kv_queries.c - numbers about a cache, and their publication. */
+#include "kvcache/cache_state.h"
+
+void kv_publish(kv_cache *cache)
+{
+    kv_stats *stats = &cache->stats;
+    const kv_pool_counts pool = kv_pool_count(cache->pool);
+    const kv_prefix *prefix = &cache->prefix;
+    stats->pool_budget_bytes = pool.budget_bytes;
+    stats->slab_bytes = pool.slab_bytes;
+    stats->table_bytes =
+        pool.descriptor_bytes + cache->table_bytes + prefix->bytes +
+        prefix->n_objects_max * (sizeof *prefix->objects + sizeof *prefix->index.keys);
+    stats->ring_bytes = cache->rings.total_bytes;
+    stats->staging_bytes = cache->staging.total_bytes;
+    stats->pages_total = pool.pages_used + pool.pages_cached + pool.pages_free;
+    stats->pages_used = pool.pages_used;
+    stats->pages_cached = pool.pages_cached;
+    stats->pages_free = pool.pages_free;
+    stats->slots_live = pool.slots_live;
+    stats->prefix_objects = prefix->n_objects;
+    kv_reader_count(&cache->reader, &stats->bytes_read, &stats->blocks_read);
+    kv_stats_board_write(&cache->board, stats);
+    paranoid_assert(kv_cache_is_sane(cache));
+}
+
+void kv_stats_read(const kv_cache *cache, kv_stats *out)
+{
+    kv_stats_board_read(&cache->board, out);
+}
+
+dtype kv_cache_type(const kv_cache *cache)
+{
+    return cache->type;
+}
+
+size_t kv_cache_bytes_per_token(const kv_cache *cache)
+{
+    size_t bytes = 0;
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        bytes += cache->n_kv_heads[l] * kv_layer_layout(cache, l)->page_bytes;
+    return bytes / cache->page_tokens;
+}
+
+/* What layers with a sliding window keep: everything, or what the window spans. */
+typedef enum window_use { WINDOWS_KEEP_ALL, WINDOWS_FREE_PAGES } window_use;
+
+/* Could an empty pool hold a sequence of n_blocks blocks? */
+static bool could_hold(const kv_cache *cache, uint64_t n_blocks, window_use use)
+{
+    uint64_t need[KV_CLASSES_MAX] = {0};
+    const uint32_t page_tokens = cache->page_tokens;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const uint64_t window = cache->layer[l].window;
+        uint64_t n = n_blocks;
+        if (use == WINDOWS_FREE_PAGES && window != 0) {
+            /* What the window spans before a step, and what the step adds of it. */
+            const uint64_t step = min_size(window, cache->limits.n_step_tokens_max);
+            const uint64_t most = (window + step) / page_tokens + 3;
+            if (most < n) n = most;
+        }
+        need[cache->layer_class[l]] += n * cache->n_kv_heads[l];
+    }
+    return kv_pool_could_hold(cache->pool, need);
+}
+
+uint64_t kv_cache_capacity_tokens(const kv_cache *cache)
+{
+    uint64_t low =
+        0; /* blocks that fit, and that do not: a page has KV_STRIP_ALIGN bytes or more */
+    uint64_t high = kv_pool_count(cache->pool).budget_bytes / KV_STRIP_ALIGN + 1;
+    while (high - low > 1) {
+        const uint64_t middle = low + (high - low) / 2;
+        if (could_hold(cache, middle, WINDOWS_KEEP_ALL)) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low * cache->page_tokens;
+}
+
+bool kv_cache_could_fit(const kv_cache *cache, uint32_t n_tokens)
+{
+    return n_tokens <= cache->limits.n_seq_tokens_max &&
+           could_hold(cache, kv_blocks_left(cache, n_tokens), WINDOWS_FREE_PAGES);
+}

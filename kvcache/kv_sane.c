@@ -1,0 +1,143 @@
+/* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
+#include "kvcache/cache_state.h"
+
+/* Blocks [0, n_blocks) of a table; `length` tokens are held, and windows have freed what they pass. */
+typedef struct view {
+    const kv_table *table;
+    uint32_t n_blocks;   /* with slots */
+    uint32_t n_reserved; /* with or without slots */
+    uint32_t n_tokens;
+    kv_holder holder;
+    bool has_sinks; /* the first slots of block 0 are read elsewhere */
+} view;
+
+static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t list,
+                          uint32_t block)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const size_t entry = kv_table_entry(v->table, list, block);
+    const uint32_t page = v->table->page[entry];
+    const uint64_t live = v->table->live[entry];
+    if (page == KV_PAGE_NONE)
+        return live == 0 && (block >= v->n_reserved || cache->layer[layer].window != 0);
+    if (block >= v->n_reserved) return false;
+    kv_pool_check_ref(cache->pool, page, v->holder);
+    if (block >= v->n_blocks) return live == 0 && pages->n_slots[page] == 0;
+    const uint32_t first = block * cache->page_tokens;
+    const uint32_t n_slots = (uint32_t)min_size(cache->page_tokens, (size_t)v->n_tokens - first);
+    if (pages->n_slots[page] < n_slots || pages->owner[page] >= cache->n_shards) return false;
+    for (uint32_t i = 0; i < n_slots; i++) {
+        if (pages->positions[(size_t)page * cache->page_tokens + i] != first + i) return false;
+    }
+    uint64_t expected = kv_slot_mask(n_slots);
+    if (block == 0 && v->has_sinks) expected &= ~kv_slot_mask(cache->sink_tokens);
+    return live == expected;
+}
+
+static bool is_table_sane(const kv_cache *cache, const view *v)
+{
+    const kv_table *table = v->table;
+    if (table->n_lists != cache->n_lists || v->n_reserved > table->capacity) return false;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+            const uint32_t list = kv_list(cache, l, h, 0);
+            uint32_t n_live = 0;
+            for (uint32_t b = 0; b < table->capacity; b++) {
+                if (!is_entry_sane(cache, v, l, list, b)) return false;
+                n_live +=
+                    (uint32_t)__builtin_popcountll(table->live[kv_table_entry(table, list, b)]);
+            }
+            if (table->capacity > 0 && n_live != table->n_live[list]) return false;
+        }
+    }
+    return true;
+}
+
+static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
+{
+    const uint64_t in_pages = (uint64_t)seq->n_blocks * cache->page_tokens;
+    if (seq->ring == NULL || in_pages > seq->length) return false;
+    if (seq->length - in_pages > cache->rings.n_recent) return false;
+    if (seq->n_blocks < kv_blocks_left(cache, seq->length)) return false;
+    if (!cache->step.is_open && (seq->n_step_tokens != 0 || seq->n_reserved != seq->n_blocks))
+        return false;
+    if (seq->object != KV_OBJECT_NONE && cache->prefix.objects[seq->object].seq != seq)
+        return false;
+    const view v = {.table = &seq->table,
+                    .n_blocks = seq->n_blocks,
+                    .n_reserved = seq->n_reserved,
+                    .n_tokens = seq->length,
+                    .holder = KV_HELD_BY_SEQ,
+                    .has_sinks = true};
+    const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
+    return is_table_sane(cache, &v) && kv_prefix_serves(cache, &self, seq->length);
+}
+
+static bool are_seqs_sane(const kv_cache *cache)
+{
+    uint32_t n_open = 0, n_free = 0;
+    size_t table_bytes = 0, ring_bytes = 0;
+    for (uint32_t s = 0; s < cache->limits.n_seqs_max; s++) {
+        const kv_seq *seq = &cache->seqs[s];
+        if (!seq->is_open) continue;
+        n_open++;
+        if (!is_seq_sane(cache, seq)) return false;
+        table_bytes += kv_table_bytes(&seq->table);
+        ring_bytes += cache->rings.ring_bytes;
+    }
+    for (const kv_seq *seq = cache->free_seqs; seq != NULL; seq = seq->next_free) {
+        if (seq->is_open || n_free++ > cache->limits.n_seqs_max) return false;
+    }
+    for (const kv_ring *ring = cache->rings.free; ring != NULL; ring = ring->next)
+        ring_bytes += cache->rings.ring_bytes;
+    return n_open + n_free == cache->limits.n_seqs_max && n_open == cache->stats.seqs_open &&
+           table_bytes == cache->table_bytes && ring_bytes == cache->rings.total_bytes;
+}
+
+static bool is_object_sane(const kv_cache *cache, uint32_t object)
+{
+    const kv_prefix_object *o = &cache->prefix.objects[object];
+    const uint32_t n_keys = cache->prefix.index.keys[object].n_keys;
+    if (!o->is_used) return n_keys == 0 && o->tokens == NULL;
+    if (o->n_tokens < cache->page_tokens || n_keys != o->n_tokens / cache->page_tokens)
+        return false;
+    if (o->seq != NULL) return o->seq->object == object && o->n_tokens <= o->seq->length;
+    const uint32_t n_blocks = (o->n_tokens - 1) / cache->page_tokens + 1;
+    const view v = {.table = &o->table,
+                    .n_blocks = n_blocks,
+                    .n_reserved = n_blocks,
+                    .n_tokens = o->n_tokens,
+                    .holder = KV_HELD_BY_OBJECT};
+    return is_table_sane(cache, &v);
+}
+
+static bool is_prefix_sane(const kv_cache *cache)
+{
+    const kv_prefix *prefix = &cache->prefix;
+    size_t bytes = kv_prefix_index_bytes(&prefix->index);
+    uint32_t n_used = 0, n_linked = 0, before = KV_OBJECT_NONE;
+    for (uint32_t o = 0; o < prefix->n_objects_max; o++) {
+        if (!is_object_sane(cache, o)) return false;
+        if (!prefix->objects[o].is_used) continue;
+        n_used++;
+        bytes += prefix->objects[o].data_bytes;
+        if (prefix->objects[o].seq == NULL) bytes += kv_table_bytes(&prefix->objects[o].table);
+    }
+    for (uint32_t o = prefix->oldest; o != KV_OBJECT_NONE; o = prefix->objects[o].newer) {
+        if (!prefix->objects[o].is_used || prefix->objects[o].older != before) return false;
+        if (n_linked++ > prefix->n_objects_max) return false;
+        before = o;
+    }
+    return before == prefix->newest && n_linked == n_used && n_used == prefix->n_objects &&
+           bytes == prefix->bytes && kv_prefix_index_is_sane(&prefix->index, prefix->n_objects_max);
+}
+
+bool kv_cache_is_sane(const kv_cache *cache)
+{
+    kv_pool_check_begin(cache->pool);
+    if (!are_seqs_sane(cache) || !is_prefix_sane(cache)) return false;
+    if (!kv_pool_check_end(cache->pool)) return false;
+    const kv_stats *s = &cache->stats;
+    return s->pages_used + s->pages_cached + s->pages_free == s->pages_total &&
+           s->slab_bytes <= s->pool_budget_bytes;
+}

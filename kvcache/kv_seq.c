@@ -1,0 +1,107 @@
+/* kvcache/kv_seq.c - sequences: open, share, cut, close. */
+#include "kvcache/cache_state.h"
+
+err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
+{
+    *out = NULL;
+    assert(!cache->step.is_open);
+    kv_seq *seq = cache->free_seqs;
+    if (seq == NULL) return ERR_BAD_ARGUMENT;
+    kv_ring *ring = kv_ring_take(&cache->rings);
+    if (ring == NULL) return ERR_NO_MEMORY;
+    cache->free_seqs = seq->next_free;
+    *seq = (kv_seq){
+        .cache = cache,
+        .is_open = true,
+        .no_prefix_read = options->no_prefix_read,
+        .no_prefix_write = options->no_prefix_write,
+        .object = KV_OBJECT_NONE,
+        .seed = kv_prefix_seed(&cache->prefix, options->salt, options->salt_bytes),
+        .table = {.n_lists = cache->n_lists},
+        .ring = ring,
+    };
+    cache->stats.seqs_open++;
+    kv_publish(cache);
+    *out = seq;
+    return ERR_OK;
+}
+
+err_t kv_seq_grow(kv_seq *seq, uint32_t n_tokens)
+{
+    const uint32_t page_tokens = seq->cache->page_tokens;
+    const size_t before = kv_table_bytes(&seq->table);
+    TRY(kv_table_grow(&seq->table, (n_tokens + page_tokens - 1) / page_tokens));
+    seq->cache->table_bytes += kv_table_bytes(&seq->table) - before;
+    return ERR_OK;
+}
+
+void kv_seq_share_prompt(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
+{
+    assert(seq->is_open);
+    assert(!seq->cache->step.is_open);
+    if (!seq->cache->prefix_caching || seq->no_prefix_write) return;
+    kv_prefix_share(seq, tokens, n_tokens);
+    kv_publish(seq->cache);
+}
+
+uint32_t kv_seq_length(const kv_seq *seq)
+{
+    return seq->length;
+}
+
+/* The first n_slots entries of a block go back from pages to the ring, where an unfinished block is. */
+static void unseal_block(kv_seq *seq, uint32_t block, uint32_t n_slots)
+{
+    const kv_cache *cache = seq->cache;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+            const uint32_t page = kv_table_page(&seq->table, kv_list(cache, l, h, 0), block);
+            if (page == KV_PAGE_NONE) continue; /* no query of this layer will ask for it */
+            const kv_ring_place at = {l, h, block * cache->page_tokens};
+            const attn_span span = cache->codec->load(kv_layer_layout(cache, l),
+                                                      kv_pool_data(cache->pool, page), n_slots);
+            kv_ring_write(&cache->rings, seq->ring, &at, &span);
+        }
+        for (uint32_t i = 0; i < n_slots; i++)
+            *kv_ring_expert(&cache->rings, seq->ring, l, block * cache->page_tokens + i) =
+                KV_EXPERT_NONE;
+    }
+}
+
+uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
+{
+    kv_cache *cache = seq->cache;
+    assert(seq->is_open);
+    assert(!cache->step.is_open);
+    assert(n_tokens <= seq->length);
+    const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
+    if (n_tokens < seq->length && !kv_prefix_serves(cache, &self, n_tokens)) n_tokens = 0;
+    const uint32_t n_blocks = n_tokens / cache->page_tokens;
+    if (n_blocks < seq->n_blocks) {
+        const uint32_t n_slots = n_tokens % cache->page_tokens;
+        if (n_slots > 0) unseal_block(seq, n_blocks, n_slots);
+        kv_table_drop(&seq->table, cache->pool, n_blocks, seq->n_blocks, KV_HELD_BY_SEQ);
+        seq->n_blocks = seq->n_reserved = n_blocks;
+    }
+    seq->length = n_tokens;
+    kv_prefix_shorten(seq);
+    kv_publish(cache);
+    return n_tokens;
+}
+
+void kv_seq_close(kv_seq *seq, const uint32_t *tokens)
+{
+    kv_cache *cache = seq->cache;
+    assert(seq->is_open);
+    assert(!cache->step.is_open);
+    if (cache->prefix_caching && !seq->no_prefix_write) kv_prefix_leave(seq, tokens);
+    assert(seq->object == KV_OBJECT_NONE);
+    kv_table_drop(&seq->table, cache->pool, 0, seq->n_blocks, KV_HELD_BY_SEQ);
+    cache->table_bytes -= kv_table_bytes(&seq->table);
+    kv_table_deinit(&seq->table);
+    kv_ring_give(&cache->rings, seq->ring);
+    *seq = (kv_seq){.cache = cache, .next_free = cache->free_seqs, .object = KV_OBJECT_NONE};
+    cache->free_seqs = seq;
+    cache->stats.seqs_open--;
+    kv_publish(cache);
+}

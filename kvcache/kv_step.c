@@ -1,0 +1,154 @@
+/* kvcache/kv_step.c - one step: begin, append, experts, end. See kv_cache.h for the order of calls. */
+#include "kvcache/cache_state.h"
+
+#include <string.h>
+
+/* Copying fewer bytes than this is not worth a parallel loop. */
+enum { SERIAL_BYTES_MAX = 64 * 1024 };
+
+static void check_rows(const kv_cache *cache, const kv_row *rows, uint32_t n_rows)
+{
+    uint32_t n_tokens = 0;
+    assert(n_rows >= 1);
+    assert(n_rows <= cache->limits.n_seqs_max);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const kv_seq *seq = rows[r].seq;
+        assert(seq->cache == cache);
+        assert(seq->is_open);
+        assert(seq->n_step_tokens == 0); /* each sequence at most once */
+        assert(rows[r].n_tokens >= 1);
+        assert(rows[r].first_token == n_tokens);
+        assert(rows[r].n_tokens <= cache->limits.n_step_tokens_max - n_tokens);
+        assert(rows[r].n_tokens <= cache->limits.n_seq_tokens_max - seq->length);
+        n_tokens += rows[r].n_tokens;
+    }
+}
+
+/* Blocks of the row that will be in pages after the step. */
+static uint32_t blocks_after(const kv_row *row)
+{
+    return kv_blocks_left(row->seq->cache, row->seq->length + row->n_tokens);
+}
+
+static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
+{
+    memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint32_t length = rows[r].seq->length + rows[r].n_tokens;
+        TRY(kv_seq_grow(rows[r].seq, length));
+        kv_add_need(cache, rows[r].seq, blocks_after(&rows[r]), length);
+    }
+    return kv_make_room(cache) ? ERR_OK : ERR_KV_FULL;
+}
+
+err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
+{
+    assert(!cache->step.is_open);
+    check_rows(cache, rows, n_rows);
+    const err_t err = find_room(cache, rows, n_rows);
+    if (err != ERR_OK) {
+        kv_publish(cache); /* prefixes may have been given up */
+        return err;
+    }
+    kv_step *step = &cache->step;
+    step->is_open = true;
+    step->n_rows = n_rows;
+    step->n_tokens = 0;
+    step->n_appended = 0;
+    memset(step->has_experts, 0, cache->n_layers * sizeof *step->has_experts);
+    memcpy(step->rows, rows, n_rows * sizeof *rows);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        kv_seq *seq = rows[r].seq;
+        kv_reserve(seq, blocks_after(&rows[r]), seq->length + rows[r].n_tokens);
+        seq->first_token = rows[r].first_token;
+        seq->n_step_tokens = rows[r].n_tokens;
+        step->n_tokens += rows[r].n_tokens;
+    }
+    kv_publish(cache);
+    return ERR_OK;
+}
+
+/* ---- inside the step ----------------------------------------------------------------------------- */
+
+typedef struct append_loop {
+    const kv_cache *cache;
+    const kv_append_args *args;
+} append_loop;
+
+static void append_tokens(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const append_loop *loop = ctx;
+    const kv_cache *cache = loop->cache;
+    const uint32_t l = loop->args->layer;
+    const kv_layer_shape *shape = &cache->layer[l];
+    const kv_strip *strip = &cache->staging.strips.strip[l];
+    const dev_ops *ops = cache->d->ops;
+    (void)worker;
+    for (size_t t = begin; t < end; t++) {
+        for (uint32_t h = 0; h < shape->n_kv_heads; h++) {
+            uint8_t *base = kv_strips_at(&cache->staging.strips, cache->staging.bytes, l, h);
+            const size_t row = t * shape->n_kv_heads + h;
+            ops->store(loop->args->k + row * shape->k_dim, shape->k_dim, cache->type,
+                       base + t * strip->k_stride_bytes);
+            if (strip->v_copy_bytes == 0) continue;
+            ops->store(loop->args->v + row * shape->v_dim, shape->v_dim, cache->type,
+                       base + strip->v_offset_bytes + t * strip->v_stride_bytes);
+        }
+    }
+}
+
+void kv_append(kv_cache *cache, const kv_append_args *args)
+{
+    kv_step *step = &cache->step;
+    assert(step->is_open);
+    assert(args->layer == step->n_appended); /* layers rise, each comes once */
+    assert(args->layer < cache->n_layers);
+    step->n_appended++;
+    const append_loop loop = {.cache = cache, .args = args};
+    const kv_strip *strip = &cache->staging.strips.strip[args->layer];
+    const size_t token_bytes =
+        cache->n_kv_heads[args->layer] * ((size_t)strip->k_stride_bytes + strip->v_copy_bytes);
+    const size_t grain = SERIAL_BYTES_MAX / token_bytes + 1;
+    parallel_for(cache->d->pool, step->n_tokens, grain, append_tokens, (void *)&loop);
+}
+
+void kv_note_experts(kv_cache *cache, uint32_t layer, const uint32_t *top1, size_t stride)
+{
+    assert(cache->step.is_open);
+    assert(layer < cache->n_layers);
+    assert(cache->layer[layer].has_router);
+    uint16_t *expert = cache->staging.expert + (size_t)layer * cache->limits.n_step_tokens_max;
+    for (uint32_t t = 0; t < cache->step.n_tokens; t++) {
+        assert(top1[t * stride] < KV_EXPERT_NONE);
+        expert[t] = (uint16_t)top1[t * stride];
+    }
+    cache->step.has_experts[layer] = true;
+}
+
+/* ---- after the step ------------------------------------------------------------------------------ */
+
+void kv_step_end(kv_cache *cache)
+{
+    kv_step *step = &cache->step;
+    assert(step->is_open);
+    assert(step->n_appended == cache->n_layers);
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        assert(step->has_experts[l] || !cache->layer[l].has_router);
+    kv_commit(cache, step->rows, step->n_rows);
+    cache->stats.tokens_appended += step->n_tokens;
+    step->is_open = false;
+    kv_publish(cache);
+}
+
+void kv_step_abort(kv_cache *cache)
+{
+    assert(cache->step.is_open);
+    for (uint32_t r = 0; r < cache->step.n_rows; r++) {
+        kv_seq *seq = cache->step.rows[r].seq;
+        kv_table_drop(&seq->table, cache->pool, seq->n_blocks, seq->n_reserved, KV_HELD_BY_SEQ);
+        seq->n_reserved = seq->n_blocks;
+        seq->n_step_tokens = 0;
+    }
+    cache->step.is_open = false;
+    kv_publish(cache);
+}

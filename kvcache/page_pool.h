@@ -1,0 +1,102 @@
+/* kvcache/page_pool.h - head-pages cut from slabs of one byte budget.
+ *
+ * The budget is one reserved mapping, cut into slabs. A slab belongs to one size class (codec x head
+ * shape) while it holds a page of that class, and returns to all when its last page is freed; its
+ * memory then goes back to the system. So a class that shrinks really frees bytes for the others.
+ *
+ *   budget  | slab 0: class A | slab 1: free | slab 2: class B | ...
+ *   slab 0  | page | page | free page | page |
+ *
+ * A page is known by its id, slab * pages_per_slab_max + index. What is known of a page is one array
+ * per field, indexed by id. Free pages and free slabs are linked through such arrays as well: nothing
+ * here allocates after open. Under AddressSanitizer free pages are poisoned.
+ *
+ * References are counted by kind of holder, since a page held by cached objects alone can be had
+ * back. A page is freed when its last reference is dropped.
+ *
+ * Threads: one owner. Concurrent reads, and writes to the data of different pages, are fine while
+ * nobody allocates or drops. */
+#ifndef KVCACHE_PAGE_POOL_H
+#define KVCACHE_PAGE_POOL_H
+
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct kv_pool kv_pool;
+
+#define KV_PAGE_NONE UINT32_MAX
+
+enum { KV_SLAB_BYTES = 64 * 1024 };
+
+typedef enum kv_holder { KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT, KV_N_HOLDERS } kv_holder;
+
+typedef struct kv_pool_config {
+    uint64_t budget_bytes;
+    uint32_t page_tokens;     /* slots of a page */
+    uint32_t n_classes;       /* at most KV_CLASSES_MAX */
+    const size_t *page_bytes; /* [n_classes]; a slab is 64 KiB, or the largest page rounded up */
+} kv_pool_config;
+
+enum { KV_CLASSES_MAX = 4096 };
+
+/* What the cache knows of every page, as arrays by page id; borrowed until kv_pool_close. */
+typedef struct kv_pages {
+    const uint32_t *n_refs[KV_N_HOLDERS]; /* [n_pages] each */
+    const uint16_t *owner;                /* [n_pages]: shard */
+    const uint8_t *n_slots;               /* [n_pages]: slots written */
+    const uint32_t *positions;            /* [n_pages][page_tokens]; valid below n_slots */
+} kv_pages;
+
+typedef struct kv_pool_counts {
+    uint64_t budget_bytes; /* whole slabs */
+    uint64_t slab_bytes;   /* slabs in use */
+    uint64_t descriptor_bytes;
+    uint64_t pages_used, pages_cached; /* held by a sequence; by objects alone */
+    uint64_t pages_free; /* in slabs in use, and what free slabs hold of the largest page */
+    uint64_t slots_live;
+} kv_pool_counts;
+
+/* ---- life cycle ---- */
+
+/* ERR_NO_MEMORY, or ERR_OVERFLOW if pages outnumber ids. */
+err_t kv_pool_open(const kv_pool_config *config, kv_pool **out) MUST_CHECK;
+void kv_pool_close(kv_pool *pool); /* NULL is fine; pages may still be held */
+
+/* ---- pages ---- */
+
+/* A page with one reference and no slots, or KV_PAGE_NONE if the budget is spent. */
+uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder);
+void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder);
+/* True if that was the last reference and the page is free now. */
+bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder);
+/* One reference passes from one kind of holder to the other. */
+void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
+
+/* The page gets slots 0 .. n_slots at first_position and up; its owner is written once, here. */
+void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
+                  uint32_t owner);
+
+uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page); /* valid while the page is held */
+
+/* ---- queries ---- */
+
+/* Bytes of the smallest budget that could hold need[c] pages of every class c. */
+uint64_t kv_pool_least_bytes(const kv_pool_config *config, const uint64_t *need);
+
+/* Could need[c] more pages of every class c be allocated now? In an empty pool? */
+bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need);
+bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
+
+const kv_pages *kv_pool_pages(const kv_pool *pool);
+kv_pool_counts kv_pool_count(const kv_pool *pool);
+
+/* Checking: begin, tell every reference that is known, end. The end also walks slabs and free lists,
+ * and is false if anything disagrees. No allocation. */
+void kv_pool_check_begin(const kv_pool *pool);
+void kv_pool_check_ref(const kv_pool *pool, uint32_t page, kv_holder holder);
+bool kv_pool_check_end(const kv_pool *pool);
+
+#endif

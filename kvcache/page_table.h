@@ -1,0 +1,54 @@
+/* kvcache/page_table.h - which pages a sequence (or a cached object) sees.
+ *
+ * One list per (layer, KV head, shard). Entry b of a list is block b of the sequence: the page that
+ * holds those positions and the slots of it that this table sees, or KV_PAGE_NONE where the block has
+ * no page in this list: it is still in the ring, or the layer's window has passed it.
+ *
+ *   list   layer 0 head 0:  page 7 ####   page 9 ####   page 4 ##..
+ *          layer 0 head 1:  page 2 ####   page 3 ####   page 8 ##..
+ *
+ * The bitmap belongs to the table, not to the page: cutting or evicting touches only one's own view.
+ * Tables grow at the beginning of a step or when a prefix is taken, never inside a step. */
+#ifndef KVCACHE_PAGE_TABLE_H
+#define KVCACHE_PAGE_TABLE_H
+
+#include "kvcache/page_pool.h"
+
+typedef struct kv_table {
+    uint32_t n_lists;  /* layers x heads x shards; fixed */
+    uint32_t capacity; /* entries of every list */
+    uint32_t *page;    /* [n_lists][capacity]; KV_PAGE_NONE beyond what was set */
+    uint64_t *live;    /* [n_lists][capacity]; 0 where the page is KV_PAGE_NONE */
+    uint32_t *n_live;  /* [n_lists]: bits set in `live` */
+} kv_table;
+
+/* Makes room for n_entries in every list; those there stay. ERR_NO_MEMORY changes nothing. */
+err_t kv_table_grow(kv_table *table, uint32_t n_entries) MUST_CHECK;
+
+void kv_table_deinit(kv_table *table); /* drops no references: see kv_table_drop */
+
+size_t kv_table_bytes(const kv_table *table);
+
+/* Drops the references of entries [first, end) of every list; returns the pages freed by that. */
+uint64_t kv_table_drop(kv_table *table, kv_pool *pool, uint32_t first, uint32_t end,
+                       kv_holder holder);
+
+/* Drops one entry if it has a page. True if the page is free now. */
+bool kv_table_drop_entry(kv_table *table, kv_pool *pool, uint32_t list, uint32_t block,
+                         kv_holder holder);
+
+/* From now on the table sees these slots of the block's page. */
+void kv_table_see(kv_table *table, uint32_t list, uint32_t block, uint64_t live);
+
+static inline size_t kv_table_entry(const kv_table *table, uint32_t list, uint32_t block)
+{
+    return (size_t)list * table->capacity + block;
+}
+
+/* The page of a block that may lie beyond what the table has room for. */
+static inline uint32_t kv_table_page(const kv_table *table, uint32_t list, uint32_t block)
+{
+    return block < table->capacity ? table->page[kv_table_entry(table, list, block)] : KV_PAGE_NONE;
+}
+
+#endif

@@ -1,0 +1,446 @@
+/* kvcache/prefix_cache.c - see prefix_cache.h. */
+#include "kvcache/prefix_cache.h"
+
+#include "kvcache/cache_state.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Objects with the same last whole block that a search looks at, newest first. */
+enum { CANDIDATES_MAX = 32 };
+
+/* ---- life cycle ---------------------------------------------------------------------------------- */
+
+void kv_prefix_place(arena *a, kv_prefix *prefix)
+{
+    prefix->objects = arena_take(a, prefix->n_objects_max, sizeof *prefix->objects);
+    prefix->index.keys = arena_take(a, prefix->n_objects_max, sizeof *prefix->index.keys);
+}
+
+/* What a cached value depends on besides tokens and model. All exact settings share one. */
+static hash128 settings_fingerprint(const kv_cache *cache)
+{
+    char text[256];
+    const int n = snprintf(
+        text, sizeof text, "type=%s page=%u%s%s%s%s%s%s", dtype_name(cache->type),
+        cache->page_tokens, cache->routing->is_exact ? "" : " ",
+        cache->routing->is_exact ? "" : cache->routing->name,
+        cache->scheduling->is_exact ? "" : " ",
+        cache->scheduling->is_exact ? "" : cache->scheduling->name,
+        cache->codec->is_exact ? "" : " ", cache->codec->is_exact ? "" : cache->codec->name);
+    assert(n > 0 && (size_t)n < sizeof text);
+    return hash_bytes(&cache->prefix.hash, text, (size_t)n);
+}
+
+err_t kv_prefix_init(kv_cache *cache)
+{
+    kv_prefix *prefix = &cache->prefix;
+    TRY(hash_init());
+    hash_key_random(&prefix->hash);
+    prefix->fingerprint = settings_fingerprint(cache);
+    prefix->oldest = prefix->newest = prefix->free_objects = KV_OBJECT_NONE;
+    for (uint32_t o = prefix->n_objects_max; o-- > 0;) {
+        prefix->objects[o].older = prefix->free_objects;
+        prefix->free_objects = o;
+    }
+    return ERR_OK;
+}
+
+hash128 kv_prefix_seed(const kv_prefix *prefix, const char *salt, size_t salt_bytes)
+{
+    const hash128 parts[2] = {prefix->fingerprint, hash_bytes(&prefix->hash, salt, salt_bytes)};
+    return hash_bytes(&prefix->hash, parts, sizeof parts);
+}
+
+/* The key after block `block` of tokens. It holds the block's number in its clear, so that keys of
+ * different depths never meet: a list of the index goes through one depth only. */
+static hash128 next_key(const kv_cache *cache, hash128 key, const uint32_t *tokens, uint32_t block)
+{
+    struct {
+        hash128 before;
+        uint32_t tokens[KV_PAGE_TOKENS_MAX];
+    } data;
+    const size_t bytes = cache->page_tokens * sizeof *tokens;
+    data.before = key;
+    memcpy(data.tokens, tokens + (size_t)block * cache->page_tokens, bytes);
+    key = hash_bytes(&cache->prefix.hash, &data, sizeof data.before + bytes);
+    key.hi = (key.hi & ~(uint64_t)UINT32_MAX) | block;
+    return key;
+}
+
+/* ---- order of use -------------------------------------------------------------------------------- */
+
+static void unlink_object(kv_prefix *prefix, uint32_t object)
+{
+    const kv_prefix_object *o = &prefix->objects[object];
+    if (o->older != KV_OBJECT_NONE) prefix->objects[o->older].newer = o->newer;
+    if (o->newer != KV_OBJECT_NONE) prefix->objects[o->newer].older = o->older;
+    if (prefix->oldest == object) prefix->oldest = o->newer;
+    if (prefix->newest == object) prefix->newest = o->older;
+}
+
+static void link_newest(kv_prefix *prefix, uint32_t object)
+{
+    kv_prefix_object *o = &prefix->objects[object];
+    o->older = prefix->newest;
+    o->newer = KV_OBJECT_NONE;
+    if (prefix->newest != KV_OBJECT_NONE) prefix->objects[prefix->newest].newer = object;
+    prefix->newest = object;
+    if (prefix->oldest == KV_OBJECT_NONE) prefix->oldest = object;
+}
+
+void kv_prefix_touch(kv_prefix *prefix, uint32_t object)
+{
+    unlink_object(prefix, object);
+    link_newest(prefix, object);
+}
+
+/* ---- objects ------------------------------------------------------------------------------------- */
+
+/* Ends an object. The pages of its own table are dropped; returns how many became free. */
+static uint64_t drop_object(kv_cache *cache, uint32_t object)
+{
+    kv_prefix *prefix = &cache->prefix;
+    kv_prefix_object *o = &prefix->objects[object];
+    uint64_t n_freed = 0;
+    kv_prefix_index_cut(&prefix->index, object, 0);
+    prefix->bytes -= o->data_bytes;
+    if (o->seq != NULL) {
+        o->seq->object = KV_OBJECT_NONE;
+    } else {
+        n_freed = kv_table_drop(&o->table, cache->pool, 0, o->table.capacity, KV_HELD_BY_OBJECT);
+        prefix->bytes -= kv_table_bytes(&o->table);
+        kv_table_deinit(&o->table);
+    }
+    free(prefix->index.keys[object].key); /* the head of the object's one allocation */
+    prefix->index.keys[object] = (kv_prefix_keys){0};
+    unlink_object(prefix, object);
+    *o = (kv_prefix_object){.older = prefix->free_objects};
+    prefix->free_objects = object;
+    prefix->n_objects--;
+    return n_freed;
+}
+
+void kv_prefix_deinit(kv_cache *cache)
+{
+    kv_prefix *prefix = &cache->prefix;
+    while (prefix->n_objects > 0)
+        (void)drop_object(cache, prefix->oldest);
+    kv_prefix_index_deinit(&prefix->index);
+}
+
+/* Keys, list links and ids of an object, in one allocation. */
+static err_t alloc_data(kv_prefix_object *o, kv_prefix_keys *keys, uint32_t n_tokens,
+                        uint32_t n_keys)
+{
+    size_t key_bytes, token_bytes;
+    TRY(size_mul(n_keys, sizeof *keys->key + sizeof *keys->next + sizeof *keys->prev, &key_bytes));
+    TRY(size_mul(n_tokens, sizeof *o->tokens, &token_bytes));
+    TRY(size_add(key_bytes, token_bytes, &o->data_bytes));
+    hash128 *key = malloc(o->data_bytes);
+    if (key == NULL) return ERR_NO_MEMORY;
+    keys->n_keys = n_keys;
+    keys->key = key;
+    keys->next = (uint32_t *)(key + n_keys);
+    keys->prev = keys->next + n_keys;
+    o->tokens = keys->prev + n_keys;
+    o->n_tokens = n_tokens;
+    return ERR_OK;
+}
+
+/* Makes sure that a slot is free: at most one object per open sequence cannot be dropped. */
+static void free_a_slot(kv_cache *cache)
+{
+    const kv_prefix *prefix = &cache->prefix;
+    if (prefix->free_objects != KV_OBJECT_NONE) return;
+    uint32_t o = prefix->oldest;
+    while (prefix->objects[o].seq != NULL)
+        o = prefix->objects[o].newer;
+    cache->stats.pages_given_up += drop_object(cache, o);
+}
+
+/* A new object, in the index, newest in use, without a table. KV_OBJECT_NONE without memory. */
+static uint32_t add_object(kv_cache *cache, hash128 seed, const uint32_t *tokens, uint32_t n_tokens)
+{
+    kv_prefix *prefix = &cache->prefix;
+    const uint32_t n_keys = n_tokens / cache->page_tokens;
+    const size_t index_bytes = kv_prefix_index_bytes(&prefix->index);
+    if (kv_prefix_index_reserve(&prefix->index, n_keys) != ERR_OK) return KV_OBJECT_NONE;
+    prefix->bytes += kv_prefix_index_bytes(&prefix->index) - index_bytes;
+    free_a_slot(cache);
+    const uint32_t object = prefix->free_objects;
+    kv_prefix_object *o = &prefix->objects[object];
+    kv_prefix_keys *keys = &prefix->index.keys[object];
+    if (alloc_data(o, keys, n_tokens, n_keys) != ERR_OK) return KV_OBJECT_NONE;
+    prefix->free_objects = o->older;
+    prefix->n_objects++;
+    prefix->bytes += o->data_bytes;
+    o->is_used = true;
+    o->seq = NULL;
+    o->table = (kv_table){.n_lists = cache->n_lists};
+    memcpy(o->tokens, tokens, n_tokens * sizeof *tokens);
+    for (uint32_t b = 0; b < n_keys; b++)
+        keys->key[b] = seed = next_key(cache, seed, tokens, b);
+    kv_prefix_index_add(&prefix->index, object);
+    link_newest(prefix, object);
+    return object;
+}
+
+/* ---- finding ------------------------------------------------------------------------------------- */
+
+kv_prefix_source kv_prefix_get_source(const kv_cache *cache, uint32_t object)
+{
+    const kv_prefix_object *o = &cache->prefix.objects[object];
+    if (o->seq != NULL)
+        return (kv_prefix_source){
+            .table = &o->seq->table, .seq = o->seq, .n_blocks = o->seq->n_blocks};
+    return (kv_prefix_source){.table = &o->table,
+                              .n_blocks = (o->n_tokens - 1) / cache->page_tokens + 1};
+}
+
+bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uint32_t n_tokens)
+{
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const uint32_t window = cache->layer[l].window;
+        if (window == 0) continue; /* nothing is ever freed */
+        const uint32_t oldest = n_tokens >= window ? n_tokens - window + 1 : 0;
+        if (oldest >= n_tokens) continue; /* a window of one sees itself only */
+        uint32_t end = (n_tokens - 1) / cache->page_tokens + 1;
+        if (end > source->n_blocks) end = source->n_blocks;
+        for (uint32_t b = oldest / cache->page_tokens; b < end; b++) {
+            /* All heads of a layer keep and free together. */
+            if (kv_table_page(source->table, kv_list(cache, l, 0, 0), b) == KV_PAGE_NONE)
+                return false;
+        }
+    }
+    return true;
+}
+
+static uint32_t common_tokens(const uint32_t *a, const uint32_t *b, uint32_t n_max)
+{
+    uint32_t n = 0;
+    while (n < n_max && a[n] == b[n])
+        n++;
+    return n;
+}
+
+/* The newest object that has the most whole blocks of tokens[0 .. n_tokens), by hash alone, and the
+ * index of the last of them. */
+static uint32_t deepest_object(const kv_cache *cache, hash128 key, const uint32_t *tokens,
+                               uint32_t n_tokens, uint32_t *last_block)
+{
+    uint32_t deepest = KV_OBJECT_NONE;
+    const uint32_t n_blocks = n_tokens / cache->page_tokens;
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        key = next_key(cache, key, tokens, b);
+        const uint32_t object = kv_prefix_index_find(&cache->prefix.index, key);
+        if (object == KV_OBJECT_NONE) break;
+        deepest = object;
+        *last_block = b;
+    }
+    return deepest;
+}
+
+uint32_t kv_prefix_find(const kv_cache *cache, hash128 seed, const uint32_t *tokens,
+                        uint32_t n_tokens, uint32_t *n_taken)
+{
+    uint32_t best = KV_OBJECT_NONE, last_block = 0, n_looked = 0;
+    *n_taken = 0;
+    if (n_tokens == 0) return best;
+    uint32_t object = deepest_object(cache, seed, tokens, n_tokens, &last_block);
+    for (; object != KV_OBJECT_NONE && n_looked < CANDIDATES_MAX; n_looked++) {
+        const kv_prefix_object *o = &cache->prefix.objects[object];
+        const uint32_t n_max = (uint32_t)min_size(o->n_tokens, (size_t)n_tokens - 1);
+        const uint32_t n = n_max > *n_taken ? common_tokens(o->tokens, tokens, n_max) : 0;
+        const kv_prefix_source source = kv_prefix_get_source(cache, object);
+        if (n > *n_taken && kv_prefix_serves(cache, &source, n)) {
+            *n_taken = n;
+            best = object;
+        }
+        object = cache->prefix.index.keys[object].next[last_block];
+    }
+    return best;
+}
+
+/* ---- sharing ------------------------------------------------------------------------------------- */
+
+/* A finished object has all of these tokens and can serve them: nothing new would be cached. */
+static bool is_covered(kv_cache *cache, const kv_seq *seq, const uint32_t *tokens,
+                       uint32_t n_tokens)
+{
+    uint32_t last_block = 0, n_looked = 0;
+    uint32_t object = deepest_object(cache, seq->seed, tokens, n_tokens, &last_block);
+    for (; object != KV_OBJECT_NONE && n_looked < CANDIDATES_MAX; n_looked++) {
+        const kv_prefix_object *o = &cache->prefix.objects[object];
+        const kv_prefix_source source = kv_prefix_get_source(cache, object);
+        if (o->seq == NULL && o->n_tokens >= n_tokens &&
+            common_tokens(o->tokens, tokens, n_tokens) == n_tokens &&
+            kv_prefix_serves(cache, &source, n_tokens)) {
+            kv_prefix_touch(&cache->prefix, object);
+            return true;
+        }
+        object = cache->prefix.index.keys[object].next[last_block];
+    }
+    return false;
+}
+
+void kv_prefix_share(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
+{
+    kv_cache *cache = seq->cache;
+    assert(n_tokens <= seq->length);
+    if (seq->object != KV_OBJECT_NONE) (void)drop_object(cache, seq->object);
+    if (n_tokens < cache->page_tokens) return; /* no whole block: it could not be found */
+    if (is_covered(cache, seq, tokens, n_tokens)) return;
+    seq->object = add_object(cache, seq->seed, tokens, n_tokens);
+    if (seq->object != KV_OBJECT_NONE) cache->prefix.objects[seq->object].seq = seq;
+}
+
+void kv_prefix_shorten(kv_seq *seq)
+{
+    if (seq->object == KV_OBJECT_NONE) return;
+    kv_cache *cache = seq->cache;
+    kv_prefix_object *o = &cache->prefix.objects[seq->object];
+    if (o->n_tokens <= seq->length) return;
+    o->n_tokens = seq->length;
+    const uint32_t n_keys = seq->length / cache->page_tokens;
+    if (n_keys == 0) {
+        (void)drop_object(cache, seq->object);
+    } else if (n_keys < cache->prefix.index.keys[seq->object].n_keys) {
+        kv_prefix_index_cut(&cache->prefix.index, seq->object, n_keys);
+    }
+}
+
+/* Writes the ring to pages as far as there is room; returns the tokens that are in pages then. */
+static uint32_t flush_ring(kv_seq *seq)
+{
+    kv_cache *cache = seq->cache;
+    const uint32_t n_blocks = (seq->length + cache->page_tokens - 1) / cache->page_tokens;
+    for (uint32_t end = n_blocks; end > seq->n_blocks; end--) {
+        memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
+        kv_add_need(cache, seq, end, seq->length);
+        if (!kv_make_room(cache)) continue; /* the last block is the one to do without */
+        kv_reserve(seq, end, seq->length);
+        const kv_row row = {.seq = seq};
+        kv_commit(cache, &row, 1);
+        break;
+    }
+    return (uint32_t)min_size(seq->length, (size_t)seq->n_blocks * cache->page_tokens);
+}
+
+/* The object holds what the sequence held, the sinks in block 0 included. */
+static void pass_table(kv_seq *seq, uint32_t object)
+{
+    kv_cache *cache = seq->cache;
+    kv_table *table = &seq->table;
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    for (uint32_t list = 0; list < table->n_lists; list++) {
+        for (uint32_t b = 0; b < seq->n_blocks; b++) {
+            const size_t entry = kv_table_entry(table, list, b);
+            const uint32_t page = table->page[entry];
+            if (page == KV_PAGE_NONE) continue;
+            kv_pool_pass(cache->pool, page, KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT);
+            const uint32_t n_slots = pages->n_slots[page];
+            const uint64_t sinks = kv_slot_mask(cache->sink_tokens) & kv_slot_mask(n_slots);
+            if (b == 0) kv_table_see(table, list, b, table->live[entry] | sinks);
+        }
+    }
+    cache->table_bytes -= kv_table_bytes(table);
+    cache->prefix.bytes += kv_table_bytes(table);
+    cache->prefix.objects[object].table = *table;
+    *table = (kv_table){.n_lists = cache->n_lists};
+    seq->n_blocks = seq->n_reserved = 0;
+}
+
+/* Drops finished objects that `object` contains and can stand in for. */
+static void drop_contained(kv_cache *cache, uint32_t object)
+{
+    const kv_prefix_keys *keys = &cache->prefix.index.keys[object];
+    const kv_prefix_source source = kv_prefix_get_source(cache, object);
+    const kv_prefix_object *whole = &cache->prefix.objects[object];
+    for (uint32_t b = 0; b < keys->n_keys; b++) {
+        uint32_t next, n_looked = 0;
+        for (uint32_t other = keys->next[b]; other != KV_OBJECT_NONE; other = next) {
+            const kv_prefix_object *o = &cache->prefix.objects[other];
+            next = cache->prefix.index.keys[other].next[b];
+            if (n_looked++ == CANDIDATES_MAX) break;
+            if (o->seq != NULL || cache->prefix.index.keys[other].n_keys != b + 1) continue;
+            if (o->n_tokens > whole->n_tokens) continue;
+            if (common_tokens(o->tokens, whole->tokens, o->n_tokens) < o->n_tokens) continue;
+            if (kv_prefix_serves(cache, &source, o->n_tokens)) (void)drop_object(cache, other);
+        }
+    }
+}
+
+static void leave_object(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
+{
+    kv_cache *cache = seq->cache;
+    if (n_tokens < cache->page_tokens || is_covered(cache, seq, tokens, n_tokens)) return;
+    const uint32_t n_in_pages = flush_ring(seq);
+    if (n_in_pages < cache->page_tokens) return;
+    const uint32_t object =
+        add_object(cache, seq->seed, tokens, (uint32_t)min_size(n_tokens, n_in_pages));
+    if (object == KV_OBJECT_NONE) return;
+    pass_table(seq, object);
+    drop_contained(cache, object);
+}
+
+void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens)
+{
+    const uint32_t running = seq->object;
+    uint32_t n_tokens = seq->length;
+    if (tokens == NULL && running != KV_OBJECT_NONE) {
+        /* Only the prompt's ids are known. */
+        tokens = seq->cache->prefix.objects[running].tokens;
+        n_tokens = kv_seq_truncate(seq, seq->cache->prefix.objects[running].n_tokens);
+        if (n_tokens == 0) return; /* a window has passed it; the running object has ended */
+    }
+    if (tokens != NULL) leave_object(seq, tokens, n_tokens);
+    if (running != KV_OBJECT_NONE) (void)drop_object(seq->cache, running);
+}
+
+/* ---- giving up ----------------------------------------------------------------------------------- */
+
+/* Does a sequence hold a page of the object's block? Then giving it up gains nothing. */
+static bool is_block_held(const kv_cache *cache, const kv_prefix_object *o, uint32_t block)
+{
+    const uint32_t *n_refs = kv_pool_pages(cache->pool)->n_refs[KV_HELD_BY_SEQ];
+    for (uint32_t list = 0; list < o->table.n_lists; list++) {
+        const uint32_t page = kv_table_page(&o->table, list, block);
+        if (page != KV_PAGE_NONE && n_refs[page] > 0) return true;
+    }
+    return false;
+}
+
+bool kv_prefix_give_up_block(kv_cache *cache)
+{
+    const kv_prefix *prefix = &cache->prefix;
+    for (uint32_t i = prefix->oldest; i != KV_OBJECT_NONE; i = prefix->objects[i].newer) {
+        kv_prefix_object *o = &cache->prefix.objects[i];
+        if (o->seq != NULL) continue;
+        const uint32_t last = (o->n_tokens - 1) / cache->page_tokens;
+        if (is_block_held(cache, o, last)) continue;
+        if (last == 0) {
+            cache->stats.pages_given_up += drop_object(cache, i);
+            return true;
+        }
+        cache->stats.pages_given_up +=
+            kv_table_drop(&o->table, cache->pool, last, last + 1, KV_HELD_BY_OBJECT);
+        o->n_tokens = last * cache->page_tokens;
+        if (prefix->index.keys[i].n_keys > last) kv_prefix_index_cut(&cache->prefix.index, i, last);
+        return true;
+    }
+    return false;
+}
+
+void kv_cache_drop_prefixes(kv_cache *cache)
+{
+    assert(!cache->step.is_open);
+    uint32_t next;
+    for (uint32_t i = cache->prefix.oldest; i != KV_OBJECT_NONE; i = next) {
+        const kv_prefix_object *o = &cache->prefix.objects[i];
+        next = o->newer;
+        if (o->seq == NULL && !is_block_held(cache, o, 0)) (void)drop_object(cache, i);
+    }
+    kv_publish(cache);
+}

@@ -1,0 +1,87 @@
+/* kvcache/prefix_cache.h - prefixes whose keys and values are there already.
+ *
+ * A cached object is the page table of a sequence and its token ids. While the sequence runs (its
+ * prompt has been shared) the object borrows table and ring from it; when it closes, the object takes
+ * the table over, the ring having been written to pages. A new sequence takes the longest common
+ * prefix: whole blocks by reference, the rest of the last block by copying entries into its ring.
+ *
+ * Objects are kept in order of use. Under pressure the least recently used one gives up its blocks
+ * from its end, one at a time: beginnings are shared most. An object that a new one contains wholly
+ * is dropped, so that the turns of a conversation do not pile up.
+ *
+ * Everything here may allocate and is called between steps only. */
+#ifndef KVCACHE_PREFIX_CACHE_H
+#define KVCACHE_PREFIX_CACHE_H
+
+#include "base/arena.h"
+#include "kvcache/kv_cache.h"
+#include "kvcache/page_table.h"
+#include "kvcache/prefix_index.h"
+
+typedef struct kv_prefix_object {
+    bool is_used;          /* false: the slot is free */
+    kv_seq *seq;           /* the running sequence that it borrows from, or NULL */
+    kv_table table;        /* its own; valid only while seq is NULL */
+    uint32_t n_tokens;     /* ids known, and held in pages or by seq */
+    uint32_t *tokens;      /* [n_tokens]; its own */
+    size_t data_bytes;     /* of tokens and keys, one allocation */
+    uint32_t older, newer; /* in order of use; `older` links free slots */
+} kv_prefix_object;
+
+typedef struct kv_prefix {
+    hash_key hash;       /* random, of this process */
+    hash128 fingerprint; /* of the settings that change values */
+    uint32_t n_objects_max, n_objects;
+    kv_prefix_object *objects; /* [n_objects_max] */
+    kv_prefix_index index;     /* its keys[i] belong to objects[i] */
+    uint32_t free_objects, oldest, newest;
+    size_t bytes; /* allocated by objects and index, tables included */
+} kv_prefix;
+
+/* Where a prefix can be taken from: an object, or the sequence that it borrows from. */
+typedef struct kv_prefix_source {
+    const kv_table *table;
+    const kv_seq *seq; /* running: ring and sinks hold what pages do not; else NULL */
+    uint32_t n_blocks; /* in pages; the last may be unfinished if seq is NULL */
+} kv_prefix_source;
+
+/* ---- life cycle ---- */
+
+void kv_prefix_place(arena *a, kv_prefix *prefix); /* measuring, then real; n_objects_max is set */
+err_t kv_prefix_init(kv_cache *cache) MUST_CHECK;
+void kv_prefix_deinit(kv_cache *cache);
+
+/* ---- sharing ---- */
+
+/* Seed of the keys of a sequence with this salt. */
+hash128 kv_prefix_seed(const kv_prefix *prefix, const char *salt, size_t salt_bytes);
+
+/* The object with the longest prefix of tokens[0 .. n_tokens), at most n_tokens - 1 of them, that
+ * every layer can serve; *n_taken tokens of it. KV_OBJECT_NONE: no hit. */
+uint32_t kv_prefix_find(const kv_cache *cache, hash128 seed, const uint32_t *tokens,
+                        uint32_t n_tokens, uint32_t *n_taken);
+
+/* A running object for seq; replaces the one it has. Without memory there is none. */
+void kv_prefix_share(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens);
+
+/* The sequence now holds fewer tokens. */
+void kv_prefix_shorten(kv_seq *seq);
+
+/* The sequence closes: an object takes its table over if possible; its running object ends. tokens
+ * NULL: only the ids of the running object are known. */
+void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens);
+
+/* The object was used just now. */
+void kv_prefix_touch(kv_prefix *prefix, uint32_t object);
+
+kv_prefix_source kv_prefix_get_source(const kv_cache *cache, uint32_t object);
+
+/* Does every layer find all that a sequence of n_tokens still needs? (Windows free pages.) */
+bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uint32_t n_tokens);
+
+/* ---- giving up ---- */
+
+/* One block of the least recently used object that no sequence holds; false if there is none. */
+bool kv_prefix_give_up_block(kv_cache *cache);
+
+#endif

@@ -1,0 +1,121 @@
+/* kvcache/prefix_take.c - a new sequence takes what a cached prefix holds.
+ *
+ * Whole blocks that the source has in pages are taken by reference. What is left of the prefix - less
+ * than a block from a finished source, up to a ring from a running one - is copied into the ring of
+ * the new sequence, and the first tokens into its sinks. Either way the entries keep their bits. */
+#include "kvcache/cache_state.h"
+
+typedef struct take {
+    kv_seq *seq;
+    kv_prefix_source source;
+    uint32_t n_tokens;
+    uint32_t n_blocks; /* taken by reference */
+} take;
+
+static void take_pages(const take *t, uint32_t layer, uint32_t head)
+{
+    const kv_cache *cache = t->seq->cache;
+    const uint32_t list = kv_list(cache, layer, head, 0);
+    kv_table *table = &t->seq->table;
+    for (uint32_t b = 0; b < t->n_blocks; b++) {
+        const uint32_t page = kv_table_page(t->source.table, list, b);
+        if (page == KV_PAGE_NONE || kv_block_passed(cache, layer, b, t->n_tokens)) continue;
+        kv_pool_hold(cache->pool, page, KV_HELD_BY_SEQ);
+        table->page[kv_table_entry(table, list, b)] = page;
+        uint64_t live = t->source.table->live[kv_table_entry(t->source.table, list, b)];
+        if (b == 0) live &= ~kv_slot_mask(cache->sink_tokens); /* read from the ring */
+        kv_table_see(table, list, b, live);
+    }
+}
+
+/* Slots [0, n_slots) of the source's block, from its page or its ring; false if a window has passed
+ * the page, and then no query will ask for them. */
+static bool load_block(const take *t, const kv_ring_place *at, uint32_t n_slots, attn_span *out)
+{
+    const kv_cache *cache = t->seq->cache;
+    const uint32_t block = at->position / cache->page_tokens;
+    if (block >= t->source.n_blocks) {
+        *out = kv_ring_span(&cache->rings, t->source.seq->ring, at, n_slots);
+        return true;
+    }
+    const uint32_t list = kv_list(cache, at->layer, at->head, 0);
+    const uint32_t page = kv_table_page(t->source.table, list, block);
+    if (page == KV_PAGE_NONE) return false;
+    *out = cache->codec->load(kv_layer_layout(cache, at->layer), kv_pool_data(cache->pool, page),
+                              n_slots);
+    return true;
+}
+
+static void take_recent(const take *t, uint32_t layer, uint32_t head)
+{
+    const kv_cache *cache = t->seq->cache;
+    attn_span span;
+    for (uint32_t p = t->n_blocks * cache->page_tokens; p < t->n_tokens; p += cache->page_tokens) {
+        const kv_ring_place at = {layer, head, p};
+        const uint32_t n = (uint32_t)min_size(cache->page_tokens, (size_t)t->n_tokens - p);
+        if (load_block(t, &at, n, &span)) kv_ring_write(&cache->rings, t->seq->ring, &at, &span);
+    }
+}
+
+static void take_sinks(const take *t, uint32_t layer, uint32_t head)
+{
+    const kv_cache *cache = t->seq->cache;
+    const uint32_t n = (uint32_t)min_size(cache->sink_tokens, t->n_tokens);
+    const kv_ring_place at = {layer, head, 0};
+    attn_span span;
+    if (n == 0) return;
+    if (t->source.seq != NULL) {
+        span = kv_ring_sink_span(&cache->rings, t->source.seq->ring, layer, head, n);
+    } else if (!load_block(t, &at, n, &span)) {
+        return;
+    }
+    kv_ring_write_sinks(&cache->rings, t->seq->ring, &at, &span);
+}
+
+/* Experts are known of entries that are still in a ring. */
+static void take_experts(const take *t, uint32_t layer)
+{
+    const kv_cache *cache = t->seq->cache;
+    const uint32_t in_pages = t->source.n_blocks * cache->page_tokens;
+    for (uint32_t p = t->n_blocks * cache->page_tokens; p < t->n_tokens; p++) {
+        *kv_ring_expert(&cache->rings, t->seq->ring, layer, p) =
+            p < in_pages ? KV_EXPERT_NONE
+                         : *kv_ring_expert(&cache->rings, t->source.seq->ring, layer, p);
+    }
+}
+
+static void take_all(const take *t)
+{
+    const kv_cache *cache = t->seq->cache;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+            take_pages(t, l, h);
+            take_recent(t, l, h);
+            take_sinks(t, l, h);
+        }
+        take_experts(t, l);
+    }
+    t->seq->length = t->n_tokens;
+    t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
+}
+
+uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
+{
+    kv_cache *cache = seq->cache;
+    assert(seq->is_open);
+    assert(seq->length == 0);
+    assert(!cache->step.is_open);
+    if (!cache->prefix_caching || seq->no_prefix_read) return 0;
+    take t = {.seq = seq};
+    const uint32_t object = kv_prefix_find(cache, seq->seed, tokens, n_tokens, &t.n_tokens);
+    cache->stats.prefix_query_tokens += n_tokens;
+    if (object != KV_OBJECT_NONE && kv_seq_grow(seq, t.n_tokens) == ERR_OK) {
+        t.source = kv_prefix_get_source(cache, object);
+        t.n_blocks = (uint32_t)min_size(t.n_tokens / cache->page_tokens, t.source.n_blocks);
+        take_all(&t);
+        kv_prefix_touch(&cache->prefix, object);
+        cache->stats.prefix_hit_tokens += t.n_tokens;
+    }
+    kv_publish(cache);
+    return seq->length;
+}

@@ -1,0 +1,280 @@
+/* tests/kvcache/fake_model.c - see fake_model.h. */
+#include "tests/kvcache/fake_model.h"
+
+#include "base/random.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const float sink_logits[4] = {0.5f, -1.0f, 2.0f, 0.0f};
+
+/* Grouped heads; a sliding window with K and V of different widths; a latent with V inside K. */
+const kv_layer_shape fake_layers[3] = {
+    {.n_heads = 4, .n_kv_heads = 2, .k_dim = 8, .v_dim = 8, .scale = 0.35f, .has_router = true},
+    {.n_heads = 2, .n_kv_heads = 1, .k_dim = 12, .v_dim = 5, .scale = 0.3f, .window = 10},
+    {.n_heads = 4,
+     .n_kv_heads = 1,
+     .k_dim = 16,
+     .v_dim = 8,
+     .v_in_k = true,
+     .scale = 0.25f,
+     .sink_logit = sink_logits},
+};
+
+kv_config fake_defaults(void)
+{
+    return (kv_config){.dtype = KV_DTYPE_AUTO,
+                       .memory_bytes = 4 << 20,
+                       .page_tokens = 4,
+                       .window_tokens = 8,
+                       .sink_tokens = 2,
+                       .prefix_caching = true,
+                       .n_shards = 1,
+                       .routing = (char *)(uintptr_t) "full",
+                       .scheduling = (char *)(uintptr_t) "none",
+                       .placement = (char *)(uintptr_t) "block",
+                       .codec = (char *)(uintptr_t) "none"};
+}
+
+static void open_cache(fake *f, const fake_options *options)
+{
+    const kv_shape shape = {.n_layers = f->n_layers,
+                            .layer = f->layers,
+                            .n_experts = 8,
+                            .model_type = options->model_type};
+    kv_config config = options->config.page_tokens != 0 ? options->config : fake_defaults();
+    if (options->no_prefix_caching) config.prefix_caching = false;
+    err_info info = {0};
+    const err_t err = kv_cache_open(f->d, &config, &shape, &f->limits, &f->cache, &info);
+    ck_assert_msg(err == ERR_OK, "%s", info.message);
+}
+
+fake *fake_open(const fake_options *options)
+{
+    fake *f = calloc(1, sizeof *f);
+    err_info info = {0};
+    const dev_config device = {.isa = options->isa != NULL ? options->isa : "ref",
+                               .n_threads = options->n_threads > 0 ? options->n_threads : 1};
+    ck_assert_int_eq(dev_open_cpu(&device, &f->d, &info), ERR_OK);
+    f->n_layers = options->layers != NULL ? options->n_layers : 3;
+    memcpy(f->layers, options->layers != NULL ? options->layers : fake_layers,
+           f->n_layers * sizeof *f->layers);
+    f->limits = options->limits;
+    if (f->limits.n_seqs_max == 0) f->limits.n_seqs_max = 8;
+    if (f->limits.n_step_tokens_max == 0) f->limits.n_step_tokens_max = 64;
+    if (f->limits.n_seq_tokens_max == 0) f->limits.n_seq_tokens_max = 512;
+    size_t widest = 0;
+    for (uint32_t l = 0; l < f->n_layers; l++) {
+        const kv_layer_shape *layer = &f->layers[l];
+        f->n_out += (size_t)layer->n_heads * layer->v_dim;
+        widest = max_size(widest, (size_t)layer->n_heads * max_size(layer->k_dim, layer->v_dim));
+    }
+    const size_t n = widest * f->limits.n_step_tokens_max;
+    f->q = malloc(n * sizeof *f->q);
+    f->k = malloc(n * sizeof *f->k);
+    f->v = malloc(n * sizeof *f->v);
+    f->out = malloc(n * sizeof *f->out);
+    f->experts = malloc(f->limits.n_step_tokens_max * sizeof *f->experts);
+    open_cache(f, options);
+    return f;
+}
+
+void fake_close(fake *f)
+{
+    kv_cache_close(f->cache);
+    dev_close(f->d);
+    free(f->q);
+    free(f->k);
+    free(f->v);
+    free(f->out);
+    free(f->experts);
+    free(f);
+}
+
+/* ---- entries ------------------------------------------------------------------------------------- */
+
+typedef enum kind { QUERY, KEY, VALUE } kind;
+
+static void fill(kind what, uint32_t layer, uint32_t head, uint32_t token, uint32_t position,
+                 uint32_t n, float *out)
+{
+    const uint64_t stream = ((uint64_t)position << 32) | layer << 16 | head << 4 | what;
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = 2 * random_uniform(token, stream, i) - 1;
+}
+
+static uint32_t draw_token(uint64_t seed, uint32_t position)
+{
+    return random_at(seed, 77, position).word[0] % 50000;
+}
+
+fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt)
+{
+    const uint32_t n_max = f->limits.n_seq_tokens_max;
+    fake_seq s = {.tokens = malloc(n_max * sizeof *s.tokens),
+                  .out = calloc(n_max * f->n_out, sizeof *s.out)};
+    for (uint32_t p = 0; p < n_max; p++)
+        s.tokens[p] = draw_token(p < ids.n_shared ? ids.shared_seed : ids.seed, p);
+    const kv_seq_options options = {.salt = salt, .salt_bytes = strlen(salt)};
+    ck_assert_int_eq(kv_seq_open(f->cache, &options, &s.seq), ERR_OK);
+    return s;
+}
+
+fake_seq fake_seq_open(fake *f, fake_ids ids)
+{
+    return fake_seq_open_salted(f, ids, "");
+}
+
+void fake_seq_free(fake_seq *s)
+{
+    free(s->tokens);
+    free(s->out);
+    *s = (fake_seq){0};
+}
+
+void fake_seq_close(fake *f, fake_seq *s, bool with_tokens)
+{
+    kv_seq_close(s->seq, with_tokens ? s->tokens : NULL);
+    ck_assert(kv_cache_is_sane(f->cache));
+    fake_seq_free(s);
+}
+
+/* ---- steps --------------------------------------------------------------------------------------- */
+
+typedef struct fake_token {
+    const fake_seq *s;
+    uint32_t position;
+} fake_token;
+
+static void run_layer(fake *f, uint32_t l, const fake_token *batch, uint32_t n_tokens)
+{
+    const kv_layer_shape *layer = &f->layers[l];
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        const uint32_t p = batch[t].position, id = batch[t].s->tokens[p];
+        for (uint32_t h = 0; h < layer->n_heads; h++)
+            fill(QUERY, l, h, id, p, layer->k_dim, f->q + (t * layer->n_heads + h) * layer->k_dim);
+        for (uint32_t h = 0; h < layer->n_kv_heads; h++) {
+            const size_t row = (size_t)t * layer->n_kv_heads + h;
+            fill(KEY, l, h, id, p, layer->k_dim, f->k + row * layer->k_dim);
+            fill(VALUE, l, h, id, p, layer->v_dim, f->v + row * layer->v_dim);
+        }
+        f->experts[t] = id % 8;
+    }
+    const kv_append_args append = {.layer = l, .k = f->k, .v = layer->v_in_k ? NULL : f->v};
+    kv_append(f->cache, &append);
+    const kv_attend_args attend = {.layer = l, .q = f->q, .out = f->out};
+    kv_attend(f->cache, &attend);
+    if (layer->has_router) kv_note_experts(f->cache, l, f->experts, 1);
+}
+
+static void run_layers(fake *f, const fake_token *batch, uint32_t n_tokens)
+{
+    size_t at = 0;
+    for (uint32_t l = 0; l < f->n_layers; l++) {
+        run_layer(f, l, batch, n_tokens);
+        const size_t width = (size_t)f->layers[l].n_heads * f->layers[l].v_dim;
+        for (uint32_t t = 0; t < n_tokens; t++)
+            memcpy(batch[t].s->out + batch[t].position * f->n_out + at, f->out + t * width,
+                   width * sizeof *f->out);
+        at += width;
+    }
+}
+
+err_t fake_step(fake *f, fake_seq *const *seqs, const uint32_t *n_tokens, uint32_t n_rows)
+{
+    kv_row rows[FAKE_ROWS_MAX];
+    fake_token *batch = malloc(f->limits.n_step_tokens_max * sizeof *batch);
+    uint32_t n = 0;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        rows[r] = (kv_row){seqs[r]->seq, n, n_tokens[r]};
+        const uint32_t length = kv_seq_length(seqs[r]->seq);
+        for (uint32_t t = 0; t < n_tokens[r]; t++)
+            batch[n++] = (fake_token){seqs[r], length + t};
+    }
+    const err_t err = kv_step_begin(f->cache, rows, n_rows);
+    if (err == ERR_OK) {
+        run_layers(f, batch, n);
+        kv_step_end(f->cache);
+    }
+    ck_assert(kv_cache_is_sane(f->cache));
+    free(batch);
+    return err;
+}
+
+void fake_run(fake *f, fake_seq *s, uint32_t n_tokens, uint32_t chunk)
+{
+    while (kv_seq_length(s->seq) < n_tokens) {
+        const uint32_t n = (uint32_t)min_size(chunk, (size_t)n_tokens - kv_seq_length(s->seq));
+        ck_assert_int_eq(fake_step(f, &s, &n, 1), ERR_OK);
+    }
+}
+
+/* ---- the reference ------------------------------------------------------------------------------- */
+
+static double stored(float x, dtype type)
+{
+    return type == DTYPE_BF16 ? (double)f32_from_bf16(bf16_from_f32(x)) : (double)x;
+}
+
+/* o of one query head, over all positions it may see. */
+static void reference_head(const fake *f, const fake_seq *s, uint32_t l, uint32_t h,
+                           uint32_t position, double *o)
+{
+    const kv_layer_shape *layer = &f->layers[l];
+    const dtype type = kv_cache_type(f->cache);
+    const uint32_t kv_head = h / (layer->n_heads / layer->n_kv_heads);
+    float q[64], k[64], v[64];
+    double sum = 0;
+    fill(QUERY, l, h, s->tokens[position], position, layer->k_dim, q);
+    for (uint32_t i = 0; i < layer->v_dim; i++)
+        o[i] = 0;
+    if (layer->sink_logit != NULL) sum += exp((double)layer->sink_logit[h]);
+    for (uint32_t p = 0; p <= position; p++) {
+        if (layer->window != 0 && p + layer->window <= position) continue;
+        fill(KEY, l, kv_head, s->tokens[p], p, layer->k_dim, k);
+        fill(VALUE, l, kv_head, s->tokens[p], p, layer->v_dim, v);
+        double dot = 0;
+        for (uint32_t i = 0; i < layer->k_dim; i++)
+            dot += (double)q[i] * stored(k[i], type);
+        const double weight = exp(dot * (double)layer->scale);
+        sum += weight;
+        for (uint32_t i = 0; i < layer->v_dim; i++)
+            o[i] += weight * stored(layer->v_in_k ? k[i] : v[i], type);
+    }
+    for (uint32_t i = 0; i < layer->v_dim; i++)
+        o[i] /= sum;
+}
+
+double fake_error(const fake *f, const fake_seq *s, uint32_t first, uint32_t end)
+{
+    const double tolerance = 2e-6; /* inputs are rounded alike on both sides; sums are float */
+    double worst = 0, o[64];
+    for (uint32_t p = first; p < end; p++) {
+        const float *out = s->out + p * f->n_out;
+        for (uint32_t l = 0; l < f->n_layers; l++) {
+            for (uint32_t h = 0; h < f->layers[l].n_heads; h++) {
+                reference_head(f, s, l, h, p, o);
+                for (uint32_t i = 0; i < f->layers[l].v_dim; i++) {
+                    const double error = fabs((double)*out++ - o[i]) / tolerance;
+                    if (!(error <= worst)) worst = error;
+                }
+            }
+        }
+    }
+    return worst;
+}
+
+bool fake_same(const fake *f, const fake_seq *a, const fake_seq *b, uint32_t first, uint32_t end)
+{
+    return memcmp(a->out + first * f->n_out, b->out + first * f->n_out,
+                  (end - first) * f->n_out * sizeof *a->out) == 0;
+}
+
+kv_stats fake_stats(const fake *f)
+{
+    kv_stats stats;
+    kv_stats_read(f->cache, &stats);
+    return stats;
+}

@@ -1,0 +1,72 @@
+/* tests/kvcache/fake_model.h - a stand-in for a model around a cache.
+ *
+ * Queries, keys and values are a pure function of (token id, position, layer, head, channel), so two
+ * sequences with the same ids have the same entries and what attention must return is known: the
+ * reference computes it in double precision over all positions, knowing nothing of pages. */
+#ifndef TESTS_KVCACHE_FAKE_MODEL_H
+#define TESTS_KVCACHE_FAKE_MODEL_H
+
+#include "kvcache/cache_state.h"
+
+enum { FAKE_LAYERS_MAX = 4, FAKE_ROWS_MAX = 16 };
+
+typedef struct fake_options {
+    const kv_layer_shape *layers; /* NULL: three layers that differ in everything */
+    uint32_t n_layers;
+    dtype model_type;
+    const char *isa;    /* NULL: "ref" */
+    uint32_t n_threads; /* 0: 1 */
+    kv_limits limits;   /* zero fields: 8 sequences, 64 tokens a step, 512 positions */
+    kv_config config;   /* zero fields: see fake_defaults */
+    bool no_prefix_caching;
+} fake_options;
+
+typedef struct fake {
+    dev *d;
+    kv_cache *cache;
+    kv_layer_shape layers[FAKE_LAYERS_MAX];
+    uint32_t n_layers;
+    kv_limits limits;
+    size_t n_out;           /* floats that attention returns of one token, all layers */
+    float *q, *k, *v, *out; /* of one layer and step */
+    uint32_t *experts;
+} fake;
+
+typedef struct fake_seq {
+    kv_seq *seq;
+    uint32_t *tokens; /* [n_seq_tokens_max]: ids of the present and, already, the future */
+    float *out;       /* [n_seq_tokens_max][n_out]: what attention returned, by position */
+} fake_seq;
+
+/* The settings that tests use unless they say otherwise: pages of 4, a window of 8, 2 sinks. */
+kv_config fake_defaults(void);
+extern const kv_layer_shape fake_layers[3];
+
+fake *fake_open(const fake_options *options); /* fails the test on an error */
+void fake_close(fake *f);
+
+/* A sequence whose ids are drawn from `seed`; the first n_shared from `shared_seed`. */
+typedef struct fake_ids {
+    uint64_t seed, shared_seed;
+    uint32_t n_shared;
+} fake_ids;
+fake_seq fake_seq_open(fake *f, fake_ids ids);
+fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt);
+void fake_seq_close(fake *f, fake_seq *s, bool with_tokens);
+void fake_seq_free(fake_seq *s); /* what is left after kv_seq_close */
+
+/* One step: n_tokens[i] next tokens of seqs[i]. Returns what kv_step_begin returned. */
+err_t fake_step(fake *f, fake_seq *const *seqs, const uint32_t *n_tokens, uint32_t n_rows);
+/* Steps of one sequence until it holds n_tokens, chunks of `chunk`. */
+void fake_run(fake *f, fake_seq *s, uint32_t n_tokens, uint32_t chunk);
+
+/* Largest difference from the reference over positions [first, end), in units of the tolerance of
+ * the cache type: at most 1 is right. */
+double fake_error(const fake *f, const fake_seq *s, uint32_t first, uint32_t end);
+
+/* The same bits at positions [first, end)? */
+bool fake_same(const fake *f, const fake_seq *a, const fake_seq *b, uint32_t first, uint32_t end);
+
+kv_stats fake_stats(const fake *f);
+
+#endif
