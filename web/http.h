@@ -30,16 +30,16 @@ typedef struct http_server http_server;
 typedef struct http_exchange http_exchange; /* one request and its reply */
 
 typedef struct http_config {
-    const char *host;            /* address to bind: "127.0.0.1", "0.0.0.0", "::1" */
-    uint16_t port;               /* 0: any free one, see http_server_port */
-    uint32_t n_connections_max;  /* beyond it: 503 + Retry-After and close */
-    size_t body_bytes_max;       /* beyond it: 413 */
-    uint32_t head_timeout_ms;    /* whole request head */
-    uint32_t body_timeout_ms;    /* whole request body */
-    uint32_t write_timeout_ms;   /* no progress while bytes wait for the client: connection dropped */
-    uint32_t idle_timeout_ms;    /* keep-alive without a request */
-    size_t stream_bytes_max;     /* unsent bytes of one stream; beyond it the slow reader is dropped */
-    const char *server_name;     /* for the log */
+    const char *host;           /* address to bind: "127.0.0.1", "0.0.0.0", "::1" */
+    uint16_t port;              /* 0: any free one, see http_server_port */
+    uint32_t n_connections_max; /* beyond it: 503 + Retry-After and close */
+    size_t body_bytes_max;      /* beyond it: 413 */
+    uint32_t head_timeout_ms;   /* whole request head */
+    uint32_t body_timeout_ms;   /* whole request body */
+    uint32_t write_timeout_ms; /* no progress while bytes wait for the client: connection dropped */
+    uint32_t idle_timeout_ms;  /* keep-alive without a request */
+    size_t stream_bytes_max; /* unsent bytes of one stream; beyond it the slow reader is dropped */
+    const char *server_name; /* for the log */
 } http_config;
 
 typedef struct http_handler {
@@ -47,26 +47,29 @@ typedef struct http_handler {
     void *ctx;
     /* Optional: writes the body of a reply that the server itself makes (408, 413, 431, 503, 400 for
      * smuggling) as JSON; NULL: plain text. Returns bytes written. */
-    size_t (*error_body)(void *ctx, unsigned status, const char *message, char *out, size_t out_bytes);
+    size_t (*error_body)(void *ctx, unsigned status, const char *message, char *out,
+                         size_t out_bytes);
 } http_handler;
 
 err_t http_server_open(const http_config *config, const http_handler *handler, http_server **out,
                        err_info *info) MUST_CHECK;
 uint16_t http_server_port(const http_server *server);
 uint32_t http_server_n_active(const http_server *server); /* exchanges not finished */
-void http_server_stop_accepting(http_server *server);     /* drain: no new connections; others go on */
+void http_server_stop_accepting(http_server *server); /* drain: no new connections; others go on */
 /* Wakes and ends what is left (streams are cut), then frees. */
 void http_server_close(http_server *server); /* NULL is fine */
 
 /* ---- the request: borrowed views, valid until the exchange is finished ------------------------------ */
 
 const char *http_method(const http_exchange *ex);
-const char *http_path(const http_exchange *ex);                     /* without the query, not decoded */
-const char *http_query(const http_exchange *ex, const char *name);  /* decoded value or NULL */
-const char *http_header(const http_exchange *ex, const char *name); /* case-insensitive; NULL if absent */
-const char *http_body(const http_exchange *ex, size_t *n_bytes);    /* never NULL; NUL-terminated beyond the end */
-const char *http_peer(const http_exchange *ex);                     /* "127.0.0.1" */
-uint64_t http_arrival_ns(const http_exchange *ex);                  /* clock_mono_ns at the first byte seen */
+const char *http_path(const http_exchange *ex); /* without the query, not decoded */
+const char *http_query(const http_exchange *ex, const char *name); /* decoded value or NULL */
+const char *http_header(const http_exchange *ex,
+                        const char *name); /* case-insensitive; NULL if absent */
+const char *http_body(const http_exchange *ex,
+                      size_t *n_bytes);            /* never NULL; NUL-terminated beyond the end */
+const char *http_peer(const http_exchange *ex);    /* "127.0.0.1" */
+uint64_t http_arrival_ns(const http_exchange *ex); /* clock_mono_ns at the first byte seen */
 
 /* ---- the reply --------------------------------------------------------------------------------------- */
 
@@ -79,7 +82,7 @@ typedef struct http_response {
     const char *content_type;
     const http_field *fields; /* more header lines, copied */
     size_t n_fields;
-    const void *body;         /* copied */
+    const void *body; /* copied */
     size_t body_bytes;
 } http_response;
 
@@ -87,9 +90,13 @@ typedef struct http_response {
 err_t http_reply(http_exchange *ex, const http_response *response);
 
 typedef struct http_deferral {
-    void (*poll)(void *user, http_exchange *ex); /* on an HTTP thread, once after http_defer and after wakes */
-    void (*gone)(void *user);  /* the client left, or its stream was dropped; once, not after `done` */
-    void (*done)(void *user);  /* the exchange is over and nothing here will be called again: release `user` */
+    void (*poll)(void *user,
+                 http_exchange *ex); /* on an HTTP thread, once after http_defer and after wakes */
+    void (*gone)(
+        void *user); /* the client left, or its stream was dropped; once, not after `done` */
+    void (*done)(
+        void
+            *user); /* the exchange is over and nothing here will be called again: release `user` */
     void *user;
 } http_deferral;
 void http_defer(http_exchange *ex, const http_deferral *deferral);

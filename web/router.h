@@ -10,8 +10,8 @@
 typedef struct route {
     const char *method; /* "GET" */
     const char *path;
-    bool takes_rest;    /* the rest of the path, not empty, is the handler's to read */
-    bool is_public;     /* no API key needed */
+    bool takes_rest; /* the rest of the path, not empty, is the handler's to read */
+    bool is_public;  /* no API key needed */
     void (*handle)(void *ctx, http_exchange *ex);
 } route;
 
