@@ -26,8 +26,8 @@ enum {
     K_BLOCK = 512,
     TILE_TOKENS = 4,
     DIRECT_TOKENS_MAX = 4,
-    DIRECT_ROWS_MAX = 64,
-    DIRECT_TILE = 8,      /* rows of the tallest direct tile */
+    DIRECT_ROWS_MAX = 60, /* not a power of two of tiles: see row_streams */
+    DIRECT_TILE = 4,      /* rows of the tallest direct tile */
     PREFETCH_BYTES = 1024 /* ahead within each row: about the latency of memory at full rate */
 };
 static_assert(ROW_BLOCK % TILE_ROWS == 0, "whole tiles");
@@ -56,10 +56,11 @@ static inline uint32_t dots_stride(uint32_t n_x)
 /* Into how many runs of consecutive rows the caller should deal a block, so that the rows of a tile
  * come from different runs and each run is read from end to end: tile i takes row i of every run.
  * Neighbouring rows in one tile would be many streams in one page, which the hardware's prefetcher
- * does not see as streams. */
+ * does not see as streams. Runs of a power of two of rows would fall on the same sets of the cache,
+ * hence the 15 rows a run of DIRECT_ROWS_MAX. */
 static inline uint32_t row_streams(uint32_t n_x, uint32_t n_rows)
 {
-    const uint32_t tile = n_x == 1 ? DIRECT_TILE : n_x <= 3 ? DIRECT_TILE / 2 : 1;
+    const uint32_t tile = n_x < DIRECT_TOKENS_MAX ? DIRECT_TILE : 1;
     return n_rows % tile == 0 ? tile : 1;
 }
 
@@ -129,7 +130,6 @@ static ALWAYS_INLINE void direct_tile(const dots *d, uint32_t r, const int R, co
         UNROLL
         for (int i = 0; i < R; i++)
             _mm_prefetch(w[i] + ahead, _MM_HINT_T0);
-        UNROLL
         for (uint32_t u = 0; u < line_steps; u++)
             direct_step(acc, w, x, s + u, R, N, type);
     }
@@ -147,24 +147,23 @@ static ALWAYS_INLINE void direct_tile(const dots *d, uint32_t r, const int R, co
     direct_sums(acc, d->out + (size_t)r * (size_t)N, R, N);
 }
 
-/* All rows: tiles of R, then smaller ones. */
+/* All rows: tiles of R, then single rows. */
 static ALWAYS_INLINE void direct_rows(const dots *d, const int R, const int N, const dtype type)
 {
     uint32_t r = 0;
     for (; r + (uint32_t)R <= d->n_rows; r += (uint32_t)R)
         direct_tile(d, r, R, N, type);
-    for (; r + 2 <= d->n_rows; r += 2)
-        direct_tile(d, r, 2, N, type);
-    if (r < d->n_rows) direct_tile(d, r, 1, N, type);
+    for (; r < d->n_rows; r++)
+        direct_tile(d, r, 1, N, type);
 }
 
-/* At least 8 accumulators (two adds a cycle, four cycles each), at most 12 (16 registers). */
+/* At most 12 accumulators (16 registers). Few tokens need no more: memory is slower than that. */
 static ALWAYS_INLINE void direct_typed(const dots *d, const dtype type)
 {
     switch (d->n_x) {
     case 1: direct_rows(d, DIRECT_TILE, 1, type); break;
-    case 2: direct_rows(d, 4, 2, type); break;
-    case 3: direct_rows(d, 4, 3, type); break;
+    case 2: direct_rows(d, DIRECT_TILE, 2, type); break;
+    case 3: direct_rows(d, DIRECT_TILE, 3, type); break;
     case 4: direct_rows(d, 3, 4, type); break;
     default: assert(d->n_x == 0);
     }
