@@ -110,12 +110,20 @@ static void watch_close(signal_watch *watch)
 
 /* ---- listeners ----------------------------------------------------------------------------------------- */
 
-/* An address as it stands in a URL. */
-static void log_listening(const char *name, const char *host, uint16_t port)
+enum { URL_BYTES = 300 };
+
+static const char *url_of(const char *host, uint16_t port, char url[URL_BYTES])
 {
     const bool is_v6 = strchr(host, ':') != NULL;
-    log_info("server", "listening name=%s url=http://%s%s%s:%u", name, is_v6 ? "[" : "", host,
-             is_v6 ? "]" : "", port);
+    snprintf(url, URL_BYTES, "http://%s%.200s%s:%u", is_v6 ? "[" : "", host, is_v6 ? "]" : "",
+             port);
+    return url;
+}
+
+static void log_listening(const char *name, const char *host, uint16_t port)
+{
+    char url[URL_BYTES];
+    log_info("server", "listening name=%s url=%s", name, url_of(host, port, url));
 }
 
 static err_t open_main(server_parts *parts, err_info *info)
@@ -243,8 +251,9 @@ static int serve(server_parts *parts, const signal_watch *watch, err_info *info)
     if (server_load(parts, info) != ERR_OK) return 1;
     set_phase(parts, API_READY);
     const serve_config *config = &parts->settings->serve;
-    log_info("server", "ready model=%s address=%s:%u seconds=%.3f", parts->model_names[0],
-             config->host, http_server_port(parts->server), parts->api.load_seconds);
+    char url[URL_BYTES];
+    log_info("server", "ready model=%s url=%s seconds=%.3f", parts->model_names[0],
+             url_of(config->host, http_server_port(parts->server), url), parts->api.load_seconds);
     if (watch_engine(parts, watch)) {
         drain(parts);
         return 0;
