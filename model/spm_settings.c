@@ -90,6 +90,8 @@ static err_t read_normalizer(view in, spm_settings *out)
     while (in.at < in.end) {
         field f;
         TRY(read_field(&in, &f));
+        if (f.number == NORMALIZER_CHARSMAP && f.wire == WIRE_BYTES && f.bytes.at < f.bytes.end)
+            out->has_normalizer = true;
         if (f.wire != WIRE_VARINT) continue;
         if (f.number == NORMALIZER_DUMMY_PREFIX) out->add_dummy_prefix = f.value != 0;
         if (f.number == NORMALIZER_REMOVE_EXTRA) out->remove_extra_whitespaces = f.value != 0;

@@ -15,6 +15,7 @@ typedef struct spm_settings {
     bool add_dummy_prefix;         /* a space is put before the text */
     bool remove_extra_whitespaces; /* leading spaces are dropped, runs become one */
     bool suffix_whitespace;        /* pieces end, not begin, with their space */
+    bool has_normalizer;           /* text is rewritten by a table before it is cut */
     bool has_denormalizer;         /* decoded text would be rewritten by a table */
     const char *unk_surface;       /* what an unknown piece decodes to; borrowed, no NUL */
     size_t unk_surface_bytes;

@@ -47,10 +47,12 @@ struct tokenizer {
     char *bytes;
     void *block; /* owns the four arrays */
     size_t piece_bytes_max;
+    size_t spelling_bytes_max; /* as SentencePiece spells: three bytes for a space or a U+2581 */
     int64_t bos, eos;
     bool adds_bos;
     bool drops_first_space;  /* one leading space of the text is the model's, not the author's */
     bool drops_first_spaces; /* all of them */
+    bool is_lossless;        /* every byte of a text is in one of its pieces */
 };
 
 /* ---- the piece table ----------------------------------------------------------------------------- */
@@ -163,6 +165,7 @@ static void fill_table(tokenizer *t, const spm_settings *settings)
             piece_bytes = max_size(piece_bytes, p.n_bytes);
         }
         t->piece_bytes_max = max_size(t->piece_bytes_max, piece_bytes);
+        t->spelling_bytes_max = max_size(t->spelling_bytes_max, p.n_bytes);
     }
     t->text_begin[t->n_vocab] = (uint32_t)at;
 }
@@ -222,6 +225,15 @@ static err_t check_settings(const spm_settings *settings, err_info *info)
     return ERR_OK;
 }
 
+/* Else what no piece spells becomes an unknown piece, and any run of those becomes one. */
+static bool has_all_bytes(const spm *model)
+{
+    size_t n_byte_pieces = 0;
+    for (uint32_t id = 0; id < spm_n_vocab(model); id++)
+        n_byte_pieces += piece_of(model, id).kind == SPM_BYTE;
+    return n_byte_pieces == 256;
+}
+
 static err_t build(tokenizer *t, const uint8_t *model, size_t n_bytes, err_info *info)
 {
     spm_settings settings;
@@ -240,6 +252,8 @@ static err_t build(tokenizer *t, const uint8_t *model, size_t n_bytes, err_info 
     t->eos = spm_eos(t->model);
     t->drops_first_spaces = settings.remove_extra_whitespaces;
     t->drops_first_space = settings.add_dummy_prefix || settings.remove_extra_whitespaces;
+    t->is_lossless =
+        !settings.has_normalizer && !settings.remove_extra_whitespaces && has_all_bytes(t->model);
     size_t table_bytes;
     TRY(measure_pieces(t, &settings, &table_bytes, info));
     TRY(alloc_table(t, table_bytes, info));
@@ -311,6 +325,12 @@ bool tokenizer_adds_bos(const tokenizer *t)
 size_t tokenizer_piece_bytes_max(const tokenizer *t)
 {
     return t->piece_bytes_max;
+}
+
+size_t tokenizer_n_ids_min(const tokenizer *t, size_t n_bytes)
+{
+    if (!t->is_lossless) return 0;
+    return n_bytes / t->spelling_bytes_max + (n_bytes % t->spelling_bytes_max != 0);
 }
 
 tok_piece tokenizer_piece(const tokenizer *t, uint32_t id, bool show_special)

@@ -34,6 +34,10 @@ typedef struct tok_text {
 } tok_text;
 err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids, size_t *n_ids) MUST_CHECK;
 
+/* No text of n_bytes has fewer ids than this (0: nothing is known). SentencePiece needs 260 bytes of
+ * memory and 1 to 3 microseconds for each byte of text: callers refuse what cannot fit anyway first. */
+size_t tokenizer_n_ids_min(const tokenizer *t, size_t n_bytes);
+
 /* The bytes that token `id` adds to a text after other tokens: " the", one raw byte for <0x..>, nothing for
  * control tokens (their name, "<s>", with `show_special`). Borrowed for the tokenizer's life. Ids
  * beyond the vocabulary give an empty piece. */

@@ -1,5 +1,9 @@
 /* model/tokenizer_spm.cc - see tokenizer_spm.h. The only C++ of the program, and the only include of
- * SentencePiece. Every entry ends exceptions here: C frames above must never be unwound. */
+ * SentencePiece. Every entry ends exceptions here: C frames above must never be unwound.
+ *
+ * One limit is protobuf's: when memory ends while it builds a message, it crashes on the half-built
+ * one instead of throwing. So the memory that a call may need is asked for first, and given back; what
+ * the sum of other threads takes in between remains a risk. */
 #include "model/tokenizer_spm.h"
 
 #include <climits>
@@ -9,11 +13,13 @@
 #include <vector>
 
 /* Exported by the library, declared in a header that Debian does not install. */
-namespace sentencepiece {
-namespace logging {
+namespace sentencepiece
+{
+namespace logging
+{
 void SetMinLogLevel(int level);
 }
-}
+} // namespace sentencepiece
 
 struct spm {
     sentencepiece::SentencePieceProcessor processor;
@@ -21,10 +27,22 @@ struct spm {
 
 enum { LOG_FATAL_ONLY = 3 };
 
+/* Measured at most: 262 bytes for a byte of text; a model's file grows about sixfold. */
+enum { MEMORY_PER_BYTE = 512, MEMORY_LEAST = 1 << 16 };
+
+static bool memory_is_there(size_t n_bytes)
+{
+    if (n_bytes > (SIZE_MAX - MEMORY_LEAST) / MEMORY_PER_BYTE) return false;
+    void *const probe = std::malloc(n_bytes * MEMORY_PER_BYTE + MEMORY_LEAST);
+    std::free(probe);
+    return probe != nullptr;
+}
+
 err_t spm_open(const void *model, size_t model_bytes, spm **out)
 {
     *out = nullptr;
     spm *s = nullptr;
+    if (!memory_is_there(model_bytes)) return ERR_NO_MEMORY;
     try {
         sentencepiece::logging::SetMinLogLevel(LOG_FATAL_ONLY);
         s = new spm;
@@ -79,9 +97,11 @@ spm_kind spm_piece(const spm *s, uint32_t id, const char **bytes, size_t *n_byte
 err_t spm_encode(const spm *s, const char *text, size_t n_bytes, size_t n_front, uint32_t **ids,
                  size_t *n_ids)
 {
+    if (!memory_is_there(n_bytes)) return ERR_NO_MEMORY;
     try {
         std::vector<int> found;
-        if (!s->processor.Encode(absl::string_view(text, n_bytes), &found).ok()) return ERR_BAD_REQUEST;
+        if (!s->processor.Encode(absl::string_view(text, n_bytes), &found).ok())
+            return ERR_BAD_REQUEST;
         const size_t n = n_front + found.size();
         uint32_t *const array = static_cast<uint32_t *>(std::malloc((n + 1) * sizeof *array));
         if (array == nullptr) return ERR_NO_MEMORY;

@@ -41,6 +41,7 @@ static void check_encode(const tokenizer *t, const golden_cases *cases)
         size_t n_ids;
         const tok_text text = {.bytes = c->text, .n_bytes = c->n_text};
         ck_assert(tokenizer_encode(t, &text, &ids, &n_ids) == ERR_OK);
+        ck_assert(tokenizer_n_ids_min(t, c->n_text) <= n_ids);
         ck_assert_msg(n_ids == c->n_ids, "\"%s\": %zu ids instead of %zu", c->text, n_ids,
                       c->n_ids);
         ck_assert_msg(memcmp(ids, c->ids, n_ids * sizeof *ids) == 0, "\"%s\": other ids", c->text);
