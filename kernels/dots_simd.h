@@ -194,13 +194,18 @@ typedef struct packed {
     float acc[N_TOKEN_TILES][N_ROW_TILES][TILE_FLOATS]; /* [TILE_ROWS][TILE_TOKENS][LANES] */
 } packed;
 
-/* Columns [k, k + n) of one row to every `step`th vector of `panel`; a last part is zero-filled. */
+/* Columns [k, k + n) of one row to every `step`th vector of `panel`; a last part is zero-filled. The
+ * columns after them are prefetched for the next panel: such short pieces of far apart rows are
+ * nothing that the hardware foresees. */
 static ALWAYS_INLINE void pack_row(float *panel, const int step, const void *row, uint32_t k,
                                    uint32_t n, const dtype type)
 {
     const char *at = (const char *)row + (size_t)k * dtype_bytes(type);
-    for (uint32_t i = 0; i + LANES <= n; i += LANES, panel += step * LANES)
+    const char *next = at + (size_t)n * dtype_bytes(type);
+    for (uint32_t i = 0; i + LANES <= n; i += LANES, panel += step * LANES) {
         vf_store(panel, vf_load_as(at + (size_t)i * dtype_bytes(type), type));
+        _mm_prefetch(next + (size_t)i * dtype_bytes(type), _MM_HINT_T1);
+    }
     const uint32_t n_rest = n % LANES;
     if (n_rest == 0) return;
     vf_store(panel, vf_load_part(at + (size_t)(n - n_rest) * dtype_bytes(type), type, n_rest));
