@@ -1,7 +1,8 @@
 /* service/engine_step.c - one step: forward, logits in bounded groups of rows, sampling, publishing.
  *
- * From kv_step_begin (in engine_plan_step) to the count of the step nothing is allocated. Sessions that
- * end in a step are closed after it; their last token is published together with the finish. */
+ * Once kv_step_begin (in engine_plan_step) has reserved its pages nothing is allocated until the step
+ * is counted. Sessions that end in a step are closed after it; their last token is published together
+ * with the finish. */
 #include "service/engine_internal.h"
 
 #include "base/check.h"

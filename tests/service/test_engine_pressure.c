@@ -45,7 +45,7 @@ START_TEST(what_exceeds_the_pool_is_refused)
     rig r;
     guest g;
     err_info info = {0};
-    rig_open(&(rig_options){.memory_bytes = 256 << 10}, &r);
+    rig_open(&(rig_options){.memory_bytes = 64 << 10}, &r);
     uint32_t n_tokens = 1;
     while (n_tokens < engine_context_max(r.e) && kv_cache_could_fit(r.cache, n_tokens))
         n_tokens++;
