@@ -26,11 +26,13 @@ typedef struct model_json_text {
 } model_json_text;
 
 /* The root is an object. ERR_BAD_MODEL, ERR_NO_MEMORY. */
-err_t model_json_parse(const model_json_text *source, struct cJSON **out, err_info *info) MUST_CHECK;
+err_t model_json_parse(const model_json_text *source, struct cJSON **out,
+                       err_info *info) MUST_CHECK;
 
 /* Reads DIR/NAME (a regular file of at most MODEL_JSON_FILE_BYTES_MAX) and parses it. A missing file is
  * ERR_NOT_FOUND, without a message: the caller knows whether it may be missing. */
-err_t model_json_read(const char *dir, const char *name, struct cJSON **out, err_info *info) MUST_CHECK;
+err_t model_json_read(const char *dir, const char *name, struct cJSON **out,
+                      err_info *info) MUST_CHECK;
 
 /* One object of a file, for the readers below. */
 typedef struct model_json_object {
@@ -40,8 +42,8 @@ typedef struct model_json_object {
 } model_json_object;
 
 /* A number's value: finite, integral, in [lo, hi], and hi <= 2^53, where doubles are still exact. */
-err_t model_json_integer(const model_json_object *from, const struct cJSON *item, const uint64_t limits[2],
-                         uint64_t *out) MUST_CHECK;
+err_t model_json_integer(const model_json_object *from, const struct cJSON *item,
+                         const uint64_t limits[2], uint64_t *out) MUST_CHECK;
 
 /* The member `key` as an integer in [lo, hi]. Absent or null is ERR_BAD_MODEL. */
 err_t model_json_u32(const model_json_object *from, const char *key, const uint32_t limits[2],

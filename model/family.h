@@ -25,10 +25,12 @@ typedef struct model_family {
     /* Visits every tensor that a checkpoint must hold, in one fixed order: with its name, shape, and
      * the field of `w` that it fills. Called a few times while a model is opened, never after. Stops
      * at the first error of `visit` and returns it. `w->layer` and their experts are allocated. */
-    err_t (*each_weight)(const model_config *c, model_weights *w, model_weight_visit *visit, void *ctx);
+    err_t (*each_weight)(const model_config *c, model_weights *w, model_weight_visit *visit,
+                         void *ctx);
 
     /* The cache's view of one layer. Called once per layer at open; cannot fail. */
-    void (*kv_layer)(const model_config *c, const model_weights *w, uint32_t layer, kv_layer_shape *out);
+    void (*kv_layer)(const model_config *c, const model_weights *w, uint32_t layer,
+                     kv_layer_shape *out);
 } model_family;
 
 /* NULL if there is no such family. */

@@ -21,7 +21,7 @@ typedef struct model model;
 typedef enum model_load { MODEL_LOAD_AUTO, MODEL_LOAD_SAFETENSORS, MODEL_LOAD_DUMMY } model_load;
 
 typedef struct model_options {
-    model_load load;            /* dummy: fixed pseudo-random weights of config.json's shape and type */
+    model_load load; /* dummy: fixed pseudo-random weights of config.json's shape and type */
     uint32_t n_step_tokens_max; /* tokens of one forward pass */
     uint32_t n_positions_max;   /* 0: the config's; larger than it is ERR_BAD_CONFIG */
     bool check_values;          /* read every tensor once and refuse NaN and Inf (--check) */
@@ -29,7 +29,8 @@ typedef struct model_options {
 
 enum { MODEL_LOGIT_ROWS_MAX = 64 }; /* rows of one model_logits call: bounds its memory */
 
-err_t model_open(dev *d, const char *dir, const model_options *options, model **out, err_info *info) MUST_CHECK;
+err_t model_open(dev *d, const char *dir, const model_options *options, model **out,
+                 err_info *info) MUST_CHECK;
 void model_close(model *m); /* NULL is fine */
 
 const model_config *model_get_config(const model *m);
@@ -43,7 +44,8 @@ typedef struct model_batch {
     const uint32_t *positions; /* [n_tokens] */
     uint32_t n_tokens;         /* <= n_step_tokens_max */
     /* May be NULL. Router's choices of every layer and token, in batch order, for the counters. */
-    void (*on_experts)(void *ctx, uint32_t layer, const uint32_t *chosen, uint32_t n_tokens, uint32_t top_k);
+    void (*on_experts)(void *ctx, uint32_t layer, const uint32_t *chosen, uint32_t n_tokens,
+                       uint32_t top_k);
     void *on_experts_ctx;
 } model_batch;
 

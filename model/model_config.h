@@ -16,17 +16,17 @@
 enum { MODEL_EOS_MAX = 8 };
 
 typedef struct model_config {
-    char family[32];          /* model_type: "mixtral" */
+    char family[32]; /* model_type: "mixtral" */
     uint32_t n_layers, d_model, n_heads, n_kv_heads, head_dim;
     uint32_t n_vocab;
     uint32_t n_experts, top_k, d_ffn; /* per expert */
     bool renormalise_top_k;
-    uint32_t window;          /* sliding window of every layer; 0: none */
-    uint32_t n_positions;     /* max_position_embeddings */
+    uint32_t window;      /* sliding window of every layer; 0: none */
+    uint32_t n_positions; /* max_position_embeddings */
     float rope_theta, norm_eps;
-    bool tied_embeddings;     /* the head is the embedding matrix */
-    dtype stored_type;        /* of most weights: torch_dtype / dtype, then confirmed by the tensors */
-    int64_t bos;              /* -1: none */
+    bool tied_embeddings; /* the head is the embedding matrix */
+    dtype stored_type;    /* of most weights: torch_dtype / dtype, then confirmed by the tensors */
+    int64_t bos;          /* -1: none */
     uint32_t eos[MODEL_EOS_MAX]; /* from generation_config.json if present, else config.json */
     uint32_t n_eos;
     uint64_t n_params, n_params_active; /* computed from the shape */

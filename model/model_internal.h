@@ -9,17 +9,17 @@
 
 /* Working memory of a step, placed once in one arena. n = n_step_tokens_max. */
 typedef struct model_scratch {
-    float *x;              /* [n][d_model] the residual stream */
-    float *normed;         /* [n][d_model] */
-    float *q;              /* [n][n_heads][head_dim] */
-    float *k, *v;          /* [n][n_kv_heads][head_dim] */
-    float *attended;       /* [n][n_heads][head_dim] */
-    float *cos, *sin;      /* [n][head_dim / 2] of the step's positions */
-    float *router_logits;  /* [n][n_experts] */
-    uint32_t *chosen;      /* [n][top_k] */
-    float *gate;           /* [n][top_k] weights of the chosen experts */
-    void *moe;             /* moe_scratch_bytes */
-    float *rows;           /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */
+    float *x;             /* [n][d_model] the residual stream */
+    float *normed;        /* [n][d_model] */
+    float *q;             /* [n][n_heads][head_dim] */
+    float *k, *v;         /* [n][n_kv_heads][head_dim] */
+    float *attended;      /* [n][n_heads][head_dim] */
+    float *cos, *sin;     /* [n][head_dim / 2] of the step's positions */
+    float *router_logits; /* [n][n_experts] */
+    uint32_t *chosen;     /* [n][top_k] */
+    float *gate;          /* [n][top_k] weights of the chosen experts */
+    void *moe;            /* moe_scratch_bytes */
+    float *rows;          /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */
 } model_scratch;
 
 struct model {

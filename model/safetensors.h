@@ -16,9 +16,22 @@
 #include <stdint.h>
 
 typedef enum tensor_type { /* as the format names them */
-    TENSOR_BOOL, TENSOR_U8, TENSOR_I8, TENSOR_F8_E4M3, TENSOR_F8_E5M2, TENSOR_I16, TENSOR_U16,
-    TENSOR_F16, TENSOR_BF16, TENSOR_I32, TENSOR_U32, TENSOR_F32, TENSOR_I64, TENSOR_U64, TENSOR_F64,
-    TENSOR_TYPE_COUNT
+                           TENSOR_BOOL,
+                           TENSOR_U8,
+                           TENSOR_I8,
+                           TENSOR_F8_E4M3,
+                           TENSOR_F8_E5M2,
+                           TENSOR_I16,
+                           TENSOR_U16,
+                           TENSOR_F16,
+                           TENSOR_BF16,
+                           TENSOR_I32,
+                           TENSOR_U32,
+                           TENSOR_F32,
+                           TENSOR_I64,
+                           TENSOR_U64,
+                           TENSOR_F64,
+                           TENSOR_TYPE_COUNT
 } tensor_type;
 
 enum { TENSOR_DIMS_MAX = 8, TENSOR_HEADER_BYTES_MAX = 16 << 20, TENSORS_MAX = 1 << 17 };

@@ -24,18 +24,19 @@ typedef struct sampler_bias {
 enum { SAMPLER_LOGPROBS_MAX = 20 };
 
 typedef struct sampler_params {
-    float temperature;          /* >= 0 */
-    float top_p;                /* (0, 1] */
-    float min_p;                /* [0, 1] */
-    uint32_t top_k;             /* 0: off */
-    float repetition_penalty;   /* > 0; 1: off; over prompt and output tokens */
+    float temperature;                         /* >= 0 */
+    float top_p;                               /* (0, 1] */
+    float min_p;                               /* [0, 1] */
+    uint32_t top_k;                            /* 0: off */
+    float repetition_penalty;                  /* > 0; 1: off; over prompt and output tokens */
     float presence_penalty, frequency_penalty; /* over output tokens */
-    const sampler_bias *bias;   /* [n_bias], borrowed */
+    const sampler_bias *bias;                  /* [n_bias], borrowed */
     uint32_t n_bias;
-    const uint64_t *allowed;    /* bit per token of the vocabulary, or NULL: the hook for constrained output */
+    const uint64_t
+        *allowed; /* bit per token of the vocabulary, or NULL: the hook for constrained output */
     uint64_t seed;
-    uint32_t choice;            /* index among the request's choices: part of the random stream */
-    int32_t n_logprobs;         /* top entries wanted; -1: none at all, 0: the chosen token's alone */
+    uint32_t choice;    /* index among the request's choices: part of the random stream */
+    int32_t n_logprobs; /* top entries wanted; -1: none at all, 0: the chosen token's alone */
 } sampler_params;
 
 typedef struct sampler_entry {
@@ -45,27 +46,28 @@ typedef struct sampler_entry {
 
 typedef struct sampler_result {
     uint32_t token;
-    float logprob;                            /* of `token`, raw; valid with n_logprobs >= 0 */
+    float logprob; /* of `token`, raw; valid with n_logprobs >= 0 */
     uint32_t n_top;
-    sampler_entry top[SAMPLER_LOGPROBS_MAX];  /* falling; ties to the lower id */
-    bool is_bad;                              /* logits held NaN or no finite value: the request fails */
+    sampler_entry top[SAMPLER_LOGPROBS_MAX]; /* falling; ties to the lower id */
+    bool is_bad; /* logits held NaN or no finite value: the request fails */
 } sampler_result;
 
 /* Which tokens a sequence has seen, for the penalties: room for `n_tokens_max` distinct ones. */
 typedef struct sampler_state sampler_state;
-err_t sampler_state_open(const sampler_params *params, uint32_t n_tokens_max, sampler_state **out) MUST_CHECK;
+err_t sampler_state_open(const sampler_params *params, uint32_t n_tokens_max,
+                         sampler_state **out) MUST_CHECK;
 void sampler_state_close(sampler_state *s);
 void sampler_note_prompt(sampler_state *s, const uint32_t *tokens, size_t n_tokens);
 void sampler_note_output(sampler_state *s, uint32_t token);
 void sampler_state_reset_output(sampler_state *s);
 
 typedef struct sampler_input {
-    float *logits;            /* [n_vocab]; overwritten */
+    float *logits; /* [n_vocab]; overwritten */
     uint32_t n_vocab;
-    uint64_t position;        /* index of the token drawn, counted from the start of the output */
-    const uint32_t *banned;   /* ids that may not be drawn now (EOS and stop ids before min_tokens) */
+    uint64_t position;      /* index of the token drawn, counted from the start of the output */
+    const uint32_t *banned; /* ids that may not be drawn now (EOS and stop ids before min_tokens) */
     uint32_t n_banned;
-    void *scratch;            /* sampler_scratch_bytes(n_vocab) */
+    void *scratch; /* sampler_scratch_bytes(n_vocab) */
 } sampler_input;
 void sampler_run(const sampler_params *params, const sampler_state *state, const sampler_input *in,
                  sampler_result *out);

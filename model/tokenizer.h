@@ -32,7 +32,8 @@ typedef struct tok_text {
     size_t n_bytes;
     bool add_bos;
 } tok_text;
-err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids, size_t *n_ids) MUST_CHECK;
+err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
+                       size_t *n_ids) MUST_CHECK;
 
 /* No text of n_bytes has fewer ids than this (0: nothing is known). SentencePiece needs 260 bytes of
  * memory and 1 to 3 microseconds for each byte of text: callers refuse what cannot fit anyway first. */
@@ -60,7 +61,7 @@ err_t tokenizer_decode(const tokenizer *t, const uint32_t *ids, size_t n_ids, bo
 typedef struct tok_stream {
     const tokenizer *tokenizer;
     bool show_special;
-    bool at_start;      /* no text has come out yet and the sequence began here */
+    bool at_start; /* no text has come out yet and the sequence began here */
     uint8_t held[4];
     uint8_t n_held;
 } tok_stream;

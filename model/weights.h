@@ -27,17 +27,17 @@ typedef struct model_layer {
 } model_layer;
 
 typedef struct model_weights {
-    matrix embedding;     /* [n_vocab][d_model] */
-    matrix head;          /* [n_vocab][d_model]; the embedding itself when tied */
-    matrix final_norm;    /* [1][d_model] */
-    model_layer *layer;   /* [n_layers] */
-    moe_expert *experts;  /* [n_layers][n_experts], what layer[].expert points into */
-    size_t bytes;         /* of all tensors, each counted once */
+    matrix embedding;    /* [n_vocab][d_model] */
+    matrix head;         /* [n_vocab][d_model]; the embedding itself when tied */
+    matrix final_norm;   /* [1][d_model] */
+    model_layer *layer;  /* [n_layers] */
+    moe_expert *experts; /* [n_layers][n_experts], what layer[].expert points into */
+    size_t bytes;        /* of all tensors, each counted once */
     uint64_t n_params;
-    dtype main_type;      /* of most bytes */
-    tensor_files *files;  /* mapped; NULL for dummy weights */
-    void *copies;         /* aligned copies, or NULL */
-    void *dummy;          /* anonymous map of dummy_bytes, or NULL */
+    dtype main_type;     /* of most bytes */
+    tensor_files *files; /* mapped; NULL for dummy weights */
+    void *copies;        /* aligned copies, or NULL */
+    void *dummy;         /* anonymous map of dummy_bytes, or NULL */
     size_t dummy_bytes;
 } model_weights;
 
@@ -52,21 +52,21 @@ typedef err_t model_weight_visit(void *ctx, const model_weight *weight);
 
 /* Maps DIR's files and finds every tensor. ERR_BAD_MODEL names the first one that is missing or has
  * another shape or type; tensors that no one asked for are one warning in the log. */
-err_t model_weights_load(const char *dir, const struct model_family *family, const model_config *config,
-                         model_weights *out, err_info *info) MUST_CHECK;
+err_t model_weights_load(const char *dir, const struct model_family *family,
+                         const model_config *config, model_weights *out, err_info *info) MUST_CHECK;
 
 /* Fixed pseudo-random values of the config's shape and stored type, filled in parallel. */
 err_t model_weights_dummy(dev *d, const struct model_family *family, const model_config *config,
                           model_weights *out, err_info *info) MUST_CHECK;
 
 /* Refuses NaN and Inf: reads every value once. ERR_BAD_MODEL names tensor and place. */
-err_t model_weights_check_values(dev *d, const struct model_family *family, const model_config *config,
-                                 model_weights *w, err_info *info) MUST_CHECK;
+err_t model_weights_check_values(dev *d, const struct model_family *family,
+                                 const model_config *config, model_weights *w,
+                                 err_info *info) MUST_CHECK;
 
 /* Reads one byte of every page, in parallel. */
 void model_weights_touch(dev *d, const struct model_family *family, const model_config *config,
                          model_weights *w);
-
 
 void model_weights_deinit(model_weights *w); /* a zeroed one is fine */
 

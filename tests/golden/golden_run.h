@@ -38,8 +38,9 @@ typedef struct track {
     uint32_t n_tokens; /* known: the prompt, later the greedy ones too */
     uint32_t n_done;   /* computed or taken from the prefix cache */
     uint32_t n_cached;
-    uint32_t *tokens;  /* [n_prompt + GOLDEN_GREEDY_TOKENS] */
-    float *logits;     /* [n_prompt + GOLDEN_GREEDY_TOKENS][n_vocab]; rows n_cached .. n_done - 1 are valid */
+    uint32_t *tokens; /* [n_prompt + GOLDEN_GREEDY_TOKENS] */
+    float *
+        logits; /* [n_prompt + GOLDEN_GREEDY_TOKENS][n_vocab]; rows n_cached .. n_done - 1 are valid */
 } track;
 
 void golden_open(const golden_setup *setup, golden *out);

@@ -12,12 +12,12 @@
 extern "C" {
 #endif
 
-void fail_alloc_start(long n_good); /* so many succeed first */
-bool fail_alloc_stop(void);         /* true if any has failed */
-bool fail_alloc_now(void);          /* for allocators: counts one; true: fail it */
+void fail_alloc_start(long n_good);    /* so many succeed first */
+bool fail_alloc_stop(void);            /* true if any has failed */
+bool fail_alloc_now(void);             /* for allocators: counts one; true: fail it */
 void fail_alloc_spare_new(bool spare); /* C++ allocations neither count nor fail */
 bool fail_alloc_now_new(void);         /* for operator new */
-void fail_alloc_hook_json(void);    /* cJSON's allocations count too */
+void fail_alloc_hook_json(void);       /* cJSON's allocations count too */
 
 #ifdef __cplusplus
 }

@@ -18,7 +18,8 @@ void temp_write(const temp_dir *dir, const char *name, const void *bytes, size_t
 void temp_write_text(const temp_dir *dir, const char *name, const char *text);
 
 /* A .safetensors file: length, header, and data_bytes bytes of the pattern 0 1 2 ... */
-void temp_write_tensors(const temp_dir *dir, const char *name, const char *header, size_t data_bytes);
+void temp_write_tensors(const temp_dir *dir, const char *name, const char *header,
+                        size_t data_bytes);
 
 /* The whole of a file into fresh memory with a NUL behind. */
 char *temp_read(const char *path, size_t *n_bytes);
