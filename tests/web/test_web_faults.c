@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static atomic_int n_until_failure; /* < 0: never */
+static atomic_int n_until_failure = -1; /* < 0: never */
 
 static bool fails(void)
 {
