@@ -9,14 +9,15 @@
  *   handler -> http_defer; wake -> poll -> http_reply                 (one JSON document)
  *   handler -> http_defer; wake -> poll -> http_stream_begin, http_stream_write ...  -> http_stream_end  (SSE)
  *
- * A client that leaves is noticed within 100 ms in every state, also while its exchange sleeps
+ * A client that leaves is noticed at once in every state, also while its exchange sleeps
  * (libmicrohttpd itself never reports that: sockets of deferred exchanges are watched with epoll);
- * `gone` is called once. Deadlines: whole head, whole body, each write. Refused before the handler
- * sees them: Transfer-Encoding together with Content-Length, two different lengths, bodies over the
- * cap (413), too many connections (503 well below the hard limit).
+ * `gone` is called once. A client that closes only its sending half counts as one that left.
+ * Deadlines: whole head, whole body, each write. Refused before the handler sees them: contradictory
+ * lengths, bodies over the cap (413), too many connections (503 well below the hard limit).
  *
- * Threads: handler and poll of one exchange never run at the same time; `gone` may run on another
- * thread beside them. */
+ * Threads: handlers run on one thread; polls, `gone` and `done` of all exchanges on another. Nothing
+ * of one exchange ever runs beside anything else of it; handlers and polls of different exchanges
+ * may. Wakes during a poll cause another poll; several before one may count as one. */
 #ifndef WEB_HTTP_H
 #define WEB_HTTP_H
 
@@ -46,7 +47,7 @@ typedef struct http_handler {
     void (*handle)(void *ctx, http_exchange *ex); /* the request is complete */
     void *ctx;
     /* Optional: writes the body of a reply that the server itself makes (408, 413, 431, 503, 400 for
-     * smuggling) as JSON; NULL: plain text. Returns bytes written. */
+     * smuggling) as JSON; NULL: plain text. Returns bytes written (at most 1024). Any thread. */
     size_t (*error_body)(void *ctx, unsigned status, const char *message, char *out,
                          size_t out_bytes);
 } http_handler;
@@ -67,9 +68,10 @@ const char *http_query(const http_exchange *ex, const char *name); /* decoded va
 const char *http_header(const http_exchange *ex,
                         const char *name); /* case-insensitive; NULL if absent */
 const char *http_body(const http_exchange *ex,
-                      size_t *n_bytes);            /* never NULL; NUL-terminated beyond the end */
-const char *http_peer(const http_exchange *ex);    /* "127.0.0.1" */
-uint64_t http_arrival_ns(const http_exchange *ex); /* clock_mono_ns at the first byte seen */
+                      size_t *n_bytes);         /* never NULL; NUL-terminated beyond the end */
+const char *http_peer(const http_exchange *ex); /* "127.0.0.1" */
+uint64_t
+http_arrival_ns(const http_exchange *ex); /* clock_mono_ns when the request line was read */
 
 /* ---- the reply --------------------------------------------------------------------------------------- */
 

@@ -243,7 +243,6 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     if (is_armed) return; /* now the watch thread's alone */
     if (!ex->has_head) atomic_fetch_add(&server->bad_heads, 1);
     const bool is_counted = ex->is_counted;
-    if (ex->is_deferred && ex->deferral.done != NULL) ex->deferral.done(ex->deferral.user);
     exchange_free(ex);
     pthread_mutex_lock(&server->lock);
     if (is_counted) atomic_fetch_sub(&server->n_active, 1);
