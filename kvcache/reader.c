@@ -108,15 +108,18 @@ static void add_page_block(job *j, uint32_t block)
     const uint32_t page = table->page[entry];
     assert(page != KV_PAGE_NONE);
     const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t n_slots = pages->n_slots[page], n_sinks = block == 0 ? cache->sink_tokens : 0;
     attn_span spans[2];
     uint32_t n = 0;
-    if (block == 0 && cache->sink_tokens > 0)
-        spans[n++] =
-            kv_ring_sink_span(&cache->rings, j->seq->ring, j->layer, j->head, cache->sink_tokens);
-    spans[n] = kv_strip_span(&kv_layer_layout(cache, j->layer)->strip,
-                             kv_pool_data(cache->pool, page), 0, pages->n_slots[page]);
-    spans[n].positions = pages->positions + (size_t)page * cache->page_tokens;
-    spans[n++].live = table->live[entry];
+    if (n_sinks > 0)
+        spans[n++] = kv_ring_sink_span(&cache->rings, j->seq->ring, j->layer, j->head, n_sinks);
+    if (n_sinks < n_slots) {
+        attn_span span = kv_strip_span(&kv_layer_layout(cache, j->layer)->strip,
+                                       kv_pool_data(cache->pool, page), 0, n_slots);
+        span.positions = pages->positions + (size_t)page * cache->page_tokens;
+        span.live = table->live[entry];
+        spans[n++] = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
+    }
     add_block(j, spans, n);
 }
 

@@ -17,11 +17,13 @@ static fake_seq run_alone(fake *f, uint32_t n_tokens, uint32_t chunk)
 
 static void check_cuts(const fake_options *options)
 {
-    enum { N = 61 };
-    static const uint32_t chunks[] = {1, 3, 4, 7, 16, 17, 30};
+    enum { N = 150 };
+    static const uint32_t chunks[] = {1, 4, 7, 16, 17, 63};
     fake *f = fake_open(options);
     fake_seq whole = run_alone(f, N, 64);
-    ck_assert_double_le(fake_error(f, &whole, 0, N), 1);
+    ck_assert_double_le(fake_error(f, &whole, 0, 30), 1);
+    ck_assert_double_le(fake_error(f, &whole, 60, 70), 1);
+    ck_assert_double_le(fake_error(f, &whole, N - 10, N), 1);
     for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++) {
         fake_seq cut = run_alone(f, N, chunks[i]);
         ck_assert(fake_same(f, &whole, &cut, 0, N));

@@ -1,0 +1,165 @@
+/* tests/kvcache/test_kv_storm.c - thousands of random operations on a pool that is too small, with
+ * every invariant checked after each, and every step's last answers checked by the reference. */
+#include "tests/kvcache/fake_model.h"
+#include "tests/test_main.h"
+
+#include "base/random.h"
+
+#include <string.h>
+
+enum { N_SEQS = 8, N_OPS = 2000, N_TOKENS_MAX = 400, STEP_TOKENS = 64 };
+
+typedef struct storm {
+    fake *f;
+    fake_seq seqs[N_SEQS]; /* seq == NULL: closed */
+    uint64_t seed;
+    uint32_t n_draws;
+    uint32_t n_full, n_hits, n_given_up, n_aborts;
+} storm;
+
+static uint32_t draw(storm *s, uint32_t n)
+{
+    return random_at(s->seed, 5, s->n_draws++).word[0] % n;
+}
+
+static void open_one(storm *s, uint32_t i)
+{
+    /* Few beginnings and few ends: many sequences share blocks, some all of them. */
+    const fake_ids ids = {
+        .seed = draw(s, 20), .shared_seed = 1000 + draw(s, 3), .n_shared = draw(s, 60)};
+    s->seqs[i] = fake_seq_open_salted(s->f, ids, draw(s, 4) == 0 ? "other" : "");
+    const uint32_t n = 1 + draw(s, N_TOKENS_MAX / 2);
+    const uint32_t n_taken = kv_seq_take_prefix(s->seqs[i].seq, s->seqs[i].tokens, n);
+    ck_assert_uint_lt(n_taken, n);
+    ck_assert_uint_eq(n_taken, kv_seq_length(s->seqs[i].seq));
+    s->n_hits += n_taken > 0;
+}
+
+static void step_some(storm *s)
+{
+    fake_seq *rows[N_SEQS];
+    uint32_t n_tokens[N_SEQS], before[N_SEQS], n_rows = 0, left = STEP_TOKENS;
+    for (uint32_t i = 0; i < N_SEQS && left > 0; i++) {
+        fake_seq *seq = &s->seqs[i];
+        if (seq->seq == NULL || draw(s, 3) == 0) continue;
+        const uint32_t room = N_TOKENS_MAX - kv_seq_length(seq->seq);
+        uint32_t n = draw(s, 2) == 0 ? 1 : 1 + draw(s, 40);
+        n = (uint32_t)min_size(n, min_size(room, left));
+        if (n == 0) continue;
+        before[n_rows] = kv_seq_length(seq->seq);
+        rows[n_rows] = seq;
+        n_tokens[n_rows++] = n;
+        left -= n;
+    }
+    if (n_rows == 0) return;
+    const err_t err = fake_step(s->f, rows, n_tokens, n_rows);
+    if (err == ERR_OK) {
+        const uint32_t r = draw(s, n_rows), end = before[r] + n_tokens[r];
+        ck_assert_double_le(fake_error(s->f, rows[r], end - 1, end), 1);
+        return;
+    }
+    ck_assert_int_eq(err, ERR_KV_FULL);
+    s->n_full++;
+    for (uint32_t r = 0; r < n_rows; r++)
+        ck_assert_uint_eq(kv_seq_length(rows[r]->seq), before[r]);
+}
+
+static void abort_step(storm *s, fake_seq *seq)
+{
+    const uint32_t length = kv_seq_length(seq->seq);
+    const kv_row row = {seq->seq, 0, 1 + draw(s, 50)};
+    if (length + row.n_tokens > N_TOKENS_MAX) return;
+    if (kv_step_begin(s->f->cache, &row, 1) != ERR_OK) return;
+    kv_step_abort(s->f->cache);
+    ck_assert_uint_eq(kv_seq_length(seq->seq), length);
+    s->n_aborts++;
+}
+
+static void cut(storm *s, fake_seq *seq)
+{
+    const uint32_t n = draw(s, kv_seq_length(seq->seq) + 1);
+    const uint32_t n_kept = kv_seq_truncate(seq->seq, n);
+    ck_assert(n_kept == n || n_kept == 0);
+    ck_assert_uint_eq(kv_seq_length(seq->seq), n_kept);
+    if (draw(s, 2) == 0) return;
+    for (uint32_t p = n_kept; p < N_TOKENS_MAX; p++)
+        seq->tokens[p] = draw(s, 50000); /* it goes on differently */
+}
+
+static void one_operation(storm *s)
+{
+    const uint32_t i = draw(s, N_SEQS);
+    fake_seq *seq = &s->seqs[i];
+    const uint32_t what = draw(s, 100);
+    if (seq->seq == NULL) {
+        open_one(s, i);
+    } else if (what < 60) {
+        step_some(s);
+    } else if (what < 70) {
+        kv_seq_share_prompt(seq->seq, seq->tokens, kv_seq_length(seq->seq));
+    } else if (what < 78) {
+        cut(s, seq);
+    } else if (what < 84) {
+        abort_step(s, seq);
+    } else if (what < 85) {
+        kv_cache_drop_prefixes(s->f->cache);
+    } else {
+        fake_seq_close(s->f, seq, draw(s, 4) != 0);
+    }
+    ck_assert(kv_cache_is_sane(s->f->cache));
+}
+
+static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least)
+{
+    options.limits = (kv_limits){N_SEQS, STEP_TOKENS, N_TOKENS_MAX};
+    options.config.memory_bytes = 5 * KV_SLAB_BYTES;
+    storm s = {.f = fake_open(&options), .seed = seed};
+    const kv_stats empty = fake_stats(s.f);
+    for (uint32_t op = 0; op < N_OPS; op++)
+        one_operation(&s);
+    for (uint32_t i = 0; i < N_SEQS; i++) {
+        if (s.seqs[i].seq != NULL) fake_seq_close(s.f, &s.seqs[i], i % 2 == 0);
+    }
+    ck_assert_uint_gt(s.n_full, 0); /* the storm went where it was meant to go */
+    ck_assert_uint_ge(s.n_hits, n_hits_least);
+    ck_assert_uint_gt(s.n_aborts, 20);
+    ck_assert_uint_gt(fake_stats(s.f).pages_given_up, 100);
+    kv_cache_drop_prefixes(s.f->cache);
+    const kv_stats end = fake_stats(s.f);
+    ck_assert_uint_eq(end.slab_bytes, 0);
+    ck_assert_uint_eq(end.pages_used + end.pages_cached, 0);
+    ck_assert_uint_eq(end.pages_free, empty.pages_free);
+    ck_assert_uint_eq(end.slots_live, 0);
+    ck_assert_uint_eq(end.prefix_objects, 0);
+    fake_close(s.f);
+}
+
+START_TEST(a_storm_over_all_kinds_of_layers_leaves_nothing_behind)
+{
+    run_storm(1, (fake_options){.config = fake_defaults()}, 3);
+}
+END_TEST
+
+START_TEST(a_storm_with_many_hits_leaves_nothing_behind)
+{
+    const kv_layer_shape layers[2] = {fake_layers[0], fake_layers[2]};
+    run_storm(2, (fake_options){.layers = layers, .n_layers = 2, .config = fake_defaults()}, 100);
+}
+END_TEST
+
+START_TEST(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind)
+{
+    fake_options options = {.n_threads = 3, .config = fake_defaults()};
+    options.config.page_tokens = 7;
+    options.config.window_tokens = 0;
+    options.config.sink_tokens = 7;
+    run_storm(3, options, 3);
+}
+END_TEST
+
+const test_case test_cases[] = {
+    TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_with_many_hits_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind, 250),
+    TEST_CASES_END,
+};
