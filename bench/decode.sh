@@ -5,7 +5,7 @@
 #   bench/decode.sh                     this checkout
 #   bench/decode.sh PATH_TO_PIKV        the same, interleaved with another binary (an older commit), as a ratio
 #
-# The weights are dummies of Mixtral's shape, 1.7 GB in bf16; 4 GB of free memory are enough. Settings:
+# The weights are dummies of Mixtral's shape, 1.58 GB in bf16; 3 GB of free memory are enough. Settings:
 # ROUNDS (3), STEPS (16), BATCHES (1,8,32), THREADS (0: all), MODEL_DIR (a real model instead of the dummy).
 set -eu
 cd "$(dirname "$0")/.."
