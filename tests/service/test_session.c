@@ -1,7 +1,6 @@
 /* Promises of service/session.h: text rules, stop strings, what a reader may rely on while it grows.
  *
  * The tokenizer is the default model's: it has a token for every byte, so any text can be spelled. */
-#include "service/session_text.h"
 #include "service/session_write.h"
 #include "tests/test_main.h"
 
@@ -482,90 +481,6 @@ START_TEST(output_as_long_as_allowed_fits_whatever_its_tokens)
 }
 END_TEST
 
-/* ---- the matchers against the plain definition ---------------------------------------------------- */
-
-enum { TRIAL_STOPS = 3, TRIAL_TEXT = 40 };
-
-static uint32_t random_word(uint64_t *state)
-{
-    *state = *state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(*state >> 33);
-}
-
-typedef struct trial {
-    char stops[TRIAL_STOPS][8];
-    stop_matcher matchers[TRIAL_STOPS];
-    uint16_t borders[TRIAL_STOPS][9];
-    char text[TRIAL_TEXT];
-} trial;
-
-static void make_trial(trial *t, uint64_t *state)
-{
-    for (int i = 0; i < TRIAL_STOPS; i++) {
-        const uint16_t n = (uint16_t)(1 + random_word(state) % 7);
-        for (int k = 0; k < n; k++)
-            t->stops[i][k] = (char)('a' + random_word(state) % 2);
-        stop_border_fill(t->stops[i], n, t->borders[i]);
-        t->matchers[i] = (stop_matcher){.stop = t->stops[i], .border = t->borders[i], .n_bytes = n};
-    }
-    for (int k = 0; k < TRIAL_TEXT; k++)
-        t->text[k] = (char)('a' + (random_word(state) % 16 == 0 ? 2 : random_word(state) % 2));
-}
-
-/* The stop that ends at text[end), the longest one; TRIAL_STOPS if none does. */
-static uint32_t stop_ending_at(const trial *t, size_t end)
-{
-    uint32_t found = TRIAL_STOPS;
-    for (uint32_t i = 0; i < TRIAL_STOPS; i++) {
-        const size_t n = t->matchers[i].n_bytes;
-        if (n > end || memcmp(t->text + end - n, t->stops[i], n) != 0) continue;
-        if (found == TRIAL_STOPS || n > t->matchers[found].n_bytes) found = i;
-    }
-    return found;
-}
-
-static size_t held_by_definition(const trial *t, size_t end)
-{
-    for (size_t n = 7; n > 0; n--) {
-        for (uint32_t i = 0; i < TRIAL_STOPS; i++) {
-            const bool is_proper = n < t->matchers[i].n_bytes && n <= end;
-            if (is_proper && memcmp(t->text + end - n, t->stops[i], n) == 0) return n;
-        }
-    }
-    return 0;
-}
-
-START_TEST(matchers_agree_with_their_definition_for_every_cut)
-{
-    uint64_t state = 1;
-    for (int round = 0; round < 20000; round++) {
-        trial t;
-        make_trial(&t, &state);
-        size_t end = 0, fed = 0;
-        while (end < TRIAL_TEXT && stop_ending_at(&t, end + 1) == TRIAL_STOPS)
-            end++;
-        bool is_found = false;
-        while (fed < TRIAL_TEXT && !is_found) {
-            size_t n = 1 + random_word(&state) % 6;
-            if (n > TRIAL_TEXT - fed) n = TRIAL_TEXT - fed;
-            const stop_scan scan =
-                stop_matchers_feed(t.matchers, TRIAL_STOPS, t.text + fed, n, true);
-            fed += scan.n_scanned;
-            is_found = scan.is_found;
-            if (is_found) {
-                ck_assert_uint_eq(fed, end + 1);
-                ck_assert_uint_eq(t.matchers[scan.stop].n_bytes,
-                                  t.matchers[stop_ending_at(&t, fed)].n_bytes);
-            } else {
-                ck_assert_uint_le(fed, end);
-                ck_assert_uint_eq(scan.n_held, held_by_definition(&t, fed));
-            }
-        }
-        ck_assert(is_found == (end < TRIAL_TEXT));
-    }
-}
-END_TEST
-
 /* ---- one writer, one reader ------------------------------------------------------------------------ */
 
 static void *read_to_the_end(void *arg)
@@ -641,6 +556,5 @@ const test_case test_cases[] = {TEST_CASE(text_without_stops_is_shown_at_once),
                                 TEST_CASE(the_spec_is_copied_deeply),
                                 TEST_CASE(the_last_reference_releases),
                                 TEST_CASE(output_as_long_as_allowed_fits_whatever_its_tokens),
-                                TEST_CASE(matchers_agree_with_their_definition_for_every_cut),
                                 TEST_CASE(a_reader_sees_only_what_is_complete),
                                 TEST_CASES_END};
