@@ -1,9 +1,10 @@
 /* service/engine.h - the only thread that touches model and cache.
  *
  * Loop: take new sessions from the bounded queue, drop the cancelled, let batch_scheduler choose the
- * tokens of the next step (decode first, then prompt chunks), reserve KV, forward, logits in bounded groups of rows,
- * sample, publish. When the pool is full the newest session is preempted: its pages go (or stay as a cached prefix), its tokens are
- * kept, and it is recomputed later with the same output. Idle, it sleeps.
+ * tokens of the next step (decode first, then prompt chunks), reserve KV, forward, logits in bounded
+ * groups of rows, sample, publish. When the pool is full the newest session is preempted: its pages go
+ * (or stay as a cached prefix), its tokens are kept, and it is recomputed later with the same output.
+ * Idle, it sleeps.
  *
  * A session that can never fit (prompt + max_tokens beyond context or pool) is refused by
  * engine_submit, before it is queued. Nothing is allocated between the first and last token of a step.
@@ -23,8 +24,8 @@ typedef struct engine engine;
 typedef struct engine_config {
     uint32_t n_seqs_max;           /* --max-num-seqs: sessions running at once */
     uint32_t n_batched_tokens_max; /* --max-num-batched-tokens: tokens of one step */
-    uint32_t n_queued_max;  /* --max-num-queued-reqs: sessions waiting; beyond it ERR_QUEUE_FULL */
-    uint32_t n_context_max; /* --max-model-len; 0: the model's */
+    uint32_t n_queued_max;         /* --max-num-queued-reqs: sessions taken in beyond n_seqs_max */
+    uint32_t n_context_max;        /* --max-model-len; 0: the model's */
 } engine_config;
 extern const cfg_table engine_config_table;
 
@@ -47,9 +48,10 @@ err_t engine_submit(engine *e, session *const *sessions, size_t n_sessions,
 void engine_poke(engine *e); /* something was cancelled: look at once, even if idle */
 
 uint32_t engine_context_max(const engine *e);
-bool engine_is_alive(const engine *e); /* a heartbeat: false after a fatal error */
+bool engine_is_alive(const engine *e); /* a heartbeat: false when a step hangs (5 minutes) */
 
-/* Refuses new sessions, waits until the present ones are finished or `timeout_ms` has passed, then cancels the rest. */
+/* Refuses new sessions, waits until the present ones are finished or `timeout_ms` has passed, then
+ * cancels the rest; returns when all are finished. */
 void engine_drain(engine *e, uint32_t timeout_ms);
 void engine_close(engine *e); /* drains with 0 ms; joins the thread. NULL is fine */
 

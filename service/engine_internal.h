@@ -2,8 +2,8 @@
  *
  * Two halves: what other threads reach (under `lock`, or atomic), and what only the engine's thread
  * touches. The sessions in the engine are two arrays in order of arrival: `items`, which the
- * scheduler reads, and `entries`, the rest. All arrays are placed once, at open, for the most sessions and tokens
- * that the configuration allows. */
+ * scheduler reads, and `entries`, the rest. All arrays are placed once, at open, for the most sessions
+ * and tokens that the configuration allows. */
 #ifndef SERVICE_ENGINE_INTERNAL_H
 #define SERVICE_ENGINE_INTERNAL_H
 

@@ -1,8 +1,8 @@
 /* service/engine_plan.c - who runs in the next step: admission, preemption, and the batch.
  *
  * Progress is certain. When the cache is full the newest running session gives up its pages and goes
- * back to waiting with its tokens kept; the oldest is never chosen while another runs, and alone it fits (engine_submit
- * has asked kv_cache_could_fit). After that nobody is admitted until a session ends, so every
+ * back to waiting with its tokens kept; the oldest is never chosen while another runs, and alone it
+ * fits (engine_submit has asked kv_cache_could_fit). After that nobody is admitted until a session ends, so every
  * preemption is paid for by a session that finished, and a preempted one, being older than all that
  * wait, is the first to come back. Its tokens are computed again, whole or from its cached prefix;
  * since results do not depend on the cut and draws are a function of (seed, choice, position), its

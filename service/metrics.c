@@ -1,7 +1,8 @@
 /* service/metrics.c - see metrics.h: counting. The page is written in metrics_text.c.
  *
  * Edges of the latency histograms are vLLM's, so that dashboards can be compared, with more of them at
- * the low end: a small model makes a token in a millisecond, and all of its tokens would lie in vLLM's first bucket. */
+ * the low end: a small model makes a token in a millisecond, and all of its tokens would lie in vLLM's
+ * first bucket. */
 #include "service/metrics_internal.h"
 
 #include "base/check.h"

@@ -146,14 +146,13 @@ static void session_free(session *s)
 static err_t session_fill(session *s, const tokenizer *t, const session_spec *spec)
 {
     s->spec = *spec;
+    uint32_t n_seen; /* the sampler's table and positions count in 32 bits */
+    if (__builtin_add_overflow(spec->n_prompt, spec->max_tokens, &n_seen)) return ERR_OVERFLOW;
     TRY(copy_spec(s, spec));
     TRY(reserve_output(s, t));
     memcpy(s->history, spec->prompt, spec->n_prompt * sizeof *spec->prompt);
     s->spec.prompt = s->history;
-    size_t n_seen;
-    TRY(size_add(spec->n_prompt, spec->max_tokens, &n_seen));
-    if (n_seen > UINT32_MAX) return ERR_OVERFLOW;
-    TRY(sampler_state_open(&s->spec.sampling, (uint32_t)n_seen, &s->sampling));
+    TRY(sampler_state_open(&s->spec.sampling, n_seen, &s->sampling));
     sampler_note_prompt(s->sampling, s->history, spec->n_prompt);
     /* A completion goes on where its prompt ends, so its first word keeps its space. */
     tok_stream_init(&s->stream, t, !spec->skip_special, false);
