@@ -12,6 +12,8 @@
 #include <cpuid.h>
 #endif
 
+enum { N_THREADS_MAX = 1024 }; /* of a pool */
+
 const dev_ops dev_ops_ref = {.name = "ref",
                              .embed = embed_cpu,
                              .rms_norm = rms_norm_cpu,
@@ -74,7 +76,8 @@ err_t dev_open_cpu(const dev_config *config, dev **out, err_info *info)
     }
     dev *d = calloc(1, sizeof *d);
     if (d == NULL) return err_set(info, ERR_NO_MEMORY, "cpu device: out of memory");
-    const uint32_t n_threads = config->n_threads != 0 ? config->n_threads : threads_available();
+    const uint32_t n_wanted = config->n_threads != 0 ? config->n_threads : threads_available();
+    const uint32_t n_threads = n_wanted < N_THREADS_MAX ? n_wanted : N_THREADS_MAX;
     d->ops = ops;
     const err_t err = thread_pool_open(n_threads, &d->pool);
     if (err != ERR_OK) {

@@ -1,8 +1,8 @@
 /* kernels/ops_simd.h - the fast ops and their table: `OPS_TABLE`, called `OPS_NAME`. */
-#include "kernels/attention_simd.h"
-#include "kernels/elementwise_simd.h"
-#include "kernels/matmul_simd.h"
-#include "kernels/moe_simd.h"
+#include "kernels/attention_simd.c"
+#include "kernels/elementwise_simd.c"
+#include "kernels/matmul_simd.c"
+#include "kernels/moe_simd.c"
 
 const dev_ops OPS_TABLE = {.name = OPS_NAME,
                            .embed = embed_simd,

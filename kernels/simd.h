@@ -1,8 +1,9 @@
 /* kernels/simd.h - the small vector language in which the fast ops are written.
  *
- * A file ops_ISA.c defines one of the SIMD_ macros and includes *_simd.h: one source of each op, one
- * object per instruction set. Everything here is static. `vf` is a vector of LANES floats; each
- * instruction set gives it the same operations (listed in simd_avx2.h).
+ * A file ops_ISA.c defines one of the SIMD_ macros and includes the *_simd.c: one source of each op,
+ * one object per instruction set. Everything here and there is static; a *_simd.c is not compiled by
+ * itself. `vf` is a vector of LANES floats; each instruction set gives it the same operations
+ * (listed in simd_avx2.h).
  *
  * -ffp-contract=off holds for these files: a product and a sum are fused where it says vf_fma and
  * nowhere else, so bits do not depend on the compiler's taste. */

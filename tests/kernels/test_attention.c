@@ -497,7 +497,7 @@ START_TEST(a_merge_of_one_part_keeps_its_bits_and_of_none_is_zero)
 }
 END_TEST
 
-/* lse values of three token ranges and their total, computed elsewhere in float64. */
+/* A merge of equal values is that value, and the masses exp(lse) add up. */
 START_TEST(the_merge_adds_masses)
 {
     const float lse[3] = {6.751950f, 6.307479f, 4.479743f}, o[3] = {1, 1, 1};

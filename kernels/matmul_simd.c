@@ -1,4 +1,4 @@
-/* kernels/matmul_simd.h - products with weight matrices, fast.
+/* kernels/matmul_simd.c - products with weight matrices, fast.
  *
  * The parts are cut into blocks of rows, the tokens into blocks; an item of the parallel loop is
  * (row block, token block). Token blocks of one row block are neighbours: its weights are read from
@@ -6,7 +6,7 @@
 #ifndef KERNELS_MATMUL_SIMD_H
 #define KERNELS_MATMUL_SIMD_H
 
-#include "kernels/dots_simd.h"
+#include "kernels/dots_simd.c"
 #include "kernels/ops_cpu.h"
 
 enum { ROWS_MAX = DIRECT_ROWS_MAX > ROW_BLOCK ? DIRECT_ROWS_MAX : ROW_BLOCK };

@@ -1,9 +1,9 @@
-/* kernels/attention_simd.h - attention over blocks of keys, fast.
+/* kernels/attention_simd.c - attention over blocks of keys, fast.
  *
  * A row is one (query, head). The slots of a block that any query sees are gathered as pointers;
  * then up to ATTN_ROWS rows share each key and each value that is loaded and converted:
  *
- *   p[slot][row]   first the score, a dot product of dots_simd.h; then exp(score - max of the
+ *   p[slot][row]   first the score, a dot product of dots_simd.c; then exp(score - max of the
  *                  block), which is 0 where the row does not see the slot
  *   sum[row]       over slots, one after the other
  *   a[row][c]      sum of p v, one fused multiply-add after the other, lanes along c
@@ -15,7 +15,7 @@
 
 #include "base/check.h"
 #include "kernels/attention.h"
-#include "kernels/dots_simd.h"
+#include "kernels/dots_simd.c"
 
 #include <math.h>
 

@@ -1,4 +1,4 @@
-/* kernels/elementwise_simd.h - embed, rms_norm, rope and store, fast.
+/* kernels/elementwise_simd.c - embed, rms_norm, rope and store, fast.
  *
  * A token is handled by one thread, in the same way whatever the batch. Small batches run inline:
  * waking a thread costs more than normalising a vector. */

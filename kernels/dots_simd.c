@@ -1,4 +1,4 @@
-/* kernels/dots_simd.h - the one dot product of all fast ops, in two shapes.
+/* kernels/dots_simd.c - the one dot product of all fast ops, in two shapes.
  *
  * dot(w, x): lane c of one vector adds w[c + i LANES] * x[c + i LANES] for i = 0, 1, 2..., by fused
  * multiply-add; a last part is filled up with zeros; vf_sum adds the lanes. Every shape below

@@ -1,13 +1,13 @@
-/* kernels/moe_simd.h - router and experts, fast.
+/* kernels/moe_simd.c - router and experts, fast.
  *
  * Two parallel loops. The first runs over (expert, rows of gate and up) and writes the hidden
  * vectors; the second over rows of the output, where one thread adds the experts of its rows in
  * rising order, so the sum needs no buffer and no third loop. The dot products are those of
- * matmul_simd.h. */
+ * matmul_simd.c. */
 #ifndef KERNELS_MOE_SIMD_H
 #define KERNELS_MOE_SIMD_H
 
-#include "kernels/matmul_simd.h"
+#include "kernels/matmul_simd.c"
 #include "kernels/moe_plan.h"
 
 typedef struct moe_job {
