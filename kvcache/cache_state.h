@@ -127,24 +127,6 @@ static inline uint64_t kv_slot_mask(uint32_t n_slots)
     return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
 }
 
-/* ---- commit.c ---- */
-
-/* Entries [position, + n_slots) of one block that are not in a page: up to two spans in `out`. */
-uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_slots,
-                         attn_span out[2]);
-
-/* Adds to cache->need the pages of blocks [n_blocks, end) at `length`. */
-void kv_add_need(const kv_cache *cache, const kv_seq *seq, uint32_t end, uint32_t length);
-
-/* Gives up cached objects until cache->need fits; false if that is not enough. */
-bool kv_make_room(kv_cache *cache);
-
-/* Allocates what kv_add_need counted. */
-void kv_reserve(kv_seq *seq, uint32_t end, uint32_t length);
-
-/* Writes reserved blocks to their pages and what is staged to the rings; lengths grow. */
-void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows);
-
 /* ---- kv_seq.c ---- */
 
 /* Makes room in the table for the blocks of n_tokens positions. */

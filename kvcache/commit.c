@@ -1,9 +1,8 @@
-/* kvcache/commit.c - entries on their way from staging over the ring to pages.
+/* kvcache/commit.c - see commit.h.
  *
- * The pages that a step will need follow from lengths alone, so they are reserved before its first
- * token: its end cannot fail. Writing is one job per (row, layer), on all threads: jobs touch
- * different strips and pages. The bookkeeping of pages is done by the owner, before and after. */
-#include "kvcache/cache_state.h"
+ * Writing is one job per (row, layer), on all threads: jobs touch different strips and pages. The
+ * bookkeeping of pages is done by the owner, before and after. */
+#include "kvcache/commit.h"
 
 /* A commit job copies at least this much, or the loop stays on one thread. */
 enum { SERIAL_BYTES_MAX = 64 * 1024 };
@@ -59,8 +58,7 @@ bool kv_make_room(kv_cache *cache)
     return true;
 }
 
-/* The owner of a block that comes from nowhere else: placement says which shard. One shard for now,
- * so a block's entries can have only one. */
+/* Asks placement who owns a block. There is one shard, so its entries cannot have two owners. */
 static uint32_t place_block(const kv_cache *cache, const kv_seq *seq, uint32_t layer,
                             uint32_t block, uint32_t n_slots)
 {

@@ -54,7 +54,6 @@ typedef struct kv_limits {
 } kv_limits;
 
 /* ---- life cycle ---- */
-
 /* memory_bytes 0: room for n_seqs_max full sequences, at most a quarter of the available memory.
  * ERR_BAD_CONFIG names an unknown method or an impossible combination (a pool that cannot hold one
  * page per layer and head, sinks beyond a block, a number of shards the placement cannot serve). */
@@ -63,7 +62,6 @@ err_t kv_cache_open(dev *d, const kv_config *config, const kv_shape *shape, cons
 void kv_cache_close(kv_cache *cache); /* NULL is fine; all sequences are closed (asserted) */
 
 /* ---- sequences ---- */
-
 typedef struct kv_seq_options {
     const char *salt; /* separates tenants in the prefix cache; may be empty, never NULL */
     size_t salt_bytes;

@@ -1,5 +1,5 @@
 /* kvcache/kv_step.c - one step: begin, append, experts, end. See kv_cache.h for the order of calls. */
-#include "kvcache/cache_state.h"
+#include "kvcache/commit.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* kvcache/prefix_cache.c - see prefix_cache.h. */
 #include "kvcache/prefix_cache.h"
 
-#include "kvcache/cache_state.h"
+#include "kvcache/commit.h"
 
 #include <stdio.h>
 #include <stdlib.h>

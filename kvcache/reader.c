@@ -1,7 +1,7 @@
 /* kvcache/reader.c - see reader.h. */
 #include "kvcache/reader.h"
 
-#include "kvcache/cache_state.h"
+#include "kvcache/commit.h"
 
 /* Query rows (queries x heads) of a tile: bounds the scratch of wide groups. */
 enum { TILE_ROWS_MAX = 128 };

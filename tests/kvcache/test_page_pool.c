@@ -1,0 +1,198 @@
+/* tests/kvcache/test_page_pool.c - pages and slabs of one budget. */
+#include "kvcache/page_pool.h"
+#include "tests/test_main.h"
+
+#include <string.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define HAS_POISON 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define HAS_POISON 1
+#endif
+#endif
+#ifdef HAS_POISON
+#include <sanitizer/asan_interface.h>
+#endif
+
+enum { PAGE_TOKENS = 8, SMALL = 1024, LARGE = 24 * 1024, N_SLABS = 6 };
+enum { SMALL_PER_SLAB = KV_SLAB_BYTES / SMALL, LARGE_PER_SLAB = KV_SLAB_BYTES / LARGE };
+
+static kv_pool *open_pool(uint64_t budget_bytes)
+{
+    static const size_t page_bytes[] = {SMALL, LARGE};
+    const kv_pool_config config = {.budget_bytes = budget_bytes,
+                                   .page_tokens = PAGE_TOKENS,
+                                   .n_classes = 2,
+                                   .page_bytes = page_bytes};
+    kv_pool *pool;
+    ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
+    return pool;
+}
+
+/* Sane, with exactly these pages held once by sequences. */
+static void check(const kv_pool *pool, const uint32_t *pages, uint32_t n_pages)
+{
+    kv_pool_check_begin(pool);
+    for (uint32_t i = 0; i < n_pages; i++) {
+        if (pages[i] != KV_PAGE_NONE) kv_pool_check_ref(pool, pages[i], KV_HELD_BY_SEQ);
+    }
+    ck_assert(kv_pool_check_end(pool));
+}
+
+START_TEST(the_budget_is_spent_to_the_last_slab_and_not_beyond)
+{
+    kv_pool *pool = open_pool(N_SLABS * KV_SLAB_BYTES + 1000);
+    uint32_t pages[N_SLABS * SMALL_PER_SLAB];
+    ck_assert_uint_eq(kv_pool_count(pool).budget_bytes, N_SLABS * KV_SLAB_BYTES);
+    for (uint32_t i = 0; i < N_SLABS * SMALL_PER_SLAB; i++) {
+        pages[i] = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+        ck_assert_uint_ne(pages[i], KV_PAGE_NONE);
+        memset(kv_pool_data(pool, pages[i]), (int)i, SMALL); /* all of it is ours */
+    }
+    for (uint32_t i = 0; i < N_SLABS * SMALL_PER_SLAB; i++)
+        ck_assert_uint_eq(kv_pool_data(pool, pages[i])[SMALL - 1], i & 0xff);
+    ck_assert_uint_eq(kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ), KV_PAGE_NONE);
+    ck_assert_uint_eq(kv_pool_alloc_page(pool, 1, KV_HELD_BY_SEQ), KV_PAGE_NONE);
+    ck_assert_uint_eq(kv_pool_count(pool).slab_bytes, N_SLABS * KV_SLAB_BYTES);
+    ck_assert_uint_eq(kv_pool_count(pool).pages_free, 0);
+    check(pool, pages, N_SLABS * SMALL_PER_SLAB);
+    kv_pool_close(pool);
+}
+END_TEST
+
+START_TEST(a_slab_returns_when_its_last_page_does_and_serves_another_class)
+{
+    kv_pool *pool = open_pool(KV_SLAB_BYTES);
+    uint32_t pages[SMALL_PER_SLAB];
+    for (uint32_t i = 0; i < SMALL_PER_SLAB; i++)
+        pages[i] = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    for (uint32_t i = 0; i < SMALL_PER_SLAB; i++) {
+        ck_assert_uint_eq(kv_pool_count(pool).slab_bytes, KV_SLAB_BYTES);
+        ck_assert_uint_eq(kv_pool_alloc_page(pool, 1, KV_HELD_BY_SEQ), KV_PAGE_NONE);
+        const uint32_t p = (i * 7) % SMALL_PER_SLAB;
+        ck_assert(kv_pool_drop(pool, pages[p], KV_HELD_BY_SEQ));
+        pages[p] = KV_PAGE_NONE;
+        check(pool, pages, SMALL_PER_SLAB);
+    }
+    ck_assert_uint_eq(kv_pool_count(pool).slab_bytes, 0);
+    for (uint32_t i = 0; i < LARGE_PER_SLAB; i++)
+        ck_assert_uint_ne(kv_pool_alloc_page(pool, 1, KV_HELD_BY_SEQ), KV_PAGE_NONE);
+    ck_assert_uint_eq(kv_pool_alloc_page(pool, 1, KV_HELD_BY_SEQ), KV_PAGE_NONE);
+    kv_pool_close(pool);
+}
+END_TEST
+
+START_TEST(memory_of_a_returned_slab_is_given_back)
+{
+    kv_pool *pool = open_pool(KV_SLAB_BYTES);
+    uint32_t page = kv_pool_alloc_page(pool, 1, KV_HELD_BY_SEQ);
+    memset(kv_pool_data(pool, page), 0xab, LARGE);
+    ck_assert(kv_pool_drop(pool, page, KV_HELD_BY_SEQ));
+    page = kv_pool_alloc_page(pool, 1, KV_HELD_BY_SEQ);
+    ck_assert_uint_eq(kv_pool_data(pool, page)[100], 0); /* a fresh page of the system */
+    kv_pool_close(pool);
+}
+END_TEST
+
+START_TEST(a_page_is_free_when_nobody_holds_it)
+{
+    kv_pool *pool = open_pool(N_SLABS * KV_SLAB_BYTES);
+    const uint32_t page = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    kv_pool_fill(pool, page, 40, 5, 0);
+    ck_assert_uint_eq(kv_pool_pages(pool)->positions[page * PAGE_TOKENS + 4], 44);
+    kv_pool_hold(pool, page, KV_HELD_BY_OBJECT);
+    kv_pool_hold(pool, page, KV_HELD_BY_SEQ);
+    ck_assert(!kv_pool_drop(pool, page, KV_HELD_BY_SEQ));
+    ck_assert_uint_eq(kv_pool_count(pool).pages_used, 1);
+    kv_pool_pass(pool, page, KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT);
+    ck_assert_uint_eq(kv_pool_count(pool).pages_used, 0);
+    ck_assert_uint_eq(kv_pool_count(pool).pages_cached, 1);
+    ck_assert_uint_eq(kv_pool_count(pool).slots_live, 5);
+    ck_assert(!kv_pool_drop(pool, page, KV_HELD_BY_OBJECT));
+    ck_assert(kv_pool_drop(pool, page, KV_HELD_BY_OBJECT));
+    ck_assert_uint_eq(kv_pool_count(pool).pages_cached, 0);
+    ck_assert_uint_eq(kv_pool_count(pool).slots_live, 0);
+    check(pool, NULL, 0);
+    kv_pool_close(pool);
+}
+END_TEST
+
+START_TEST(room_is_counted_in_slabs_of_the_class)
+{
+    kv_pool *pool = open_pool(3 * KV_SLAB_BYTES);
+    ck_assert(kv_pool_has_room(pool, (uint64_t[]){2 * SMALL_PER_SLAB, LARGE_PER_SLAB}));
+    ck_assert(!kv_pool_has_room(pool, (uint64_t[]){2 * SMALL_PER_SLAB + 1, LARGE_PER_SLAB}));
+    const uint32_t page = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    ck_assert(kv_pool_has_room(pool, (uint64_t[]){SMALL_PER_SLAB - 1, 2 * LARGE_PER_SLAB}));
+    ck_assert(!kv_pool_has_room(pool, (uint64_t[]){SMALL_PER_SLAB, 2 * LARGE_PER_SLAB}));
+    ck_assert(kv_pool_could_hold(pool, (uint64_t[]){SMALL_PER_SLAB, 2 * LARGE_PER_SLAB}));
+    ck_assert(kv_pool_drop(pool, page, KV_HELD_BY_SEQ));
+    kv_pool_close(pool);
+}
+END_TEST
+
+START_TEST(a_page_larger_than_a_slab_makes_slabs_larger)
+{
+    static const size_t page_bytes[] = {200 * 1024, 64};
+    const kv_pool_config config = {.budget_bytes = 1 << 20,
+                                   .page_tokens = PAGE_TOKENS,
+                                   .n_classes = 2,
+                                   .page_bytes = page_bytes};
+    kv_pool *pool;
+    ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
+    ck_assert_uint_eq(kv_pool_count(pool).budget_bytes, 4 * 256 * 1024);
+    const uint32_t page = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    memset(kv_pool_data(pool, page), 1, page_bytes[0]);
+    const uint32_t small = kv_pool_alloc_page(pool, 1, KV_HELD_BY_SEQ);
+    memset(kv_pool_data(pool, small), 1, page_bytes[1]);
+    check(pool, (uint32_t[]){page, small}, 2);
+    kv_pool_close(pool);
+}
+END_TEST
+
+START_TEST(a_wrong_reference_count_is_noticed)
+{
+    kv_pool *pool = open_pool(KV_SLAB_BYTES);
+    const uint32_t page = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    kv_pool_check_begin(pool);
+    ck_assert(!kv_pool_check_end(pool)); /* held, but by nobody that we know */
+    kv_pool_check_begin(pool);
+    kv_pool_check_ref(pool, page, KV_HELD_BY_OBJECT);
+    ck_assert(!kv_pool_check_end(pool));
+    check(pool, &page, 1);
+    kv_pool_close(pool);
+}
+END_TEST
+
+#ifdef HAS_POISON
+START_TEST(free_pages_are_poisoned)
+{
+    kv_pool *pool = open_pool(KV_SLAB_BYTES);
+    const uint32_t a = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    const uint32_t b = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    uint8_t *data = kv_pool_data(pool, a);
+    ck_assert(!__asan_address_is_poisoned(data));
+    ck_assert(__asan_address_is_poisoned(kv_pool_data(pool, b) + SMALL)); /* never allocated */
+    ck_assert(kv_pool_drop(pool, a, KV_HELD_BY_SEQ));
+    ck_assert(__asan_address_is_poisoned(data));
+    ck_assert(__asan_address_is_poisoned(data + SMALL - 1));
+    ck_assert(!__asan_address_is_poisoned(kv_pool_data(pool, b)));
+    kv_pool_close(pool);
+}
+END_TEST
+#endif
+
+const test_case test_cases[] = {
+    TEST_CASE(the_budget_is_spent_to_the_last_slab_and_not_beyond),
+    TEST_CASE(a_slab_returns_when_its_last_page_does_and_serves_another_class),
+    TEST_CASE(memory_of_a_returned_slab_is_given_back),
+    TEST_CASE(a_page_is_free_when_nobody_holds_it),
+    TEST_CASE(room_is_counted_in_slabs_of_the_class),
+    TEST_CASE(a_page_larger_than_a_slab_makes_slabs_larger),
+    TEST_CASE(a_wrong_reference_count_is_noticed),
+#ifdef HAS_POISON
+    TEST_CASE(free_pages_are_poisoned),
+#endif
+    TEST_CASES_END,
+};
