@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 enum {
+    FILE_VALUES_MAX = 1 << 19, /* bounds the tree's memory: about 80 bytes each */
     PADDING_BYTES = 8,
     NUMBER_BYTES_MAX = 60, /* cJSON copies a number into 64 bytes and misreads longer ones */
     SMALL_OBJECT_KEYS = 32 /* compared on the stack */
@@ -313,7 +314,7 @@ err_t model_json_read(const char *dir, const char *name, cJSON **out, err_info *
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block us */
     if (fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return ERR_NOT_FOUND;
     if (fd < 0) return err_set(info, ERR_IO, "%s: %s", path, strerror(errno));
-    model_json_text source = {.file = name, .n_values_max = 4 << 20};
+    model_json_text source = {.file = name, .n_values_max = FILE_VALUES_MAX};
     char *text = NULL;
     err_t err = read_whole(fd, name, &text, &source.n_bytes, info);
     close(fd);

@@ -49,7 +49,8 @@ typedef struct model_batch {
     void *on_experts_ctx;
 } model_batch;
 
-/* Runs all layers between kv_step_begin and kv_step_end; leaves the normalised hidden states inside. */
+/* Runs all layers between kv_step_begin and kv_step_end; leaves the hidden states inside,
+ * where model_logits finds them until the next forward. */
 void model_forward(model *m, kv_cache *cache, const model_batch *batch);
 
 /* Logits of chosen tokens of the last forward: rows[i] is a token's index in the batch. n_rows <=
