@@ -6,14 +6,15 @@
 #   bench/decode.sh PATH_TO_PIKV        the same, interleaved with another binary (an older commit), as a ratio
 #
 # The weights are dummies of Mixtral's shape, 1.58 GB in bf16; 3 GB of free memory are enough. Settings:
-# ROUNDS (3), STEPS (16), BATCHES (1,8,32), THREADS (0: all), MODEL_DIR (a real model instead of the dummy).
+# ROUNDS (3), STEPS (16), BATCHES (1,8,32), THREADS (0: all), MODEL_DIR (a real model instead of the dummy),
+# PIKV (a binary that is already built, instead of the release build).
 set -eu
 cd "$(dirname "$0")/.."
 other=${1:-}
 rounds=${ROUNDS:-3}
 
-tools/build.sh release >/dev/null
-pikv=build/release/pikv
+pikv=${PIKV:-build/release/pikv}
+[ -n "${PIKV:-}" ] || tools/build.sh release >/dev/null
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM
@@ -97,8 +98,8 @@ END {
     printf "%-12s %14s %14s %8s %8s\n", "case", "this tokens/s", "other", "ratio", "bound"
     for (i = 0; i < n; i++) {
         name = order[i]
-        printf "%-12s %14.1f %14.1f %8.3f", name, best["this", name], best["other", name],
-            best["other", name] > 0 ? best["this", name] / best["other", name] : 0
+        ratio = best["other", name] > 0 ? best["this", name] / best["other", name] : 0
+        printf "%-12s %14.1f %14.1f %8.3f", name, best["this", name], best["other", name], ratio
         if (("this", name) in rate) printf " %7.1f%%", 100 * rate["this", name] / bandwidth
         print ""
     }
