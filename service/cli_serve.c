@@ -4,6 +4,7 @@
 #include "service/server.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { EXIT_USAGE = 2 };
@@ -33,6 +34,15 @@ static int refuse(const char *command, err_t err, const err_info *info)
     return err == ERR_NO_MEMORY ? 1 : EXIT_USAGE;
 }
 
+/* What comes out is a file for --config; so it may neither ask for printing nor name a file. */
+static void print_settings(server_settings *settings)
+{
+    free(settings->serve.config_file);
+    settings->serve.config_file = NULL;
+    settings->serve.print_config = false;
+    server_settings_print(settings, stdout);
+}
+
 int cli_serve(int argc, char **argv, char *const *environment)
 {
     err_info info = {0};
@@ -48,7 +58,7 @@ int cli_serve(int argc, char **argv, char *const *environment)
     if (err != ERR_OK) {
         code = refuse("serve", err, &info);
     } else if (settings.serve.print_config) {
-        server_settings_print(&settings, stdout);
+        print_settings(&settings);
     } else {
         log_init(&(log_config){.stream = stderr,
                                .level = (log_level)settings.serve.log_level,
