@@ -1,0 +1,32 @@
+# The two commands of the README, and little else: CMake does the work.
+#   make run  [ARGS="--port 9000"]   install what is missing, build, serve the default model
+#   make test                        install what tests need, build, run everything
+PRESET ?= release
+ARGS   ?=
+
+.PHONY: run test build check format clean
+
+run:
+	@tools/setup.sh run
+	@tools/build.sh release
+	exec build/release/pikv serve $(ARGS)
+
+test:
+	@tools/setup.sh test
+	@tools/build.sh dev
+	ctest --test-dir build/dev --output-on-failure --parallel 2
+
+build:
+	@tools/setup.sh run
+	@tools/build.sh $(PRESET)
+
+# The suite of `make test` in the present PRESET, without set-up: make check PRESET=asan
+check:
+	@tools/build.sh $(PRESET)
+	ctest --test-dir build/$(PRESET) --output-on-failure --parallel 2
+
+format:
+	git ls-files '*.c' '*.h' '*.cc' | xargs clang-format -i
+
+clean:
+	rm -rf build

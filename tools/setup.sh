@@ -1,0 +1,42 @@
+#!/bin/sh
+# Installs what is missing, by Debian package name: `setup.sh run` for building and serving,
+# `setup.sh test` for the tests as well. Does nothing, quickly, when everything is there.
+set -eu
+cd "$(dirname "$0")/.."
+
+run_packages="gcc g++ libc6-dev cmake ninja-build pkg-config
+    libmicrohttpd-dev libjansson-dev libcjson-dev libsentencepiece-dev libyaml-dev libsodium-dev"
+test_packages="check clang clang-format libclang-rt-14-dev universal-ctags
+    python3 python3-venv prometheus curl procps"
+
+missing_of() {
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed$' || echo "$package"
+    done
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+case "${1:-}" in
+run) packages=$run_packages ;;
+test) packages="$run_packages $test_packages" ;;
+*) echo "usage: $0 run|test" >&2; exit 2 ;;
+esac
+
+# shellcheck disable=SC2086 # the list is meant to be split
+missing=$(missing_of $packages)
+if [ -n "$missing" ]; then
+    echo "installing:" $missing
+    as_root apt-get update -qq
+    # shellcheck disable=SC2086
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+fi
+
+# Clients that the tests drive the server with, in a virtual environment of their own.
+if [ "$1" = test ] && ! cmp -s tests/requirements.txt .venv/installed.txt; then
+    python3 -m venv .venv
+    .venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+    cp tests/requirements.txt .venv/installed.txt
+fi
