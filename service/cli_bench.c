@@ -92,9 +92,12 @@ static err_t parse_batches(bench *b, err_info *info)
     return ERR_OK;
 }
 
-static void probe(bench *b)
+/* As long as the case beside it, within reason: a short probe would find a quiet moment of a busy machine
+ * that the longer case cannot find, and make the share too small. */
+static void probe(bench *b, double case_seconds)
 {
-    const double bandwidth = bandwidth_probe_run(&b->probe);
+    const double seconds = case_seconds < 0.5 ? case_seconds : 0.5;
+    const double bandwidth = bandwidth_probe_run(&b->probe, seconds);
     if (bandwidth > b->bandwidth) b->bandwidth = bandwidth;
 }
 
@@ -106,13 +109,14 @@ static double speed(const bench_result *r)
 static err_t run_case(bench *b, bench_case *c)
 {
     bench_result result;
-    probe(b);
+    if (c->best.seconds > 0)
+        probe(b, c->best.seconds); /* not in the first round, whose length is unknown */
     if (c->n_seqs == 0) {
         TRY(bench_prompt(&b->run, b->config->n_prompt, &result));
     } else {
         TRY(bench_decode(&b->run, c->n_seqs, b->config->n_steps, &result));
     }
-    probe(b);
+    probe(b, result.seconds);
     if (speed(&result) > speed(&c->best)) c->best = result;
     return ERR_OK;
 }

@@ -57,12 +57,17 @@ static void read_range(void *ctx, size_t begin, size_t end, uint32_t worker)
     pass->sum += sums[0][0] + sums[0][1];
 }
 
-double bandwidth_probe_run(const bandwidth_probe *probe)
+double bandwidth_probe_run(const bandwidth_probe *probe, double seconds)
 {
     probe_pass pass = {.buffer = probe->buffer};
     const uint64_t start_ns = clock_mono_ns();
-    parallel_for(probe->pool, probe->bytes / PROBE_GRAIN, 1, read_range, &pass);
-    return (double)probe->bytes / clock_seconds_since(start_ns);
+    double n_passes = 0, elapsed;
+    do {
+        parallel_for(probe->pool, probe->bytes / PROBE_GRAIN, 1, read_range, &pass);
+        n_passes++;
+        elapsed = clock_seconds_since(start_ns);
+    } while (elapsed < seconds);
+    return n_passes * (double)probe->bytes / elapsed;
 }
 
 /* ---- steps -------------------------------------------------------------------------------------- */

@@ -20,7 +20,8 @@ typedef struct bandwidth_probe {
 } bandwidth_probe;
 err_t bandwidth_probe_open(thread_pool *pool, size_t bytes, bandwidth_probe *out) MUST_CHECK;
 void bandwidth_probe_close(bandwidth_probe *probe);
-double bandwidth_probe_run(const bandwidth_probe *probe); /* bytes per second of one pass */
+/* Bytes per second over whole passes that take `seconds` or more. */
+double bandwidth_probe_run(const bandwidth_probe *probe, double seconds);
 
 typedef struct bench_run {
     const cli_parts *parts;
