@@ -39,6 +39,7 @@ typedef struct api_context {
     size_t n_model_names;
     uint32_t n_context_max;
     uint32_t n_choices_max; /* of one request: --max-choices, and what the engine can hold */
+    size_t text_bytes_max;  /* of one request: tokenising is slow, and delays other requests */
     int64_t created;        /* of the model, unix seconds: stable for its files */
     char fingerprint[32];   /* system_fingerprint: hash of config, index and build */
     api_keys keys;

@@ -203,9 +203,23 @@ static bool check_reserve(const api_call *call, api_error *error)
                       n_tokens, RESERVED_BYTES_MAX / token_bytes);
 }
 
+/* Texts are tokenised here, on the thread that serves everybody. */
+static bool check_text(const api_call *call, api_error *error)
+{
+    size_t n_bytes = 0; /* of texts that came in one body */
+    for (size_t i = 0; i < call->request.n_prompts; i++)
+        n_bytes += call->request.prompts[i].text_bytes;
+    if (n_bytes <= call->api->text_bytes_max) return true;
+    return api_refuse(error, API_FAULT_CONTEXT_LENGTH, "prompt",
+                      "The prompts have %zu bytes of text; %zu are allowed in one request, and the"
+                      " context length is %" PRIu32 " tokens.",
+                      n_bytes, call->api->text_bytes_max, call->api->n_context_max);
+}
+
 static bool open_choices(api_call *call, http_exchange *ex, api_error *error)
 {
     completion_request *r = &call->request;
+    if (!check_text(call, error)) return false;
     for (size_t i = 0; i < r->n_prompts; i++) {
         if (!tokenise(call, &r->prompts[i], error)) return false;
         truncate_prompt(call, &r->prompts[i]);

@@ -131,17 +131,17 @@ void api_load(void *ctx, http_exchange *ex)
                   (json_int_t)kv.pages_used, "kv_pages_cached", (json_int_t)kv.pages_cached));
 }
 
+/* Before the phase says that the engine is there, only what was set before the listeners opened is read. */
 static metrics_gauges read_gauges(const api_context *api)
 {
     const int phase = atomic_load_explicit(&api->phase, memory_order_acquire);
-    metrics_gauges gauges = {.http_active = http_server_n_active(api->server),
-                             .load_seconds = 0,
-                             .is_ready = phase == API_READY,
+    metrics_gauges gauges = {.is_ready = phase == API_READY,
                              .dev_name = "",
                              .kv_type = "",
-                             .page_tokens = api->kv_config->page_tokens,
-                             .context_max = api->n_context_max};
+                             .page_tokens = api->kv_config->page_tokens};
     if (!has_engine(api)) return gauges;
+    gauges.http_active = http_server_n_active(api->server);
+    gauges.context_max = api->n_context_max;
     const engine_load load = engine_get_load(api->engine);
     gauges.n_running = load.n_running;
     gauges.n_waiting = load.n_waiting;

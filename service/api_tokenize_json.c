@@ -17,12 +17,13 @@ typedef struct tokenize_request {
     bool with_strings;
 } tokenize_request;
 
-static bool read_tokenize(const json_t *body, tokenize_request *out, api_error *error)
+static bool read_tokenize(const api_context *api, const json_t *body, tokenize_request *out,
+                          api_error *error)
 {
     *out = (tokenize_request){.is_content = api_field(body, "content") != NULL};
     out->add_special = !out->is_content; /* the dialects differ in their default */
     const char *name = out->is_content ? "content" : "prompt";
-    if (!api_field_text(body, name, SIZE_MAX, &out->text, error)) return false;
+    if (!api_field_text(body, name, api->text_bytes_max, &out->text, error)) return false;
     if (out->text.bytes == NULL) {
         return api_refuse(error, API_FAULT_REQUEST, "prompt", "prompt: the field is required");
     }
@@ -93,7 +94,7 @@ static json_t *tokenize_new(const api_context *api, const tokenize_request *requ
 static json_t *tokenize(const api_context *api, const json_t *body, api_error *error)
 {
     tokenize_request request;
-    if (!read_tokenize(body, &request, error)) return NULL;
+    if (!read_tokenize(api, body, &request, error)) return NULL;
     uint32_t *ids;
     size_t n_ids;
     const tok_text text = {.bytes = request.text.bytes,

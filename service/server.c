@@ -213,7 +213,8 @@ static void report(const server_parts *parts, throughput *last)
 /* Until the server shall stop. False if the engine has died. */
 static bool watch_engine(const server_parts *parts, const signal_watch *watch)
 {
-    throughput last = {.at_ns = clock_mono_ns()};
+    throughput last = {clock_mono_ns(), metrics_read(parts->metrics, METRIC_PROMPT_TOKENS),
+                       metrics_read(parts->metrics, METRIC_GENERATION_TOKENS)};
     struct pollfd stop = {.fd = watch->stop_event, .events = POLLIN};
     while (poll(&stop, 1, WATCH_MS) <= 0) {
         if (!engine_is_alive(parts->e)) return false;

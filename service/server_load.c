@@ -16,7 +16,13 @@
 #include <sys/stat.h>
 #include <time.h>
 
-enum { PATH_BYTES = 4096, WARM_UP_TOKENS = 2, WARM_UP_POLL_NS = 500000 };
+enum {
+    PATH_BYTES = 4096,
+    WARM_UP_TOKENS = 2,
+    WARM_UP_POLL_NS = 500000,
+    TEXT_BYTES_MIN = 1 << 20, /* a request may always bring so much text: about a second's work */
+    CONTEXT_TOKEN_BYTES = 8   /* and so much per token of the context, twice what English needs */
+};
 static const double GIB = 1024.0 * 1024.0 * 1024.0;
 
 /* ---- names and times ----------------------------------------------------------------------------------- */
@@ -180,6 +186,8 @@ static err_t open_engine(server_parts *parts, err_info *info)
     const engine_config *config = &parts->settings->engine;
     parts->api.n_choices_max = (uint32_t)min_size(parts->settings->serve.n_choices_max,
                                                   config->n_seqs_max + config->n_queued_max);
+    parts->api.text_bytes_max =
+        max_size(TEXT_BYTES_MIN, (size_t)parts->api.n_context_max * CONTEXT_TOKEN_BYTES);
     parts->api.dev_name = parts->d->ops->name;
     return ERR_OK;
 }
