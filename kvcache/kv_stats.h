@@ -12,8 +12,8 @@ typedef struct kv_stats {
     uint64_t ring_bytes;
     uint64_t staging_bytes;
     /* now, pages and slots */
-    uint64_t pages_total;  /* pages that the budget can hold */
-    uint64_t pages_used;   /* referenced by an open sequence */
+    uint64_t pages_total; /* used, cached and free; free slabs count as pages of the largest size */
+    uint64_t pages_used;  /* referenced by an open sequence */
     uint64_t pages_cached; /* referenced by cached objects alone */
     uint64_t pages_free;
     uint64_t slots_live; /* entries in pages, counted once per page */
