@@ -8,8 +8,8 @@
 #include <check.h>
 
 typedef struct test_case {
-    const char *name;    /* "a_pinned_page_is_never_evicted" */
-    const TTest *test;   /* from START_TEST */
+    const char *name;       /* "a_pinned_page_is_never_evicted" */
+    const TTest *test;      /* from START_TEST */
     double timeout_seconds; /* 0: 60 */
 } test_case;
 
@@ -23,8 +23,17 @@ extern const test_case test_cases[];
     static const TTest name##_ttest = {"" #name, name##_fn, __FILE__, __LINE__}; \
     static void name##_fn(int _i CK_ATTRIBUTE_UNUSED)
 
-#define TEST_CASE(name) {#name, &name##_ttest, 0}
-#define TEST_CASE_SECONDS(name, seconds) {#name, &name##_ttest, (seconds)}
-#define TEST_CASES_END  {NULL, NULL, 0}
+#define TEST_CASE(name)         \
+    {                           \
+#name, &name##_ttest, 0 \
+    }
+#define TEST_CASE_SECONDS(name, seconds) \
+    {                                    \
+#name, &name##_ttest, (seconds)  \
+    }
+#define TEST_CASES_END \
+    {                  \
+        NULL, NULL, 0  \
+    }
 
 #endif

@@ -31,9 +31,7 @@ static size_t mutate(uint8_t *data, size_t bytes, uint64_t number)
     case 0: data[at] ^= (uint8_t)(1u << (r.word[2] % 8)); return bytes;
     case 1: data[at] = (uint8_t)r.word[2]; return bytes;
     case 2: return at;
-    default:
-        memmove(data + at / 2, data + at, bytes - at);
-        return bytes - at + at / 2;
+    default: memmove(data + at / 2, data + at, bytes - at); return bytes - at + at / 2;
     }
 }
 
@@ -45,7 +43,8 @@ static void replay(const uint8_t *input, size_t bytes)
         if (copy == NULL) abort();
         memcpy(copy, input, bytes);
         size_t n = bytes;
-        for (uint64_t j = 0; i > 0 && j <= i % 4; j++) n = mutate(copy, n, i * 8 + j);
+        for (uint64_t j = 0; i > 0 && j <= i % 4; j++)
+            n = mutate(copy, n, i * 8 + j);
         uint8_t *exact = malloc(n > 0 ? n : 1);
         if (exact == NULL) abort();
         memcpy(exact, copy, n);
