@@ -8,9 +8,10 @@ The stages, each kept in the work directory so that a second start goes on where
 
     corpus  ->  tokenizer.model  ->  train.npy, valid.npy  ->  checkpoint.pt, log.csv  ->  --out
 
-The network is written out here instead of being taken from transformers: sorting the tokens by expert and
-doing one product per expert is several times faster on a CPU.  --verify loads what was written with
-transformers and compares the two, so the shortcut cannot drift away from the published architecture.
+The network is written out here instead of being taken from transformers, to have the balance loss, the loads
+and the optimizer's stacked matrices at hand; tokens are sorted by expert, one product per expert.  --verify
+loads what was written with transformers and compares the two, so this copy cannot drift away from the
+published architecture.
 
 The schedule is warm-up, constant rate, linear decay, and depends only on the progress of the run, from 0 to 1.
 With --steps progress is counted in steps and the run is reproducible from its seed; with --minutes it is
