@@ -130,9 +130,9 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def terminate(self):
+    def terminate(self, number=signal.SIGTERM):
         self._is_stopping = True
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(number)
 
     def wait(self, seconds=45):
         """Until the process has ended by itself; its exit code."""

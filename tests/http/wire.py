@@ -105,12 +105,18 @@ class Connection:
         return self.read_reply(is_head=method == "HEAD")
 
     def start_stream(self, prompt, **fields):
-        """Asks for a stream and reads to the end of its first event."""
+        """Asks for a stream and reads its first chunk."""
         self.send(completion_bytes(prompt, stream=True, **fields))
         reply = self.read_head()
         if reply.status == 200:
-            self.read_until(b"\n\n")
+            reply.body = self.read_chunk()
         return reply
+
+    def read_rest_of_stream(self):
+        body = b""
+        while chunk := self.read_chunk():
+            body += chunk
+        return body
 
 
 def send_raw(port, data, seconds=20):

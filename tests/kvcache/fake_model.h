@@ -67,6 +67,9 @@ double fake_error(const fake *f, const fake_seq *s, uint32_t first, uint32_t end
 /* The same bits at positions [first, end)? */
 bool fake_same(const fake *f, const fake_seq *a, const fake_seq *b, uint32_t first, uint32_t end);
 
+/* Fails the test if an invariant is broken. (Paranoid builds have looked already.) */
+void fake_check(const fake *f);
+
 kv_stats fake_stats(const fake *f);
 
 #endif
