@@ -100,6 +100,16 @@ void metrics_close(metrics *m)
     free(m);
 }
 
+void metrics_pause(metrics *m, bool is_paused)
+{
+    atomic_store_explicit(&m->is_paused, is_paused, memory_order_relaxed);
+}
+
+static bool is_counting(const metrics *m)
+{
+    return !atomic_load_explicit(&m->is_paused, memory_order_relaxed);
+}
+
 static void count(_Atomic uint64_t *counter, uint64_t n)
 {
     atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
@@ -108,7 +118,7 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 void metrics_add(metrics *m, metric_counter counter, uint64_t n)
 {
     assert((unsigned)counter < METRIC_COUNTER_COUNT);
-    count(&m->counters[counter], n);
+    if (is_counting(m)) count(&m->counters[counter], n);
 }
 
 /* A sum of doubles has no atomic add; contention is rare (one engine, a few HTTP threads). */
@@ -122,6 +132,7 @@ static void add_to_sum(_Atomic double *sum, double value)
 
 void metrics_observe(metrics *m, metric_histogram which, double value)
 {
+    if (!is_counting(m)) return;
     const histogram_shape shape = metrics_histogram_shape(which);
     histogram *h = &m->histograms[which];
     if (!(value >= 0)) value = 0; /* a clock that two threads read may seem to go back */
@@ -135,7 +146,7 @@ void metrics_observe(metrics *m, metric_histogram which, double value)
 void metrics_count_outcome(metrics *m, metric_outcome outcome)
 {
     assert((unsigned)outcome < OUTCOME_COUNT);
-    count(&m->outcomes[outcome], 1);
+    if (is_counting(m)) count(&m->outcomes[outcome], 1);
 }
 
 void metrics_count_reject(metrics *m, metric_reject reason)
@@ -148,6 +159,7 @@ void metrics_count_experts(metrics *m, uint32_t layer, const uint32_t *chosen, u
                            uint32_t top_k)
 {
     assert(layer < m->n_layers);
+    if (!is_counting(m)) return;
     _Atomic uint64_t *experts = m->experts + (size_t)layer * m->n_experts;
     for (size_t i = 0; i < (size_t)n_tokens * top_k; i++) {
         assert(chosen[i] < m->n_experts);

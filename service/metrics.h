@@ -24,6 +24,9 @@ typedef struct metrics_shape {
 err_t metrics_open(const metrics_shape *shape, metrics **out) MUST_CHECK;
 void metrics_close(metrics *m); /* NULL is fine */
 
+/* While paused nothing but refusals is counted: the warm-up before ready is nobody's request. */
+void metrics_pause(metrics *m, bool is_paused);
+
 #define METRIC_COUNTERS(X)                                                                         \
     X(PROMPT_TOKENS, "prompt_tokens_total",                                                        \
       "Prompt tokens of admitted sequences, cached ones included")                                 \

@@ -27,6 +27,7 @@ typedef struct histogram {
 struct metrics {
     char *model_name; /* as a label's value: escaped */
     uint32_t n_layers, n_experts;
+    _Atomic bool is_paused;
     _Atomic uint64_t counters[METRIC_COUNTER_COUNT];
     _Atomic uint64_t outcomes[OUTCOME_COUNT];
     _Atomic uint64_t rejects[REJECT_COUNT];

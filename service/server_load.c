@@ -229,8 +229,10 @@ static err_t warm_up(server_parts *parts, err_info *info)
     if (session_open(parts->t, &spec, &s) != ERR_OK) {
         return err_set(info, ERR_NO_MEMORY, "no memory for the warm-up");
     }
+    metrics_pause(parts->metrics, true);
     err_t err = engine_submit(parts->e, &s, 1, info);
     if (err == ERR_OK) err = wait_for(s, info);
+    metrics_pause(parts->metrics, false);
     session_release(s);
     if (err == ERR_OK) log_info("server", "warm-up seconds=%.3f", clock_seconds_since(start_ns));
     return err;

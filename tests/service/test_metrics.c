@@ -78,6 +78,32 @@ START_TEST(what_is_counted_is_written)
 }
 END_TEST
 
+START_TEST(a_pause_counts_nothing_but_refusals)
+{
+    const uint32_t chosen[] = {0, 1};
+    metrics *m = open_metrics("s");
+    metrics_pause(m, true);
+    metrics_add(m, METRIC_STEPS, 1);
+    metrics_observe(m, METRIC_E2E, 1);
+    metrics_count_outcome(m, OUTCOME_STOP);
+    metrics_count_experts(m, 0, chosen, 1, 2);
+    metrics_count_reject(m, REJECT_AUTH);
+    metrics_pause(m, false);
+    metrics_add(m, METRIC_STEPS, 1);
+    char *text = write_page(m);
+    ck_assert(value_of(text, "pikv_engine_steps_total{model_name=\"s\"}") == 1);
+    ck_assert(value_of(text, "pikv_e2e_request_latency_seconds_count{model_name=\"s\"}") == 0);
+    ck_assert(value_of(text, "pikv_requests_total{model_name=\"s\",outcome=\"stop\"}") == 0);
+    ck_assert(
+        value_of(text, "pikv_moe_expert_tokens_total{model_name=\"s\",layer=\"0\",expert=\"0\"}") ==
+        0);
+    ck_assert(value_of(text, "pikv_request_rejections_total{model_name=\"s\",reason=\"auth\"}") ==
+              1);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
 START_TEST(a_model_name_cannot_break_the_page)
 {
     metrics *m = open_metrics("a\"b\\c\nd");
@@ -305,6 +331,7 @@ START_TEST(nothing_is_lost_while_pages_are_written)
 END_TEST
 
 const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
+                                TEST_CASE(a_pause_counts_nothing_but_refusals),
                                 TEST_CASE(a_model_name_cannot_break_the_page),
                                 TEST_CASE(experts_are_counted_per_layer),
                                 TEST_CASE(a_value_on_an_edge_belongs_to_its_bucket),
