@@ -1,0 +1,152 @@
+"""Many clients at once, a third of which hang up midway: the server must come out as it went in.
+
+    .venv/bin/python tests/http/storm.py --seconds 60 --clients 64
+
+Plain and streamed completions of all sizes against a small KV pool and a short queue, so that requests are
+queued, refused, preempted and aborted all the time. Afterwards: no status but 200 and 429, every whole reply
+whole, the same text as before for the same prompt, no page in use, nothing on the log, exit code 0.
+"""
+
+import argparse
+import collections
+import json
+import random
+import socket
+import threading
+import time
+
+from server import Server
+from wire import Closed, Connection, completion_bytes, sse_events
+
+FLAGS = ("--max-num-seqs", 12, "--max-num-batched-tokens", 64, "--max-num-queued-reqs", 24,
+         "--kv-cache-memory-bytes", "1200Ki", "--kv-window", 8, "--max-model-len", 512)
+PROBE = {"prompt": "Once upon a time", "max_tokens": 24, "seed": 4, "temperature": 1}
+WORDS = ["Once upon a time", "The king", "昔々 🦊", "a " * 100, [5] * 70, [9] * 300, [[5, 6], [7] * 40],
+         ["one", "two", "three"]]
+
+
+class Tally:
+    """What happened; shared by all clients."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self.counts = collections.Counter()
+        self.faults = []
+
+    def add(self, what):
+        with self._lock:
+            self.counts[what] += 1
+
+    def fault(self, what):
+        with self._lock:
+            self.faults.append(what)
+
+
+def random_fields(rng):
+    fields = {"max_tokens": rng.choice([1, 2, 8, 30, 100]), "n": rng.choice([1, 1, 1, 2, 5]),
+              "temperature": rng.choice([0, 1]), "ignore_eos": rng.random() < 0.5,
+              "stream": rng.random() < 0.5}
+    if rng.random() < 0.2:
+        fields.update(logprobs=rng.randint(0, 5), echo=rng.random() < 0.5)
+    if rng.random() < 0.2:
+        fields["stop"] = [" the", "\n"]
+    if rng.random() < 0.3:
+        fields["cache_salt"] = rng.choice("abc")
+    return fields
+
+
+def check_reply(reply, fields, tally):
+    tally.add(reply.status)
+    if reply.status == 429:
+        assert reply.json()["error"]["code"] == "queue_full"
+        assert "retry-after" in reply.headers
+    elif reply.status != 200:
+        tally.fault(f"status {reply.status}: {reply.body[:300]!r}")
+    elif fields["stream"]:
+        ends = [c["finish_reason"] for e in sse_events(reply.body) for c in e["choices"]
+                if c["finish_reason"]]
+        assert ends and set(ends) <= {"stop", "length"}
+    else:
+        choices = reply.json()["choices"]
+        assert {c["finish_reason"] for c in choices} <= {"stop", "length"}
+
+
+def send_and_hang_up(connection, data, rng):
+    """At once, after a moment, or after a part of the reply; sometimes amid the request."""
+    if rng.random() < 0.1:
+        connection.send(data[:rng.randint(1, len(data) - 1)])
+        how = rng.randrange(2)  # there will be no reply to wait for
+    else:
+        connection.send(data)
+        how = rng.randrange(3)
+    if how == 1:
+        time.sleep(rng.random() * 0.05)
+    elif how == 2:
+        connection.socket.recv(rng.randint(1, 2000))
+    if rng.random() < 0.3:  # with a reset instead of an orderly end
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    connection.close()
+
+
+def run_client(server, seed, end, tally):
+    rng = random.Random(seed)
+    connection = None
+    while time.monotonic() < end:
+        if connection is None:
+            connection = Connection(server.port)
+        fields = random_fields(rng)
+        data = completion_bytes(rng.choice(WORDS), **fields)
+        try:
+            if rng.random() < 1 / 3:
+                send_and_hang_up(connection, data, rng)
+                tally.add("hung up")
+                connection = None
+                continue
+            connection.send(data)
+            reply = connection.read_reply()
+            check_reply(reply, fields, tally)
+            if reply.status == 429:
+                time.sleep(0.01 + 0.05 * rng.random())
+        except (AssertionError, Closed, OSError, ValueError, KeyError) as error:
+            tally.fault(f"{type(error).__name__}: {error} after {json.dumps(fields)}")
+            connection = None
+    if connection is not None:
+        connection.close()
+
+
+def storm(seconds, n_clients, seed):
+    """Runs it and checks the server; the tally."""
+    tally = Tally()
+    with Server(*FLAGS) as server:
+        expected = server.complete(**PROBE)["choices"]
+        end = time.monotonic() + seconds
+        threads = [threading.Thread(target=run_client, args=(server, seed * 1000 + i, end, tally))
+                   for i in range(n_clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        server.wait_idle(30)
+        assert server.get("/ready").status_code == 200
+        assert server.complete(**PROBE)["choices"] == expected, "the storm changed a text"
+        metrics = server.metrics()
+        tally.counts["preempted"] = int(metrics.get("preemptions_total"))
+        tally.counts["disconnects seen"] = int(metrics.get("client_disconnects_total"))
+        assert metrics.get("requests_total", outcome="error") == 0
+        assert " error " not in server.log(), "an error is on the log"
+    assert not tally.faults, "\n".join(tally.faults[:10])
+    assert tally.counts[200] > 0 and tally.counts["hung up"] > 0
+    return tally
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    print(dict(storm(args.seconds, args.clients, args.seed).counts))
+
+
+if __name__ == "__main__":
+    main()
