@@ -6,8 +6,9 @@
 
 #include "service/server_config.h"
 
-/* Runs until SIGTERM or SIGINT; returns the exit code: 0 drained, 1 failed. The caller has blocked the signals
- * (server_block_signals) before it started any thread; a thread of the server waits for them. */
+/* Runs until SIGTERM or SIGINT; returns the exit code: 0 drained, 1 failed, 2 a mistake in the settings
+ * that shows only beside the model. The caller has blocked the signals (server_block_signals) before it
+ * started any thread; a thread of the server waits for them. */
 int server_run(const server_settings *settings);
 
 /* --check: reads the model and every value of it; prints one line. 0 if it is sound, else 1. */

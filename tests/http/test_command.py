@@ -84,6 +84,18 @@ def test_a_bad_setting_is_named_and_the_code_is_2(words, named):
     assert err.startswith("pikv serve: ") and named in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("words,named", [
+    (("--max-num-batched-tokens", "1"), "max-num-batched-tokens"),
+    (("--kv-scheduling", "nonsense"), "kv-scheduling"),
+    (("--kv-sink", "64", "--kv-page-tokens", "4"), "kv-sink"),
+    (("--kv-cache-memory-bytes", "1"), "kv-cache-memory-bytes"),
+    (("--max-model-len", "100000"), "max_position_embeddings"),
+])
+def test_a_setting_that_does_not_suit_the_model_is_2_as_well(words, named):
+    code, out, err = run_command("serve", "--port", 0, *words)
+    assert code == 2 and out == "" and named in err
+
+
 @pytest.mark.parametrize("text,named", [
     ("no-such-key: 1\n", "no-such-key"), ("port: 1\nport: 2\n", "port"), ("port: [1\n", "yaml"),
     ("port: {a: 1}\n", "bad.yaml:1:"), ("config: other.yaml\n", "config"), ("a: &x 1\nb: *x\n", "yaml"),
