@@ -106,7 +106,7 @@ def run_client(server, seed, end, tally):
             reply = connection.read_reply()
             check_reply(reply, fields, tally)
             if reply.status == 429:
-                time.sleep(0.01 + 0.05 * rng.random())
+                time.sleep(0.05 + 0.2 * rng.random())  # mostly waiting leaves the server time to serve
         except (AssertionError, Closed, OSError, ValueError, KeyError) as error:
             tally.fault(f"{type(error).__name__}: {error} after {json.dumps(fields)}")
             connection = None
