@@ -23,17 +23,10 @@ extern const test_case test_cases[];
     static const TTest name##_ttest = {"" #name, name##_fn, __FILE__, __LINE__}; \
     static void name##_fn(int _i CK_ATTRIBUTE_UNUSED)
 
-#define TEST_CASE(name)         \
-    {                           \
-#name, &name##_ttest, 0 \
-    }
-#define TEST_CASE_SECONDS(name, seconds) \
-    {                                    \
-#name, &name##_ttest, (seconds)  \
-    }
-#define TEST_CASES_END \
-    {                  \
-        NULL, NULL, 0  \
-    }
+/* clang-format off */
+#define TEST_CASE(name)                  {#name, &name##_ttest, 0}
+#define TEST_CASE_SECONDS(name, seconds) {#name, &name##_ttest, (seconds)}
+#define TEST_CASES_END                   {NULL, NULL, 0}
+/* clang-format on */
 
 #endif

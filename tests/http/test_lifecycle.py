@@ -161,11 +161,10 @@ def refused(server):
 
 def test_a_request_has_an_end():
     with Server("--request-timeout", 1, "--max-num-batched-tokens", 1, "--max-num-seqs", 1) as server:
-        reply = server.post("/v1/completions", {"prompt": SLOW_PROMPT, "n": 20, **ENDLESS,
-                                                "max_tokens": 40})
+        reply = server.post("/v1/completions", {"prompt": STORY, "n": 100, **ENDLESS})
         check_error(reply.status_code, reply.content, 504, "request_timeout")
         with Connection(server.port) as client:
-            client.send(completion_bytes(STORY, stream=True, n=20, **ENDLESS))
+            client.send(completion_bytes(STORY, stream=True, n=100, **ENDLESS))
             reply = client.read_reply()
         assert reply.status == 200
         assert sse_events(reply.body)[-1]["error"]["code"] == "request_timeout"
