@@ -18,7 +18,7 @@ import time
 from server import Server
 from wire import Closed, Connection, completion_bytes, sse_events
 
-FLAGS = ("--max-num-seqs", 12, "--max-num-batched-tokens", 64, "--max-num-queued-reqs", 24,
+FLAGS = ("--max-num-seqs", 12, "--max-num-batched-tokens", 64, "--max-num-queued-reqs", 64,
          "--kv-cache-memory-bytes", "1200Ki", "--kv-window", 8, "--max-model-len", 512)
 PROBE = {"prompt": "Once upon a time", "max_tokens": 24, "seed": 4, "temperature": 1}
 WORDS = ["Once upon a time", "The king", "昔々 🦊", "a " * 100, [5] * 70, [9] * 300, [[5, 6], [7] * 40],
