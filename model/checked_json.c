@@ -7,17 +7,14 @@
 
 #include "base/check.h"
 #include "base/utf8.h"
+#include "model/model_file.h"
 
 #include <cjson/cJSON.h>
 #include <ctype.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum {
     FILE_VALUES_MAX = 1 << 19, /* bounds the tree's memory: about 80 bytes each */
@@ -277,50 +274,14 @@ err_t model_json_parse(const model_json_text *source, cJSON **out, err_info *inf
 
 /* ---- files --------------------------------------------------------------------------------------- */
 
-static err_t read_whole(int fd, const char *file, char **text, size_t *n_bytes, err_info *info)
-{
-    struct stat st;
-    if (fstat(fd, &st) != 0) return err_set(info, ERR_IO, "%s: %s", file, strerror(errno));
-    if (!S_ISREG(st.st_mode)) return err_set(info, ERR_BAD_MODEL, "%s: not a regular file", file);
-    if (st.st_size > MODEL_JSON_FILE_BYTES_MAX)
-        return err_set(info, ERR_BAD_MODEL, "%s: %lld bytes are more than %d", file,
-                       (long long)st.st_size, MODEL_JSON_FILE_BYTES_MAX);
-    const size_t wanted = (size_t)st.st_size;
-    char *const buffer = malloc(wanted + 1);
-    if (buffer == NULL) return err_set(info, ERR_NO_MEMORY, "%s: out of memory", file);
-    size_t n = 0;
-    while (n < wanted) {
-        const ssize_t got = read(fd, buffer + n, wanted - n);
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) break;
-        n += (size_t)got;
-    }
-    if (n < wanted) {
-        free(buffer);
-        return err_set(info, ERR_IO, "%s: read %zu of %zu bytes", file, n, wanted);
-    }
-    *text = buffer;
-    *n_bytes = wanted;
-    return ERR_OK;
-}
-
 err_t model_json_read(const char *dir, const char *name, cJSON **out, err_info *info)
 {
     *out = NULL;
-    char path[4096];
-    const int n = snprintf(path, sizeof path, "%s/%s", dir, name);
-    if (n < 0 || (size_t)n >= sizeof path)
-        return err_set(info, ERR_IO, "%s: the path of the model is too long", name);
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block us */
-    if (fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return ERR_NOT_FOUND;
-    if (fd < 0) return err_set(info, ERR_IO, "%s: %s", path, strerror(errno));
     model_json_text source = {.file = name, .n_values_max = FILE_VALUES_MAX};
-    char *text = NULL;
-    err_t err = read_whole(fd, name, &text, &source.n_bytes, info);
-    close(fd);
-    if (err != ERR_OK) return err;
+    char *text;
+    TRY(model_file_read(dir, name, MODEL_JSON_FILE_BYTES_MAX, &text, &source.n_bytes, info));
     source.text = text;
-    err = model_json_parse(&source, out, info);
+    const err_t err = model_json_parse(&source, out, info);
     free(text);
     return err;
 }

@@ -12,17 +12,15 @@
 
 #include "base/check.h"
 #include "base/utf8.h"
+#include "model/model_file.h"
 #include "model/spm_settings.h"
 #include "model/tokenizer_settings.h"
 #include "model/tokenizer_spm.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum {
     MODEL_BYTES_MAX = 256 << 20,
@@ -172,45 +170,20 @@ static void fill_table(tokenizer *t, const spm_settings *settings)
 
 /* ---- life cycle ---------------------------------------------------------------------------------- */
 
-static err_t read_whole(int fd, uint8_t **out, size_t *n_bytes, err_info *info)
-{
-    struct stat st;
-    if (fstat(fd, &st) != 0) return err_set(info, ERR_IO, "%s: %s", model_file, strerror(errno));
-    if (!S_ISREG(st.st_mode))
-        return err_set(info, ERR_BAD_MODEL, "%s: not a regular file", model_file);
-    if (st.st_size == 0 || st.st_size > MODEL_BYTES_MAX)
-        return err_set(info, ERR_BAD_MODEL, "%s: %lld bytes are outside [1, %d]", model_file,
-                       (long long)st.st_size, MODEL_BYTES_MAX);
-    const size_t wanted = (size_t)st.st_size;
-    uint8_t *const buffer = malloc(wanted);
-    if (buffer == NULL) return err_set(info, ERR_NO_MEMORY, "%s: out of memory", model_file);
-    size_t n = 0;
-    while (n < wanted) {
-        const ssize_t got = read(fd, buffer + n, wanted - n);
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) break;
-        n += (size_t)got;
-    }
-    if (n < wanted) {
-        free(buffer);
-        return err_set(info, ERR_IO, "%s: read %zu of %zu bytes", model_file, n, wanted);
-    }
-    *out = buffer;
-    *n_bytes = wanted;
-    return ERR_OK;
-}
-
 static err_t read_model(const char *dir, uint8_t **out, size_t *n_bytes, err_info *info)
 {
-    char path[4096];
-    const int n = snprintf(path, sizeof path, "%s/%s", dir, model_file);
-    if (n < 0 || (size_t)n >= sizeof path)
-        return err_set(info, ERR_IO, "%s: the path is too long", model_file);
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block us */
-    if (fd < 0) return err_set(info, ERR_IO, "%.180s: %s", path, strerror(errno));
-    const err_t err = read_whole(fd, out, n_bytes, info);
-    close(fd);
-    return err;
+    char *bytes;
+    *out = NULL;
+    const err_t err = model_file_read(dir, model_file, MODEL_BYTES_MAX, &bytes, n_bytes, info);
+    if (err == ERR_NOT_FOUND)
+        return err_set(info, ERR_IO, "%.180s/%s: %s", dir, model_file, strerror(ENOENT));
+    if (err != ERR_OK) return err;
+    if (*n_bytes == 0) {
+        free(bytes);
+        return err_set(info, ERR_BAD_MODEL, "%s: empty", model_file);
+    }
+    *out = (uint8_t *)bytes;
+    return ERR_OK;
 }
 
 static err_t check_settings(const spm_settings *settings, err_info *info)
