@@ -43,7 +43,7 @@ typedef struct dev_config {
     uint32_t n_threads; /* 0: threads_available() */
 } dev_config;
 
-/* ERR_UNSUPPORTED names an instruction set that this processor (or build) lacks. */
+/* ERR_UNSUPPORTED names an instruction set that this processor lacks, ERR_BAD_CONFIG one that nobody knows. */
 err_t dev_open_cpu(const dev_config *config, dev **out, err_info *info) MUST_CHECK;
 void dev_close(dev *d); /* NULL is fine */
 

@@ -65,10 +65,23 @@ static const dev_ops *find_table(const char *isa)
     return is_auto ? best : NULL;
 }
 
+static bool is_known(const char *isa)
+{
+    static const char *const names[] = {"auto", "ref", "avx2", "avx512"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(names[i], isa) == 0) return true;
+    }
+    return false;
+}
+
 err_t dev_open_cpu(const dev_config *config, dev **out, err_info *info)
 {
     *out = NULL;
     const dev_ops *ops = find_table(config->isa);
+    if (ops == NULL && !is_known(config->isa)) {
+        return err_set(info, ERR_BAD_CONFIG, "isa: \"%s\" is none of auto, ref, avx2, avx512",
+                       config->isa);
+    }
     if (ops == NULL) {
         return err_set(info, ERR_UNSUPPORTED,
                        "isa \"%s\": this processor does not have it; auto is %s", config->isa,

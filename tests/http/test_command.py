@@ -87,6 +87,7 @@ def test_a_bad_setting_is_named_and_the_code_is_2(words, named):
 @pytest.mark.parametrize("words,named", [
     (("--max-num-batched-tokens", "1"), "max-num-batched-tokens"),
     (("--kv-scheduling", "nonsense"), "kv-scheduling"),
+    (("--isa", "nonsense"), "isa"),
     (("--kv-sink", "64", "--kv-page-tokens", "4"), "kv-sink"),
     (("--kv-cache-memory-bytes", "1"), "kv-cache-memory-bytes"),
     (("--max-model-len", "100000"), "max_position_embeddings"),
