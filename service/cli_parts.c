@@ -85,6 +85,7 @@ err_t cli_parts_open(const cli_parts_wanted *wanted, cli_parts *out, err_info *i
                                    .n_step_tokens_max = wanted->n_step_tokens_max,
                                    .n_positions_max = wanted->n_context_max};
     TRY(model_open(out->d, wanted->model_dir, &options, &out->m, info));
+    if (out->t != NULL) TRY(tokenizer_check_vocab(out->t, model_get_config(out->m)->n_vocab, info));
     const uint32_t n_positions = model_get_config(out->m)->n_positions;
     const kv_limits limits = {.n_seqs_max = wanted->n_seqs_max,
                               .n_step_tokens_max = wanted->n_step_tokens_max,

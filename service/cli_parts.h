@@ -10,10 +10,9 @@
 #include "kvcache/kv_cache.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
+#include "service/cli.h"
 
 #include <stdbool.h>
-
-enum { CLI_EXIT_OK = 0, CLI_EXIT_FAILED = 1, CLI_EXIT_USAGE = 2 };
 
 typedef struct cli_parts_config {
     char *isa;            /* --isa */

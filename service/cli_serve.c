@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { EXIT_USAGE = 2 };
-
 static bool asks_for_help(int argc, char **argv)
 {
     for (int i = 0; i < argc && strcmp(argv[i], "--") != 0; i++) {
@@ -31,7 +29,7 @@ static int refuse(const char *command, err_t err, const err_info *info)
 {
     fprintf(stderr, "pikv %s: %s\n", command,
             info->code != ERR_OK ? info->message : err_sentence(err));
-    return err == ERR_NO_MEMORY ? 1 : EXIT_USAGE;
+    return err == ERR_NO_MEMORY ? CLI_EXIT_FAILED : CLI_EXIT_USAGE;
 }
 
 /* What comes out is a file for --config; so it may neither ask for printing nor name a file. */

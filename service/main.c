@@ -7,8 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { EXIT_USAGE = 2 };
-
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv, char *const *environment);
@@ -34,7 +32,7 @@ int main(int argc, char **argv)
 {
     if (argc < 2) {
         print_help(stderr);
-        return EXIT_USAGE;
+        return CLI_EXIT_USAGE;
     }
     const char *word = argv[1];
     if (strcmp(word, "--version") == 0) {
@@ -50,5 +48,5 @@ int main(int argc, char **argv)
             return commands[i].run(argc - 2, argv + 2, environ);
     }
     fprintf(stderr, "pikv: unknown command \"%.40s\"; see pikv --help\n", word);
-    return EXIT_USAGE;
+    return CLI_EXIT_USAGE;
 }

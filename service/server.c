@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "service/cli.h"
 
 #include <inttypes.h>
 #include <poll.h>
@@ -33,8 +34,7 @@ enum {
     WATCH_MS = 1000,
     REPORT_SECONDS = 10,
     FLUSH_MS_MAX = 5000, /* for the last bytes of the last replies */
-    FLUSH_POLL_MS = 5,
-    EXIT_SETTINGS = 2
+    FLUSH_POLL_MS = 5
 };
 
 /* ---- signals ------------------------------------------------------------------------------------------- */
@@ -288,5 +288,5 @@ int server_run(const server_settings *settings)
     if (code != 0)
         log_error("server", "%s", info.code != ERR_OK ? info.message : err_sentence(err));
     /* Some settings can only be judged once the model is known: still a mistake in the settings. */
-    return code != 0 && info.code == ERR_BAD_CONFIG ? EXIT_SETTINGS : code;
+    return code != 0 && info.code == ERR_BAD_CONFIG ? CLI_EXIT_USAGE : code;
 }

@@ -11,7 +11,8 @@
  * started any thread; a thread of the server waits for them. */
 int server_run(const server_settings *settings);
 
-/* --check: reads the model and every value of it; prints one line. 0 if it is sound, else 1. */
+/* --check: reads the model and every value of it; prints one line. 0 if it is sound, 2 for a
+ * mistake in the settings, else 1. */
 int server_check(const server_settings *settings);
 
 /* GET /ready of the server that these settings describe: 0 if it answers 200, else 1. */

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "service/cli.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -130,12 +131,7 @@ static err_t load_weights(server_parts *parts, err_info *info)
     TRY(dev_open_cpu(&device, &parts->d, info));
     TRY(model_open(parts->d, serve->model_dir, &options, &parts->m, info));
     TRY(tokenizer_open(serve->model_dir, &parts->t, info));
-    const uint32_t n_vocab = model_get_config(parts->m)->n_vocab;
-    if (tokenizer_n_vocab(parts->t) > n_vocab) {
-        return err_set(info, ERR_BAD_MODEL,
-                       "%s: the tokenizer has %" PRIu32 " tokens, the model %" PRIu32,
-                       serve->model_dir, tokenizer_n_vocab(parts->t), n_vocab);
-    }
+    TRY(tokenizer_check_vocab(parts->t, model_get_config(parts->m)->n_vocab, info));
     log_info("server", "opened model=%s family=%s device=%s threads=%" PRIu32 " seconds=%.3f",
              serve->model_dir, parts->shape.family, parts->d->ops->name,
              thread_pool_n_threads(parts->d->pool), clock_seconds_since(start_ns));
@@ -277,6 +273,7 @@ int server_check(const server_settings *settings)
     if (err == ERR_OK) err = dev_open_cpu(&device, &parts.d, &info);
     if (err == ERR_OK) err = model_open(parts.d, dir, &options, &parts.m, &info);
     if (err == ERR_OK) err = tokenizer_open(dir, &parts.t, &info);
+    if (err == ERR_OK) err = tokenizer_check_vocab(parts.t, parts.shape.n_vocab, &info);
     if (err == ERR_OK) {
         printf("%s: sound: %s, %" PRIu64 " parameters, %.3f GiB, %" PRIu32
                " tokens in the vocabulary\n",
@@ -286,5 +283,5 @@ int server_check(const server_settings *settings)
         fprintf(stderr, "pikv: %s\n", info.code != ERR_OK ? info.message : err_sentence(err));
     }
     server_unload(&parts);
-    return err == ERR_OK ? 0 : 1;
+    return err == ERR_OK ? CLI_EXIT_OK : err == ERR_BAD_CONFIG ? CLI_EXIT_USAGE : CLI_EXIT_FAILED;
 }

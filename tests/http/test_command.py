@@ -97,6 +97,11 @@ def test_a_setting_that_does_not_suit_the_model_is_2_as_well(words, named):
     assert code == 2 and out == "" and named in err
 
 
+def test_check_tells_a_bad_setting_from_a_bad_model():
+    code, out, err = run_command("serve", "--check", "--isa", "nonsense")
+    assert code == 2 and out == "" and "isa" in err
+
+
 @pytest.mark.parametrize("text,named", [
     ("no-such-key: 1\n", "no-such-key"), ("port: 1\nport: 2\n", "port"), ("port: [1\n", "yaml"),
     ("port: {a: 1}\n", "bad.yaml:1:"), ("config: other.yaml\n", "config"), ("a: &x 1\nb: *x\n", "yaml"),
@@ -150,9 +155,15 @@ def test_check_and_serve_refuse_what_is_not_a_model(tmp_path):
     no_tokenizer.mkdir()
     copy_model(no_tokenizer)
     (no_tokenizer / "tokenizer.model").unlink()
+    crowded = ROOT / "tests/golden/mixtral-base-f32"  # 96 tokens, with a tokenizer of 500
+    too_many = tmp_path / "too_many"
+    shutil.copytree(crowded, too_many)
+    shutil.copy(ROOT / "tests/golden/tokenizer-bpe/tokenizer.model", too_many)
+    code, _, err = run_command("generate", too_many, "-p", "x", "-n", 1, seconds=60)
+    assert code == 1 and "500 pieces" in err, err
     for folder, named in ((tmp_path / "missing", "missing"), (tmp_path, str(tmp_path)),
                           (cut, "model.safetensors"), (wrong, "embed_tokens"),
-                          (no_tokenizer, "tokenizer.model")):
+                          (no_tokenizer, "tokenizer.model"), (too_many, "500 pieces")):
         for words in (("--check",), ("--port", 0)):
             code, out, err = run_command("serve", folder, *words, seconds=60)
             assert code == 1 and out == "", (folder, words)

@@ -194,7 +194,7 @@ START_TEST(an_unknown_instruction_set_is_named_in_the_error)
     const dev_config config = {.isa = "avx1024", .n_threads = 1};
     err_info info = {0};
     dev *d;
-    ck_assert_int_eq(dev_open_cpu(&config, &d, &info), ERR_UNSUPPORTED);
+    ck_assert_int_eq(dev_open_cpu(&config, &d, &info), ERR_BAD_CONFIG);
     ck_assert_ptr_null(d);
     ck_assert_ptr_nonnull(strstr(info.message, "\"avx1024\""));
 }
