@@ -43,7 +43,7 @@ typedef struct api_context {
     int64_t created;        /* of the model, unix seconds: stable for its files */
     char fingerprint[32];   /* system_fingerprint: hash of config, index and build */
     api_keys keys;
-    http_server *server, *monitor; /* monitor NULL: none */
+    http_server *server; /* the main one */
     double load_seconds;
     const char *dev_name;
 } api_context;

@@ -170,7 +170,6 @@ static err_t open_monitor(server_parts *parts, err_info *info)
     if (!serve->monitor) return ERR_OK;
     const err_t err = http_server_open(&config, &handler, &parts->monitor, &own);
     if (err == ERR_OK) {
-        parts->api.monitor = parts->monitor;
         log_listening("monitor", host, http_server_port(parts->monitor));
         return ERR_OK;
     }
@@ -277,9 +276,10 @@ int server_run(const server_settings *settings)
         err = open_main(&parts, &info);
         if (err == ERR_OK) err = open_monitor(&parts, &info);
         if (err == ERR_OK) code = serve(&parts, &watch, &info);
-        /* Listeners first: their exchanges hold sessions and read the engine. */
-        http_server_close(parts.server);
+        /* Listeners first: their exchanges hold sessions and read the engine. The monitor before the
+         * main one, whose state its /metrics reads. */
         http_server_close(parts.monitor);
+        http_server_close(parts.server);
         server_unload(&parts);
         watch_close(&watch);
     } else {
