@@ -298,6 +298,48 @@ err_t cfg_defaults(const cfg_binding *bindings, size_t n_bindings)
     return ERR_OK;
 }
 
+static err_t copy_strings(const cfg_strings *from, cfg_strings *to)
+{
+    clear_strings(to);
+    for (size_t i = 0; i < from->n_items; i++)
+        TRY(append_string(to, from->items[i]));
+    return ERR_OK;
+}
+
+static err_t copy_string(const char *from, char **to)
+{
+    if (from != NULL) return set_string(to, from);
+    free(*to);
+    *to = NULL;
+    return ERR_OK;
+}
+
+static err_t copy_member(cfg_type type, const void *from, void *to)
+{
+    switch (type) {
+    case CFG_BOOL: *(bool *)to = *(const bool *)from; return ERR_OK;
+    case CFG_U32:
+    case CFG_CHOICE: *(uint32_t *)to = *(const uint32_t *)from; return ERR_OK;
+    case CFG_U64: *(uint64_t *)to = *(const uint64_t *)from; return ERR_OK;
+    case CFG_F64: *(double *)to = *(const double *)from; return ERR_OK;
+    case CFG_STRING: return copy_string(*(char *const *)from, to);
+    case CFG_STRINGS: return copy_strings(from, to);
+    }
+    assert(false); /* a field has one of the types above */
+    return ERR_BAD_CONFIG;
+}
+
+err_t cfg_copy(const cfg_table *table, const void *from, void *to)
+{
+    assert(from != to);
+    for (size_t i = 0; i < table->n_fields; i++) {
+        const cfg_field *field = &table->fields[i];
+        TRY(copy_member(field->type, (const char *)from + field->offset,
+                        (char *)to + field->offset));
+    }
+    return ERR_OK;
+}
+
 void cfg_deinit(const cfg_binding *bindings, size_t n_bindings)
 {
     for (size_t b = 0; b < n_bindings; b++) {

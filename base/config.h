@@ -136,6 +136,10 @@ void cfg_print_help(const cfg_binding *bindings, size_t n_bindings, FILE *out);
 /* --print-config: YAML, one `name: value` line per field, secrets (names ending in "api-key") masked. */
 void cfg_print_yaml(const cfg_binding *bindings, size_t n_bindings, FILE *out);
 
+/* Copies every field to another struct of the same table; strings are copied, not shared. What `to`
+ * held is freed. On ERR_NO_MEMORY `to` is partly copied and can still be deinitialised. */
+err_t cfg_copy(const cfg_table *table, const void *from, void *to) MUST_CHECK;
+
 void cfg_deinit(const cfg_binding *bindings, size_t n_bindings); /* frees strings, zeroes them */
 
 /* Checked number readers, also used for requests and files. The whole text must be the number. */

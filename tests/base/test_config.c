@@ -257,6 +257,45 @@ static char *printed(fixture *f, void (*print)(const cfg_binding *, size_t, FILE
     return text;
 }
 
+START_TEST(a_copy_has_every_value_and_shares_no_string)
+{
+    fixture *f = open_defaults(), *copy = open_defaults();
+    static const char *const values[][2] = {
+        {"eager", "true"},       {"enable-prefix-caching", "false"},
+        {"kv-page-tokens", "8"}, {"kv-cache-bytes", "7"},
+        {"kv-budget", "0.25"},   {"model", "dir"},
+        {"api-key", "a"},        {"api-key", "b"},
+        {"kv-routing", "pikv"}};
+    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
+        ck_assert_int_eq(set(f, values[i][0], values[i][1]), ERR_OK);
+    ck_assert_int_eq(set(copy, "api-key", "replaced"), ERR_OK);
+    ck_assert_int_eq(cfg_copy(&table, &f->s, &copy->s), ERR_OK);
+    char *original = printed(f, cfg_print_yaml), *text = printed(copy, cfg_print_yaml);
+    ck_assert_str_eq(text, original);
+    ck_assert_str_eq(copy->s.api_keys.items[1], "b"); /* masked in print */
+    ck_assert_ptr_ne(copy->s.model, f->s.model);
+    ck_assert_ptr_ne(copy->s.api_keys.items, f->s.api_keys.items);
+    close_settings(f); /* the copy lives on */
+    ck_assert_str_eq(copy->s.model, "dir");
+    ck_assert_str_eq(copy->s.names.items[0], "tiny");
+    free(original);
+    free(text);
+    close_settings(copy);
+}
+END_TEST
+
+START_TEST(a_copy_of_an_unset_string_is_unset)
+{
+    fixture *f = open_defaults(), *copy = open_defaults();
+    ck_assert_int_eq(set(copy, "model", "dir"), ERR_OK);
+    ck_assert_int_eq(cfg_copy(&table, &f->s, &copy->s), ERR_OK);
+    ck_assert_ptr_null(copy->s.model);
+    ck_assert_uint_eq(copy->s.api_keys.n_items, 0);
+    close_settings(f);
+    close_settings(copy);
+}
+END_TEST
+
 START_TEST(the_printed_configuration_masks_secrets)
 {
     fixture *f = open_defaults();
@@ -325,6 +364,8 @@ const test_case test_cases[] = {
     TEST_CASE(flags_take_values_in_every_usual_form),
     TEST_CASE(a_list_takes_words_up_to_the_next_flag_and_replaces_the_weaker_list),
     TEST_CASE(broken_flags_are_refused_by_name),
+    TEST_CASE(a_copy_has_every_value_and_shares_no_string),
+    TEST_CASE(a_copy_of_an_unset_string_is_unset),
     TEST_CASE(the_printed_configuration_masks_secrets),
     TEST_CASE(help_names_every_flag_with_its_limits),
     TEST_CASE(numbers_are_read_strictly),
