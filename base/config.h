@@ -52,8 +52,7 @@ typedef struct cfg_table {
 
 typedef struct cfg_binding {
     const cfg_table *table;
-    void
-        *target; /* the struct that the table describes, zeroed by the caller before cfg_defaults */
+    void *target; /* of the table's struct; zeroed by the caller before cfg_defaults */
 } cfg_binding;
 
 /* Row builders: the member's type is checked at compile time. */
@@ -132,12 +131,10 @@ err_t cfg_set_arguments(const cfg_binding *bindings, size_t n_bindings, cfg_args
 
 /* --help: one block per table. */
 void cfg_print_help(const cfg_binding *bindings, size_t n_bindings, FILE *out);
-
 /* --print-config: YAML, one `name: value` line per field, secrets (names ending in "api-key") masked. */
 void cfg_print_yaml(const cfg_binding *bindings, size_t n_bindings, FILE *out);
 
-/* Copies every field to another struct of the same table; strings are copied, not shared. What `to`
- * held is freed. On ERR_NO_MEMORY `to` is partly copied and can still be deinitialised. */
+/* Every field to another struct of the table, strings as copies. On ERR_NO_MEMORY `to` is in parts. */
 err_t cfg_copy(const cfg_table *table, const void *from, void *to) MUST_CHECK;
 
 void cfg_deinit(const cfg_binding *bindings, size_t n_bindings); /* frees strings, zeroes them */
