@@ -27,10 +27,11 @@ typedef struct eval_job {
     uint32_t n_prompt;      /* >= 1 */
     uint32_t n_new;         /* greedy: tokens to draw at most; forced: 0 */
     /* out */
-    uint32_t *drawn; /* [n_new]; the caller's; greedy only */
+    uint32_t
+        *drawn; /* [n_new]; the caller's; greedy only; an end of sequence is the last of them */
     uint32_t n_drawn;
     double nll;        /* forced: -sum of log p(tokens[i]) for i in (n_prompt, n_tokens), in nats */
-    uint32_t n_scored; /* forced: n_tokens - n_prompt - 1, the targets that a decode step predicted */
+    uint32_t n_scored; /* forced: n_tokens - n_prompt - 1, targets that a decode step predicted */
     bool is_done;      /* false for jobs that a stop has cut off */
 } eval_job;
 
@@ -68,7 +69,7 @@ typedef struct eval_options {
     dev *d;              /* borrowed, as is the model */
     model *m;            /* opened for at least n_step_tokens_max tokens a step */
     const kv_config *kv; /* borrowed during eval_run_open; prefix_caching is taken as false */
-    uint32_t n_seqs_max; /* jobs of a group */
+    uint32_t n_seqs_max; /* jobs of a group; at most n_step_tokens_max are taken */
     uint32_t n_step_tokens_max;
     uint32_t n_seq_tokens_max; /* tokens of the longest job, drawn ones included */
     /* May be NULL. Called between steps: work done so far of the present eval_run_jobs call, from 0 to 1 (by tokens);
@@ -79,13 +80,14 @@ typedef struct eval_options {
 
 typedef struct eval_run eval_run;
 
-/* ERR_BAD_CONFIG as kv_cache_open has it; ERR_NO_MEMORY. The pool is sized by the settings, or for the group. */
+/* ERR_BAD_CONFIG as kv_cache_open has it, or if the longest job needs more positions than the model has;
+ * ERR_NO_MEMORY. The pool is sized by the settings, or for the group. */
 err_t eval_run_open(const eval_options *options, eval_run **out, err_info *info) MUST_CHECK;
 void eval_run_close(eval_run *r); /* NULL is fine */
 
-/* Runs all jobs, in order. ERR_KV_FULL if the pool cannot hold a group even at one sequence (a group that does not fit
- * is halved, and says so in the log); ERR_BAD_MODEL for logits that are not finite. ERR_BAD_ARGUMENT names a job that is longer
- * than n_seq_tokens_max. A stopped call returns ERR_OK. */
+/* Runs all jobs, in order. A group that does not fit in the pool is halved and run again, and the first one says so
+ * in the log; ERR_KV_FULL if one sequence does not fit. ERR_BAD_MODEL for logits that are not finite.
+ * ERR_BAD_ARGUMENT names a job that is longer than n_seq_tokens_max. A stopped call returns ERR_OK. */
 err_t eval_run_jobs(eval_run *r, eval_job *jobs, size_t n_jobs, err_info *info) MUST_CHECK;
 
 const eval_cost *eval_run_cost(const eval_run *r);

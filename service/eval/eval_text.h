@@ -19,11 +19,11 @@
 enum { EVAL_WINDOW_MIN = 8 };
 
 typedef struct eval_windows {
-    uint32_t *ids;  /* all windows' inputs and targets, one behind the other; owned */
-    eval_job *jobs; /* [n_windows], ready for eval_run_jobs; owned */
-    uint64_t *scored_bytes; /* [n_windows]; bytes of the scored tokens; owned */
+    uint32_t *ids;          /* all windows' inputs and targets, one behind the other; owned */
+    eval_job *jobs;         /* [n_windows], ready for eval_run_jobs; owned */
+    uint64_t *scored_bytes; /* [n_windows]; bytes that the scored tokens add to a text; owned */
     uint32_t n_windows;
-    uint32_t n_window_tokens; /* W */
+    uint32_t n_window_tokens;  /* W */
     uint32_t n_seq_tokens_max; /* tokens of the longest job */
 } eval_windows;
 
@@ -34,9 +34,9 @@ typedef struct eval_text_options {
     uint32_t n_windows_max; /* 0: all; else evenly spread over the text */
 } eval_text_options;
 
-/* ERR_BAD_REQUEST if the text has less than one window's worth of tokens (EVAL_WINDOW_MIN). Long texts are tokenised in
- * pieces that end at a line end, so that SentencePiece's memory stays bounded (260 bytes a byte); the ids are those of the
- * whole text. */
+/* ERR_BAD_REQUEST if the text is not UTF-8 or has less than one window's worth of tokens (EVAL_WINDOW_MIN).
+ * Long texts are tokenised in pieces that end at a line end, so that SentencePiece's memory stays bounded (260 bytes
+ * a byte); the ids are those of the whole text (eval_encode.h). */
 err_t eval_windows_open(const tokenizer *t, const eval_text_options *options, eval_windows *out,
                         err_info *info) MUST_CHECK;
 void eval_windows_close(eval_windows *w); /* also zeroed */
@@ -50,9 +50,10 @@ typedef struct eval_text_score {
 /* Over the jobs that are done. n_tokens 0: nothing was. */
 eval_text_score eval_text_score_of(const eval_windows *w);
 
-/* The mean difference of nats per token between two runs over the same windows, and the half width of its 95 % interval
- * from the windows' paired differences (ratio estimator, normal quantile; 0 with fewer than two windows). `nll_a` and
- * `nll_b` are sums of nats by window, `n_scored` tokens by window. */
+/* The mean difference of nats per token, a less b, between two runs over the same windows, and the half width of its
+ * 95 % interval from the windows' paired differences (ratio estimator, normal quantile; 0 with fewer than two
+ * windows). `nll_a` and `nll_b` are sums of nats by window, `n_scored` tokens by window. A window that is NaN in
+ * either is left out. */
 typedef struct eval_difference {
     double mean, half_width;
 } eval_difference;
