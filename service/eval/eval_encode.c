@@ -6,6 +6,80 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* ---- may the text be cut? -------------------------------------------------------------------------- */
+
+static int compare_pieces(const void *a, const void *b)
+{
+    const tok_piece *const p = a, *const q = b;
+    const int order = memcmp(p->bytes, q->bytes, min_size(p->n_bytes, q->n_bytes));
+    if (order != 0) return order;
+    return (p->n_bytes > q->n_bytes) - (p->n_bytes < q->n_bytes);
+}
+
+/* A vocabulary's texts, in order. */
+typedef struct piece_set {
+    tok_piece *pieces; /* owned */
+    size_t n_pieces;
+} piece_set;
+
+static err_t open_pieces(const tokenizer *t, piece_set *out)
+{
+    const uint32_t n_vocab = tokenizer_n_vocab(t);
+    *out = (piece_set){.pieces = calloc(n_vocab, sizeof *out->pieces)};
+    if (out->pieces == NULL) return ERR_NO_MEMORY;
+    for (uint32_t id = 0; id < n_vocab; id++) {
+        const tok_piece piece = tokenizer_piece(t, id, false);
+        if (!piece.is_special && piece.n_bytes > 0) out->pieces[out->n_pieces++] = piece;
+    }
+    qsort(out->pieces, out->n_pieces, sizeof *out->pieces, compare_pieces);
+    return ERR_OK;
+}
+
+static bool has_piece(const piece_set *set, const char *bytes, size_t n_bytes)
+{
+    const tok_piece wanted = {.bytes = bytes, .n_bytes = n_bytes};
+    return bsearch(&wanted, set->pieces, set->n_pieces, sizeof wanted, compare_pieces) != NULL;
+}
+
+static bool is_one_character(const tok_piece *p)
+{
+    size_t n_characters = 0;
+    for (size_t i = 0; i < p->n_bytes; i++)
+        n_characters += ((uint8_t)p->bytes[i] & 0xc0) != 0x80; /* not a continuation */
+    return n_characters <= 1;
+}
+
+static bool is_merged(const piece_set *set, const tok_piece *p)
+{
+    for (size_t i = 1; i < p->n_bytes; i++) {
+        if (has_piece(set, p->bytes, i) && has_piece(set, p->bytes + i, p->n_bytes - i))
+            return true;
+    }
+    return false;
+}
+
+static bool holds_newline_and_more(const tok_piece *p)
+{
+    return p->n_bytes > 1 && memchr(p->bytes, '\n', p->n_bytes) != NULL;
+}
+
+/* tokenizer_n_ids_min knows a bound only where every byte of a text is in one of its pieces: no normaliser. */
+static err_t find_if_cuttable(const tokenizer *t, bool *out)
+{
+    piece_set set;
+    *out = tokenizer_n_ids_min(t, 1) > 0;
+    if (!*out) return ERR_OK;
+    TRY(open_pieces(t, &set));
+    for (size_t i = 0; i < set.n_pieces && *out; i++) {
+        const tok_piece *p = &set.pieces[i];
+        *out = !holds_newline_and_more(p) && (is_one_character(p) || is_merged(&set, p));
+    }
+    free(set.pieces);
+    return ERR_OK;
+}
+
+/* ---- pieces of the text ------------------------------------------------------------------------------ */
+
 typedef struct id_list {
     uint32_t *ids; /* owned */
     size_t n_ids, n_room;
@@ -25,22 +99,6 @@ static err_t append(id_list *list, const uint32_t *ids, size_t n_ids)
     if (n_ids > 0) memcpy(list->ids + list->n_ids, ids, n_ids * sizeof *ids);
     list->n_ids += n_ids;
     return ERR_OK;
-}
-
-/* True if no piece holds a newline and something else. */
-static bool newlines_stand_alone(const tokenizer *t)
-{
-    for (uint32_t id = 0; id < tokenizer_n_vocab(t); id++) {
-        const tok_piece piece = tokenizer_piece(t, id, true);
-        if (piece.n_bytes > 1 && memchr(piece.bytes, '\n', piece.n_bytes) != NULL) return false;
-    }
-    return true;
-}
-
-/* tokenizer_n_ids_min knows a bound only where every byte of a text is in one of its pieces. */
-static bool may_cut(const tokenizer *t)
-{
-    return tokenizer_n_ids_min(t, 1) > 0 && newlines_stand_alone(t);
 }
 
 static err_t encode(const tokenizer *t, const char *text, size_t n_bytes, id_list *out)
@@ -98,11 +156,13 @@ err_t eval_encode(const tokenizer *t, const eval_encode_options *options, uint32
                   size_t *n_ids)
 {
     id_list list = {0};
+    bool is_cuttable = false;
     assert(options->piece_bytes >= 1);
     *ids = NULL;
     *n_ids = 0;
+    if (find_cut(options, 0) < options->n_bytes) TRY(find_if_cuttable(t, &is_cuttable));
     err_t err = ERR_UNSUPPORTED;
-    if (may_cut(t)) err = encode_pieces(t, options, &list);
+    if (is_cuttable) err = encode_pieces(t, options, &list);
     if (err == ERR_UNSUPPORTED) err = encode(t, options->text, options->n_bytes, &list);
     TRY(err);
     *ids = list.ids;

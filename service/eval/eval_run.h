@@ -27,8 +27,7 @@ typedef struct eval_job {
     uint32_t n_prompt;      /* >= 1 */
     uint32_t n_new;         /* greedy: tokens to draw at most; forced: 0 */
     /* out */
-    uint32_t
-        *drawn; /* [n_new]; the caller's; greedy only; an end of sequence is the last of them */
+    uint32_t *drawn; /* [n_new]; the caller's; greedy only; an end of sequence included */
     uint32_t n_drawn;
     double nll;        /* forced: -sum of log p(tokens[i]) for i in (n_prompt, n_tokens), in nats */
     uint32_t n_scored; /* forced: n_tokens - n_prompt - 1, targets that a decode step predicted */
