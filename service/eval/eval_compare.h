@@ -25,13 +25,15 @@ typedef struct eval_plan {
 
 /* Windows and samples, made once. */
 typedef struct eval_inputs eval_inputs;
+/* `t` is borrowed until the close; the text only during the open. */
 err_t eval_inputs_open(const tokenizer *t, const eval_plan *plan, eval_inputs **out,
                        err_info *info) MUST_CHECK;
 void eval_inputs_close(eval_inputs *in);
 uint32_t eval_inputs_n_seq_tokens_max(const eval_inputs *in); /* what model and cache must hold */
+uint32_t eval_inputs_n_windows(const eval_inputs *in);        /* of the text; 0 without one */
 
 typedef struct eval_accuracy {
-    uint32_t n_right, n_done; /* samples */
+    uint32_t n_right, n_done;   /* samples */
     uint64_t n_distance_tokens; /* summed over finished samples */
 } eval_accuracy;
 
@@ -47,11 +49,13 @@ typedef struct eval_row {
 
 /* `first`: the row to compare with, or NULL. The progress callback of the options sees the whole row, from 0 to 1;
  * n_seq_tokens_max is taken from the inputs. */
-err_t eval_row_run(const eval_options *options, eval_inputs *in, const eval_row *first, eval_row *out,
-                   err_info *info) MUST_CHECK;
+err_t eval_row_run(const eval_options *options, eval_inputs *in, const eval_row *first,
+                   eval_row *out, err_info *info) MUST_CHECK;
 void eval_row_close(eval_row *row); /* also zeroed */
 
-double eval_row_accuracy(const eval_row *row, const eval_plan *plan); /* mean over tasks and contexts with samples; NaN: none */
+double
+eval_row_accuracy(const eval_row *row,
+                  const eval_plan *plan); /* mean over tasks and contexts with samples; NaN: none */
 /* Text and tasks together. */
 eval_cost eval_row_cost(const eval_row *row);
 
