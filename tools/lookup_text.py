@@ -9,7 +9,7 @@ what `pikv eval --tasks` asks.  A Passage holds facts of every kind, so that eac
     now        a number that was said before is said anew, up to three times; the last one counts
     count      Anna saw a bird.  said 0 to 6 times
 
-Texts are made of pieces (text, weight): weight 1 where the text follows from what stands before it.
+Filler is real text or sentences of the list.  Half of the passages hold facts of one kind alone.
 """
 import os
 import re
@@ -34,7 +34,7 @@ def read_words(path=HEADER):
 
 
 W = read_words()
-ANSWER_WEIGHT = 4
+FILLER, ANSWER = 1, 2           # weights: real text between facts, and what is asked for; 0 is not trained on
 
 
 class Facts:
@@ -46,11 +46,9 @@ class Facts:
         people = list(rng.permutation(W["TASK_PEOPLE"]))
         self.things = list(rng.permutation(W["TASK_THINGS"]))
         kinds = [self.number, self.grid, self.chain, self.now, self.count]
-        costs = [1, 1, 2, 2, 2]
-        while n_facts > 0 and len(people) >= 4:
-            which = int(rng.choice(5, p=[0.35, 0.2, 0.15, 0.15, 0.15]))
-            used = kinds[which](people, n_facts)
-            n_facts -= max(used, costs[which])
+        only = kinds[rng.integers(len(kinds))] if rng.random() < 0.5 else None
+        while n_facts > 0 and len(people) >= 4 and len(self.things) >= 4:
+            n_facts -= (only or kinds[rng.choice(len(kinds), p=[0.35, 0.2, 0.15, 0.15, 0.15])])(people, n_facts)
 
     def digits(self):
         return "".join(str(d) for d in self.rng.integers(0, 10, W["TASK_DIGITS"]))
@@ -70,14 +68,15 @@ class Facts:
         return 1
 
     def grid(self, people, n_facts):
-        who = [people.pop() for _ in range(2)]
-        what = [self.things.pop() for _ in range(2)]
-        cells = [(t, p) for t in what for p in who][:max(2, min(4, n_facts))]
+        side = 2 + (n_facts >= 8) + (n_facts >= 14)
+        n_people, n_things = (int(n) for n in self.rng.integers(2, side + 1, 2))
+        who = [people.pop() for _ in range(n_people)]
+        what = [self.things.pop() for _ in range(n_things)]
+        cells = [(t, p) for t in what for p in who]
         for thing, person in cells:
             sentence = W["TASK_NUMBER"] % (thing, person, self.digits())
             self.say(sentence)
             self.ask("grid", sentence)
-        self.things = what + self.things
         return len(cells)
 
     def chain(self, people, _):
@@ -98,13 +97,14 @@ class Facts:
         return n
 
     def count(self, people, n_facts):
-        person = people.pop()
-        animal = self.rng.choice(W["TASK_ANIMALS"])
-        n = int(self.rng.integers(1, min(W["TASK_COUNT_MAX"], max(2, n_facts)) + 1))
-        for _ in range(n):
-            self.say(W["TASK_SAW"] % (person, animal))
-        self.ask("count", W["TASK_COUNT"] % (person, animal, n))
-        return n
+        person, total = people.pop(), 0
+        for animal in self.rng.choice(W["TASK_ANIMALS"], int(self.rng.integers(1, 3)), replace=False):
+            n = int(self.rng.integers(1, min(W["TASK_COUNT_MAX"], max(2, n_facts)) + 1))
+            for _ in range(n):
+                self.say(W["TASK_SAW"] % (person, animal))
+            self.ask("count", W["TASK_COUNT"] % (person, animal, n))
+            total += n
+        return total
 
 
 def filler_sentence(rng):
@@ -130,25 +130,48 @@ def make_window(rng, n_tokens, encode, filler_stream, n_facts):
             asked.append((kind, whole, len(part)))
             room -= len(whole)
     ids, weights, spans = [], [], []
-    gaps = rng.multinomial(max(room, 0), rng.dirichlet(np.ones(len(said) + 1)))
-    real = rng.random() < 0.5
-    for i, gap in enumerate(gaps):
-        ids += filler_stream(gap) if real else make_filler(rng, gap, encode)
-        weights += [1 if real else 0] * int(gap)
-        if i < len(said):
-            ids += said[i]
-            weights += [0] * len(said[i])
+    if rng.random() < 0.5:
+        gaps = rng.multinomial(max(room, 0), rng.dirichlet(np.ones(len(said) + 1)))
+        for i, gap in enumerate(gaps):
+            ids += filler_stream(int(gap))
+            weights += [FILLER] * int(gap)
+            if i < len(said):
+                ids += said[i]
+                weights += [0] * len(said[i])
+    else:
+        ids = mix(rng, said, max(room, 0), encode)
+        weights = [0] * len(ids)
     ids += head
     weights += [0] * len(head)
     for kind, whole, n_stem in asked:
         spans.append((kind, len(ids) + n_stem, len(ids) + len(whole)))
         ids += whole
-        weights += [0] * n_stem + [ANSWER_WEIGHT] * (len(whole) - n_stem)
+        weights += [0] * n_stem + [ANSWER] * (len(whole) - n_stem)
     return ids[:n_tokens], weights[:n_tokens], [s for s in spans if s[2] <= n_tokens]
 
 
-def make_filler(rng, n_tokens, encode):
-    ids = []
+def mix(rng, said, room, encode):
+    """The facts in their order among `room` tokens of filler sentences; the first sentence may be cut."""
+    filler, n = [], 0
+    while n < room:
+        filler.append(encode(filler_sentence(rng)))
+        n += len(filler[-1])
+    if filler:
+        filler[0] = filler[0][n - room:]
+    places = 1 + rng.permutation(len(filler) + len(said) - 1)[:len(said)] if filler else np.arange(len(said))
+    facts, others = iter(said), iter(filler)
+    is_fact = np.isin(np.arange(len(filler) + len(said)), places)
+    return [i for fact in is_fact for i in next(facts if fact else others)]
+
+
+def make_packed(rng, n_tokens, encode, filler_stream):
+    """As make_window, of short passages one behind the other: many questions, each close to its fact."""
+    ids, weights, spans = [], [], []
     while len(ids) < n_tokens:
-        ids += encode(filler_sentence(rng))
-    return ids[:n_tokens] if len(ids) - n_tokens < 6 else ids[len(ids) - n_tokens:]
+        n_facts = int(rng.integers(1, 5))
+        n = min(n_tokens - len(ids), n_facts * 32 + int(rng.integers(24)))
+        more, w, s = make_window(rng, n, encode, filler_stream, n_facts)
+        spans += [(kind, first + len(ids), end + len(ids)) for kind, first, end in s]
+        ids += more + encode("\n")[-1:] * (n - len(more))
+        weights += w + [0] * (n - len(w))
+    return ids, weights, spans

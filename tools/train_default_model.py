@@ -2,25 +2,26 @@
 """Trains the default model, models/storyteller: a small Mixtral with its own tokenizer.
 
     python tools/train_default_model.py --corpus train.txt.xz --valid valid.txt.xz \\
-        --work /var/tmp/storyteller --out models/storyteller --minutes 85 --verify
+        --work /var/tmp/storyteller --out models/storyteller --minutes 110 --verify
 
-The stages, each kept in the work directory so that a second start goes on where the first one stopped:
+It learns two things from two kinds of text: English from the corpus, and to look facts up far back in its context
+from passages that lookup_text.py writes. The stages of the run are the rows of STAGES: passages are short and dense at
+first, until looking back is learned, and grow to the whole context. Of a passage only the answers, and real text between
+its facts, are trained on.
+
+Each part is kept in the work directory, so that a second start goes on where the first one stopped:
 
     corpus  ->  tokenizer.model  ->  train.npy, valid.npy  ->  checkpoint.pt, log.csv  ->  --out
-
-The network is written out here instead of being taken from transformers, to have the balance loss, the loads
-and the optimizer's stacked matrices at hand; tokens are sorted by expert, one product per expert.  --verify
-loads what was written with transformers and compares the two, so this copy cannot drift away from the
-published architecture.
 
 The schedule is warm-up, constant rate, linear decay, and depends only on the progress of the run, from 0 to 1.
 With --steps progress is counted in steps and the run is reproducible from its seed; with --minutes it is
 measured in training time.  A file `budget` in the work directory (a number in the same unit) changes the end
-of a run under way; a file `export` asks for an export of the present weights.
+of a run under way; a file `export` asks for an export of the present weights.  --init starts from the weights of an
+exported model instead of random ones.
 """
 import argparse
 import csv
-import json
+import functools
 import lzma
 import math
 import os
@@ -35,34 +36,29 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+
+import lookup_text
+import train_curve
+from storyteller_network import (BOS, CONFIG, EOS, VOCAB, Model, export, make_optimizers, read_published,
+                                 start_looking_back)
 
 BOOK_LINE = "<|book|>"
-BOS, EOS = 1, 2
-VOCAB = 4096
 SAMPLE_CHARS = 10_000_000          # text shown to the tokenizer's trainer
 VALID_WINDOW = 512                 # tokens per window when perplexity is measured
 
-# progress of the run at which each part of the schedule starts
-DECAY_FROM, LONG_FROM = 0.55, 0.88
+# from this progress on: tokens of a window, tokens of a step, share of passages, whether they are packed
+STAGES = (
+    (0.00, 256, 4096, 1.00, True),
+    (0.12, 256, 8192, 0.50, False),
+    (0.28, 512, 8192, 0.50, False),
+    (0.45, 1024, 8192, 0.50, False),
+    (0.65, 2048, 8192, 0.50, False),
+)
+MICRO = 2048                       # tokens of a forward pass: one window of the longest stage
+FACT_TOKENS = 48                   # of a passage, for each fact at most
+DECAY_FROM = 0.5                   # progress from which the rate falls to zero
 BALANCE_EARLY, BALANCE_LATE = 0.02, 0.05   # weight of the balance loss, before and after DECAY_FROM
 WARMUP_STEPS = 30
-SHORT_CONTEXT, LONG_CONTEXT = 256, 2048
-
-MUON_RATE, MUON_MOMENTUM, MUON_DECAY = 0.02, 0.95, 0.05
-ADAM_RATES = {"embed": 8e-3, "head": 3e-3, "small": 3e-3}
-
-CONFIG = {
-    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
-    "vocab_size": VOCAB, "hidden_size": 256, "intermediate_size": 192, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-    "num_local_experts": 8, "num_experts_per_tok": 2,
-    "max_position_embeddings": 2048, "rope_theta": 10000.0, "sliding_window": None,
-    "rms_norm_eps": 1e-5, "hidden_act": "silu", "attention_dropout": 0.0, "initializer_range": 0.02,
-    "router_aux_loss_coef": BALANCE_LATE, "router_jitter_noise": 0.0, "output_router_logits": False,
-    "tie_word_embeddings": False, "use_cache": True,
-    "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "bfloat16",
-}
 
 
 # ---------------------------------------------------------------- text and tokens
@@ -136,145 +132,47 @@ class Walk:
         return self.tokens[start:start + self.context]
 
     def batch(self, position, n_windows):
-        """Inputs and targets [n_windows][context]: a window's input is BOS and all of it but the last token."""
+        """Targets [n_windows][context]."""
         rows = [self.window(i) for i in range(position, position + n_windows)]
-        targets = torch.from_numpy(np.stack(rows).astype(np.int64))
-        return shift_in_bos(targets), targets
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
 def shift_in_bos(targets):
     return torch.cat([torch.full_like(targets[:, :1], BOS), targets[:, :-1]], dim=1)
 
 
-# ---------------------------------------------------------------- the network
+class Passages:
+    """Look-up windows by number: each is a function of (seed, context, number)."""
 
-class Layer(torch.nn.Module):
-    """One Mixtral layer.  The experts' matrices are stacked: w1, w3 [n_experts][ffn][dim], w2 transposed."""
+    def __init__(self, tokenizer, tokens, context, packed, seed):
+        self.encode_cached = functools.lru_cache(200_000)(tokenizer.encode)
+        self.tokens, self.context, self.packed, self.seed = tokens, context, packed, seed
 
-    def __init__(self, c):
-        super().__init__()
-        dim, ffn, n_experts = c["hidden_size"], c["intermediate_size"], c["num_local_experts"]
-        q_dim, kv_dim = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
-        self.c = c
-        self.norm1 = torch.nn.Parameter(torch.ones(dim))
-        self.norm2 = torch.nn.Parameter(torch.ones(dim))
-        self.gate = matrix(n_experts, dim)
-        self.q, self.k, self.v = matrix(q_dim, dim), matrix(kv_dim, dim), matrix(kv_dim, dim)
-        self.o = matrix(dim, q_dim, gain=0.3)
-        self.w1, self.w3 = matrix(n_experts, ffn, dim), matrix(n_experts, ffn, dim)
-        self.w2 = matrix(n_experts, dim, ffn, gain=0.3)
+    def encode(self, text):
+        return list(self.encode_cached(text))
 
-    def attention(self, x, cos, sin):
-        n, t, _ = x.shape
-        d = self.c["head_dim"]
-        q, k, v = (F.linear(x, w).view(n, t, -1, d).transpose(1, 2) for w in (self.q, self.k, self.v))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        group = self.c["num_attention_heads"] // self.c["num_key_value_heads"]
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return F.linear(y.transpose(1, 2).reshape(n, t, -1), self.o)
+    def window(self, number, n_facts=None):
+        rng = np.random.default_rng((self.seed, self.context, int(self.packed), number))
 
-    def experts(self, x):
-        """[n_rows][dim] -> the same, the balance loss of this layer, and tokens per expert."""
-        n_experts, top_k = self.c["num_local_experts"], self.c["num_experts_per_tok"]
-        p = F.linear(x, self.gate).softmax(dim=-1)
-        weight, chosen = p.topk(top_k, dim=-1)
-        weight = weight / weight.sum(dim=-1, keepdim=True)
-        load = torch.bincount(chosen.flatten(), minlength=n_experts)
-        balance = n_experts * (load.float() / load.sum() * p.mean(dim=0)).sum()
-        order = chosen.flatten().argsort(stable=True)
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        rows = x.index_select(0, order // top_k).split(load.tolist())
-        parts = [F.linear(F.silu(F.linear(r, w1)) * F.linear(r, w3), w2)
-                 for r, w1, w2, w3 in zip(rows, self.w1.unbind(0), self.w2.unbind(0), self.w3.unbind(0))]
-        y = torch.cat(parts).index_select(0, place).view(-1, top_k, x.shape[-1])
-        return (y * weight.unsqueeze(-1)).sum(dim=1), balance, load
+        def real_text(n):
+            start = int(rng.integers(len(self.tokens) - n))
+            return self.tokens[start:start + n].tolist()
 
-    def forward(self, x, cos, sin):
-        eps = self.c["rms_norm_eps"]
-        x = x + self.attention(F.rms_norm(x, x.shape[-1:], self.norm1, eps), cos, sin)
-        h = F.rms_norm(x, x.shape[-1:], self.norm2, eps)
-        y, balance, load = self.experts(h.view(-1, h.shape[-1]))
-        return x + y.view_as(x), balance, load
+        if self.packed:
+            return lookup_text.make_packed(rng, self.context, self.encode, real_text)
+        n_facts = n_facts or int(rng.integers(1, self.context // FACT_TOKENS + 1))
+        return lookup_text.make_window(rng, self.context, self.encode, real_text, n_facts)
+
+    def batch(self, position, n_windows):
+        """Targets and weights [n_windows][context], and the places of the answers."""
+        rows = [self.window(i) for i in range(position, position + n_windows)]
+        return torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows]), [r[2] for r in rows]
 
 
-class Model(torch.nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.c = c
-        self.embed = torch.nn.Parameter(torch.randn(c["vocab_size"], c["hidden_size"]) * 0.3)
-        self.layers = torch.nn.ModuleList(Layer(c) for _ in range(c["num_hidden_layers"]))
-        self.norm = torch.nn.Parameter(torch.ones(c["hidden_size"]))
-        self.head = torch.nn.Parameter(torch.zeros(c["vocab_size"], c["hidden_size"]))
-        d = c["head_dim"]
-        freq = c["rope_theta"] ** (-torch.arange(0, d, 2).float() / d)
-        angle = torch.arange(c["max_position_embeddings"]).float()[:, None] * torch.cat([freq, freq])
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+# ---------------------------------------------------------------- training
 
-    def forward(self, ids):
-        """[n][t] ids -> logits [n][t][vocab], mean balance loss (1 is perfect), loads [n_layers][n_experts]."""
-        x, balances, loads = F.embedding(ids, self.embed), [], []
-        cos, sin = self.cos[:ids.shape[1]], self.sin[:ids.shape[1]]
-        for layer in self.layers:
-            x, balance, load = layer(x, cos, sin)
-            balances.append(balance)
-            loads.append(load)
-        x = F.rms_norm(x, x.shape[-1:], self.norm, self.c["rms_norm_eps"])
-        return F.linear(x, self.head), torch.stack(balances).mean(), torch.stack(loads)
-
-
-def matrix(*shape, gain=1.0):
-    return torch.nn.Parameter(torch.randn(*shape) * gain * shape[-1] ** -0.5)
-
-
-def rotate(x, cos, sin):
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
-
-
-# ---------------------------------------------------------------- optimizer
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is replaced by the nearest orthogonal matrix; stacked matrices go one by one."""
-
-    def __init__(self, params, rate):
-        super().__init__(params, {"lr": rate})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                m.lerp_(p.grad, 1 - MUON_MOMENTUM)
-                update = orthogonal(p.grad.lerp(m, MUON_MOMENTUM))
-                p.mul_(1 - group["lr"] * MUON_DECAY)
-                p.add_(update, alpha=-group["lr"] * max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5)
-
-
-def orthogonal(g, steps=5):
-    """Newton-Schulz iteration towards U V' of the singular value decomposition of g."""
-    tall = g.shape[-2] > g.shape[-1]
-    x = g.mT if tall else g
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
-    return x.mT if tall else x
-
-
-def make_optimizers(model):
-    hidden = [p for l in model.layers for p in (l.q, l.k, l.v, l.o, l.w1, l.w2, l.w3)]
-    small = [p for l in model.layers for p in (l.gate, l.norm1, l.norm2)] + [model.norm]
-    groups = [{"params": [model.embed], "lr": ADAM_RATES["embed"]},
-              {"params": [model.head], "lr": ADAM_RATES["head"]},
-              {"params": small, "lr": ADAM_RATES["small"]}]
-    adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
-    both = [Muon(hidden, MUON_RATE), adam]
-    for optimizer in both:
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
-    return both
+def stage_of(progress):
+    return max(i for i, stage in enumerate(STAGES) if progress >= stage[0])
 
 
 def rate_factor(step, progress):
@@ -282,18 +180,20 @@ def rate_factor(step, progress):
     return warm * min(1.0, max(0.0, (1 - progress) / (1 - DECAY_FROM)))
 
 
-# ---------------------------------------------------------------- training
-
 class Run:
     """Everything a checkpoint has to hold, and the two verbs on it."""
 
     def __init__(self, args):
         torch.manual_seed(args.seed)
         self.path = os.path.join(args.work, "checkpoint.pt")
-        self.model = Model(CONFIG).to(args.device)
+        self.model = Model(CONFIG)
+        if args.init:
+            read_published(self.model, args.init)
+        start_looking_back(self.model)
+        self.model.to(args.device)
         self.optimizers = make_optimizers(self.model)
         self.step, self.seconds, self.tokens = 0, 0.0, 0
-        self.windows = {SHORT_CONTEXT: 0, LONG_CONTEXT: 0}
+        self.windows = [[0, 0] for _ in STAGES]         # text windows and passages used, by stage
         if os.path.exists(self.path):
             self.load(args.device)
 
@@ -324,22 +224,50 @@ class Run:
         return min(1.0, used / budget)
 
 
-def train_step(run, walks, args, progress):
-    """One update from --batch tokens, taken --micro at a time.  Returns the loss in nats per token."""
-    context = LONG_CONTEXT if progress >= LONG_FROM else SHORT_CONTEXT
-    n_micro = max(1, args.batch // args.micro)
-    n_windows = max(1, args.micro // context)
+class Sources:
+    """Text windows and passages of every stage."""
+
+    def __init__(self, tokenizer, tokens, seed):
+        self.tokenizer = tokenizer
+        self.walks = [Walk(tokens, context, seed) for _, context, _, _, _ in STAGES]
+        self.passages = [Passages(tokenizer, tokens, context, packed, seed) for _, context, _, _, packed in STAGES]
+
+
+def text_loss(model, ids):
+    logits, balance, _ = model(shift_in_bos(ids))
+    return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), balance
+
+
+def passage_loss(model, ids, weights):
+    """Mean over the answers and, half as heavy, mean over the real text; other rows never reach the head."""
+    rows = weights > 0
+    logits, balance, _ = model(shift_in_bos(ids), rows)
+    nats, kinds = F.cross_entropy(logits, ids[rows], reduction="none"), weights[rows]
+    answers, real = nats[kinds == lookup_text.ANSWER], nats[kinds == lookup_text.FILLER]
+    loss = answers.mean() if len(answers) else nats.sum() * 0
+    return loss + (0.5 * real.mean() if len(real) else 0), loss.item(), balance
+
+
+def train_step(run, sources, args, progress):
+    """One update.  Returns the mean loss of the text and of the answers, in nats per token."""
+    stage = stage_of(progress)
+    _, context, step_tokens, share, _ = STAGES[stage]
     balance_weight = BALANCE_LATE if progress >= DECAY_FROM else BALANCE_EARLY
-    total = 0.0
-    for _ in range(n_micro):
-        ids, targets = walks[context].batch(run.windows[context], n_windows)
-        ids, targets = ids.to(args.device), targets.to(args.device)
-        logits, balance, _ = run.model(ids)
-        loss = F.cross_entropy(logits.view(-1, VOCAB), targets.view(-1))
+    n_micro, n_windows = step_tokens // MICRO, MICRO // context
+    n_passages = round(n_micro * share)
+    used, means = run.windows[stage], [0.0, 0.0]
+    for micro in range(n_micro):
+        kind = int(micro < n_passages)
+        if kind:
+            ids, weights, _ = sources.passages[stage].batch(used[1], n_windows)
+            loss, mean, balance = passage_loss(run.model, ids.to(args.device), weights.to(args.device))
+        else:
+            loss, balance = text_loss(run.model, sources.walks[stage].batch(used[0], n_windows).to(args.device))
+            mean = loss.item()
         ((loss + balance_weight * balance) / n_micro).backward()
-        total += loss.item() / n_micro
-        run.windows[context] += n_windows
-        run.tokens += targets.numel()
+        means[kind] += mean / (n_passages if kind else n_micro - n_passages)
+        used[kind] += n_windows
+        run.tokens += MICRO
     factor = rate_factor(run.step, progress)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
@@ -347,7 +275,7 @@ def train_step(run, walks, args, progress):
         optimizer.step()
         optimizer.zero_grad()
     run.step += 1
-    return total
+    return means
 
 
 @torch.no_grad()
@@ -367,6 +295,20 @@ def evaluate(model, tokens, device, window=VALID_WINDOW, max_windows=None):
     return nats / count, imbalance
 
 
+@torch.no_grad()
+def answer_share(model, passages, n_windows, device):
+    """{kind: share of answers whose every token is the likeliest one}, over fresh passages."""
+    right, total = {}, {}
+    for i in range(n_windows):
+        ids, _, spans = passages.window(i, passages.context // 64)
+        ids = torch.tensor([ids])
+        best = model(shift_in_bos(ids).to(device))[0][0].argmax(-1).cpu()
+        for kind, first, end in spans:
+            total[kind] = total.get(kind, 0) + 1
+            right[kind] = right.get(kind, 0) + bool((best[first:end] == ids[0, first:end]).all())
+    return {kind: right[kind] / total[kind] for kind in sorted(total)}
+
+
 def log_row(args, row):
     path = os.path.join(args.work, "log.csv")
     fresh = not os.path.exists(path)
@@ -378,72 +320,46 @@ def log_row(args, row):
     print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
 
 
-def train(run, tokens, valid, args):
-    """Steps until the budget is used; every --every minutes a validation loss and a checkpoint."""
-    walks = {context: Walk(tokens, context, args.seed) for context in run.windows}
+LOGGED_KINDS = ("number", "grid", "chain", "now", "count")
+
+
+def report(run, sources, valid, recent, args):
+    stage = stage_of(run.progress(args))
+    nats, imbalance = evaluate(run.model, valid, args.device, max_windows=80)
+    fresh = Passages(sources.tokenizer, valid, STAGES[stage][1], False, args.seed + 1)
+    shares = answer_share(run.model, fresh, 4096 * 3 // STAGES[stage][1], args.device)
+    text, answers = np.mean(recent, axis=0) if recent else (math.nan, math.nan)
+    row = {"step": run.step, "minutes": round(run.seconds / 60, 2), "tokens": run.tokens,
+           "context": STAGES[stage][1], "train": round(float(text), 4), "answers": round(float(answers), 4),
+           "valid_sample": round(nats, 4), "imbalance": round(imbalance, 3)}
+    log_row(args, row | {kind: round(shares.get(kind, math.nan), 3) for kind in LOGGED_KINDS})
+
+
+def train(run, sources, valid, args):
+    """Steps until the budget is used; every --every minutes a line of the log and a checkpoint."""
     recent, started, last_save = [], time.monotonic(), time.monotonic()
     request = os.path.join(args.work, "export")
     base_seconds, paused = run.seconds, 0.0
     while (progress := run.progress(args)) < 1:
-        recent.append(train_step(run, walks, args, progress))
+        recent.append(train_step(run, sources, args, progress))
         run.seconds = base_seconds + time.monotonic() - started - paused
         if run.step % 20 == 0:
-            print(f"step {run.step}  {progress:.3f}  loss {np.mean(recent[-20:]):.4f}  "
+            text, answers = np.mean(recent[-20:], axis=0)
+            print(f"step {run.step}  {progress:.3f}  text {text:.4f}  answers {answers:.4f}  "
                   f"{run.tokens / run.seconds:.0f} tokens/s", flush=True)
         if time.monotonic() - last_save < args.every * 60 and run.progress(args) < 1:
             continue
         pause = time.monotonic()
-        nats, imbalance = evaluate(run.model, valid, args.device, max_windows=100)
-        log_row(args, {"step": run.step, "minutes": round(run.seconds / 60, 2), "tokens": run.tokens,
-                       "train": round(float(np.mean(recent)), 4), "valid_sample": round(nats, 4),
-                       "imbalance": round(imbalance, 3)})
+        report(run, sources, valid, recent, args)
         run.save()
         if os.path.exists(request):
             os.remove(request)
-            export(run.model, args)
+            export(run.model, args.out, os.path.join(args.work, "tokenizer.model"))
         recent, last_save = [], time.monotonic()
         paused += time.monotonic() - pause
 
 
-# ---------------------------------------------------------------- export and verification
-
-def published_tensors(model):
-    """The tensors under the names, and in the layout, of a Mixtral checkpoint on disk."""
-    out = {"model.embed_tokens.weight": model.embed, "model.norm.weight": model.norm, "lm_head.weight": model.head}
-    for i, layer in enumerate(model.layers):
-        at = f"model.layers.{i}."
-        out[at + "input_layernorm.weight"] = layer.norm1
-        out[at + "post_attention_layernorm.weight"] = layer.norm2
-        out[at + "block_sparse_moe.gate.weight"] = layer.gate
-        for name in "qkvo":
-            out[f"{at}self_attn.{name}_proj.weight"] = getattr(layer, name)
-        for e in range(model.c["num_local_experts"]):
-            for name in ("w1", "w2", "w3"):
-                out[f"{at}block_sparse_moe.experts.{e}.{name}.weight"] = getattr(layer, name)[e]
-    return {k: v.detach().to("cpu", torch.bfloat16).contiguous().clone() for k, v in out.items()}
-
-
-def write_json(path, value):
-    with open(path, "w", encoding="utf-8") as f:
-        json.dump(value, f, indent=2)
-        f.write("\n")
-
-
-def export(model, args):
-    os.makedirs(args.out, exist_ok=True)
-    target = os.path.join(args.out, "model.safetensors")
-    save_file(published_tensors(model), target + ".new", metadata={"format": "pt"})
-    os.chmod(target + ".new", 0o644)
-    os.replace(target + ".new", target)
-    write_json(os.path.join(args.out, "config.json"), CONFIG)
-    write_json(os.path.join(args.out, "generation_config.json"),
-               {"bos_token_id": BOS, "eos_token_id": EOS, "do_sample": True, "temperature": 0.8, "top_p": 0.95})
-    with open(os.path.join(args.work, "tokenizer.model"), "rb") as f:
-        content = f.read()
-    with open(os.path.join(args.out, "tokenizer.model"), "wb") as f:
-        f.write(content)
-    print(f"exported {os.path.getsize(target)} bytes to {target}", flush=True)
-
+# ---------------------------------------------------------------- scores of what was written
 
 def scores(name, nats, n_tokens, n_bytes, imbalance=None):
     tail = "" if imbalance is None else f"  worst max/mean expert load {imbalance:.3f}"
@@ -489,9 +405,8 @@ def parse_args():
     p.add_argument("--work", required=True, help="directory for tokens, checkpoints and the log")
     p.add_argument("--out", required=True, help="directory of the exported model")
     p.add_argument("--steps", type=int, default=0, help="length of the run in steps (reproducible)")
-    p.add_argument("--minutes", type=float, default=85, help="length of the run in minutes, without --steps")
-    p.add_argument("--batch", type=int, default=8192, help="tokens per step")
-    p.add_argument("--micro", type=int, default=4096, help="tokens per forward pass")
+    p.add_argument("--minutes", type=float, default=110, help="length of the run in minutes, without --steps")
+    p.add_argument("--init", help="directory of an exported model of these shapes to start from")
     p.add_argument("--every", type=float, default=3, help="minutes between checkpoints")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--seed", type=int, default=1)
@@ -510,8 +425,9 @@ def main():
           f"{valid_bytes / len(valid):.2f} bytes per token", flush=True)
     run = Run(args)
     print(f"{sum(p.numel() for p in run.model.parameters())} parameters, starting at step {run.step}", flush=True)
-    train(run, tokens, valid, args)
-    export(run.model, args)
+    train(run, Sources(tokenizer, tokens, args.seed), valid, args)
+    export(run.model, args.out, os.path.join(args.work, "tokenizer.model"))
+    train_curve.draw(os.path.join(args.work, "log.csv"), os.path.join(args.out, "curve.svg"))
     for window in (VALID_WINDOW, LONG_CONTEXT):
         nats, imbalance = evaluate(run.model, valid, args.device, window)
         scores(f"f32 weights, windows of {window}", nats, len(valid), valid_bytes, imbalance)
