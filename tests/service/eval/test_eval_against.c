@@ -100,6 +100,28 @@ START_TEST(a_rounded_cache_is_further_away)
 }
 END_TEST
 
+static bool count_steps(void *ctx, double done)
+{
+    (void)done;
+    ++*(uint32_t *)ctx;
+    return false;
+}
+
+START_TEST(the_second_half_of_a_prompt_is_one_token_a_step)
+{
+    uint32_t n_steps = 0;
+    eval_rig rig;
+    eval_rig_open(fixtures[0], &rig);
+    rig.options.n_seqs_max = 1;
+    rig.options.on_progress = count_steps;
+    rig.options.on_progress_ctx = &n_steps;
+    (void)must_compare(&rig, reference_of(fixtures[0]));
+    /* Prompts of 1, 7, 33 and 317 tokens; 64 of a first half in a step. */
+    ck_assert_uint_eq(n_steps, 1 + (1 + 4) + (1 + 17) + (3 + 159));
+    eval_rig_close(&rig);
+}
+END_TEST
+
 static bool stop_at_half(void *ctx, double done)
 {
     (void)ctx;
@@ -315,6 +337,7 @@ const test_case test_cases[] = {
     TEST_CASE(every_fixture_is_within_a_thousandth_and_agrees),
     TEST_CASE(the_result_does_not_depend_on_groups_or_a_small_pool),
     TEST_CASE(a_rounded_cache_is_further_away),
+    TEST_CASE(the_second_half_of_a_prompt_is_one_token_a_step),
     TEST_CASE(a_stop_leaves_the_finished_prompts),
     TEST_CASE(data_may_lie_at_any_address),
     TEST_CASE(a_tensor_of_the_wrong_form_is_named),

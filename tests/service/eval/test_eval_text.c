@@ -61,7 +61,7 @@ static const char *const scraps[] = {
     "\xe2\x96\x81", "hello", "zzzz",   "\"",     "user",     "cache"};
 enum { N_SCRAPS = sizeof scraps / sizeof scraps[0] };
 
-/* Random scraps, a NUL now and then; a newline among the first `n_scraps` kinds or not. Returns its bytes. */
+/* Random scraps from `first_scrap` on, a NUL now and then. Returns its bytes. */
 static size_t make_text(uint64_t seed, uint32_t first_scrap, size_t n_bytes_max, char *text)
 {
     size_t n = 0;
@@ -168,6 +168,43 @@ START_TEST(a_unigram_text_is_encoded_whole)
     tokenizer *t = open_tokenizer("tests/golden/tokenizer-unigram");
     ck_assert_uint_eq(most_at_once(t, text, n_bytes), n_bytes);
     tokenizer_close(t);
+}
+END_TEST
+
+/* A fixture's tokenizer with a piece spelt otherwise. No other piece is made of "ea", so all still are of two. */
+static tokenizer *open_respelt(const temp_dir *dir, const char spelling[2])
+{
+    /* In the protocol buffer: a field, a length, the piece, and the key of its score. */
+    static const char ea[] = {0x0a, 0x02, 'e', 'a', 0x15};
+    size_t n_bytes, n_found = 0;
+    char *const file = temp_read("tests/golden/tokenizer-bpe/tokenizer.model", &n_bytes);
+    for (size_t i = 0; i + 5 <= n_bytes; i++) {
+        if (memcmp(file + i, ea, 5) != 0) continue;
+        memcpy(file + i + 2, spelling, 2);
+        n_found++;
+    }
+    ck_assert_uint_eq(n_found, 1);
+    temp_write(dir, "tokenizer.model", file, n_bytes);
+    free(file);
+    return open_tokenizer(dir->path);
+}
+
+START_TEST(pieces_of_a_newline_and_more_forbid_cuts)
+{
+    static const char text[] = "one\nthe\n\nend\ne\r\nten\n\n\nx";
+    static const char *const spellings[] = {"\ne", "e\n", "\n\n"};
+    static char many[20000];
+    temp_dir dir;
+    temp_dir_open(&dir);
+    for (int i = 0; i < 3; i++) {
+        tokenizer *t = open_respelt(&dir, spellings[i]);
+        for (size_t piece_bytes = 1; piece_bytes < 12; piece_bytes++)
+            same_as_whole(t, text, sizeof text - 1, piece_bytes);
+        const size_t n_bytes = make_text(1, 0, sizeof many, many);
+        ck_assert_uint_eq(most_at_once(t, many, n_bytes), n_bytes);
+        tokenizer_close(t);
+    }
+    temp_dir_close(&dir);
 }
 END_TEST
 
@@ -402,6 +439,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_long_text_is_encoded_in_short_pieces),
     TEST_CASE(a_long_last_line_is_one_piece),
     TEST_CASE(a_unigram_text_is_encoded_whole),
+    TEST_CASE(pieces_of_a_newline_and_more_forbid_cuts),
     TEST_CASE(windows_are_the_text_cut_as_the_protocol_has_it),
     TEST_CASE(without_bos_the_first_token_is_context_only),
     TEST_CASE(a_few_windows_are_spread_evenly),
