@@ -74,6 +74,17 @@ void cli_print_help(const cli_settings *s, FILE *out)
     cfg_print_help(s->bindings, s->n_bindings, out);
 }
 
+static err_t open_cache(const cli_parts_wanted *wanted, cli_parts *out, err_info *info)
+{
+    const uint32_t n_positions = model_get_config(out->m)->n_positions;
+    const kv_limits limits = {.n_seqs_max = wanted->n_seqs_max,
+                              .n_step_tokens_max = wanted->n_step_tokens_max,
+                              .n_seq_tokens_max =
+                                  wanted->n_context_max > 0 ? wanted->n_context_max : n_positions};
+    return kv_cache_open(out->d, wanted->kv, model_get_kv_shape(out->m), &limits, &out->cache,
+                         info);
+}
+
 err_t cli_parts_open(const cli_parts_wanted *wanted, cli_parts *out, err_info *info)
 {
     *out = (cli_parts){0};
@@ -86,12 +97,7 @@ err_t cli_parts_open(const cli_parts_wanted *wanted, cli_parts *out, err_info *i
                                    .n_positions_max = wanted->n_context_max};
     TRY(model_open(out->d, wanted->model_dir, &options, &out->m, info));
     if (out->t != NULL) TRY(tokenizer_check_vocab(out->t, model_get_config(out->m)->n_vocab, info));
-    const uint32_t n_positions = model_get_config(out->m)->n_positions;
-    const kv_limits limits = {.n_seqs_max = wanted->n_seqs_max,
-                              .n_step_tokens_max = wanted->n_step_tokens_max,
-                              .n_seq_tokens_max =
-                                  wanted->n_context_max > 0 ? wanted->n_context_max : n_positions};
-    TRY(kv_cache_open(out->d, wanted->kv, model_get_kv_shape(out->m), &limits, &out->cache, info));
+    if (wanted->kv != NULL) TRY(open_cache(wanted, out, info));
     model_touch_weights(out->m);
     out->load_seconds = clock_seconds_since(start_ns);
     return ERR_OK;

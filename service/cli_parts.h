@@ -40,13 +40,13 @@ typedef struct cli_parts {
     dev *d;
     tokenizer *t; /* NULL unless wanted */
     model *m;
-    kv_cache *cache;
+    kv_cache *cache; /* NULL unless wanted */
     double load_seconds;
 } cli_parts;
 
 typedef struct cli_parts_wanted {
     const cli_parts_config *config;
-    const kv_config *kv;
+    const kv_config *kv; /* NULL: without a cache */
     const char *model_dir;
     bool with_tokenizer;
     uint32_t n_seqs_max, n_step_tokens_max;

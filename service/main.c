@@ -15,6 +15,7 @@ static const struct {
     {"serve", cli_serve, "serve a model over HTTP"},
     {"generate", cli_generate, "complete one prompt on the terminal"},
     {"bench", cli_bench, "measure speed"},
+    {"eval", cli_eval, "measure quality, and what the KV cache costs"},
     {"healthcheck", cli_healthcheck, "ask a running server whether it is ready"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
