@@ -124,7 +124,7 @@ def test_a_bad_variable_is_named():
 def test_help_and_version_are_for_everyone():
     assert run_command("--version")[1].startswith("pikv ")
     for words in (("--help",), ("serve", "--help"), ("generate", "--help"), ("bench", "--help"),
-                  ("healthcheck", "--help")):
+                  ("eval", "--help"), ("healthcheck", "--help")):
         code, out, err = run_command(*words)
         assert code == 0 and out and err == ""
     assert "--max-num-seqs" in run_command("serve", "--help")[1]
