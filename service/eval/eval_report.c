@@ -275,7 +275,7 @@ static void print_cut(const eval_report *report, FILE *out)
 {
     uint64_t n_samples = 0;
     const eval_report_row *last = report->n_rows > 0 ? &report->rows[report->n_rows - 1] : NULL;
-    fprintf(out, "\nCut short: %" PRIu32 " of %" PRIu32 " rows were begun", report->n_rows,
+    fprintf(out, "\nCut short: %" PRIu32 " of %" PRIu32 " rows are shown", report->n_rows,
             report->n_rows_planned);
     if (last != NULL && report->text_path != NULL) {
         fprintf(out, "; the last one has finished %" PRIu32 " of %" PRIu32 " windows",

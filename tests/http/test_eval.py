@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import pty
 import re
 import shlex
 import signal
@@ -257,10 +258,41 @@ def test_an_interrupt_prints_what_is_finished(tmp_path, number):
         finally:
             process.kill()
     assert process.returncode == 130
-    assert "Cut short: 1 of 2 rows were begun" in out
+    assert "Cut short: 1 of 2 rows are shown" in out
     (row,) = json.loads(file.read_text())
     assert row["is_cut_short"] is True and row["n_windows"] > 0 and row["nll"] > 0
     assert f"{row['nll']:.5f}" in out and re.search(r"^  1\*", out, re.M)
+
+
+def test_a_row_that_fails_leaves_those_before_it(tmp_path):
+    small = "kv-cache-memory-bytes=300k,kv-page-tokens=4,kv-window=0"
+    long = tmp_path / "long.txt"
+    long.write_text(STORY * 12)
+    code, out, err = run_command("eval", "--text", long, "--compare", f"default;{small};default", "--json",
+                                 tmp_path / "out.json", seconds=60)
+    assert code == 1 and "compare: config 2: kv-cache-memory-bytes: 262144 cannot hold" in err, err
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert row["is_cut_short"] is False and f"{row['nll']:.5f}" in out
+    assert "Cut short: 1 of 3 rows are shown" in out
+
+
+def test_a_terminal_sees_one_line_that_is_drawn_over(story):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([BINARY, "eval", "--text", str(story), "--window", "16", "--batch", "1"], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=theirs, env=clean_environment())
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            seen += chunk
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    out, _ = process.communicate(timeout=limit(60))
+    assert process.returncode == 0 and b"nll" in out and b"\r" not in out
+    drawn = seen.decode().split("\r")
+    assert any(re.match(r"\[[#.]{20}\] +\d+ %", line) for line in drawn) and drawn[-1] == ""
+    assert all(len(line) < 80 for line in drawn)
 
 
 def test_an_ignored_interrupt_stays_ignored(story):
