@@ -150,14 +150,15 @@ typedef struct grid {
 /* The grid of most facts among those of at most n; the sides change places at random. */
 static grid draw_grid(teller *w, uint32_t n)
 {
-    uint32_t longer = 2, shorter = 2;
+    grid g = {2, 2};
     for (uint32_t a = 2; a <= GRID_SIDE_MAX; a++) {
         for (uint32_t b = 2; b <= a; b++) {
-            if (a * b <= n && a * b > longer * shorter) longer = a, shorter = b;
+            const bool is_more = a * b > g.n_people * g.n_things;
+            if (a * b <= n && is_more) g = (grid){a, b};
         }
     }
-    if (eval_draw_below(w->draws, 2) == 0) return (grid){longer, shorter};
-    return (grid){shorter, longer};
+    if (eval_draw_below(w->draws, 2) == 0) return g;
+    return (grid){g.n_things, g.n_people};
 }
 
 static void tell_grid(teller *w, grid g)

@@ -1,5 +1,5 @@
 /* Promises of eval_passage.h, which are seen in the samples that are made with it: budget, distance, ids. The linker wraps
- * the allocator, so that each allocation in turn can be made to fail. */
+ * the tokenizer's encode, so that it can be other than counted, and the allocator, so that each allocation can fail. */
 #include "service/eval/task_words.h"
 #include "tests/service/eval/task_rig.h"
 
@@ -248,6 +248,72 @@ START_TEST(other_tokenizers_keep_the_budget_or_say_what_they_need)
 }
 END_TEST
 
+/* ---- a tokenizer that gives long texts more or fewer ids than their words have -------------------- */
+
+enum { LONG_TEXT_BYTES = 600, EXTRA_FROM_END = 10 };
+
+static size_t n_extra_ids = 0; /* of long texts, inside the question; without text of their own */
+static size_t n_lost_ids = 0;  /* of long texts, at the front */
+
+err_t __real_tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
+                              size_t *n_ids);
+err_t __wrap_tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
+                              size_t *n_ids);
+err_t __wrap_tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
+                              size_t *n_ids)
+{
+    TRY(__real_tokenizer_encode(t, text, ids, n_ids));
+    if (text->n_bytes < LONG_TEXT_BYTES) return ERR_OK;
+    *n_ids -= n_lost_ids;
+    memmove(*ids, *ids + n_lost_ids, *n_ids * sizeof **ids);
+    if (n_extra_ids == 0) return ERR_OK;
+    uint32_t *more = realloc(*ids, (*n_ids + n_extra_ids) * sizeof *more);
+    ck_assert_ptr_nonnull(more);
+    uint32_t *at = more + *n_ids - EXTRA_FROM_END;
+    memmove(at + n_extra_ids, at, EXTRA_FROM_END * sizeof *more);
+    for (size_t i = 0; i < n_extra_ids; i++)
+        at[i] = (uint32_t)tokenizer_bos(t);
+    *ids = more;
+    *n_ids += n_extra_ids;
+    return ERR_OK;
+}
+
+START_TEST(a_text_of_fewer_tokens_than_counted_is_made_longer)
+{
+    tokenizer *t = open_tokenizer();
+    eval_sample_spec spec = {.task = task_of("count"), .n_context_tokens = 512};
+    n_lost_ids = 30;
+    for (spec.index = 0; spec.index < 20; spec.index++) {
+        eval_sample s = open_sample(t, &spec);
+        look_at_budget(t, &spec, &s);
+        eval_sample_close(&s);
+    }
+    n_lost_ids = 0;
+    tokenizer_close(t);
+}
+END_TEST
+
+START_TEST(a_text_of_more_tokens_than_counted_is_made_shorter)
+{
+    tokenizer *t = open_tokenizer();
+    for (n_extra_ids = 1; n_extra_ids <= 40; n_extra_ids += 13) {
+        eval_sample_spec spec = {.task = task_of("lookup"), .n_context_tokens = 512};
+        for (spec.index = 0; spec.index < 20; spec.index++) {
+            spec.n_distance_tokens = spec.index % 2 == 0 ? 0 : 300;
+            eval_sample s = open_sample(t, &spec);
+            look_at_budget(t, &spec, &s);
+            if (spec.n_distance_tokens > 0) {
+                ck_assert_uint_ge(s.n_distance_tokens, 300);
+                ck_assert_uint_lt(s.n_distance_tokens, 316);
+            }
+            eval_sample_close(&s);
+        }
+    }
+    n_extra_ids = 0;
+    tokenizer_close(t);
+}
+END_TEST
+
 /* ---- failing allocations ------------------------------------------------------------------------- */
 
 static int n_until_failure = -1; /* allocations that still succeed; -1: all */
@@ -311,5 +377,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_distance_moves_the_asked_fact_and_nothing_else),
     TEST_CASE(an_asked_fact_lies_anywhere_without_a_distance),
     TEST_CASE(other_tokenizers_keep_the_budget_or_say_what_they_need),
+    TEST_CASE(a_text_of_fewer_tokens_than_counted_is_made_longer),
+    TEST_CASE(a_text_of_more_tokens_than_counted_is_made_shorter),
     TEST_CASE(every_failed_allocation_is_an_error_and_no_leak),
     TEST_CASES_END};

@@ -9,14 +9,14 @@
 START_TEST(the_passage_holds_one_answer_and_it_is_the_samples)
 {
     static const uint32_t contexts[] = {128, 192, 320, 512, 1024, 0};
-    for_each_sample(contexts, 100, check_answer);
+    for_each_sample(contexts, 60, check_answer);
 }
 END_TEST
 
 START_TEST(the_passage_holds_one_answer_in_long_contexts_too)
 {
     static const uint32_t contexts[] = {2048, 4096, 8192, 0};
-    for_each_sample(contexts, 10, check_answer);
+    for_each_sample(contexts, 5, check_answer);
 }
 END_TEST
 
@@ -55,8 +55,32 @@ static void look_at_distractors(const tokenizer *t, const eval_sample_spec *spec
 
 START_TEST(the_asked_fact_has_the_tasks_distractors)
 {
-    static const uint32_t contexts[] = {128, 256, 1024, 4096, 0};
+    static const uint32_t contexts[] = {128, 256, 2048, 0};
     for_each_sample(contexts, 20, look_at_distractors);
+}
+END_TEST
+
+static void look_at_numbers(const tokenizer *t, const eval_sample_spec *spec, const eval_sample *s)
+{
+    (void)t;
+    (void)spec;
+    bool is_said[10000] = {false};
+    reading *r = read_prompt(s->prompt);
+    for (size_t i = 0; i < r->n_facts; i++) {
+        const fact *f = &r->facts[i];
+        if (f->kind != NUMBER && f->kind != NUMBER_NOW && f->kind != OWN_NUMBER) continue;
+        ck_assert_uint_eq(strlen(f->value), TASK_DIGITS);
+        bool *is = &is_said[strtoul(f->value, NULL, 10)];
+        ck_assert_msg(!*is, "%s is said twice", f->value);
+        *is = true;
+    }
+    free(r);
+}
+
+START_TEST(no_number_is_said_twice)
+{
+    static const uint32_t contexts[] = {4096, 0};
+    for_each_sample(contexts, 12, look_at_numbers);
 }
 END_TEST
 
@@ -278,6 +302,7 @@ const test_case test_cases[] = {
     TEST_CASE(the_passage_holds_one_answer_and_it_is_the_samples),
     TEST_CASE(the_passage_holds_one_answer_in_long_contexts_too),
     TEST_CASE(the_asked_fact_has_the_tasks_distractors),
+    TEST_CASE(no_number_is_said_twice),
     TEST_CASE(a_longer_context_holds_more_facts),
     TEST_CASE(a_sample_depends_on_its_spec_alone),
     TEST_CASE(seed_index_context_and_task_each_change_the_text),
