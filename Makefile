@@ -1,10 +1,12 @@
 # The two commands of the README, and little else: CMake does the work.
 #   make run  [ARGS="--port 9000"]   install what is missing, build, serve the default model
 #   make test                        install what tests need, build, run everything
+#   make eval [CORPUS=DIR]           the default model's scores, measured again
 PRESET ?= release
 ARGS   ?=
+CORPUS ?=
 
-.PHONY: run test build check format clean
+.PHONY: run test eval build check format clean
 
 run:
 	@tools/setup.sh run
@@ -15,6 +17,11 @@ test:
 	@tools/setup.sh test
 	@tools/build.sh dev
 	ctest --test-dir build/dev --output-on-failure --parallel 2
+
+eval:
+	@tools/setup.sh eval
+	@tools/build.sh release
+	@tools/eval.sh build/release/pikv models/storyteller "$(CORPUS)"
 
 build:
 	@tools/setup.sh run

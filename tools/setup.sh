@@ -1,12 +1,13 @@
 #!/bin/sh
 # Installs what is missing, by Debian package name: `setup.sh run` for building and serving,
-# `setup.sh test` for the tests as well. Does nothing, quickly, when everything is there.
+# `setup.sh eval` for reading compressed text as well, `setup.sh test` for the tests. Does nothing, quickly,
+# when everything is there.
 set -eu
 cd "$(dirname "$0")/.."
 
 run_packages="gcc g++ libc6-dev cmake ninja-build pkg-config
     libmicrohttpd-dev libjansson-dev libcjson-dev libsentencepiece-dev libyaml-dev libsodium-dev"
-test_packages="check clang clang-format libclang-rt-14-dev universal-ctags
+test_packages="xz-utils check clang clang-format libclang-rt-14-dev universal-ctags
     python3 python3-venv prometheus curl procps"
 
 missing_of() {
@@ -21,8 +22,9 @@ as_root() {
 
 case "${1:-}" in
 run) packages=$run_packages ;;
+eval) packages="$run_packages xz-utils" ;;
 test) packages="$run_packages $test_packages" ;;
-*) echo "usage: $0 run|test" >&2; exit 2 ;;
+*) echo "usage: $0 run|eval|test" >&2; exit 2 ;;
 esac
 
 # shellcheck disable=SC2086 # the list is meant to be split
