@@ -1,6 +1,7 @@
 /* tests/service/eval/test_eval_compare.c - rows over the same inputs.
  *
- * The default model is run, since it is the one with a tokenizer; nothing here says how good it is. */
+ * The default model is run, since it is the one with a tokenizer; nothing here says how good it is. Which answers are
+ * right is decided here (the linker's --wrap): lookups in the longer context, and nothing else. */
 #include "service/eval/eval_compare.h"
 #include "tests/service/eval/eval_rig.h"
 #include "tests/test_main.h"
@@ -9,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WINDOW = 24, N_SAMPLES = 3 };
+enum { WINDOW = 24, N_SAMPLES = 3, SHORT_CONTEXT = 128, LONG_CONTEXT = 192 };
 
 static const char text[] = "The old king looked at the sea and said that it was dark. His daughter "
                            "went to the river and found it cold. "
@@ -37,8 +38,8 @@ static eval_plan full_plan(void)
     eval_plan plan = text_plan();
     plan.tasks[plan.n_tasks++] = eval_task_find("lookup", 6);
     plan.tasks[plan.n_tasks++] = eval_task_find("count", 5);
-    plan.contexts[plan.n_contexts++] = 128;
-    plan.contexts[plan.n_contexts++] = 160;
+    plan.contexts[plan.n_contexts++] = SHORT_CONTEXT;
+    plan.contexts[plan.n_contexts++] = LONG_CONTEXT;
     plan.n_samples = N_SAMPLES;
     plan.seed = 7;
     return plan;
@@ -116,6 +117,22 @@ START_TEST(the_difference_is_that_of_the_rows_and_bytes_follow_the_type)
 }
 END_TEST
 
+bool __real_eval_sample_is_answered(const tokenizer *t, const eval_sample *s, const uint32_t *drawn,
+                                    uint32_t n_drawn);
+bool __wrap_eval_sample_is_answered(const tokenizer *t, const eval_sample *s, const uint32_t *drawn,
+                                    uint32_t n_drawn);
+bool __wrap_eval_sample_is_answered(const tokenizer *t, const eval_sample *s, const uint32_t *drawn,
+                                    uint32_t n_drawn)
+{
+    if (drawn == s->ids + s->n_ids) /* a sample looks at its own answer when it is made */
+        return __real_eval_sample_is_answered(t, s, drawn, n_drawn);
+    ck_assert_uint_ge(n_drawn, 1);
+    ck_assert_uint_le(n_drawn, s->n_answer_ids);
+    for (uint32_t i = 0; i < n_drawn; i++)
+        ck_assert_uint_lt(drawn[i], tokenizer_n_vocab(t));
+    return s->n_distance_tokens > 0 && s->n_ids > SHORT_CONTEXT;
+}
+
 START_TEST(every_sample_of_every_cell_is_counted_once)
 {
     fixture f;
@@ -125,10 +142,11 @@ START_TEST(every_sample_of_every_cell_is_counted_once)
         for (uint32_t c = 0; c < f.plan.n_contexts; c++) {
             const eval_accuracy *a = &row.accuracy[k][c];
             ck_assert_uint_eq(a->n_done, N_SAMPLES);
-            ck_assert_uint_le(a->n_right, N_SAMPLES);
+            ck_assert_uint_eq(a->n_right, k == 0 && c == 1 ? N_SAMPLES : 0);
             ck_assert_int_eq(a->n_distance_tokens > 0, eval_task_takes_distance(f.plan.tasks[k]));
         }
     }
+    ck_assert_double_eq(eval_row_accuracy(&row, &f.plan), 0.25);
     ck_assert_uint_gt(row.text_cost.n_decode_tokens, 0);
     ck_assert_uint_gt(row.task_cost.n_decode_tokens, 0);
     ck_assert_uint_eq(eval_row_cost(&row).n_decode_tokens,
@@ -143,8 +161,8 @@ START_TEST(inputs_say_how_long_they_are)
     fixture f;
     open_fixture(full_plan(), &f);
     ck_assert_uint_gt(eval_inputs_n_windows(f.in), 2);
-    ck_assert_uint_gt(eval_inputs_n_seq_tokens_max(f.in), 128);
-    ck_assert_uint_le(eval_inputs_n_seq_tokens_max(f.in), 160);
+    ck_assert_uint_gt(eval_inputs_n_seq_tokens_max(f.in), SHORT_CONTEXT);
+    ck_assert_uint_le(eval_inputs_n_seq_tokens_max(f.in), LONG_CONTEXT);
     close_fixture(&f);
     open_fixture(text_plan(), &f);
     ck_assert_uint_le(eval_inputs_n_seq_tokens_max(f.in), WINDOW + 1);
