@@ -2,12 +2,13 @@
 # Measures the scores of models/storyteller/README.md again: eval.sh PIKV MODEL_DIR [CORPUS_DIR]
 #
 # CORPUS_DIR holds the held-out text, valid.txt or valid.txt.xz; without it the tasks run alone. SAMPLES questions are
-# asked per task and context.
+# asked per task and context, at lengths of CONTEXTS tokens.
 set -eu
 pikv=${1:?usage: eval.sh PIKV MODEL_DIR [CORPUS_DIR]}
 model=${2:?usage: eval.sh PIKV MODEL_DIR [CORPUS_DIR]}
 corpus=${3:-}
 samples=${SAMPLES:-400}
+contexts=${CONTEXTS:-512,1024,2048}
 
 text=$(mktemp)
 trap 'rm -f "$text"' EXIT
@@ -33,4 +34,4 @@ fi
 echo "== facts 1500 tokens back"
 "$pikv" eval "$model" --tasks lookup --context 2048 --distance 1500 --samples "$samples" --seed 1
 echo "== all tasks"
-"$pikv" eval "$model" --tasks lookup,multi,chain,overwrite,count --context 512,1024,2048 --samples "$samples" --seed 1
+"$pikv" eval "$model" --tasks lookup,multi,chain,overwrite,count --context "$contexts" --samples "$samples" --seed 1

@@ -94,6 +94,12 @@ class Model(torch.nn.Module):
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
+    def looks(self):
+        """What start_looking_back has set. Until there is something to copy, gradients of these are noise, which Muon would
+        make full steps of."""
+        first = self.layers[0]
+        return [first.v, first.o] + [p for layer in self.layers for p in (layer.q, layer.k)]
+
     def forward(self, ids, rows=None):
         """[n][t] ids -> logits [n][t][vocab], mean balance loss (1 is perfect), loads [n_layers][n_experts].
 
@@ -122,51 +128,69 @@ def rotate(x, cos, sin):
 # ---------------------------------------------------------------- a start that can look back
 
 LOOK_CHANNEL = 0                        # of the embedding: the same in every token, so that a query can ask for a place
-LOOK_LAYERS = ((1, 1), (2, 0))          # (layer, key/value head) that match from the start
+# (layer, key/value head, n): matches the token n before the query with the token n + 1 before the key; n < 4
+LOOKS = ((1, 0, 2), (1, 1, 0), (2, 0, 3), (2, 1, 1))
+LOOK_GAIN, LOOK_SHARE = 2.5, 2.0        # of the matching products; of what layer 0 writes, beside the embedding
 UNROTATED_TOKENS = 2000                 # channels that rotate less than 1 radian over this distance compare contents
+
+
+def token_codes(embed, n):
+    """[n][dim] that maps normed embeddings to codes of about unit variance and little correlation."""
+    e = F.rms_norm(embed, embed.shape[-1:])
+    e = e - e.mean(dim=0)
+    values, vectors = torch.linalg.eigh(e.T @ e / len(e))
+    keep = values > values.mean() / 20
+    basis = vectors[:, keep] / values[keep].sqrt()
+    return torch.linalg.qr(torch.randn(basis.shape[1], n))[0].T @ basis.T
 
 
 @torch.no_grad()
 def start_looking_back(model):
     """Sets the attention of a fresh or text-trained model so that look-up is learned in minutes.
 
-    Heads that copy what once followed the present token (induction heads, Olsson et al., arXiv 2209.11895) need two
+    Heads that copy what once followed the present tokens (induction heads, Olsson et al., arXiv 2209.11895) need two
     layers to agree before either is of use, so gradients find them late. The start gives a rough draft of both: the four
-    heads of layer 0 look one to four tokens back, and one key/value head in LOOK_LAYERS compares the present token with
-    what the first of those wrote. All of it is trained further like any weight."""
+    heads of layer 0 look one to four tokens back and write a code of what they see, each to a subspace of its own; the
+    heads of LOOKS compare such codes. All of it is trained further like any weight."""
     c, d, heads = model.c, model.c["head_dim"], model.c["num_attention_heads"]
-    dim, kv_dim = c["hidden_size"], c["num_key_value_heads"] * d
+    dim, kv_heads = c["hidden_size"], c["num_key_value_heads"]
     freq = c["rope_theta"] ** (-torch.arange(0, d, 2).float() / d)
     first = model.layers[0]
     rms = model.embed[:, 1:].pow(2).mean().sqrt()
     model.embed[:, LOOK_CHANNEL] = 4 * rms
     first.norm1.fill_(1.0)
     sharp = (freq > 0.1).float() * (8 / (freq > 0.1).sum()) ** 0.5
+    sharp = torch.cat([sharp, sharp])
     for w in (first.q, first.k):
-        w.normal_().mul_(0.5 / dim ** 0.5)
-    for h in range(c["num_key_value_heads"]):
-        first.k[h * d:(h + 1) * d, LOOK_CHANNEL] = torch.cat([sharp, sharp])
+        w.normal_().mul_(0.3 / dim ** 0.5)
+    for h in range(kv_heads):
+        first.k[h * d:(h + 1) * d, LOOK_CHANNEL] = 1.2 * sharp
     for h in range(heads):
         angle = -(h + 1) * torch.cat([freq, freq])
-        first.q[h * d:(h + 1) * d, LOOK_CHANNEL] = rotate(torch.cat([sharp, sharp]), angle.cos(), angle.sin())
-    read = torch.linalg.qr(torch.randn(dim, kv_dim))[0].T
-    read[:, LOOK_CHANNEL] = 0
-    first.v.copy_(read)
-    first.o.copy_(torch.linalg.qr(torch.randn(dim, heads * d))[0] * 0.5 * rms / 0.38)
+        first.q[h * d:(h + 1) * d, LOOK_CHANNEL] = 1.2 * rotate(sharp, angle.cos(), angle.sin())
     still = torch.nonzero(freq < 1 / UNROTATED_TOKENS).flatten()
     rows = torch.cat([still, still + d // 2])
-    for i, kv in LOOK_LAYERS:
+    codes = token_codes(model.embed, d)
+    codes[:, LOOK_CHANNEL] = 0
+    write = torch.linalg.qr(torch.randn(dim, heads * d))[0]
+    first.v.copy_(codes.repeat(kv_heads, 1))
+    first.o.copy_(write * LOOK_SHARE * rms)
+    for i, kv, n in LOOKS:
         layer = model.layers[i]
         layer.norm1.fill_(1.0)
-        k = torch.randn(d, dim) * 0.3 / dim ** 0.5
-        k[rows] = 2 * first.o[:, :len(rows)].T / first.o[:, 0].norm()
-        layer.k[kv * d:(kv + 1) * d] = k
-        group = heads // c["num_key_value_heads"]
+
+        def reader(back):
+            """[len(rows)][dim]: the code of the token so many places back."""
+            read = codes[:len(rows)] if back == 0 else write[:, (back - 1) * d:][:, :len(rows)].T
+            w = torch.randn(d, dim) * 0.2 / dim ** 0.5
+            w[rows] = LOOK_GAIN * read
+            w[:, LOOK_CHANNEL] = 0
+            return w
+
+        layer.k[kv * d:(kv + 1) * d] = reader(n + 1)
+        group = heads // kv_heads
         for h in range(kv * group, (kv + 1) * group):
-            q = torch.randn(d, dim) * 0.3 / dim ** 0.5
-            q[rows] = 2 * read[:len(rows)]
-            q[:, LOOK_CHANNEL] = 0
-            layer.q[h * d:(h + 1) * d] = q
+            layer.q[h * d:(h + 1) * d] = reader(n)
 
 
 # ---------------------------------------------------------------- optimizer
@@ -181,6 +205,8 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             for p in group["params"]:
+                if p.grad is None:
+                    continue
                 m = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 m.lerp_(p.grad, 1 - MUON_MOMENTUM)
                 update = orthogonal(p.grad.lerp(m, MUON_MOMENTUM))

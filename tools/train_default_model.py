@@ -49,16 +49,17 @@ VALID_WINDOW = 512                 # tokens per window when perplexity is measur
 # from this progress on: tokens of a window, tokens of a step, share of passages, whether they are packed
 STAGES = (
     (0.00, 256, 4096, 1.00, True),
-    (0.12, 256, 8192, 0.50, False),
-    (0.28, 512, 8192, 0.50, False),
-    (0.45, 1024, 8192, 0.50, False),
-    (0.65, 2048, 8192, 0.50, False),
+    (0.06, 256, 8192, 0.25, False),
+    (0.22, 512, 8192, 0.25, False),
+    (0.42, 1024, 8192, 0.50, False),
+    (0.62, 2048, 8192, 0.50, False),
 )
 MICRO = 2048                       # tokens of a forward pass: one window of the longest stage
 FACT_TOKENS = 48                   # of a passage, for each fact at most
 DECAY_FROM = 0.5                   # progress from which the rate falls to zero
 BALANCE_EARLY, BALANCE_LATE = 0.02, 0.05   # weight of the balance loss, before and after DECAY_FROM
 WARMUP_STEPS = 30
+HELD_STEPS = 120                   # first steps, in which attention keeps looking where its start has set it to look
 
 
 # ---------------------------------------------------------------- text and tokens
@@ -268,6 +269,9 @@ def train_step(run, sources, args, progress):
         means[kind] += mean / (n_passages if kind else n_micro - n_passages)
         used[kind] += n_windows
         run.tokens += MICRO
+    if run.step < HELD_STEPS:
+        for parameter in run.model.looks():
+            parameter.grad = None
     factor = rate_factor(run.step, progress)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
