@@ -27,7 +27,8 @@ CONFIG = {
 }
 
 MUON_RATE, MUON_MOMENTUM, MUON_DECAY = 0.02, 0.95, 0.05
-ADAM_RATES = {"embed": 8e-3, "head": 3e-3, "small": 3e-3}
+LOOKS_RATE = 0.006                  # of the matrices that look back: a circuit of two layers breaks in large steps
+ADAM_RATES = {"embed": 4e-3, "head": 3e-3, "small": 3e-3}
 
 
 class Layer(torch.nn.Module):
@@ -95,10 +96,15 @@ class Model(torch.nn.Module):
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def looks(self):
-        """What start_looking_back has set. Until there is something to copy, gradients of these are noise, which Muon would
-        make full steps of."""
+        """The matrices that start_looking_back has set."""
         first = self.layers[0]
-        return [first.v, first.o] + [p for layer in self.layers for p in (layer.q, layer.k)]
+        matching = [self.layers[i] for i in sorted({i for i, _, _ in LOOKS})]
+        return [first.q, first.k, first.v, first.o, *(p for layer in matching for p in (layer.q, layer.k))]
+
+    def held(self):
+        """The looks and the norms before them. Until there is something to copy, gradients of these are noise, which Muon
+        would make full steps of."""
+        return [*self.looks(), *(layer.norm1 for layer in self.layers)]
 
     def forward(self, ids, rows=None):
         """[n][t] ids -> logits [n][t][vocab], mean balance loss (1 is perfect), loads [n_layers][n_experts].
@@ -130,7 +136,7 @@ def rotate(x, cos, sin):
 LOOK_CHANNEL = 0                        # of the embedding: the same in every token, so that a query can ask for a place
 # (layer, key/value head, n): matches the token n before the query with the token n + 1 before the key; n < 4
 LOOKS = ((1, 0, 2), (1, 1, 0), (2, 0, 3), (2, 1, 1))
-LOOK_GAIN, LOOK_SHARE = 2.5, 2.0        # of the matching products; of what layer 0 writes, beside the embedding
+LOOK_GAIN, LOOK_SHARE = 2.5, 4.0        # of the matching products; of what layer 0 writes, beside the embedding
 UNROTATED_TOKENS = 2000                 # channels that rotate less than 1 radian over this distance compare contents
 
 
@@ -198,8 +204,8 @@ def start_looking_back(model):
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest orthogonal matrix; stacked matrices go one by one."""
 
-    def __init__(self, params, rate):
-        super().__init__(params, {"lr": rate})
+    def __init__(self, groups):
+        super().__init__(groups, {"lr": MUON_RATE})
 
     @torch.no_grad()
     def step(self):
@@ -226,17 +232,26 @@ def orthogonal(g, steps=5):
 
 
 def make_optimizers(model):
-    hidden = [p for l in model.layers for p in (l.q, l.k, l.v, l.o, l.w1, l.w2, l.w3)]
+    looks = model.looks()
+    others = [p for l in model.layers for p in (l.q, l.k, l.v, l.o, l.w1, l.w2, l.w3) if all(p is not x for x in looks)]
     small = [p for l in model.layers for p in (l.gate, l.norm1, l.norm2)] + [model.norm]
     groups = [{"params": [model.embed], "lr": ADAM_RATES["embed"]},
               {"params": [model.head], "lr": ADAM_RATES["head"]},
               {"params": small, "lr": ADAM_RATES["small"]}]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
-    both = [Muon(hidden, MUON_RATE), adam]
+    model.embed.register_hook(without_look_channel)
+    both = [Muon([{"params": others, "lr": MUON_RATE}, {"params": looks, "lr": LOOKS_RATE}]), adam]
     for optimizer in both:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return both
+
+
+def without_look_channel(gradient):
+    """The channel that is the same in every token stays so."""
+    gradient = gradient.clone()
+    gradient[:, LOOK_CHANNEL] = 0
+    return gradient
 
 
 # ---------------------------------------------------------------- on disk

@@ -48,18 +48,20 @@ VALID_WINDOW = 512                 # tokens per window when perplexity is measur
 
 # from this progress on: tokens of a window, tokens of a step, share of passages, whether they are packed
 STAGES = (
-    (0.00, 256, 4096, 1.00, True),
-    (0.06, 256, 8192, 0.25, False),
-    (0.22, 512, 8192, 0.25, False),
-    (0.42, 1024, 8192, 0.50, False),
-    (0.62, 2048, 8192, 0.50, False),
+    (0.00, 256, 4096, 0.50, True),
+    (0.10, 256, 8192, 0.50, False),
+    (0.25, 256, 8192, 0.25, False),
+    (0.35, 512, 8192, 0.25, False),
+    (0.50, 1024, 8192, 0.50, False),
+    (0.64, 2048, 8192, 0.50, False),
 )
 MICRO = 2048                       # tokens of a forward pass: one window of the longest stage
 FACT_TOKENS = 48                   # of a passage, for each fact at most
-DECAY_FROM = 0.5                   # progress from which the rate falls to zero
+DECAY_FROM = 0.38                  # progress from which the rate falls to zero
 BALANCE_EARLY, BALANCE_LATE = 0.02, 0.05   # weight of the balance loss, before and after DECAY_FROM
+ANSWERS_WEIGHT = 2                 # of the mean over answers, beside the mean over text
 WARMUP_STEPS = 30
-HELD_STEPS = 120                   # first steps, in which attention keeps looking where its start has set it to look
+HELD_STEPS = 180                   # first steps, in which attention keeps looking where its start has set it to look
 
 
 # ---------------------------------------------------------------- text and tokens
@@ -177,7 +179,8 @@ def stage_of(progress):
 
 
 def rate_factor(step, progress):
-    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    held = step < HELD_STEPS
+    warm = min(1.0, (step + 1) / WARMUP_STEPS if held else (step + 1 - HELD_STEPS) / (2 * WARMUP_STEPS))
     return warm * min(1.0, max(0.0, (1 - progress) / (1 - DECAY_FROM)))
 
 
@@ -230,8 +233,9 @@ class Sources:
 
     def __init__(self, tokenizer, tokens, seed):
         self.tokenizer = tokenizer
-        self.walks = [Walk(tokens, context, seed) for _, context, _, _, _ in STAGES]
-        self.passages = [Passages(tokenizer, tokens, context, packed, seed) for _, context, _, _, packed in STAGES]
+        seeds = [100 * seed + i for i in range(len(STAGES))]
+        self.walks = [Walk(tokens, stage[1], s) for stage, s in zip(STAGES, seeds)]
+        self.passages = [Passages(tokenizer, tokens, stage[1], stage[4], s) for stage, s in zip(STAGES, seeds)]
 
 
 def text_loss(model, ids):
@@ -240,13 +244,13 @@ def text_loss(model, ids):
 
 
 def passage_loss(model, ids, weights):
-    """Mean over the answers and, half as heavy, mean over the real text; other rows never reach the head."""
+    """Weighted sum of the mean over the answers and half the mean over real text; other rows never reach the head."""
     rows = weights > 0
     logits, balance, _ = model(shift_in_bos(ids), rows)
     nats, kinds = F.cross_entropy(logits, ids[rows], reduction="none"), weights[rows]
     answers, real = nats[kinds == lookup_text.ANSWER], nats[kinds == lookup_text.FILLER]
     loss = answers.mean() if len(answers) else nats.sum() * 0
-    return loss + (0.5 * real.mean() if len(real) else 0), loss.item(), balance
+    return ANSWERS_WEIGHT * loss + (0.5 * real.mean() if len(real) else 0), loss.item(), balance
 
 
 def train_step(run, sources, args, progress):
@@ -270,7 +274,7 @@ def train_step(run, sources, args, progress):
         used[kind] += n_windows
         run.tokens += MICRO
     if run.step < HELD_STEPS:
-        for parameter in run.model.looks():
+        for parameter in run.model.held():
             parameter.grad = None
     factor = rate_factor(run.step, progress)
     for optimizer in run.optimizers:
@@ -330,7 +334,7 @@ LOGGED_KINDS = ("number", "grid", "chain", "now", "count")
 def report(run, sources, valid, recent, args):
     stage = stage_of(run.progress(args))
     nats, imbalance = evaluate(run.model, valid, args.device, max_windows=80)
-    fresh = Passages(sources.tokenizer, valid, STAGES[stage][1], False, args.seed + 1)
+    fresh = Passages(sources.tokenizer, valid, STAGES[stage][1], False, args.seed + 10**6)
     shares = answer_share(run.model, fresh, 4096 * 3 // STAGES[stage][1], args.device)
     text, answers = np.mean(recent, axis=0) if recent else (math.nan, math.nan)
     row = {"step": run.step, "minutes": round(run.seconds / 60, 2), "tokens": run.tokens,
