@@ -436,7 +436,7 @@ def main():
     train(run, Sources(tokenizer, tokens, args.seed), valid, args)
     export(run.model, args.out, os.path.join(args.work, "tokenizer.model"))
     train_curve.draw(os.path.join(args.work, "log.csv"), os.path.join(args.out, "curve.svg"))
-    for window in (VALID_WINDOW, LONG_CONTEXT):
+    for window in (VALID_WINDOW, CONFIG["max_position_embeddings"]):
         nats, imbalance = evaluate(run.model, valid, args.device, window)
         scores(f"f32 weights, windows of {window}", nats, len(valid), valid_bytes, imbalance)
     if args.verify:
