@@ -104,8 +104,8 @@ static ALWAYS_INLINE void score_slots(const coded_keys *t, const int R, const in
         score_tile(t, i, 1, N, coding);
 }
 
-static ALWAYS_INLINE void score_typed(const coded_keys *t, uint32_t n_rows,
-                                      const attn_coding coding)
+static ALWAYS_INLINE void score_rows_of(const coded_keys *t, uint32_t n_rows,
+                                        const attn_coding coding)
 {
     switch (n_rows) {
     case 1: score_slots(t, 4, 1, coding); break;
@@ -116,6 +116,21 @@ static ALWAYS_INLINE void score_typed(const coded_keys *t, uint32_t n_rows,
     }
 }
 
+/* A function for each coding: one for all would be too long to compile under sanitizers. */
+#define CODING_LIST(X) X(fp8, ATTN_FP8) X(int8, ATTN_INT8) X(int4, ATTN_INT4) X(int2, ATTN_INT2)
+#define X(name, coding)                                                                          \
+    static __attribute__((noinline)) void score_##name(const coded_keys *t, uint32_t n_rows)     \
+    {                                                                                            \
+        score_rows_of(t, n_rows, coding);                                                        \
+    }                                                                                            \
+    static __attribute__((noinline)) void fold_##name(const v_fold *f, uint32_t c, uint32_t end, \
+                                                      uint32_t n_rows)                           \
+    {                                                                                            \
+        fold_values(f, c, end, n_rows, coding, DTYPE_F32);                                       \
+    }
+CODING_LIST(X)
+#undef X
+
 static void score_coded(const attn_query *query, const slot_set *s, const slot_run *run,
                         const row_set *r, float *out)
 {
@@ -124,10 +139,10 @@ static void score_coded(const attn_query *query, const slot_set *s, const slot_r
     const coded_keys t = {
         .k = s->k + run->first, .q = &q, .out = out, .n_slots = run->n, .k_dim = query->k_dim};
     switch (run->coded->coding) {
-    case ATTN_FP8: score_typed(&t, r->n, ATTN_FP8); break;
-    case ATTN_INT8: score_typed(&t, r->n, ATTN_INT8); break;
-    case ATTN_INT4: score_typed(&t, r->n, ATTN_INT4); break;
-    case ATTN_INT2: score_typed(&t, r->n, ATTN_INT2); break;
+#define X(name, coding) \
+    case coding: score_##name(&t, r->n); break;
+        CODING_LIST(X)
+#undef X
     default: assert(false);
     }
 }
@@ -178,10 +193,10 @@ static void fold_coded(const attn_query *query, const slot_set *s, const slot_ru
         const uint32_t end = c + v_group < query->v_dim ? c + v_group : query->v_dim;
         weigh_group(s, run, g, n_groups, part->p + (size_t)run->first * ATTN_ROWS, &w);
         switch (run->coded->coding) {
-        case ATTN_FP8: fold_values(&f, c, end, n_rows, ATTN_FP8, DTYPE_F32); break;
-        case ATTN_INT8: fold_values(&f, c, end, n_rows, ATTN_INT8, DTYPE_F32); break;
-        case ATTN_INT4: fold_values(&f, c, end, n_rows, ATTN_INT4, DTYPE_F32); break;
-        case ATTN_INT2: fold_values(&f, c, end, n_rows, ATTN_INT2, DTYPE_F32); break;
+#define X(name, coding) \
+    case coding: fold_##name(&f, c, end, n_rows); break;
+            CODING_LIST(X)
+#undef X
         default: assert(false);
         }
     }
