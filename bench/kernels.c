@@ -222,7 +222,39 @@ enum { BLOCKS_PER_ITEM = 64, GROUP_MAX = 8, QUERIES_MAX = 64 };
 typedef struct attend_job {
     const bench *b;
     uint32_t group, n_queries;
+    attn_coding coding; /* of codes only the codes come from memory: one grid serves all pages */
+    const uint16_t *grid;
 } attend_job;
+
+static uint32_t coded_row_bytes(attn_coding coding)
+{
+    return coding == ATTN_PLAIN ? HEAD_DIM * 2 : HEAD_DIM * attn_code_bits(coding) / 8;
+}
+
+/* Scales of 1/256, minima of -1/2, for keys and for any slot. */
+static const uint16_t *one_grid(void)
+{
+    static uint16_t grid[2 * HEAD_DIM];
+    for (uint32_t i = 0; i < 2 * HEAD_DIM && grid[HEAD_DIM] == 0; i++)
+        grid[i] = bf16_from_f32(i < HEAD_DIM ? 1.0f / 256 : -0.5f);
+    return grid;
+}
+
+static attn_span block_span(const attend_job *job, size_t block)
+{
+    const uint32_t row_bytes = coded_row_bytes(job->coding);
+    const uint8_t *at = job->b->memory + block * 2 * BLOCK_SLOTS * row_bytes;
+    return (attn_span){.k = at,
+                       .v = at + BLOCK_SLOTS * row_bytes,
+                       .k_stride_bytes = row_bytes,
+                       .v_stride_bytes = row_bytes,
+                       .n_slots = BLOCK_SLOTS,
+                       .live = UINT64_MAX,
+                       .coding = job->coding,
+                       .v_group = 32,
+                       .k_grid = job->grid,
+                       .v_grid = job->grid + HEAD_DIM - 4};
+}
 
 /* 64 blocks of keys and values, as a sequence of their own. */
 static void attend_items(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -234,19 +266,12 @@ static void attend_items(void *ctx, size_t begin, size_t end, uint32_t worker)
     uint32_t positions[QUERIES_MAX];
     static _Thread_local float max[QUERIES_MAX * GROUP_MAX], sum[QUERIES_MAX * GROUP_MAX];
     static _Thread_local float acc[QUERIES_MAX * GROUP_MAX * HEAD_DIM];
-    const size_t half_bytes = BLOCK_SLOTS * HEAD_DIM * 2;
     for (uint32_t j = 0; j < job->n_queries; j++)
         positions[j] = BLOCKS_PER_ITEM * BLOCK_SLOTS + j;
     for (size_t item = begin; item < end; item++) {
         for (uint32_t i = 0; i < BLOCKS_PER_ITEM; i++) {
-            const uint8_t *at = job->b->memory + (item * BLOCKS_PER_ITEM + i) * 2 * half_bytes;
-            spans[i] = (attn_span){.k = at,
-                                   .v = at + half_bytes,
-                                   .k_stride_bytes = HEAD_DIM * 2,
-                                   .v_stride_bytes = HEAD_DIM * 2,
-                                   .n_slots = BLOCK_SLOTS,
-                                   .first_position = i * BLOCK_SLOTS,
-                                   .live = UINT64_MAX};
+            spans[i] = block_span(job, item * BLOCKS_PER_ITEM + i);
+            spans[i].first_position = i * BLOCK_SLOTS;
             blocks[i] = (attn_block){i, 1};
         }
         const attn_query query = {.q = job->b->x,
@@ -265,27 +290,28 @@ static void attend_items(void *ctx, size_t begin, size_t end, uint32_t worker)
     }
 }
 
-/* Seconds for `n_items` items of 1 MiB of keys and values. */
-static double attend_seconds(const bench *b, uint32_t group, uint32_t n_queries, size_t n_items)
+/* Seconds for `n_items` items: 1 MiB of keys and values each, if they are bf16. */
+static double attend_seconds(const attend_job *job, size_t n_items)
 {
-    attend_job job = {b, group, n_queries};
     const uint64_t start_ns = clock_mono_ns();
-    parallel_for(b->d->pool, n_items, 1, attend_items, &job);
+    parallel_for(job->b->d->pool, n_items, 1, attend_items, (void *)job);
     return clock_seconds_since(start_ns);
 }
 
-static double attend_decode_rate(const bench *b, uint32_t group) /* GB/s */
+static double attend_decode_rate(const bench *b, uint32_t group, attn_coding coding) /* GB/s */
 {
     const size_t n_items = N_BLOCKS / BLOCKS_PER_ITEM;
-    return GIB * 1e-9 / attend_seconds(b, group, 1, n_items);
+    const attend_job job = {b, group, 1, coding, one_grid()};
+    const double share = coded_row_bytes(coding) / (2.0 * HEAD_DIM);
+    return GIB * share * 1e-9 / attend_seconds(&job, n_items);
 }
 
 static double attend_prompt_rate(const bench *b) /* GFLOP/s */
 {
     const size_t n_items = 16;
+    const attend_job job = {b, 4, QUERIES_MAX, ATTN_PLAIN, NULL};
     const double n_slots = (double)n_items * BLOCKS_PER_ITEM * BLOCK_SLOTS;
-    const double seconds = attend_seconds(b, 4, QUERIES_MAX, n_items);
-    return 4. * n_slots * HEAD_DIM * 4 * QUERIES_MAX * 1e-9 / seconds;
+    return 4. * n_slots * HEAD_DIM * 4 * QUERIES_MAX * 1e-9 / attend_seconds(&job, n_items);
 }
 
 /* ---- report ---- */
@@ -304,6 +330,10 @@ typedef enum row {
     ATTEND_1,
     ATTEND_4,
     ATTEND_8,
+    ATTEND_FP8,
+    ATTEND_INT8,
+    ATTEND_INT4,
+    ATTEND_INT2,
     ATTEND_PROMPT,
     N_ROWS
 } row;
@@ -321,9 +351,13 @@ static double measure(const bench *b, row r)
     case PROMPT_SQUARE: return matmul_rate(b, 4096, 4096, PROMPT_TOKENS);
     case PROMPT_WIDE: return matmul_rate(b, 4096, 14336, PROMPT_TOKENS);
     case PROMPT_16: return matmul_rate(b, 4096, 4096, 16);
-    case ATTEND_1: return attend_decode_rate(b, 1);
-    case ATTEND_4: return attend_decode_rate(b, 4);
-    case ATTEND_8: return attend_decode_rate(b, 8);
+    case ATTEND_1: return attend_decode_rate(b, 1, ATTN_PLAIN);
+    case ATTEND_4: return attend_decode_rate(b, 4, ATTN_PLAIN);
+    case ATTEND_8: return attend_decode_rate(b, 8, ATTN_PLAIN);
+    case ATTEND_FP8: return attend_decode_rate(b, 4, ATTN_FP8);
+    case ATTEND_INT8: return attend_decode_rate(b, 4, ATTN_INT8);
+    case ATTEND_INT4: return attend_decode_rate(b, 4, ATTN_INT4);
+    case ATTEND_INT2: return attend_decode_rate(b, 4, ATTN_INT2);
     case ATTEND_PROMPT: return attend_prompt_rate(b);
     case N_ROWS: break;
     }
@@ -347,6 +381,10 @@ static const struct {
     [ATTEND_1] = {"attention, 1 query head", READ},
     [ATTEND_4] = {"attention, 4 query heads", READ},
     [ATTEND_8] = {"attention, 8 query heads", READ},
+    [ATTEND_FP8] = {"the same over fp8, 4 heads", READ},
+    [ATTEND_INT8] = {"the same over int8, 4 heads", READ},
+    [ATTEND_INT4] = {"the same over int4, 4 heads", READ},
+    [ATTEND_INT2] = {"the same over int2, 4 heads", READ},
     [ATTEND_PROMPT] = {"attention, 64 queries x 4", FMA},
 };
 

@@ -6,9 +6,13 @@
  *     m_b = max s_i,  l_b = sum exp(s_i - m_b),  a_b = sum exp(s_i - m_b) v_i
  * and blocks are folded in the order given:
  *     m' = max(m, m_b),  l' = l exp(m - m') + l_b exp(m_b - m'),  a' likewise.
- * The result is (o, lse) = (a / l, m + ln l). Which spans a block is cut into changes no bit, nor does the number
- * of queries handled together: that is what makes whole, chunked and cached prompts identical.
+ * The result is (o, lse) = (a / l, m + ln l). Which plain spans a block is cut into changes no bit,
+ * nor does the number of queries handled together: that is what makes whole, chunked and cached
+ * prompts identical.
  * A query that sees no key has o = 0, lse = -inf.
+ *
+ * Encoded spans are read as they are, no entry is decoded to memory. The definition is the same, over
+ * the elements that attn_coding describes; fast tables may take the scales out of the sums.
  *
  * Merging partials of shards: see attn_merge. (Milakov and Gimelshein 2018; Dao et al. 2022.)
  * Functions here are serial: the cache runs them from its own parallel loop. */
@@ -20,18 +24,39 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ATTN_BLOCK_SLOTS_MAX = 64 };
+enum { ATTN_BLOCK_SLOTS_MAX = 64, ATTN_CODED_DIM_MAX = 1024, ATTN_GROUP_MIN = 16 };
+
+/* How the entries of a span are written. Plain ones are elements of the query's type. Of the others, a row
+ * is one code per channel; code c has b bits, at bits [b c, b (c + 1)) of the row, little-endian.
+ *
+ *   fp8    E4M3 codes     k[i][c] = code s_k             v[i][c] = code s_v
+ *          k_grid, v_grid: one f32 each, s_k and s_v
+ *   intB   unsigned       k[i][c] = code s_c + m_c       v[i][c] = code s_ig + m_ig,  g = c / v_group
+ *          k_grid: bf16 [2][k_dim], s and m of every channel
+ *          v_grid: bf16 [2][n_groups] at v_grid + i * v_grid_stride_bytes, s and m of slot i; v_group is
+ *          a multiple of ATTN_GROUP_MIN
+ *
+ * Grids are finite, and so are all codes; k_dim and v_dim are at most ATTN_CODED_DIM_MAX. */
+typedef enum attn_coding { ATTN_PLAIN, ATTN_FP8, ATTN_INT8, ATTN_INT4, ATTN_INT2 } attn_coding;
+
+static inline uint32_t attn_code_bits(attn_coding coding)
+{
+    return coding == ATTN_INT4 ? 4 : coding == ATTN_INT2 ? 2 : 8;
+}
 
 /* Consecutive slots in memory. position[i] = first_position + i unless `positions` is given. */
 typedef struct attn_span {
-    const void *k; /* slot i at k + i * k_stride_bytes: [k_dim] of `type` */
-    const void *v; /* slot i at v + i * v_stride_bytes: [v_dim]; may point into k (MLA) */
+    const void *k; /* slot i at k + i * k_stride_bytes: [k_dim] of `type`, or codes */
+    const void *v; /* slot i at v + i * v_stride_bytes: [v_dim]; plain: may point into k (MLA) */
     uint32_t k_stride_bytes, v_stride_bytes;
     uint32_t n_slots; /* 1 .. 64 */
     uint32_t first_position;
     const uint32_t *positions; /* [n_slots] or NULL */
     uint64_t live;             /* bit i: slot i is valid; evicted slots are 0 */
     const float *bias;         /* [n_slots] added to the score, or NULL */
+    attn_coding coding;        /* of k and v; what follows is read only if it is not ATTN_PLAIN */
+    uint32_t v_group, v_grid_stride_bytes;
+    const void *k_grid, *v_grid;
 } attn_span;
 
 /* spans[first_span .. first_span + n_spans) of one block; together at most 64 slots. */
@@ -49,7 +74,7 @@ typedef struct attn_query {
     uint32_t k_dim, v_dim;
     uint32_t window; /* sees key positions > position - window; 0: all up to its own */
     float scale;
-    dtype type; /* of keys and values: f32 or bf16 */
+    dtype type; /* of plain keys and values: f32 or bf16 */
 } attn_query;
 
 /* Running state of every (query, head): [n_queries][group] */

@@ -14,12 +14,46 @@ static bool is_visible(const attn_span *span, uint32_t i, uint32_t position, uin
     return window == 0 || position - at < window;
 }
 
-static double score(const attn_query *query, const attn_span *span, uint32_t i, const float *q)
+/* Code c of a row; fp8 as the number that it means. */
+static double load_code(const char *row, attn_coding coding, uint32_t c)
+{
+    const uint32_t bits = attn_code_bits(coding), at = c * bits;
+    const uint8_t byte = (uint8_t)row[at / 8];
+    if (coding == ATTN_FP8) return (double)f32_from_fp8(byte);
+    return (double)(byte >> at % 8 & ((1u << bits) - 1));
+}
+
+/* Element c of a row of codes whose grid has n pairs, this one under pair `at`. */
+static double load_coded(const char *row, attn_coding coding, uint32_t c, const void *grid,
+                         uint32_t n, uint32_t at)
+{
+    const double code = load_code(row, coding, c);
+    if (coding == ATTN_FP8) return code * (double)load_element(grid, DTYPE_F32, 0);
+    const double scale = (double)load_element(grid, DTYPE_BF16, at);
+    return code * scale + (double)load_element(grid, DTYPE_BF16, (size_t)n + at);
+}
+
+static double key_element(const attn_query *query, const attn_span *span, uint32_t i, uint32_t c)
 {
     const char *k = (const char *)span->k + (size_t)i * span->k_stride_bytes;
+    if (span->coding == ATTN_PLAIN) return (double)load_element(k, query->type, c);
+    return load_coded(k, span->coding, c, span->k_grid, query->k_dim, c);
+}
+
+static double value_element(const attn_query *query, const attn_span *span, uint32_t i, uint32_t c)
+{
+    const char *v = (const char *)span->v + (size_t)i * span->v_stride_bytes;
+    if (span->coding == ATTN_PLAIN) return (double)load_element(v, query->type, c);
+    const char *grid = (const char *)span->v_grid + (size_t)i * span->v_grid_stride_bytes;
+    const uint32_t n_groups = (query->v_dim + span->v_group - 1) / span->v_group;
+    return load_coded(v, span->coding, c, grid, n_groups, c / span->v_group);
+}
+
+static double score(const attn_query *query, const attn_span *span, uint32_t i, const float *q)
+{
     double sum = 0;
     for (uint32_t c = 0; c < query->k_dim; c++)
-        sum += (double)q[c] * (double)load_element(k, query->type, c);
+        sum += (double)q[c] * key_element(query, span, i, c);
     return sum * (double)query->scale + (span->bias != NULL ? (double)span->bias[i] : 0);
 }
 
@@ -57,9 +91,8 @@ static void fold_block(const attn_query *query, const attn_blocks *blocks, const
         for (uint32_t s = 0; s < block->n_spans; s++) {
             const attn_span *span = &blocks->spans[block->first_span + s];
             for (uint32_t i = 0; i < span->n_slots; i++, n++) {
-                const char *v = (const char *)span->v + (size_t)i * span->v_stride_bytes;
                 if (scores[n] == -INFINITY) continue; /* an evicted value may be anything */
-                acc += exp(scores[n] - top) * (double)load_element(v, query->type, c);
+                acc += exp(scores[n] - top) * value_element(query, span, i, c);
             }
         }
         r->acc[c] = (float)((double)r->acc[c] * kept + acc * added);

@@ -9,25 +9,39 @@
  *   a[row][c]      sum of p v, one fused multiply-add after the other, lanes along c
  *
  * A masked slot adds an exact zero, in every sum. Therefore neither the slots that other rows see,
- * nor masked slots that are absent, nor the rows that share a load change a bit. */
+ * nor masked slots that are absent, nor the rows that share a load change a bit.
+ *
+ * Slots of encoded spans are in runs of their own, one per span; what differs for them is in
+ * attention_coded_simd.c. Plain spans that follow each other are one run. Each run has its own a, and
+ * the runs of a block are added to the state one after the other. */
 #ifndef KERNELS_ATTENTION_SIMD_H
 #define KERNELS_ATTENTION_SIMD_H
 
 #include "base/check.h"
 #include "kernels/attention.h"
 #include "kernels/dots_simd.c"
+#include "kernels/simd_codes.h"
 
 #include <math.h>
 
-enum { ATTN_ROWS = 4, V_TILE_MAX = 8 };
+enum { ATTN_ROWS = 4 };
 static_assert((int)ATTN_ROWS == (int)DIRECT_TOKENS_MAX, "one direct tile of scores");
 static_assert(ATTN_BLOCK_SLOTS_MAX * ATTN_ROWS % LANES == 0, "whole vectors of scores");
 static_assert(2 * ATTN_ROWS <= LANES, "one vector of fold factors");
+
+/* Slots [first, first + n) of a set: of one encoded span, or of plain ones. */
+typedef struct slot_run {
+    const attn_span *coded; /* NULL: plain */
+    uint32_t first, n;
+} slot_run;
 
 /* The slots of one block that at least one query may see, in order. */
 typedef struct slot_set {
     const void *k[ATTN_BLOCK_SLOTS_MAX];
     const void *v[ATTN_BLOCK_SLOTS_MAX];
+    const void *v_grid[ATTN_BLOCK_SLOTS_MAX]; /* valid in coded runs */
+    slot_run runs[ATTN_BLOCK_SLOTS_MAX];
+    uint32_t n_runs;
     uint32_t position[ATTN_BLOCK_SLOTS_MAX];
     float bias[ATTN_BLOCK_SLOTS_MAX];
     bool has_bias;
@@ -50,6 +64,19 @@ typedef struct partial {
     float kept[ATTN_ROWS], added[ATTN_ROWS]; /* factors of the fold */
 } partial;
 
+#include "kernels/attention_values_simd.c"
+
+#include "kernels/attention_coded_simd.c"
+
+/* The run that the next slot of `span` belongs to. */
+static slot_run *run_of(slot_set *s, const attn_span *span)
+{
+    const attn_span *coded = span->coding != ATTN_PLAIN ? span : NULL;
+    if (s->n_runs == 0 || s->runs[s->n_runs - 1].coded != coded)
+        s->runs[s->n_runs++] = (slot_run){.coded = coded, .first = s->n};
+    return &s->runs[s->n_runs - 1];
+}
+
 static void gather_span(const attn_query *query, const attn_span *span, slot_set *out)
 {
     const uint32_t newest = query->positions[query->n_queries - 1];
@@ -61,9 +88,12 @@ static void gather_span(const attn_query *query, const attn_span *span, slot_set
         const uint32_t at = span->positions != NULL ? span->positions[i] : span->first_position + i;
         if (at > newest) continue;
         if (query->window != 0 && at < oldest && oldest - at >= query->window) continue;
+        run_of(out, span)->n++;
         const uint32_t n = out->n++;
         out->k[n] = (const char *)span->k + (size_t)i * span->k_stride_bytes;
         out->v[n] = (const char *)span->v + (size_t)i * span->v_stride_bytes;
+        if (span->coding != ATTN_PLAIN)
+            out->v_grid[n] = (const char *)span->v_grid + (size_t)i * span->v_grid_stride_bytes;
         out->bias[n] = span->bias != NULL ? span->bias[i] : 0;
         out->has_bias |= span->bias != NULL;
         out->position[n] = at;
@@ -76,7 +106,7 @@ static void gather_block(const attn_query *query, const attn_blocks *blocks,
                          const attn_block *block, slot_set *out)
 {
     uint32_t n_slots = 0;
-    out->n = 0;
+    out->n = out->n_runs = 0;
     out->has_bias = false;
     out->position_min = UINT32_MAX;
     out->position_max = 0;
@@ -106,17 +136,26 @@ static uint64_t visible_slots(const slot_set *s, uint32_t position, uint32_t win
     return visible;
 }
 
-/* Products of q and k; spread out to ATTN_ROWS columns if there are fewer rows. */
+/* Products of q and k of all runs, each in its way; spread out to ATTN_ROWS columns if there are
+ * fewer rows. */
 static void score_rows(const attn_query *query, const slot_set *s, const row_set *r, partial *part)
 {
-    const dots d = {.w = s->k,
-                    .x = r->q,
-                    .out = part->p,
-                    .n_rows = s->n,
-                    .n_x = r->n,
-                    .cols = query->k_dim,
-                    .type = query->type};
-    dots_direct(&d);
+    for (uint32_t i = 0; i < s->n_runs; i++) {
+        const slot_run *run = &s->runs[i];
+        float *out = part->p + (size_t)run->first * r->n;
+        if (run->coded != NULL) {
+            score_coded(query, s, run, r, out);
+            continue;
+        }
+        const dots d = {.w = s->k + run->first,
+                        .x = r->q,
+                        .out = out,
+                        .n_rows = run->n,
+                        .n_x = r->n,
+                        .cols = query->k_dim,
+                        .type = query->type};
+        dots_direct(&d);
+    }
     for (uint32_t i = s->n; i > 0 && r->n < ATTN_ROWS; i--) { /* backwards: in place */
         float row[ATTN_ROWS] = {0};
         for (uint32_t j = 0; j < r->n; j++)
@@ -204,82 +243,6 @@ static void fold_sums(const row_set *r, attn_state *state, partial *part)
     }
 }
 
-/* One tile of values and where it goes. */
-typedef struct v_tile {
-    const slot_set *s;
-    const partial *part;
-    float *acc[ATTN_ROWS]; /* rows of the state */
-    uint32_t n_rest;       /* lanes of a last, partial vector; 0: whole */
-} v_tile;
-
-/* Channels [c, c + C LANES) of R rows. R, C, type and is_rest are constants after inlining. */
-static ALWAYS_INLINE void fold_tile(const v_tile *t, uint32_t c, const int R, const int C,
-                                    const dtype type, const bool is_rest)
-{
-    vf a[ATTN_ROWS][V_TILE_MAX];
-    UNROLL
-    for (int j = 0; j < R; j++) {
-        UNROLL
-        for (int i = 0; i < C; i++)
-            a[j][i] = vf_set1(0);
-    }
-    for (uint32_t s = 0; s < t->s->n; s++) {
-        const char *v = (const char *)t->s->v[s] + (size_t)c * dtype_bytes(type);
-        vf values[V_TILE_MAX];
-        UNROLL
-        for (int i = 0; i < C; i++) {
-            const char *at = v + (size_t)i * LANES * dtype_bytes(type);
-            values[i] = is_rest ? vf_load_part(at, type, t->n_rest) : vf_load_as(at, type);
-        }
-        UNROLL
-        for (int j = 0; j < R; j++) {
-            const vf p = vf_set1(t->part->p[s * ATTN_ROWS + (uint32_t)j]);
-            UNROLL
-            for (int i = 0; i < C; i++)
-                a[j][i] = vf_fma(p, values[i], a[j][i]);
-        }
-    }
-    UNROLL
-    for (int j = 0; j < R; j++) {
-        const vf kept = vf_set1(t->part->kept[j]), added = vf_set1(t->part->added[j]);
-        UNROLL
-        for (int i = 0; i < C; i++) {
-            float *acc = t->acc[j] + c + i * LANES;
-            const vf old = is_rest ? vf_load_part(acc, DTYPE_F32, t->n_rest) : vf_load(acc);
-            const vf sum = vf_fma(a[j][i], added, vf_mul(old, kept));
-            if (is_rest) {
-                vf_store_part(acc, sum, t->n_rest);
-            } else {
-                vf_store(acc, sum);
-            }
-        }
-    }
-}
-
-/* All channels of R rows: tiles of C vectors, single vectors, the rest. */
-static ALWAYS_INLINE void fold_channels(const v_tile *t, uint32_t v_dim, const int R, const int C,
-                                        const dtype type)
-{
-    uint32_t c = 0;
-    for (; c + (uint32_t)C * LANES <= v_dim; c += (uint32_t)C * LANES)
-        fold_tile(t, c, R, C, type, false);
-    for (; c + LANES <= v_dim; c += LANES)
-        fold_tile(t, c, R, 1, type, false);
-    if (c < v_dim) fold_tile(t, c, R, 1, type, true);
-}
-
-static ALWAYS_INLINE void fold_values_typed(const v_tile *t, uint32_t v_dim, uint32_t n_rows,
-                                            const dtype type)
-{
-    switch (n_rows) {
-    case 1: fold_channels(t, v_dim, 1, 8, type); break;
-    case 2: fold_channels(t, v_dim, 2, 4, type); break;
-    case 3: fold_channels(t, v_dim, 3, 2, type); break;
-    case 4: fold_channels(t, v_dim, 4, 2, type); break;
-    default: assert(false);
-    }
-}
-
 static void fold_rows(const attn_query *query, const slot_set *s, const row_set *r,
                       attn_state *state)
 {
@@ -289,13 +252,17 @@ static void fold_rows(const attn_query *query, const slot_set *s, const row_set 
     find_max(s, &part);
     weigh_rows(s, &part);
     fold_sums(r, state, &part);
-    v_tile t = {.s = s, .part = &part, .n_rest = query->v_dim % LANES};
+    float *acc[ATTN_ROWS];
     for (uint32_t j = 0; j < r->n; j++)
-        t.acc[j] = state->acc + r->at[j] * query->v_dim;
-    if (query->type == DTYPE_F32) {
-        fold_values_typed(&t, query->v_dim, r->n, DTYPE_F32);
-    } else {
-        fold_values_typed(&t, query->v_dim, r->n, DTYPE_BF16);
+        acc[j] = state->acc + r->at[j] * query->v_dim;
+    for (uint32_t i = 0; i < s->n_runs; i++) {
+        if (s->runs[i].coded != NULL) {
+            fold_coded(query, s, &s->runs[i], r->n, &part, acc);
+        } else {
+            fold_plain(query, s, &s->runs[i], r->n, &part, acc);
+        }
+        for (uint32_t j = 0; j < r->n; j++)
+            part.kept[j] = 1; /* the state has met this block */
     }
 }
 

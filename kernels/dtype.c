@@ -42,3 +42,27 @@ uint16_t f16_from_f32(float x)
     const uint32_t rounded = magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u);
     return (uint16_t)(sign | rounded >> 13);
 }
+
+float f32_from_fp8(uint8_t code)
+{
+    const uint32_t magnitude = code & 0x7fu;
+    if (magnitude == 0x7fu) return f32_from_bits((uint32_t)(code & 0x80u) << 24 | 0x7fc00000u);
+    /* The same digits as a tiny f32, whose exponent is 120 too low; exact for subnormals, too. */
+    const float tiny = f32_from_bits((uint32_t)(code & 0x80u) << 24 | magnitude << 20);
+    return tiny * 0x1p120f;
+}
+
+uint8_t fp8_from_f32(float x)
+{
+    const uint32_t bits = f32_bits(x);
+    const uint8_t sign = (uint8_t)(bits >> 24 & 0x80u);
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return (uint8_t)(sign | 0x7fu);
+    if (magnitude >= 0x43e00000u) return (uint8_t)(sign | 0x7eu); /* 448 and more */
+    if (magnitude < 0x3c800000u) {                                /* subnormal: units of 2^-9 */
+        const float units = nearbyintf(f32_from_bits(magnitude) * 0x1p9f);
+        return (uint8_t)(sign | (uint8_t)units);
+    }
+    const uint32_t rounded = magnitude - (120u << 23) + 0x7ffffu + (magnitude >> 20 & 1u);
+    return (uint8_t)(sign | rounded >> 20);
+}

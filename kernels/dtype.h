@@ -49,4 +49,9 @@ static inline uint16_t bf16_from_f32(float x)
 float f32_from_f16(uint16_t half);
 uint16_t f16_from_f32(float x);
 
+/* fp8 is E4M3 without infinities: 448 is the largest, 2^-9 the smallest, 0x7f and 0xff are NaN. To
+ * nearest even; what is too large becomes 448. */
+float f32_from_fp8(uint8_t code);
+uint8_t fp8_from_f32(float x);
+
 #endif

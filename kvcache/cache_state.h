@@ -5,6 +5,7 @@
  *   kv_seq.c        sequences: open, truncate, close
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
+ *   encode.c        which blocks are encoded, and when
  *   reader.c        attention
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
  *   kv_queries.c    numbers for others
@@ -34,9 +35,12 @@ struct kv_seq {
     kv_seq *next_free; /* valid only while closed */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
-    uint32_t length;        /* tokens held, a step's not included */
-    uint32_t n_blocks;      /* in pages: the first n_blocks * page_tokens positions */
-    uint32_t n_reserved;    /* >= n_blocks; the rest has pages without slots, inside a step only */
+    uint32_t length;     /* tokens held, a step's not included */
+    uint32_t n_blocks;   /* in pages: the first n_blocks * page_tokens positions */
+    uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */
+    uint32_t n_coded; /* blocks below lie in encoded pages, from there on in raw ones; encode.h */
+    uint32_t n_coded_goal; /* valid only inside a step: n_coded after it */
+    uint32_t n_prompt_tokens;
     uint32_t first_token;   /* of its tokens in the step's batch; valid only inside a step */
     uint32_t n_step_tokens; /* 0 outside a step */
     uint32_t object;        /* the cached object that borrows this table, or KV_OBJECT_NONE */
@@ -73,13 +77,17 @@ struct kv_cache {
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
     bool prefix_caching;
 
-    uint32_t n_layers, n_lists, n_classes, n_kv_heads_max;
+    uint32_t section_tokens; /* KV_SECTION_TOKENS */
+
+    uint32_t n_layers, n_lists, n_kv_heads_max;
+    uint32_t n_classes,
+        n_raw_classes;      /* equal under `none`; else a raw and an encoded class each */
     kv_layer_shape *layer;  /* [n_layers] */
     kv_head_shape *heads;   /* [n_layers] */
     uint32_t *n_kv_heads;   /* [n_layers]: layer[l].n_kv_heads */
     uint32_t *first_list;   /* [n_layers]: in page tables; see kv_list */
-    uint32_t *layer_class;  /* [n_layers]: size class of its pages */
-    kv_page_layout *layout; /* [n_classes] */
+    uint32_t *layer_class;  /* [n_layers]: size class of its raw pages; see kv_coded_class */
+    kv_page_layout *layout; /* [n_classes]: raw ones, then the encoded ones in their order */
     uint64_t *need;         /* [n_classes]: pages to find room for */
     uint32_t *n_keep;       /* [n_kv_heads_max]: what scheduling answers */
 
@@ -89,10 +97,12 @@ struct kv_cache {
     kv_reader reader;
     kv_prefix prefix;
     kv_step step;
-    kv_seq *seqs;       /* [n_seqs_max] */
-    kv_seq *free_seqs;  /* closed ones */
-    size_t table_bytes; /* of the tables of open sequences */
-    kv_stats stats;     /* counters since start, seqs_open; the rest is filled when published */
+    struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
+    uint8_t *decoded;            /* of one page in the cache type: what codecs decode to */
+    kv_seq *seqs;                /* [n_seqs_max] */
+    kv_seq *free_seqs;           /* closed ones */
+    size_t table_bytes;          /* of the tables of open sequences */
+    kv_stats stats; /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;
     arena layer_memory, work_memory; /* every array above */
 };
@@ -100,11 +110,6 @@ struct kv_cache {
 static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t head, uint32_t shard)
 {
     return cache->first_list[layer] + head * cache->n_shards + shard;
-}
-
-static inline const kv_page_layout *kv_layer_layout(const kv_cache *cache, uint32_t layer)
-{
-    return &cache->layout[cache->layer_class[layer]];
 }
 
 /* No query at `length` or later sees this block in this layer. */

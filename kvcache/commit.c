@@ -40,14 +40,23 @@ uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_
 
 /* ---- before the step ----------------------------------------------------------------------------- */
 
-void kv_add_need(const kv_cache *cache, const kv_seq *seq, uint32_t end, uint32_t length)
+static uint32_t page_class(const kv_cache *cache, const kv_goal *goal, uint32_t layer,
+                           uint32_t block)
 {
-    for (uint32_t l = 0; l < cache->n_layers && seq->n_blocks < end; l++) {
-        uint32_t n = 0;
-        for (uint32_t b = seq->n_blocks; b < end; b++)
-            n += kv_block_passed(cache, l, b, length) ? 0 : 1;
-        cache->need[cache->layer_class[l]] += (uint64_t)n * cache->n_kv_heads[l];
+    return kv_goal_encodes(cache, goal, block) ? kv_coded_class(cache, layer)
+                                               : cache->layer_class[layer];
+}
+
+void kv_add_need(const kv_seq *seq, const kv_goal *goal)
+{
+    const kv_cache *cache = seq->cache;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t b = seq->n_blocks; b < goal->n_blocks; b++) {
+            if (kv_block_passed(cache, l, b, goal->length)) continue;
+            cache->need[page_class(cache, goal, l, b)] += cache->n_kv_heads[l];
+        }
     }
+    kv_encode_need(seq, goal);
 }
 
 bool kv_make_room(kv_cache *cache)
@@ -84,18 +93,20 @@ static uint32_t place_block(const kv_cache *cache, const kv_seq *seq, uint32_t l
     return owner[0];
 }
 
-void kv_reserve(kv_seq *seq, uint32_t end, uint32_t length)
+void kv_reserve(kv_seq *seq, const kv_goal *goal)
 {
     kv_cache *cache = seq->cache;
+    const uint32_t end = goal->n_blocks;
+    seq->n_coded_goal = goal->n_coded;
     if (end <= seq->n_blocks) return;
     assert(end <= seq->table.capacity);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
             const size_t first = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), 0);
             for (uint32_t b = seq->n_blocks; b < end; b++) {
-                if (kv_block_passed(cache, l, b, length)) continue;
+                if (kv_block_passed(cache, l, b, goal->length)) continue;
                 const uint32_t page =
-                    kv_pool_alloc_page(cache->pool, cache->layer_class[l], KV_HELD_BY_SEQ);
+                    kv_pool_alloc_page(cache->pool, page_class(cache, goal, l, b), KV_HELD_BY_SEQ);
                 assert(page != KV_PAGE_NONE);
                 seq->table.page[first + b] = page;
             }
@@ -149,6 +160,7 @@ static void describe_pages(kv_seq *seq)
                 kv_pool_fill(cache->pool, page, b * cache->page_tokens, n_slots, owner);
                 kv_table_see(&seq->table, list, b, live);
                 cache->stats.pages_committed++;
+                if (kv_is_coded_page(cache, page)) kv_encode_count(cache, l);
             }
         }
     }
@@ -162,12 +174,12 @@ static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t
     attn_span spans[2];
     const kv_ring_place at = {layer, head, block * cache->page_tokens};
     const kv_seal_args args = {
-        .layout = kv_layer_layout(cache, layer),
+        .layout = kv_layout_of(cache, page),
         .spans = spans,
         .n_spans = kv_recent_spans(seq, &at, block_slots(seq, block), spans),
         .page = kv_pool_data(cache->pool, page),
     };
-    cache->codec->seal(&args);
+    kv_codec_of(cache, page)->seal(&args);
 }
 
 /* Copies staged positions [first, end) of one head to the ring. */
@@ -267,5 +279,6 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         seq->n_step_tokens = 0;
         seq->n_blocks = seq->n_reserved;
         drop_passed(seq, old_length);
+        kv_encode(seq, (uint32_t)min_size(seq->n_coded_goal, seq->n_blocks));
     }
 }

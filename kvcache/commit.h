@@ -9,22 +9,23 @@
 #ifndef KVCACHE_COMMIT_H
 #define KVCACHE_COMMIT_H
 
-#include "kvcache/cache_state.h"
+#include "kvcache/encode.h"
 
 /* Entries [position, + n_slots) of one block that are not in a page: up to two spans in `out`. */
 uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_slots,
                          attn_span out[2]);
 
-/* Adds to cache->need the pages of blocks [n_blocks, end) at `length`. */
-void kv_add_need(const kv_cache *cache, const kv_seq *seq, uint32_t end, uint32_t length);
+/* Adds to cache->need the pages that the sequence lacks for its goal. */
+void kv_add_need(const kv_seq *seq, const kv_goal *goal);
 
 /* Gives up cached objects until cache->need fits; false if that is not enough. */
 bool kv_make_room(kv_cache *cache);
 
-/* Allocates what kv_add_need counted. */
-void kv_reserve(kv_seq *seq, uint32_t end, uint32_t length);
+/* Allocates pages for the goal's new blocks; those for raw ones to be encoded wait for the commit. */
+void kv_reserve(kv_seq *seq, const kv_goal *goal);
 
-/* Writes reserved blocks to their pages and what is staged to the rings; lengths grow. */
+/* Writes reserved blocks to their pages and what is staged to the rings; lengths grow; what the goal
+ * wants encoded is. */
 void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows);
 
 #endif

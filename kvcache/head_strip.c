@@ -70,6 +70,8 @@ attn_span kv_span_cut(const attn_span *span, uint32_t first, uint32_t n)
     attn_span cut = *span;
     cut.k = (const uint8_t *)span->k + (size_t)first * span->k_stride_bytes;
     cut.v = (const uint8_t *)span->v + (size_t)first * span->v_stride_bytes;
+    if (span->coding != ATTN_PLAIN)
+        cut.v_grid = (const uint8_t *)span->v_grid + (size_t)first * span->v_grid_stride_bytes;
     cut.n_slots = n;
     cut.first_position += first;
     if (cut.positions != NULL) cut.positions += first;

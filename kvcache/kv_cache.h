@@ -8,7 +8,7 @@
  *               positions, folded in position order (kernels/attention.h), so that a result does not
  *               depend on where a block lies, how the prompt was cut, or on the prefix cache
  *   step end    staging moves into the ring; blocks that have left the window are placed on a shard
- *               and written to pages, full pages are sealed by the codec
+ *               and written to pages; lossy codecs encode pages (encode.h)
  *
  * The calls of one step come in this order, with the layers rising:
  *   kv_step_begin, { kv_append, kv_attend, kv_note_experts } per layer, kv_step_end (or _abort)
@@ -22,36 +22,11 @@
 #include "base/error.h"
 #include "kernels/dev.h"
 #include "kvcache/kv_config.h"
+#include "kvcache/kv_shape.h"
 #include "kvcache/kv_stats.h"
 
 typedef struct kv_cache kv_cache;
 typedef struct kv_seq kv_seq;
-
-/* What the cache must know of one layer of the model. */
-typedef struct kv_layer_shape {
-    uint32_t n_heads; /* query heads; a multiple of n_kv_heads */
-    uint32_t n_kv_heads;
-    uint32_t k_dim, v_dim; /* channels of a key and of a value; they may differ */
-    bool v_in_k;     /* V is the first v_dim channels of K (MLA latent): nothing else is stored */
-    bool has_router; /* an expert id per token arrives through kv_note_experts */
-    uint32_t window; /* the layer's own sliding window; 0: full attention */
-    float scale;     /* of the scores, usually 1 / sqrt(k_dim) */
-    const float *sink_logit; /* [n_heads] or NULL; borrowed for the cache's life (gpt-oss) */
-    const matrix *out_proj;  /* [d_model][n_heads * v_dim] or NULL; borrowed (scorers) */
-} kv_layer_shape;
-
-typedef struct kv_shape {
-    uint32_t n_layers;
-    const kv_layer_shape *layer; /* [n_layers]; copied by kv_cache_open */
-    uint32_t n_experts;          /* 0 without routers */
-    dtype model_type;            /* what `auto` resolves by */
-} kv_shape;
-
-typedef struct kv_limits {
-    uint32_t n_seqs_max;        /* sequences open at once */
-    uint32_t n_step_tokens_max; /* tokens of one step: the size of staging */
-    uint32_t n_seq_tokens_max;  /* positions of one sequence */
-} kv_limits;
 
 /* ---- life cycle ---- */
 /* memory_bytes 0: room for n_seqs_max full sequences, at most a quarter of the available memory.
@@ -65,6 +40,8 @@ void kv_cache_close(kv_cache *cache); /* NULL is fine; all sequences are closed 
 typedef struct kv_seq_options {
     const char *salt; /* separates tenants in the prefix cache; may be empty, never NULL */
     size_t salt_bytes;
+    uint32_t
+        n_prompt_tokens; /* lossy codecs treat what follows as decoded: see kv_seq_step_tokens_max */
     bool no_prefix_read;  /* do not take a cached prefix (prompt logprobs need every position) */
     bool no_prefix_write; /* do not leave one behind */
 } kv_seq_options;
@@ -87,6 +64,11 @@ void kv_seq_close(kv_seq *seq, const uint32_t *tokens);
 
 uint32_t kv_seq_length(const kv_seq *seq); /* tokens held */
 
+/* How many tokens its next step may have: UINT32_MAX under exact codecs. A lossy one encodes a prompt at
+ * its end and at multiples of 2048 positions, and later every block that leaves the ring. No step may
+ * cross such a position, or what it reads would depend on how the sequence was cut. At least 1. */
+uint32_t kv_seq_step_tokens_max(const kv_seq *seq);
+
 /* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes.
  * Returns the tokens held then: n_tokens, or 0 if a layer's sliding window has freed what the cut
  * needs, and the sequence must be computed again. */
@@ -107,7 +89,8 @@ typedef struct kv_row {
     uint32_t n_tokens;
 } kv_row;
 
-/* Rows are in batch order, without gaps, each sequence at most once. Gives up cached prefixes as
+/* Rows are in batch order, without gaps, each sequence at most once, with no more tokens than
+ * kv_seq_step_tokens_max (all asserted). Gives up cached prefixes as
  * needed; ERR_KV_FULL if that is not enough, and then nothing has changed but the given-up prefixes. */
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows) MUST_CHECK;
 
@@ -135,6 +118,8 @@ void kv_step_abort(kv_cache *cache); /* as if the step had never begun */
 
 /* ---- queries ---- */
 dtype kv_cache_type(const kv_cache *cache); /* after `auto` */
+/* False under methods that change values: a result then depends on prefixes that were in the cache. */
+bool kv_cache_is_exact(const kv_cache *cache);
 /* Bytes of one position over all layers, as pages of the present codec hold them. */
 size_t kv_cache_bytes_per_token(const kv_cache *cache);
 /* Positions that fit in the pool, all sequences together. */

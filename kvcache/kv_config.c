@@ -23,7 +23,8 @@ static const cfg_field fields[] = {
     CFG_TEXT(kv_config, routing, "kv-routing", "full", "NAME", "which pages a query reads"),
     CFG_TEXT(kv_config, scheduling, "kv-scheduling", "none", "NAME", "which entries stay"),
     CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME", "which shard owns an entry"),
-    CFG_TEXT(kv_config, codec, "kv-codec", "none", "NAME", "how full pages are encoded"),
+    CFG_TEXT(kv_config, compression, "kv-compression", "none", "NAME",
+             "how pages are encoded: none, fp8, int8, int4 or int2"),
 };
 
 const cfg_table kv_config_table = {

@@ -2,7 +2,7 @@
  *
  * Everything whose size the settings fix is allocated here: per-layer arrays first, since the sizes
  * of the others follow from them, then staging, scratch and tables of sequences, then the pool. */
-#include "kvcache/cache_state.h"
+#include "kvcache/encode.h"
 
 #include "kvcache/memory_available.h"
 
@@ -20,23 +20,30 @@ static err_t unknown_name(err_info *info, const char *key, const char *name, con
                    name != NULL ? name : "", known);
 }
 
+/* Exactly one page codec. */
+static err_t find_codec(kv_cache *cache, const char *name, err_info *info)
+{
+    cache->codec = name != NULL ? kv_codec_find(name) : NULL;
+    if (cache->codec != NULL) return ERR_OK;
+    if (name != NULL && strchr(name, ',') != NULL)
+        return err_set(info, ERR_BAD_CONFIG, "kv-compression: '%s' is more than one; known are:%s",
+                       name, kv_codec_names);
+    return unknown_name(info, "kv-compression", name, kv_codec_names);
+}
+
 static err_t find_methods(kv_cache *cache, const kv_config *config, err_info *info)
 {
     const char *routing = config->routing, *scheduling = config->scheduling;
-    const char *placement = config->placement, *codec = config->codec;
+    const char *placement = config->placement;
     cache->routing = routing != NULL ? kv_routing_find(routing) : NULL;
     cache->scheduling = scheduling != NULL ? kv_scheduling_find(scheduling) : NULL;
     cache->placement = placement != NULL ? kv_placement_find(placement) : NULL;
-    cache->codec = codec != NULL ? kv_codec_find(codec) : NULL;
     if (cache->routing == NULL) return unknown_name(info, "kv-routing", routing, kv_routing_names);
     if (cache->scheduling == NULL)
         return unknown_name(info, "kv-scheduling", scheduling, kv_scheduling_names);
     if (cache->placement == NULL)
         return unknown_name(info, "kv-placement", placement, kv_placement_names);
-    if (cache->codec == NULL) return unknown_name(info, "kv-codec", codec, kv_codec_names);
-    if (!cache->codec->reads_raw)
-        return err_set(info, ERR_UNSUPPORTED, "kv-codec: attention cannot read %s", codec);
-    return ERR_OK;
+    return find_codec(cache, config->compression, info);
 }
 
 static err_t check_numbers(const kv_config *config, err_info *info)
@@ -71,6 +78,7 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
     cache->window_tokens = config->window_tokens;
     cache->sink_tokens = config->sink_tokens;
     cache->n_shards = config->n_shards;
+    cache->section_tokens = KV_SECTION_TOKENS;
     cache->prefix_caching = config->prefix_caching;
     return ERR_OK;
 }
@@ -99,8 +107,9 @@ static err_t place_layers(kv_cache *cache, arena *a)
     cache->n_kv_heads = arena_take(a, n, sizeof *cache->n_kv_heads);
     cache->first_list = arena_take(a, n, sizeof *cache->first_list);
     cache->layer_class = arena_take(a, n, sizeof *cache->layer_class);
-    cache->layout = arena_take(a, n, sizeof *cache->layout); /* at most one class per layer */
-    cache->need = arena_take(a, n, sizeof *cache->need);
+    /* At most a raw and an encoded class per layer. */
+    cache->layout = arena_take(a, 2 * n, sizeof *cache->layout);
+    cache->need = arena_take(a, 2 * n, sizeof *cache->need);
     return ERR_OK;
 }
 
@@ -113,7 +122,19 @@ static void check_layer(const kv_layer_shape *shape)
     assert(!shape->v_in_k || shape->v_dim <= shape->k_dim);
 }
 
-/* Layers whose heads have one shape share a size class. */
+static err_t add_class(kv_cache *cache, const kv_codec *codec, const kv_head_shape *head,
+                       err_info *info)
+{
+    const err_t err = codec->layout(head, cache->page_tokens, &cache->layout[cache->n_classes++]);
+    if (err == ERR_OK) return ERR_OK;
+    return err_set(info, err,
+                   "kv-compression: %s cannot encode, or make smaller, pages of %u keys "
+                   "of %u and values of %u channels%s",
+                   codec->name, cache->page_tokens, head->k_dim, head->v_dim,
+                   head->v_in_k ? " in one" : "");
+}
+
+/* Layers whose heads have one shape share a size class; a lossy codec has a second one for each. */
 static err_t find_classes(kv_cache *cache, err_info *info)
 {
     for (uint32_t l = 0; l < cache->n_layers; l++) {
@@ -123,17 +144,12 @@ static err_t find_classes(kv_cache *cache, err_info *info)
                             cache->heads[same].v_dim != head->v_dim ||
                             cache->heads[same].v_in_k != head->v_in_k))
             same++;
-        if (same < l) {
-            cache->layer_class[l] = cache->layer_class[same];
-            continue;
-        }
-        cache->layer_class[l] = cache->n_classes;
-        const err_t err =
-            cache->codec->layout(head, cache->page_tokens, &cache->layout[cache->n_classes++]);
-        if (err != ERR_OK)
-            return err_set(info, err, "kv-codec: %s cannot hold heads of %u and %u channels",
-                           cache->codec->name, head->k_dim, head->v_dim);
+        cache->layer_class[l] = same < l ? cache->layer_class[same] : cache->n_classes;
+        if (same == l) TRY(add_class(cache, &kv_codec_none, head, info));
     }
+    cache->n_raw_classes = cache->n_classes;
+    for (uint32_t c = 0; c < cache->n_raw_classes && !cache->codec->is_exact; c++)
+        TRY(add_class(cache, cache->codec, &cache->layout[c].shape, info));
     return ERR_OK;
 }
 
@@ -141,9 +157,9 @@ static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
 {
     assert(shape->n_layers >= 1);
     assert(shape->n_experts < KV_EXPERT_NONE);
-    if (shape->n_layers > KV_CLASSES_MAX)
+    if (shape->n_layers > KV_CLASSES_MAX / 2)
         return err_set(info, ERR_BAD_MODEL, "the cache has room for %d layers, not %u",
-                       KV_CLASSES_MAX, shape->n_layers);
+                       KV_CLASSES_MAX / 2, shape->n_layers);
     cache->n_layers = shape->n_layers;
     TRY(place(cache, place_layers, &cache->layer_memory));
     memcpy(cache->layer, shape->layer, shape->n_layers * sizeof *cache->layer);
@@ -189,6 +205,11 @@ static err_t place_work(kv_cache *cache, arena *a)
     TRY(kv_rings_init(a, &rings, &cache->rings));
     kv_reader_place(a, cache, &cache->reader);
     kv_prefix_place(a, &cache->prefix);
+    size_t page_bytes = 0;
+    for (uint32_t c = 0; c < cache->n_raw_classes; c++)
+        page_bytes = max_size(page_bytes, cache->layout[c].page_bytes);
+    cache->decoded = arena_take(a, page_bytes, 1);
+    cache->sealings = arena_take(a, KV_SEALING_MAX, sizeof *cache->sealings);
     cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
     cache->step.has_experts = arena_take(a, cache->n_layers, sizeof *cache->step.has_experts);
     cache->seqs = arena_take(a, n_seqs, sizeof *cache->seqs);
@@ -198,18 +219,20 @@ static err_t place_work(kv_cache *cache, arena *a)
 
 /* ---- pool ---------------------------------------------------------------------------------------- */
 
-/* need[c] = pages of class c for n_blocks blocks of everything. */
-static void need_blocks(kv_cache *cache, uint64_t n_blocks)
+/* need[c] = pages of class c for n_seqs sequences of n_blocks blocks. */
+static void need_all(kv_cache *cache, uint64_t n_seqs, uint64_t n_blocks)
 {
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
     for (uint32_t l = 0; l < cache->n_layers; l++)
-        cache->need[cache->layer_class[l]] += n_blocks * cache->n_kv_heads[l];
+        kv_need_blocks(cache, l, n_blocks, cache->need);
+    for (uint32_t c = 0; c < cache->n_classes; c++)
+        cache->need[c] *= n_seqs;
 }
 
 static uint64_t choose_budget(kv_cache *cache, const kv_pool_config *config)
 {
-    const uint64_t n_blocks = cache->limits.n_seq_tokens_max / cache->page_tokens + 1;
-    need_blocks(cache, n_blocks * cache->limits.n_seqs_max);
+    need_all(cache, cache->limits.n_seqs_max,
+             cache->limits.n_seq_tokens_max / cache->page_tokens + 1);
     const uint64_t wanted = kv_pool_least_bytes(config, cache->need);
     const uint64_t most = kv_memory_available() / MEMORY_SHARE;
     return wanted < most ? wanted : most;
@@ -225,7 +248,7 @@ static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
     for (uint32_t c = 0; c < cache->n_classes; c++)
         page_bytes[c] = cache->layout[c].page_bytes;
     if (memory_bytes == 0) config.budget_bytes = choose_budget(cache, &config);
-    need_blocks(cache, 1);
+    need_all(cache, 1, 1);
     const uint64_t least = kv_pool_least_bytes(&config, cache->need);
     if (config.budget_bytes < least)
         return err_set(info, ERR_BAD_CONFIG,

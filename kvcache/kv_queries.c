@@ -1,5 +1,5 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
-#include "kvcache/cache_state.h"
+#include "kvcache/encode.h"
 
 void kv_publish(kv_cache *cache)
 {
@@ -17,6 +17,7 @@ void kv_publish(kv_cache *cache)
     stats->pages_used = pool.pages_used;
     stats->pages_cached = pool.pages_cached;
     stats->pages_free = pool.pages_free;
+    stats->used_bytes = pool.used_bytes;
     stats->slots_live = pool.slots_live;
     stats->prefix_objects = prefix->n_objects;
     kv_reader_count(&cache->reader, &stats->bytes_read, &stats->blocks_read);
@@ -34,11 +35,16 @@ dtype kv_cache_type(const kv_cache *cache)
     return cache->type;
 }
 
+bool kv_cache_is_exact(const kv_cache *cache)
+{
+    return cache->routing->is_exact && cache->scheduling->is_exact && cache->codec->is_exact;
+}
+
 size_t kv_cache_bytes_per_token(const kv_cache *cache)
 {
     size_t bytes = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++)
-        bytes += cache->n_kv_heads[l] * kv_layer_layout(cache, l)->page_bytes;
+        bytes += cache->n_kv_heads[l] * kv_coded_layout(cache, l)->page_bytes;
     return bytes / cache->page_tokens;
 }
 
@@ -59,7 +65,7 @@ static bool could_hold(const kv_cache *cache, uint64_t n_blocks, window_use use)
             const uint64_t most = (window + step) / page_tokens + 3;
             if (most < n) n = most;
         }
-        need[cache->layer_class[l]] += n * cache->n_kv_heads[l];
+        kv_need_blocks(cache, l, n, need);
     }
     return kv_pool_could_hold(cache->pool, need);
 }

@@ -1,15 +1,27 @@
 /* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
-#include "kvcache/cache_state.h"
+#include "kvcache/encode.h"
 
 /* Blocks [0, n_blocks) of a table; `length` tokens are held, and windows have freed what they pass. */
 typedef struct view {
     const kv_table *table;
     uint32_t n_blocks;   /* with slots */
     uint32_t n_reserved; /* with or without slots */
+    uint32_t n_coded;    /* encoded below, raw from there on; UINT32_MAX: either is fine */
     uint32_t n_tokens;
     kv_holder holder;
     bool has_sinks; /* the first slots of block 0 are read elsewhere */
 } view;
+
+/* Raw or encoded, as the sequence says, and of the layer's size in any case. */
+static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t block,
+                          uint32_t page)
+{
+    const uint32_t page_class = kv_pool_class(cache->pool, page);
+    const bool is_coded = page_class == kv_coded_class(cache, layer);
+    if (!is_coded && page_class != cache->layer_class[layer]) return false;
+    if (cache->codec->is_exact || v->n_coded == UINT32_MAX || block >= v->n_blocks) return true;
+    return is_coded == (block < v->n_coded && (block > 0 || cache->sink_tokens == 0));
+}
 
 static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t list,
                           uint32_t block)
@@ -22,6 +34,7 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
         return live == 0 && (block >= v->n_reserved || cache->layer[layer].window != 0);
     if (block >= v->n_reserved) return false;
     kv_pool_check_ref(cache->pool, page, v->holder);
+    if (!is_class_sane(cache, v, layer, block, page)) return false;
     if (block >= v->n_blocks) return live == 0 && pages->n_slots[page] == 0;
     const uint32_t first = block * cache->page_tokens;
     const uint32_t n_slots = (uint32_t)min_size(cache->page_tokens, (size_t)v->n_tokens - first);
@@ -59,6 +72,8 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     if (seq->ring == NULL || in_pages > seq->length) return false;
     if (seq->length - in_pages > cache->rings.n_recent) return false;
     if (seq->n_blocks < kv_blocks_left(cache, seq->length)) return false;
+    if (seq->n_coded > seq->n_blocks || (cache->codec->is_exact && seq->n_coded > 0)) return false;
+    if (!cache->step.is_open && seq->n_coded < kv_goal_at(seq, seq->length).n_coded) return false;
     if (!cache->step.is_open && (seq->n_step_tokens != 0 || seq->n_reserved != seq->n_blocks))
         return false;
     if (seq->object != KV_OBJECT_NONE && cache->prefix.objects[seq->object].seq != seq)
@@ -66,6 +81,7 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     const view v = {.table = &seq->table,
                     .n_blocks = seq->n_blocks,
                     .n_reserved = seq->n_reserved,
+                    .n_coded = seq->n_coded,
                     .n_tokens = seq->length,
                     .holder = KV_HELD_BY_SEQ,
                     .has_sinks = true};
@@ -106,6 +122,7 @@ static bool is_object_sane(const kv_cache *cache, uint32_t object)
     const view v = {.table = &o->table,
                     .n_blocks = n_blocks,
                     .n_reserved = n_blocks,
+                    .n_coded = UINT32_MAX,
                     .n_tokens = o->n_tokens,
                     .holder = KV_HELD_BY_OBJECT};
     return is_table_sane(cache, &v);

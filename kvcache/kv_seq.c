@@ -1,5 +1,5 @@
 /* kvcache/kv_seq.c - sequences: open, share, cut, close. */
-#include "kvcache/cache_state.h"
+#include "kvcache/encode.h"
 
 err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
 {
@@ -15,6 +15,7 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
         .is_open = true,
         .no_prefix_read = options->no_prefix_read,
         .no_prefix_write = options->no_prefix_write,
+        .n_prompt_tokens = options->n_prompt_tokens,
         .object = KV_OBJECT_NONE,
         .seed = kv_prefix_seed(&cache->prefix, options->salt, options->salt_bytes),
         .table = {.n_lists = cache->n_lists},
@@ -58,8 +59,10 @@ static void unseal_block(kv_seq *seq, uint32_t block, uint32_t n_slots)
             const uint32_t page = kv_table_page(&seq->table, kv_list(cache, l, h, 0), block);
             if (page == KV_PAGE_NONE) continue; /* no query of this layer will ask for it */
             const kv_ring_place at = {l, h, block * cache->page_tokens};
-            const attn_span span = cache->codec->load(kv_layer_layout(cache, l),
-                                                      kv_pool_data(cache->pool, page), n_slots);
+            const attn_span span =
+                kv_codec_of(cache, page)
+                    ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots,
+                           cache->decoded);
             kv_ring_write(&cache->rings, seq->ring, &at, &span);
         }
         for (uint32_t i = 0; i < n_slots; i++)
@@ -82,6 +85,7 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
         if (n_slots > 0) unseal_block(seq, n_blocks, n_slots);
         kv_table_drop(&seq->table, cache->pool, n_blocks, seq->n_blocks, KV_HELD_BY_SEQ);
         seq->n_blocks = seq->n_reserved = n_blocks;
+        if (seq->n_coded > n_blocks) seq->n_coded = n_blocks;
     }
     seq->length = n_tokens;
     kv_prefix_shorten(seq);

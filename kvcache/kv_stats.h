@@ -16,12 +16,16 @@ typedef struct kv_stats {
     uint64_t pages_used;  /* referenced by an open sequence */
     uint64_t pages_cached; /* referenced by cached objects alone */
     uint64_t pages_free;
+    uint64_t used_bytes; /* of pages_used, in shares of slabs */
     uint64_t slots_live; /* entries in pages, counted once per page */
     uint32_t seqs_open;
     uint32_t prefix_objects;
     /* since start */
     uint64_t tokens_appended;
     uint64_t pages_committed;
+    uint64_t pages_encoded;
+    uint64_t encoded_raw_bytes; /* of those pages before, and as they are */
+    uint64_t encoded_bytes;
     uint64_t pages_given_up; /* of cached objects, under pressure */
     uint64_t prefix_query_tokens;
     uint64_t prefix_hit_tokens;

@@ -20,23 +20,23 @@ static void check_rows(const kv_cache *cache, const kv_row *rows, uint32_t n_row
         assert(rows[r].first_token == n_tokens);
         assert(rows[r].n_tokens <= cache->limits.n_step_tokens_max - n_tokens);
         assert(rows[r].n_tokens <= cache->limits.n_seq_tokens_max - seq->length);
+        assert(rows[r].n_tokens <= kv_seq_step_tokens_max(seq));
         n_tokens += rows[r].n_tokens;
     }
 }
 
-/* Blocks of the row that will be in pages after the step. */
-static uint32_t blocks_after(const kv_row *row)
+static kv_goal goal_after(const kv_row *row)
 {
-    return kv_blocks_left(row->seq->cache, row->seq->length + row->n_tokens);
+    return kv_goal_at(row->seq, row->seq->length + row->n_tokens);
 }
 
 static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 {
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint32_t length = rows[r].seq->length + rows[r].n_tokens;
-        TRY(kv_seq_grow(rows[r].seq, length));
-        kv_add_need(cache, rows[r].seq, blocks_after(&rows[r]), length);
+        const kv_goal goal = goal_after(&rows[r]);
+        TRY(kv_seq_grow(rows[r].seq, goal.length));
+        kv_add_need(rows[r].seq, &goal);
     }
     return kv_make_room(cache) ? ERR_OK : ERR_KV_FULL;
 }
@@ -59,7 +59,8 @@ err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
     memcpy(step->rows, rows, n_rows * sizeof *rows);
     for (uint32_t r = 0; r < n_rows; r++) {
         kv_seq *seq = rows[r].seq;
-        kv_reserve(seq, blocks_after(&rows[r]), seq->length + rows[r].n_tokens);
+        const kv_goal goal = goal_after(&rows[r]);
+        kv_reserve(seq, &goal);
         seq->first_token = rows[r].first_token;
         seq->n_step_tokens = rows[r].n_tokens;
         step->n_tokens += rows[r].n_tokens;

@@ -67,6 +67,7 @@ struct kv_pool {
     } pages;
     kv_pages view;
     uint64_t n_held[2]; /* pages: held by a sequence, by objects alone */
+    uint64_t used_bytes;
     uint64_t n_slots_live;
 };
 
@@ -271,9 +272,29 @@ static uint32_t slab_of(const kv_pool *pool, uint32_t page)
     return page / pool->pages_per_slab_max;
 }
 
-static uint64_t *held_counter(kv_pool *pool, uint32_t page)
+uint32_t kv_pool_class(const kv_pool *pool, uint32_t page)
 {
-    return &pool->n_held[pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0 ? 0 : 1];
+    return pool->slabs.page_class[slab_of(pool, page)];
+}
+
+/* A slab's bytes over the pages that it holds. */
+static uint64_t share_bytes(const kv_pool *pool, uint32_t page)
+{
+    return pool->slab_bytes / pool->classes.pages_per_slab[kv_pool_class(pool, page)];
+}
+
+/* Counts a held page in (or, with is_out, out again) under who holds it now. */
+static void count_held(kv_pool *pool, uint32_t page, bool is_out)
+{
+    const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
+    const uint64_t bytes = is_used ? share_bytes(pool, page) : 0;
+    if (is_out) {
+        pool->n_held[is_used ? 0 : 1]--;
+        pool->used_bytes -= bytes;
+    } else {
+        pool->n_held[is_used ? 0 : 1]++;
+        pool->used_bytes += bytes;
+    }
 }
 
 static bool is_held(const kv_pool *pool, uint32_t page)
@@ -303,7 +324,7 @@ uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder
     assert(!is_held(pool, page));
     pool->pages.n_refs[holder][page] = 1;
     pool->pages.n_slots[page] = 0;
-    *held_counter(pool, page) += 1;
+    count_held(pool, page, false);
     UNPOISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     return page;
 }
@@ -326,19 +347,19 @@ static void free_page(kv_pool *pool, uint32_t page)
 void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
 {
     assert(is_held(pool, page));
-    *held_counter(pool, page) -= 1;
+    count_held(pool, page, true);
     pool->pages.n_refs[holder][page]++;
-    *held_counter(pool, page) += 1;
+    count_held(pool, page, false);
 }
 
 bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
 {
     assert(slab_of(pool, page) < pool->n_slabs);
     assert(pool->pages.n_refs[holder][page] > 0);
-    *held_counter(pool, page) -= 1;
+    count_held(pool, page, true);
     pool->pages.n_refs[holder][page]--;
     if (is_held(pool, page)) {
-        *held_counter(pool, page) += 1;
+        count_held(pool, page, false);
         return false;
     }
     free_page(pool, page);
@@ -411,6 +432,7 @@ kv_pool_counts kv_pool_count(const kv_pool *pool)
         .pages_cached = pool->n_held[1],
         .pages_free = n_free + n_free_slabs * pages_per_slab_min,
         .slots_live = pool->n_slots_live,
+        .used_bytes = pool->used_bytes,
     };
 }
 
@@ -433,6 +455,7 @@ void kv_pool_check_ref(const kv_pool *pool, uint32_t page, kv_holder holder)
 typedef struct walk {
     uint64_t n_held[2];
     uint64_t n_slots;
+    uint64_t used_bytes;
     uint32_t n_in_use;
 } walk;
 
@@ -443,7 +466,9 @@ static bool is_page_sane(const kv_pool *pool, uint32_t page, walk *found)
     }
     if (!is_held(pool, page)) return true;
     if (pool->pages.n_slots[page] > pool->page_tokens) return false;
-    found->n_held[pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0 ? 0 : 1]++;
+    const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
+    found->n_held[is_used ? 0 : 1]++;
+    found->used_bytes += is_used ? share_bytes(pool, page) : 0;
     found->n_slots += pool->pages.n_slots[page];
     return true;
 }
@@ -500,5 +525,5 @@ bool kv_pool_check_end(const kv_pool *pool)
     }
     return found.n_in_use == pool->n_in_use && n_free_slabs + pool->n_in_use == pool->n_touched &&
            found.n_held[0] == pool->n_held[0] && found.n_held[1] == pool->n_held[1] &&
-           found.n_slots == pool->n_slots_live;
+           found.n_slots == pool->n_slots_live && found.used_bytes == pool->used_bytes;
 }

@@ -57,6 +57,7 @@ typedef struct kv_pool_counts {
     uint64_t pages_used, pages_cached; /* held by a sequence; by objects alone */
     uint64_t pages_free; /* in slabs in use, and what free slabs hold of the largest page */
     uint64_t slots_live;
+    uint64_t used_bytes; /* of pages_used, each with its share of its slab */
 } kv_pool_counts;
 
 /* ---- life cycle ---- */
@@ -80,6 +81,7 @@ void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_
                   uint32_t owner);
 
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page); /* valid while the page is held */
+uint32_t kv_pool_class(const kv_pool *pool, uint32_t page);
 
 /* ---- queries ---- */
 

@@ -18,17 +18,20 @@ void kv_prefix_place(arena *a, kv_prefix *prefix)
     prefix->index.keys = arena_take(a, prefix->n_objects_max, sizeof *prefix->index.keys);
 }
 
-/* What a cached value depends on besides tokens and model. All exact settings share one. */
+/* What a cached value depends on besides tokens and model. All exact settings share one. A lossy codec's
+ * values depend on what it left raw as well. */
 static hash128 settings_fingerprint(const kv_cache *cache)
 {
     char text[256];
-    const int n = snprintf(
-        text, sizeof text, "type=%s page=%u%s%s%s%s%s%s", dtype_name(cache->type),
-        cache->page_tokens, cache->routing->is_exact ? "" : " ",
-        cache->routing->is_exact ? "" : cache->routing->name,
-        cache->scheduling->is_exact ? "" : " ",
-        cache->scheduling->is_exact ? "" : cache->scheduling->name,
-        cache->codec->is_exact ? "" : " ", cache->codec->is_exact ? "" : cache->codec->name);
+    int n =
+        snprintf(text, sizeof text, "type=%s page=%u", dtype_name(cache->type), cache->page_tokens);
+    if (!cache->routing->is_exact)
+        n += snprintf(text + n, sizeof text - (size_t)n, " %s", cache->routing->name);
+    if (!cache->scheduling->is_exact)
+        n += snprintf(text + n, sizeof text - (size_t)n, " %s", cache->scheduling->name);
+    if (!cache->codec->is_exact)
+        n += snprintf(text + n, sizeof text - (size_t)n, " %s window=%u sinks=%u",
+                      cache->codec->name, cache->window_tokens, cache->sink_tokens);
     assert(n > 0 && (size_t)n < sizeof text);
     return hash_bytes(&cache->prefix.hash, text, (size_t)n);
 }
@@ -311,16 +314,18 @@ void kv_prefix_shorten(kv_seq *seq)
     }
 }
 
-/* Writes the ring to pages as far as there is room; returns the tokens that are in pages then. */
+/* Writes the ring to pages, encoded as all pages before it, as far as there is room; returns the tokens that are in pages then. */
 static uint32_t flush_ring(kv_seq *seq)
 {
     kv_cache *cache = seq->cache;
     const uint32_t n_blocks = (seq->length + cache->page_tokens - 1) / cache->page_tokens;
     for (uint32_t end = n_blocks; end > seq->n_blocks; end--) {
+        const kv_goal goal = {
+            .length = seq->length, .n_blocks = end, .n_coded = cache->codec->is_exact ? 0 : end};
         memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
-        kv_add_need(cache, seq, end, seq->length);
+        kv_add_need(seq, &goal);
         if (!kv_make_room(cache)) continue; /* the last block is the one to do without */
-        kv_reserve(seq, end, seq->length);
+        kv_reserve(seq, &goal);
         const kv_row row = {.seq = seq};
         kv_commit(cache, &row, 1);
         break;
@@ -349,7 +354,7 @@ static void pass_table(kv_seq *seq, uint32_t object)
     cache->prefix.bytes += kv_table_bytes(table);
     cache->prefix.objects[object].table = *table;
     *table = (kv_table){.n_lists = cache->n_lists};
-    seq->n_blocks = seq->n_reserved = 0;
+    seq->n_blocks = seq->n_reserved = seq->n_coded = 0;
 }
 
 /* Drops finished objects that `object` contains and can stand in for. */

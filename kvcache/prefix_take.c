@@ -2,8 +2,10 @@
  *
  * Whole blocks that the source has in pages are taken by reference. What is left of the prefix - less
  * than a block from a finished source, up to a ring from a running one - is copied into the ring of
- * the new sequence, and the first tokens into its sinks. Either way the entries keep their bits. */
-#include "kvcache/cache_state.h"
+ * the new sequence, and the first tokens into its sinks. Either way the entries keep their bits, but
+ * for encoded pages: what is copied from them is what they decode to, and what is taken by reference
+ * was encoded earlier than in a sequence of its own. */
+#include "kvcache/encode.h"
 
 typedef struct take {
     kv_seq *seq;
@@ -41,8 +43,9 @@ static bool load_block(const take *t, const kv_ring_place *at, uint32_t n_slots,
     const uint32_t list = kv_list(cache, at->layer, at->head, 0);
     const uint32_t page = kv_table_page(t->source.table, list, block);
     if (page == KV_PAGE_NONE) return false;
-    *out = cache->codec->load(kv_layer_layout(cache, at->layer), kv_pool_data(cache->pool, page),
-                              n_slots);
+    *out = kv_codec_of(cache, page)
+               ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots,
+                      cache->decoded);
     return true;
 }
 
@@ -97,6 +100,7 @@ static void take_all(const take *t)
     }
     t->seq->length = t->n_tokens;
     t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
+    t->seq->n_coded = kv_encode_taken(t->seq);
 }
 
 uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)

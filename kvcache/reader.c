@@ -73,11 +73,13 @@ void kv_reader_count(const kv_reader *reader, uint64_t *bytes_read, uint64_t *bl
 static void fold_blocks(job *j)
 {
     if (j->n_blocks == 0) return;
-    const kv_strip *strip = &kv_layer_layout(j->cache, j->layer)->strip;
-    uint64_t n_slots = 0;
-    for (uint32_t s = 0; s < j->n_spans; s++)
-        n_slots += j->worker->spans[s].n_slots;
-    j->worker->bytes_read += n_slots * ((uint64_t)strip->k_stride_bytes + strip->v_copy_bytes);
+    const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
+    const kv_page_layout *coded = kv_coded_layout(j->cache, j->layer);
+    for (uint32_t s = 0; s < j->n_spans; s++) {
+        const attn_span *span = &j->worker->spans[s];
+        j->worker->bytes_read +=
+            kv_page_read_bytes(span->coding == ATTN_PLAIN ? raw : coded, span->n_slots);
+    }
     j->worker->blocks_read += j->n_blocks;
     const attn_blocks blocks = {
         .spans = j->worker->spans, .blocks = j->worker->blocks, .n_blocks = j->n_blocks};
@@ -114,8 +116,8 @@ static void add_page_block(job *j, uint32_t block)
     if (n_sinks > 0)
         spans[n++] = kv_ring_sink_span(&cache->rings, j->seq->ring, j->layer, j->head, n_sinks);
     if (n_sinks < n_slots) {
-        attn_span span = kv_strip_span(&kv_layer_layout(cache, j->layer)->strip,
-                                       kv_pool_data(cache->pool, page), 0, n_slots);
+        attn_span span =
+            kv_page_span(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots);
         span.positions = pages->positions + (size_t)page * cache->page_tokens;
         span.live = table->live[entry];
         spans[n++] = kv_span_cut(&span, n_sinks, n_slots - n_sinks);

@@ -15,10 +15,13 @@ typedef struct plan {
     uint32_t n_seqs; /* running ones and those admitted now */
 } plan;
 
-static void add_row(plan *p, size_t item, uint32_t n_pending)
+static void add_row(plan *p, const sched_item *items, size_t item)
 {
     assert(p->n_rows < p->limits->n_seqs_max);
-    const uint32_t n_tokens = n_pending < p->n_tokens_left ? n_pending : p->n_tokens_left;
+    const uint32_t n_step_max = items[item].n_step_max;
+    uint32_t n_tokens = items[item].n_pending;
+    if (n_step_max > 0 && n_tokens > n_step_max) n_tokens = n_step_max;
+    if (n_tokens > p->n_tokens_left) n_tokens = p->n_tokens_left;
     p->rows[p->n_rows++] = (sched_row){.item = (uint32_t)item, .n_tokens = n_tokens};
     p->n_tokens_left -= n_tokens;
 }
@@ -27,7 +30,7 @@ static void plan_running(plan *p, const sched_item *items, size_t n_items, bool 
 {
     for (size_t i = 0; i < n_items && p->n_tokens_left > 0; i++) {
         if (!items[i].is_running || items[i].n_pending == 0) continue;
-        if ((items[i].n_pending == 1) == is_decode) add_row(p, i, items[i].n_pending);
+        if ((items[i].n_pending == 1) == is_decode) add_row(p, items, i);
     }
 }
 
@@ -54,7 +57,7 @@ static void plan_waiting(plan *p, const sched_item *items, size_t n_items)
         if (p->n_tokens_left == 0 || p->n_seqs >= p->limits->n_seqs_max) return;
         if (items[i].is_running || items[i].n_pending == 0) continue;
         if (items[i].shares_prompt && has_leader(p, items, n_items, i, first_row)) continue;
-        add_row(p, i, items[i].n_pending);
+        add_row(p, items, i);
         p->n_seqs++;
     }
 }

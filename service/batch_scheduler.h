@@ -14,8 +14,9 @@
 typedef struct sched_item {
     uint64_t arrival; /* order of arrival; unique */
     uint64_t group;
-    uint32_t n_pending; /* tokens not yet in the cache: 1 while decoding, more during the prompt */
-    bool is_running;    /* owns KV */
+    uint32_t n_pending;  /* tokens not yet in the cache: 1 while decoding, more during the prompt */
+    uint32_t n_step_max; /* of them, at most so many in one step; 0: any number */
+    bool is_running;     /* owns KV */
     bool shares_prompt; /* has siblings, and none of them has finished their prompt yet: running, it
                               * leads them; waiting, it waits while a sibling leads */
 } sched_item;

@@ -151,7 +151,8 @@ static err_t run_step(bench_run *r, uint32_t n_rows)
 static err_t fill_seq(bench_run *r, kv_seq *seq, uint32_t n_tokens)
 {
     while (n_tokens > 0) {
-        const uint32_t n = n_tokens < r->n_step_tokens_max ? n_tokens : r->n_step_tokens_max;
+        const uint32_t n_most = (uint32_t)min_size(r->n_step_tokens_max, n_tokens);
+        const uint32_t n = (uint32_t)min_size(n_most, kv_seq_step_tokens_max(seq));
         add_row(r, 0, seq, n);
         TRY(run_step(r, 1));
         n_tokens -= n;
@@ -177,14 +178,21 @@ static err_t reserve_run(bench_run *r)
     return is_whole ? ERR_OK : ERR_NO_MEMORY;
 }
 
-static const kv_seq_options PRIVATE = {.salt = "", .no_prefix_read = true, .no_prefix_write = true};
+static err_t open_seq(const bench_run *r, uint32_t n_prompt_tokens, kv_seq **out)
+{
+    const kv_seq_options options = {.salt = "",
+                                    .n_prompt_tokens = n_prompt_tokens,
+                                    .no_prefix_read = true,
+                                    .no_prefix_write = true};
+    return kv_seq_open(r->parts->cache, &options, out);
+}
 
 err_t bench_run_open(const cli_parts *parts, bench_run *r, err_info *info)
 {
     r->parts = parts;
     err_t err = reserve_run(r);
     for (uint32_t i = 0; i < r->n_seqs && err == ERR_OK; i++) {
-        err = kv_seq_open(parts->cache, &PRIVATE, &r->seqs[i]);
+        err = open_seq(r, r->n_context, &r->seqs[i]);
         if (err == ERR_OK) err = fill_seq(r, r->seqs[i], r->n_context);
     }
     if (err == ERR_OK) return ERR_OK;
@@ -259,7 +267,7 @@ err_t bench_decode(bench_run *r, uint32_t n_seqs, uint32_t n_steps, bench_result
 err_t bench_prompt(bench_run *r, uint32_t n_tokens, bench_result *out)
 {
     kv_seq *seq;
-    TRY(kv_seq_open(r->parts->cache, &PRIVATE, &seq));
+    TRY(open_seq(r, n_tokens, &seq));
     const uint64_t start_ns = clock_mono_ns();
     const err_t err = fill_seq(r, seq, n_tokens);
     if (err == ERR_OK) run_logits(r, 1);

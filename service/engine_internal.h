@@ -113,6 +113,9 @@ bool engine_plan_step(engine *e);
 /* engine_step.c */
 void engine_run_step(engine *e);
 
+/* Tells the scheduler what the session's sequence holds, if it has one. */
+void engine_update_item(engine *e, uint32_t item);
+
 /* Tokens that must be in the cache: prompt and output so far. */
 uint32_t engine_n_known(const engine *e, uint32_t item);
 

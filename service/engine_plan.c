@@ -4,9 +4,9 @@
  * back to waiting with its tokens kept; the oldest is never chosen while another runs, and alone it
  * fits (engine_submit has asked kv_cache_could_fit). After that nobody is admitted until a session ends, so every
  * preemption is paid for by a session that finished, and a preempted one, being older than all that
- * wait, is the first to come back. Its tokens are computed again, whole or from its cached prefix;
- * since results do not depend on the cut and draws are a function of (seed, choice, position), its
- * output is the same. */
+ * wait, is the first to come back. Its tokens are computed again, whole or from its cached prefix
+ * (whole under settings that change values); since results do not depend on the cut and draws are a
+ * function of (seed, choice, position), its output is the same. */
 #include "service/engine_internal.h"
 
 #include "base/check.h"
@@ -21,6 +21,15 @@ uint32_t engine_n_known(const engine *e, uint32_t item)
     return session_get_spec(s)->n_prompt + session_n_output(s);
 }
 
+void engine_update_item(engine *e, uint32_t item)
+{
+    const entry *en = &e->entries[item];
+    sched_item *it = &e->items[item];
+    it->n_pending = engine_n_known(e, item) - (en->seq != NULL ? kv_seq_length(en->seq) : 0);
+    it->n_step_max = en->seq != NULL ? kv_seq_step_tokens_max(en->seq) : 0;
+    it->is_running = en->seq != NULL;
+}
+
 /* Gives up the pages of a running session; its tokens stay. */
 static void stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens)
 {
@@ -28,8 +37,7 @@ static void stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens
     kv_seq_close(en->seq, cached_tokens);
     en->seq = NULL;
     en->has_shared = false;
-    e->items[item].is_running = false;
-    e->items[item].n_pending = engine_n_known(e, item);
+    engine_update_item(e, item);
 }
 
 /* Tokens that running sessions other than `item` still have to append before they decode. */
@@ -48,12 +56,12 @@ static bool has_room(const engine *e, uint32_t item)
 {
     kv_stats stats;
     kv_stats_read(e->parts.cache, &stats);
-    if (stats.pages_total == 0) return true;
+    if (stats.pool_budget_bytes == 0) return true;
     const uint64_t capacity = kv_cache_capacity_tokens(e->parts.cache);
-    const uint64_t n_free_pages = stats.pages_total - stats.pages_used;
-    const double n_free = (double)capacity * (double)n_free_pages / (double)stats.pages_total;
+    const double used = (double)stats.used_bytes / (double)stats.pool_budget_bytes;
     const uint64_t reserve = capacity / 64;
-    return n_free >= (double)(e->items[item].n_pending + pending_of_others(e, item) + reserve);
+    return (double)capacity * (1 - used) >=
+           (double)(e->items[item].n_pending + pending_of_others(e, item) + reserve);
 }
 
 static void note_first_schedule(engine *e, entry *en, uint32_t n_cached)
@@ -73,19 +81,21 @@ static bool admit(engine *e, uint32_t item)
 {
     entry *en = &e->entries[item];
     const session_spec *spec = session_get_spec(en->s);
+    /* What it leaves behind when preempted has been encoded meanwhile: not what it would compute. */
+    const bool is_lossy_again = en->was_scheduled && !kv_cache_is_exact(e->parts.cache);
     const kv_seq_options options = {.salt = spec->salt_bytes > 0 ? spec->salt : "",
                                     .salt_bytes = spec->salt_bytes,
-                                    .no_prefix_read = spec->score_prompt};
+                                    .n_prompt_tokens = spec->n_prompt,
+                                    .no_prefix_read = spec->score_prompt || is_lossy_again};
     const bool is_alone = engine_n_running(e) == 0;
     if (kv_seq_open(e->parts.cache, &options, &en->seq) != ERR_OK) {
         en->seq = NULL;
         if (is_alone) en->finish = FINISH_ERROR;
         return false;
     }
-    const uint32_t n_known = engine_n_known(e, item);
-    const uint32_t n_cached = kv_seq_take_prefix(en->seq, session_history(en->s), n_known);
-    e->items[item].n_pending = n_known - n_cached;
-    e->items[item].is_running = true;
+    const uint32_t n_cached =
+        kv_seq_take_prefix(en->seq, session_history(en->s), engine_n_known(e, item));
+    engine_update_item(e, item);
     if (!is_alone && !has_room(e, item)) {
         stop_running(e, item, NULL);
         return false;

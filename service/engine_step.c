@@ -115,7 +115,7 @@ static void publish_rows(engine *e)
     for (uint32_t r = 0; r < e->batch.n_rows; r++) {
         const uint32_t item = e->batch.plan[r].item;
         const entry *en = &e->entries[item];
-        e->items[item].n_pending = engine_n_known(e, item) - kv_seq_length(en->seq);
+        engine_update_item(e, item);
         if (en->finish == FINISH_NONE) session_publish(en->s);
     }
 }

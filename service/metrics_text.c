@@ -194,6 +194,12 @@ static void write_kv_counters(page *p, const kv_stats *kv)
     write_counter(p, "kv_tokens_appended_total", kv->tokens_appended,
                   "Tokens appended to the cache");
     write_counter(p, "kv_committed_blocks_total", kv->pages_committed, "Pages filled from rings");
+    write_counter(p, "kv_encoded_blocks_total", kv->pages_encoded,
+                  "Pages encoded by a lossy codec");
+    write_counter(p, "kv_encoded_raw_bytes_total", kv->encoded_raw_bytes,
+                  "Bytes of the encoded pages before");
+    write_counter(p, "kv_encoded_bytes_total", kv->encoded_bytes,
+                  "Bytes of the encoded pages as they are");
     write_counter(p, "kv_evicted_blocks_total", kv->pages_given_up,
                   "Pages of cached prefixes given up under pressure");
     write_counter(p, "kv_read_bytes_total", kv->bytes_read, "Bytes of keys and values read");

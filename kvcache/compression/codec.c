@@ -1,5 +1,7 @@
-/* kvcache/compression/codec.c - the list of page codecs. */
+/* kvcache/compression/codec.c - the list of page codecs, and what all pages have in common. */
 #include "kvcache/compression/codec.h"
+
+#include "base/check.h"
 
 #include <string.h>
 
@@ -23,4 +25,35 @@ const kv_codec *kv_codec_find(const char *name)
         if (strcmp(kv_codecs[i]->name, name) == 0) return kv_codecs[i];
     }
     return NULL;
+}
+
+attn_span kv_page_span(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots)
+{
+    if (layout->coding == ATTN_PLAIN) return kv_strip_span(&layout->strip, page, 0, n_slots);
+    assert(n_slots >= 1);
+    assert(n_slots <= layout->strip.n_slots);
+    return (attn_span){
+        .k = page + layout->k_offset,
+        .v = page + layout->v_offset,
+        .k_stride_bytes = layout->k_row_bytes,
+        .v_stride_bytes = layout->v_row_bytes,
+        .n_slots = n_slots,
+        .live = UINT64_MAX >> (ATTN_BLOCK_SLOTS_MAX - n_slots),
+        .coding = layout->coding,
+        .v_group = layout->v_group,
+        .v_grid_stride_bytes = layout->v_grid_row_bytes,
+        .k_grid = page,
+        .v_grid = page + layout->v_grid_offset,
+    };
+}
+
+uint64_t kv_page_read_bytes(const kv_page_layout *layout, uint32_t n_slots)
+{
+    const kv_strip *strip = &layout->strip;
+    if (layout->coding == ATTN_PLAIN)
+        return n_slots * ((uint64_t)strip->k_stride_bytes + strip->v_copy_bytes);
+    const uint64_t row_bytes =
+        (uint64_t)layout->k_row_bytes + layout->v_row_bytes + layout->v_grid_row_bytes;
+    const uint64_t v_one = layout->v_grid_row_bytes == 0 ? layout->k_grid_bytes : 0;
+    return n_slots * row_bytes + layout->k_grid_bytes + v_one;
 }

@@ -1,7 +1,11 @@
 /* kvcache/compression/codec.h - how the entries of a full page are written down.
  *
- * A codec fixes the bytes of a page, which make its size class in the pool, encodes a block when it
- * is sealed, and gives entries back to a ring when a sequence is cut or a prefix is shared. */
+ * A codec fixes the bytes of an encoded page, which make a size class in the pool, encodes a block once
+ * (when: see commit.h), and decodes entries again when a sequence is cut or a prefix is shared.
+ * Attention reads the page as it lies: what it must know is in the span (kernels/attention.h).
+ *
+ * `none` is the one exact codec. Its pages are strips of the cache type, and they are also what blocks
+ * lie in under every other codec until they are encoded. */
 #ifndef KVCACHE_COMPRESSION_CODEC_H
 #define KVCACHE_COMPRESSION_CODEC_H
 
@@ -9,7 +13,14 @@
 
 typedef struct kv_page_layout {
     size_t page_bytes;
-    kv_strip strip; /* where attention finds slot i, if the codec reads_raw */
+    kv_head_shape shape;
+    kv_strip strip; /* entries of a page in the cache type: `none`'s page, or what load writes */
+    attn_coding coding;
+    /* encoded pages: | k grid | k codes | v grid | v codes |, a row of codes per slot; see attn_coding */
+    uint32_t k_row_bytes, v_row_bytes;
+    uint32_t v_group, v_grid_row_bytes;
+    uint32_t k_grid_bytes;
+    size_t k_offset, v_grid_offset, v_offset;
 } kv_page_layout;
 
 typedef struct kv_seal_args {
@@ -21,27 +32,35 @@ typedef struct kv_seal_args {
 
 typedef struct kv_codec {
     const char *name;
-    bool is_exact;  /* an entry comes back with its bits */
-    bool reads_raw; /* attention reads the page as a strip of the cache type */
+    bool is_exact; /* an entry comes back with its bits */
 
-    /* At open, once per head shape. ERR_OVERFLOW; ERR_UNSUPPORTED for shapes it cannot encode. */
+    /* At open, once per head shape. ERR_OVERFLOW; ERR_UNSUPPORTED for shapes that it cannot encode or
+     * whose pages it does not make smaller. */
     err_t (*layout)(const kv_head_shape *shape, uint32_t page_tokens,
                     kv_page_layout *out) MUST_CHECK;
 
-    /* When a page gets no more slots, once. Called from any worker between steps; different pages
-     * at the same time; must not block, allocate or fail. */
+    /* Writes the page, once. Called from any worker between steps; different pages at the same time;
+     * must not block, allocate or fail. The same entries give the same bytes. */
     void (*seal)(const kv_seal_args *args);
 
-    /* Slots [0, n_slots) of a sealed page in the cache type. Between steps. The span is valid as
-     * long as the page is held and, for codecs that decode, until the next call. */
-    attn_span (*load)(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots);
+    /* Slots [0, n_slots) of a sealed page in the cache type. Between steps. `scratch` has the bytes of
+     * layout->strip; the span lies there, or in the page if nothing has to be decoded. */
+    attn_span (*load)(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots,
+                      uint8_t *scratch);
 } kv_codec;
 
-#define KV_CODEC_LIST(X) X(none)
+#define KV_CODEC_LIST(X) X(none) X(fp8) X(int8) X(int4) X(int2)
 
 extern const kv_codec *const kv_codecs[]; /* ends with NULL */
-extern const char kv_codec_names[];       /* " none ..." for messages */
+extern const char kv_codec_names[];       /* " none fp8 ..." for messages */
+extern const kv_codec kv_codec_none;
 
 const kv_codec *kv_codec_find(const char *name); /* NULL if unknown */
+
+/* Slots [0, n_slots) of a page as attention reads them; all of them live. */
+attn_span kv_page_span(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots);
+
+/* Bytes that attention reads of n_slots of a page. */
+uint64_t kv_page_read_bytes(const kv_page_layout *layout, uint32_t n_slots);
 
 #endif

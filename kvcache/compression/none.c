@@ -3,6 +3,7 @@
 
 static err_t layout_strip(const kv_head_shape *shape, uint32_t page_tokens, kv_page_layout *out)
 {
+    *out = (kv_page_layout){.shape = *shape, .coding = ATTN_PLAIN};
     TRY(kv_strip_init(shape, page_tokens, &out->strip));
     out->page_bytes = out->strip.strip_bytes;
     return ERR_OK;
@@ -17,16 +18,16 @@ static void seal_strip(const kv_seal_args *args)
     }
 }
 
-static attn_span load_strip(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots)
+static attn_span load_strip(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots,
+                            uint8_t *scratch)
 {
+    (void)scratch;
     return kv_strip_span(&layout->strip, page, 0, n_slots);
 }
 
-extern const kv_codec kv_codec_none;
 const kv_codec kv_codec_none = {
     .name = "none",
     .is_exact = true,
-    .reads_raw = true,
     .layout = layout_strip,
     .seal = seal_strip,
     .load = load_strip,

@@ -260,7 +260,8 @@ static void plan_prompts(eval_run *r)
     for (uint32_t i = 0; i < r->n_lanes; i++) {
         const uint32_t n_left = r->lanes[i].job->n_prompt - r->lanes[i].n_fed;
         const uint32_t n_room = r->options.n_step_tokens_max - r->n_step_tokens;
-        const uint32_t n = (uint32_t)min_size(n_left, n_room);
+        const uint32_t n_most = (uint32_t)min_size(n_left, kv_seq_step_tokens_max(r->lanes[i].seq));
+        const uint32_t n = (uint32_t)min_size(n_most, n_room);
         if (n > 0) add_row(r, i, n);
     }
 }
@@ -307,11 +308,12 @@ static err_t run_decode(eval_run *r, err_info *info)
 
 static err_t open_lanes(eval_run *r, eval_job *jobs, uint32_t n, err_info *info)
 {
-    static const kv_seq_options own = {.salt = "", .no_prefix_read = true, .no_prefix_write = true};
+    kv_seq_options own = {.salt = "", .no_prefix_read = true, .no_prefix_write = true};
     for (r->n_lanes = 0; r->n_lanes < n; r->n_lanes++) {
         lane *l = &r->lanes[r->n_lanes];
         *l = (lane){.job = &jobs[r->n_lanes]};
         l->job->n_drawn = 0; /* of a group that did not fit */
+        own.n_prompt_tokens = l->job->n_prompt;
         const err_t err = kv_seq_open(r->cache, &own, &l->seq);
         if (err != ERR_OK) return err_set(info, err, "a sequence: %s", err_sentence(err));
     }

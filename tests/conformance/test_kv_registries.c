@@ -1,6 +1,7 @@
 /* tests/conformance/test_kv_registries.c - every method of the cache against the same promises.
  *
- * A method that is added to a list of kvcache/ is tested here from that moment on. Exact methods must
+ * A method that is added to a list of kvcache/ is tested here from that moment on (codecs: also in
+ * test_kv_codecs.c). Exact methods must
  * keep every bit; the others must keep what the contract of their table says. */
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
@@ -24,7 +25,7 @@ static const registry REGISTRIES[] = {
     {"kv-routing", kv_routing_names, offsetof(kv_config, routing)},
     {"kv-scheduling", kv_scheduling_names, offsetof(kv_config, scheduling)},
     {"kv-placement", kv_placement_names, offsetof(kv_config, placement)},
-    {"kv-codec", kv_codec_names, offsetof(kv_config, codec)},
+    {"kv-compression", kv_codec_names, offsetof(kv_config, compression)},
 };
 
 START_TEST(an_unknown_method_is_answered_with_the_known_ones)
@@ -104,11 +105,6 @@ START_TEST(every_method_runs_in_a_cache)
         kv_config config = fake_defaults();
         config.placement = (char *)(uintptr_t)kv_placements[i]->name;
         run_config(config, kv_placements[i]->is_exact);
-    }
-    for (size_t i = 0; kv_codecs[i] != NULL; i++) {
-        kv_config config = fake_defaults();
-        config.codec = (char *)(uintptr_t)kv_codecs[i]->name;
-        run_config(config, kv_codecs[i]->is_exact);
     }
 }
 END_TEST
@@ -228,59 +224,6 @@ START_TEST(every_placement_gives_each_entry_one_owner)
 }
 END_TEST
 
-/* ---- codecs -------------------------------------------------------------------------------------- */
-
-/* Seals n slots, given as two spans, and loads each beginning back. */
-static void check_codec(const kv_codec *codec, const kv_head_shape *shape, uint32_t page_tokens,
-                        uint32_t n_slots)
-{
-    kv_strip strip;
-    kv_page_layout layout;
-    ck_assert_int_eq(kv_strip_init(shape, page_tokens, &strip), ERR_OK);
-    if (codec->layout(shape, page_tokens, &layout) == ERR_UNSUPPORTED) return;
-    uint8_t *source = aligned_alloc(64, strip.strip_bytes);
-    uint8_t *page = aligned_alloc(64, round_up(layout.page_bytes, 64));
-    for (size_t i = 0; i < strip.strip_bytes; i++)
-        source[i] = (uint8_t)(random_at(8, 0, i).word[0] & 0x3f); /* small finite numbers */
-    const attn_span all = kv_strip_span(&strip, source, 0, n_slots);
-    attn_span spans[2] = {all};
-    uint32_t n_spans = 1;
-    if (n_slots > 1) {
-        spans[0] = kv_span_cut(&all, 0, n_slots / 2);
-        spans[n_spans++] = kv_span_cut(&all, n_slots / 2, n_slots - n_slots / 2);
-    }
-    const kv_seal_args args = {.layout = &layout, .spans = spans, .n_spans = n_spans, .page = page};
-    codec->seal(&args);
-    for (uint32_t n = 1; n <= n_slots; n++) {
-        const attn_span loaded = codec->load(&layout, page, n);
-        ck_assert_uint_eq(loaded.n_slots, n);
-        ck_assert_uint_eq(loaded.live, kv_slot_mask(n));
-        if (!codec->is_exact) continue;
-        ck_assert_mem_eq(loaded.k, all.k, (size_t)n * strip.k_stride_bytes);
-        if (!shape->v_in_k) ck_assert_mem_eq(loaded.v, all.v, (size_t)n * strip.v_stride_bytes);
-        if (shape->v_in_k) ck_assert_ptr_eq(loaded.v, loaded.k);
-    }
-    free(source);
-    free(page);
-}
-
-START_TEST(every_codec_gives_back_what_was_sealed)
-{
-    static const kv_head_shape shapes[] = {
-        {64, 64, false, DTYPE_F32}, {64, 64, false, DTYPE_BF16}, {24, 40, false, DTYPE_BF16},
-        {5, 3, false, DTYPE_F32},   {72, 64, true, DTYPE_BF16},
-    };
-    for (size_t i = 0; kv_codecs[i] != NULL; i++) {
-        for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
-            check_codec(kv_codecs[i], &shapes[s], 4, 4);
-            check_codec(kv_codecs[i], &shapes[s], 32, 31);
-            check_codec(kv_codecs[i], &shapes[s], 64, 64);
-            check_codec(kv_codecs[i], &shapes[s], 64, 1);
-        }
-    }
-}
-END_TEST
-
 const test_case test_cases[] = {
     TEST_CASE(an_unknown_method_is_answered_with_the_known_ones),
     TEST_CASE(every_method_is_found_by_its_name_and_by_no_other),
@@ -288,6 +231,5 @@ const test_case test_cases[] = {
     TEST_CASE(every_routing_selects_candidates_once_and_in_order),
     TEST_CASE(every_budget_keeps_no_more_than_there_is),
     TEST_CASE(every_placement_gives_each_entry_one_owner),
-    TEST_CASE(every_codec_gives_back_what_was_sealed),
     TEST_CASES_END,
 };

@@ -1,6 +1,8 @@
 /* tests/golden/golden_run.c - see golden_run.h. */
 #include "tests/golden/golden_run.h"
 
+#include "kvcache/cache_state.h"
+
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,10 +38,17 @@ static void open_cache(const golden_setup *setup, golden *g)
         config.sink_tokens = 2;
         config.page_tokens = 4;
     }
+    if (setup->compression != NULL) {
+        config.window_tokens = 8;
+        config.page_tokens = 8;
+        free(config.compression);
+        config.compression = strdup(setup->compression);
+    }
     const kv_limits limits = {.n_seqs_max = GOLDEN_PROMPTS_MAX,
                               .n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,
                               .n_seq_tokens_max = model_get_config(g->m)->n_positions};
     must(kv_cache_open(g->d, &config, model_get_kv_shape(g->m), &limits, &g->cache, &info), &info);
+    if (setup->compression != NULL) g->cache->section_tokens = 32;
     cfg_deinit(&binding, 1);
 }
 
@@ -96,7 +105,7 @@ const float *golden_floats(const golden *g, uint32_t prompt, const char *name)
 
 static void open_seq(track *t)
 {
-    const kv_seq_options options = {.salt = ""};
+    const kv_seq_options options = {.salt = "", .n_prompt_tokens = t->n_prompt};
     ck_assert(kv_seq_open(t->g->cache, &options, &t->seq) == ERR_OK);
     t->n_cached = kv_seq_take_prefix(t->seq, t->tokens, t->n_prompt);
     ck_assert(t->n_cached < t->n_prompt);
@@ -155,6 +164,7 @@ void track_add_greedy(track *t)
 typedef struct step {
     uint32_t tokens[GOLDEN_STEP_TOKENS_MAX], positions[GOLDEN_STEP_TOKENS_MAX];
     kv_row rows[GOLDEN_PROMPTS_MAX];
+    uint32_t n_of[GOLDEN_PROMPTS_MAX]; /* tokens of each track */
     uint32_t n_tokens, n_rows;
 } step;
 
@@ -187,7 +197,8 @@ void golden_step(track *const *tracks, const uint32_t *n_tokens, uint32_t n_trac
     golden *const g = tracks[0]->g;
     s.n_tokens = s.n_rows = 0;
     for (uint32_t i = 0; i < n_tracks; i++) {
-        if (n_tokens[i] > 0) add_row(&s, tracks[i], n_tokens[i]);
+        s.n_of[i] = (uint32_t)min_size(n_tokens[i], kv_seq_step_tokens_max(tracks[i]->seq));
+        if (s.n_of[i] > 0) add_row(&s, tracks[i], s.n_of[i]);
     }
     ck_assert(kv_step_begin(g->cache, s.rows, s.n_rows) == ERR_OK);
     const model_batch batch = {
@@ -196,9 +207,9 @@ void golden_step(track *const *tracks, const uint32_t *n_tokens, uint32_t n_trac
     kv_step_end(g->cache);
     uint32_t first = 0;
     for (uint32_t i = 0; i < n_tracks; i++) {
-        keep_logits(tracks[i], first, n_tokens[i]);
-        first += n_tokens[i];
-        tracks[i]->n_done += n_tokens[i];
+        keep_logits(tracks[i], first, s.n_of[i]);
+        first += s.n_of[i];
+        tracks[i]->n_done += s.n_of[i];
     }
 }
 

@@ -20,6 +20,7 @@ typedef struct golden_setup {
     kv_dtype cache_type;
     bool small_pages; /* window 8, sink 2, page_tokens 4; else the defaults */
     bool prefix_caching;
+    const char *compression; /* NULL: none; else pages of 8, a window of 8, sections of 32 */
 } golden_setup;
 
 typedef struct golden {
@@ -52,7 +53,8 @@ void track_close(track *t);
 void track_restart(track *t);
 const float *track_logits(const track *t, uint32_t position); /* [n_vocab] */
 
-/* One step: tracks[i] computes n_tokens[i] of its known tokens (0: sits out). */
+/* One step: tracks[i] computes n_tokens[i] of its known tokens, or as many as its sequence may (0: sits
+ * out). */
 void golden_step(track *const *tracks, const uint32_t *n_tokens, uint32_t n_tracks);
 
 /* The prompt alone, `chunk` tokens at a time. */

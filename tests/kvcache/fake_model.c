@@ -35,7 +35,22 @@ kv_config fake_defaults(void)
                        .routing = (char *)(uintptr_t) "full",
                        .scheduling = (char *)(uintptr_t) "none",
                        .placement = (char *)(uintptr_t) "block",
-                       .codec = (char *)(uintptr_t) "none"};
+                       .compression = (char *)(uintptr_t) "none"};
+}
+
+const kv_layer_shape fake_coded_layers[2] = {
+    {.n_heads = 4, .n_kv_heads = 2, .k_dim = 32, .v_dim = 32, .scale = 0.35f, .has_router = true},
+    {.n_heads = 2, .n_kv_heads = 1, .k_dim = 24, .v_dim = 40, .scale = 0.3f, .window = 50},
+};
+
+kv_config fake_coded(const char *codec)
+{
+    kv_config config = fake_defaults();
+    config.page_tokens = 8;
+    config.window_tokens = 12;
+    config.sink_tokens = 3;
+    config.compression = (char *)(uintptr_t)codec;
+    return config;
 }
 
 void fake_check(const fake *f)
@@ -126,7 +141,8 @@ fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt)
                   .out = calloc(n_max * f->n_out, sizeof *s.out)};
     for (uint32_t p = 0; p < n_max; p++)
         s.tokens[p] = draw_token(p < ids.n_shared ? ids.shared_seed : ids.seed, p);
-    const kv_seq_options options = {.salt = salt, .salt_bytes = strlen(salt)};
+    const kv_seq_options options = {
+        .salt = salt, .salt_bytes = strlen(salt), .n_prompt_tokens = ids.n_prompt};
     ck_assert_int_eq(kv_seq_open(f->cache, &options, &s.seq), ERR_OK);
     return s;
 }
@@ -215,7 +231,9 @@ err_t fake_step(fake *f, fake_seq *const *seqs, const uint32_t *n_tokens, uint32
 void fake_run(fake *f, fake_seq *s, uint32_t n_tokens, uint32_t chunk)
 {
     while (kv_seq_length(s->seq) < n_tokens) {
-        const uint32_t n = (uint32_t)min_size(chunk, (size_t)n_tokens - kv_seq_length(s->seq));
+        const uint32_t left = n_tokens - kv_seq_length(s->seq);
+        const uint32_t most = (uint32_t)min_size(left, kv_seq_step_tokens_max(s->seq));
+        const uint32_t n = (uint32_t)min_size(chunk, most);
         ck_assert_int_eq(fake_step(f, &s, &n, 1), ERR_OK);
     }
 }

@@ -42,6 +42,11 @@ typedef struct fake_seq {
 kv_config fake_defaults(void);
 extern const kv_layer_shape fake_layers[3];
 
+/* Layers and settings for lossy codecs: two layers whose heads they all make smaller, pages of 8, a
+ * window of 12, 3 sinks. */
+extern const kv_layer_shape fake_coded_layers[2];
+kv_config fake_coded(const char *codec);
+
 fake *fake_open(const fake_options *options); /* fails the test on an error */
 void fake_close(fake *f);
 
@@ -49,6 +54,7 @@ void fake_close(fake *f);
 typedef struct fake_ids {
     uint64_t seed, shared_seed;
     uint32_t n_shared;
+    uint32_t n_prompt; /* what the cache is told; only lossy codecs mind */
 } fake_ids;
 fake_seq fake_seq_open(fake *f, fake_ids ids);
 fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt);
@@ -57,7 +63,7 @@ void fake_seq_free(fake_seq *s); /* what is left after kv_seq_close */
 
 /* One step: n_tokens[i] next tokens of seqs[i]. Returns what kv_step_begin returned. */
 err_t fake_step(fake *f, fake_seq *const *seqs, const uint32_t *n_tokens, uint32_t n_rows);
-/* Steps of one sequence until it holds n_tokens, chunks of `chunk`. */
+/* Steps of one sequence until it holds n_tokens, chunks of `chunk` or as many as the cache allows. */
 void fake_run(fake *f, fake_seq *s, uint32_t n_tokens, uint32_t chunk);
 
 /* Largest difference from the reference over positions [first, end), in units of the tolerance of

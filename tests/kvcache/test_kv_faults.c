@@ -144,16 +144,25 @@ START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
 }
 END_TEST
 
-START_TEST(nothing_is_allocated_inside_a_step)
+static void check_steps(const fake_options *options)
 {
-    fake *f = fake_open(&(fake_options){0});
-    fake_seq s = fake_seq_open(f, (fake_ids){.seed = 1});
+    fake *f = fake_open(options);
+    fake_seq s = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 70});
     memset(f->experts, 0, 64 * sizeof *f->experts);
     fake_run(f, &s, 64, 64);
-    for (int i = 0; i < 100; i++)
-        ck_assert(step(f, s.seq, 1 + (uint32_t)i % 5));
+    for (uint32_t i = 0; i < 100; i++) {
+        const uint32_t most = kv_seq_step_tokens_max(s.seq);
+        ck_assert(step(f, s.seq, most < 1 + i % 5 ? most : 1 + i % 5));
+    }
     fake_seq_close(f, &s, false);
     fake_close(f);
+}
+
+START_TEST(nothing_is_allocated_inside_a_step)
+{
+    check_steps(&(fake_options){0});
+    check_steps(&(fake_options){
+        .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4"), .n_threads = 2});
 }
 END_TEST
 

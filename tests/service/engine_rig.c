@@ -23,6 +23,10 @@ static void open_cache(const rig_options *options, uint32_t n_seqs_max, uint32_t
     config.window_tokens = 16;
     config.sink_tokens = 4;
     config.prefix_caching = !options->no_prefix_caching;
+    if (options->compression != NULL) {
+        free(config.compression);
+        config.compression = strdup(options->compression);
+    }
     const kv_limits limits = {.n_seqs_max = n_seqs_max,
                               .n_step_tokens_max = n_step_tokens,
                               .n_seq_tokens_max = model_get_config(r->m)->n_positions};

@@ -13,6 +13,7 @@ typedef struct rig_options {
     uint64_t memory_bytes;         /* of the KV pool; 0: plenty */
     uint32_t page_tokens;          /* 0: 8 */
     bool no_prefix_caching;
+    const char *compression; /* NULL: none */
 } rig_options;
 
 typedef struct rig {

@@ -45,6 +45,22 @@ static size_t plan(const sched_item *items, size_t n_items, const sched_limits *
     return n_rows;
 }
 
+START_TEST(a_step_takes_no_more_of_a_session_than_it_may)
+{
+    sched_item items[] = {running(1, 50), running(2, 50), waiting(3, 9)};
+    const sched_limits limits = {.n_seqs_max = 4, .n_tokens_max = 64};
+    sched_row rows[4];
+    items[0].n_step_max = 7;
+    ck_assert_uint_eq(sched_plan(items, 3, &limits, rows), 3);
+    ck_assert_uint_eq(rows[0].n_tokens, 7);
+    ck_assert_uint_eq(rows[1].n_tokens, 50); /* what is left goes on to the others */
+    ck_assert_uint_eq(rows[2].n_tokens, 7);
+    items[0].n_step_max = 1000;
+    ck_assert_uint_eq(sched_plan(items, 3, &limits, rows), 2);
+    ck_assert_uint_eq(rows[0].n_tokens, 50);
+}
+END_TEST
+
 START_TEST(nothing_to_do_gives_no_rows)
 {
     uint32_t n[ITEMS_MAX];
@@ -286,7 +302,8 @@ START_TEST(nobody_starves)
 }
 END_TEST
 
-const test_case test_cases[] = {TEST_CASE(nothing_to_do_gives_no_rows),
+const test_case test_cases[] = {TEST_CASE(a_step_takes_no_more_of_a_session_than_it_may),
+                                TEST_CASE(nothing_to_do_gives_no_rows),
                                 TEST_CASE(decode_comes_before_prompts),
                                 TEST_CASE(a_prompt_is_cut_to_the_budget),
                                 TEST_CASE(prompts_are_served_in_order_of_arrival),

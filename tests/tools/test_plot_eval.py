@@ -24,7 +24,7 @@ def row(config, resident, difference=None, **more):
             "accuracy": 0.5, "n_samples": 100, **more}
 
 
-ROWS = [row("default", 2000), row("kv-codec=int4", 700.5, 0.02), row("kv-codec=<int2> & more", 400, 0.3)]
+ROWS = [row("default", 2000), row("kv-compression=int4", 700.5, 0.02), row("kv-compression=<int2> & more", 400, 0.3)]
 
 
 def plot(folder, rows, *words):

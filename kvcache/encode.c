@@ -1,0 +1,154 @@
+/* kvcache/encode.c - see encode.h. */
+#include "kvcache/encode.h"
+
+/* ---- goals --------------------------------------------------------------------------------------- */
+
+kv_goal kv_goal_at(const kv_seq *seq, uint32_t length)
+{
+    const kv_cache *cache = seq->cache;
+    kv_goal goal = {.length = length, .n_blocks = kv_blocks_left(cache, length)};
+    if (cache->codec->is_exact) return goal;
+    const uint32_t since = length % cache->section_tokens;
+    const bool is_prompt = length < seq->n_prompt_tokens;
+    goal.n_coded = kv_blocks_left(cache, is_prompt ? length - since : length);
+    if (goal.n_coded < seq->n_coded) goal.n_coded = seq->n_coded; /* of a prefix that was taken */
+    return goal;
+}
+
+void kv_need_blocks(const kv_cache *cache, uint32_t layer, uint64_t n_blocks, uint64_t *need)
+{
+    /* The section begins and ends within a block; one more has the sinks. */
+    const uint64_t n_section = cache->section_tokens / cache->page_tokens + 3;
+    const uint64_t n_raw = cache->codec->is_exact || n_blocks < n_section ? n_blocks : n_section;
+    need[cache->layer_class[layer]] += n_raw * cache->n_kv_heads[layer];
+    if (cache->codec->is_exact) return;
+    need[kv_coded_class(cache, layer)] += n_blocks * cache->n_kv_heads[layer];
+}
+
+bool kv_goal_encodes(const kv_cache *cache, const kv_goal *goal, uint32_t block)
+{
+    return block < goal->n_coded && (block > 0 || cache->sink_tokens == 0);
+}
+
+/* The next length above seq->length at which more is encoded. */
+static uint64_t next_change(const kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t length = seq->length;
+    if (length < seq->n_prompt_tokens) {
+        const uint64_t section =
+            (length / cache->section_tokens + 1) * (uint64_t)cache->section_tokens;
+        return section < seq->n_prompt_tokens ? section : seq->n_prompt_tokens;
+    }
+    return cache->window_tokens +
+           ((uint64_t)kv_blocks_left(cache, length) + 1) * cache->page_tokens;
+}
+
+uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
+{
+    if (seq->cache->codec->is_exact) return UINT32_MAX;
+    return (uint32_t)(next_change(seq) - seq->length);
+}
+
+/* ---- encoding ------------------------------------------------------------------------------------ */
+
+/* Blocks that have raw pages now and are to be encoded. */
+static uint32_t first_to_encode(const kv_seq *seq)
+{
+    return seq->n_coded == 0 && seq->cache->sink_tokens > 0 ? 1 : seq->n_coded;
+}
+
+void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t b = first_to_encode(seq); b < end; b++) {
+            if (kv_block_passed(cache, l, b, goal->length)) continue; /* freed before */
+            cache->need[kv_coded_class(cache, l)] += cache->n_kv_heads[l];
+        }
+    }
+}
+
+void kv_encode_count(kv_cache *cache, uint32_t layer)
+{
+    cache->stats.pages_encoded++;
+    cache->stats.encoded_raw_bytes += cache->layout[cache->layer_class[layer]].page_bytes;
+    cache->stats.encoded_bytes += kv_coded_layout(cache, layer)->page_bytes;
+}
+
+static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const kv_cache *cache = ctx;
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    (void)worker;
+    for (size_t i = begin; i < end; i++) {
+        const kv_sealing *sealing = &cache->sealings[i];
+        const attn_span span =
+            kv_page_span(kv_layout_of(cache, sealing->from),
+                         kv_pool_data(cache->pool, sealing->from), pages->n_slots[sealing->from]);
+        const kv_seal_args args = {.layout = kv_layout_of(cache, sealing->to),
+                                   .spans = &span,
+                                   .n_spans = 1,
+                                   .page = kv_pool_data(cache->pool, sealing->to)};
+        cache->codec->seal(&args);
+    }
+}
+
+static void seal_all(kv_cache *cache, uint32_t n)
+{
+    parallel_for(cache->d->pool, n, 4, seal_jobs, cache);
+    for (uint32_t i = 0; i < n; i++)
+        (void)kv_pool_drop(cache->pool, cache->sealings[i].from, KV_HELD_BY_SEQ);
+}
+
+/* The table sees the new page from now on, with the slots that it saw of the old one. */
+static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32_t block)
+{
+    kv_cache *cache = seq->cache;
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t from = seq->table.page[entry];
+    const uint32_t to =
+        kv_pool_alloc_page(cache->pool, kv_coded_class(cache, layer), KV_HELD_BY_SEQ);
+    assert(to != KV_PAGE_NONE);
+    kv_pool_fill(cache->pool, to, block * cache->page_tokens, pages->n_slots[from],
+                 pages->owner[from]);
+    seq->table.page[entry] = to;
+    kv_encode_count(cache, layer);
+    return (kv_sealing){from, to};
+}
+
+void kv_encode(kv_seq *seq, uint32_t end)
+{
+    kv_cache *cache = seq->cache;
+    uint32_t n = 0;
+    if (end <= seq->n_coded) return;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+            for (uint32_t b = first_to_encode(seq); b < end; b++) {
+                const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
+                const uint32_t page = seq->table.page[entry];
+                if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
+                cache->sealings[n++] = replace_page(seq, l, entry, b);
+                if (n < KV_SEALING_MAX) continue;
+                seal_all(cache, n);
+                n = 0;
+            }
+        }
+    }
+    seal_all(cache, n);
+    seq->n_coded = end;
+}
+
+uint32_t kv_encode_taken(const kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    if (cache->codec->is_exact) return 0;
+    for (uint32_t b = first_to_encode(seq); b < seq->n_blocks; b++) {
+        for (uint32_t list = 0; list < cache->n_lists; list++) {
+            const uint32_t page = kv_table_page(&seq->table, list, b);
+            if (page != KV_PAGE_NONE && !kv_is_coded_page(cache, page)) return b;
+        }
+    }
+    return seq->n_blocks;
+}

@@ -1,0 +1,84 @@
+/* kvcache/encode.h - which blocks of a sequence are encoded, and when.
+ *
+ * Under a lossy codec a result must not depend on how a prompt was cut into chunks, nor on who else is
+ * in the batch. So what is encoded follows from the number of tokens held alone:
+ *
+ *   in the prompt      raw since the last multiple of SECTION (2048) positions, encoded before
+ *   behind the prompt  encoded as soon as the block leaves the ring
+ *
+ * and no step may cross a length at which this changes: kv_seq_step_tokens_max. Behind the prompt that is
+ * every page_tokens positions, so that tokens which are computed again in chunks (a preempted request)
+ * find what they found one by one. The ring is never encoded, nor are the sinks: block 0, whose page is
+ * where a cached prefix keeps them, stays raw if there are any.
+ *
+ * A page says by its size class which of the two it is, and tables mix them freely. A raw page is
+ * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
+ * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
+ * one section. */
+#ifndef KVCACHE_ENCODE_H
+#define KVCACHE_ENCODE_H
+
+#include "kvcache/cache_state.h"
+
+enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
+
+/* One raw page on its way. */
+typedef struct kv_sealing {
+    uint32_t from, to;
+} kv_sealing;
+
+/* The size class of a layer's encoded pages; of all its pages under `none`. */
+static inline uint32_t kv_coded_class(const kv_cache *cache, uint32_t layer)
+{
+    return cache->layer_class[layer] + (cache->n_classes - cache->n_raw_classes);
+}
+
+static inline const kv_page_layout *kv_coded_layout(const kv_cache *cache, uint32_t layer)
+{
+    return &cache->layout[kv_coded_class(cache, layer)];
+}
+
+static inline const kv_page_layout *kv_layout_of(const kv_cache *cache, uint32_t page)
+{
+    return &cache->layout[kv_pool_class(cache->pool, page)];
+}
+
+static inline bool kv_is_coded_page(const kv_cache *cache, uint32_t page)
+{
+    return kv_pool_class(cache->pool, page) >= cache->n_raw_classes;
+}
+
+static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
+{
+    return kv_is_coded_page(cache, page) ? cache->codec : &kv_codec_none;
+}
+
+/* What a sequence is to have in pages when it holds `length` tokens. */
+typedef struct kv_goal {
+    uint32_t length;
+    uint32_t n_blocks; /* in pages */
+    uint32_t n_coded; /* blocks below are encoded, but for the one with the sinks; 0 under `none` */
+} kv_goal;
+
+kv_goal kv_goal_at(const kv_seq *seq, uint32_t length);
+
+/* Adds to `need` the pages of n_blocks blocks of one sequence in one layer, at the worst moment: under a
+ * lossy codec everything encoded, and the raw pages of a section beside it. */
+void kv_need_blocks(const kv_cache *cache, uint32_t layer, uint64_t n_blocks, uint64_t *need);
+
+/* Does the block get an encoded page? */
+bool kv_goal_encodes(const kv_cache *cache, const kv_goal *goal, uint32_t block);
+
+/* Adds to cache->need the pages into which raw ones will be encoded. */
+void kv_encode_need(const kv_seq *seq, const kv_goal *goal);
+
+/* Encodes the raw pages of blocks [n_coded, end); room was found before. */
+void kv_encode(kv_seq *seq, uint32_t end);
+
+/* Notes in the counters that a page was encoded. */
+void kv_encode_count(kv_cache *cache, uint32_t layer);
+
+/* Blocks before the first raw one, of a table that was taken over. */
+uint32_t kv_encode_taken(const kv_seq *seq);
+
+#endif
