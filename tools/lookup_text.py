@@ -46,9 +46,11 @@ class Facts:
         people = list(rng.permutation(W["TASK_PEOPLE"]))
         self.things = list(rng.permutation(W["TASK_THINGS"]))
         kinds = [self.number, self.grid, self.chain, self.now, self.count]
-        only = kinds[rng.integers(len(kinds))] if rng.random() < 0.5 else None
-        while n_facts > 0 and len(people) >= 4 and len(self.things) >= 4:
-            n_facts -= (only or kinds[rng.choice(len(kinds), p=[0.35, 0.2, 0.15, 0.15, 0.15])])(people, n_facts)
+        draw = lambda weights: kinds[rng.choice(len(kinds), p=weights)]
+        only = draw([0.4, 0.15, 0.15, 0.15, 0.15]) if rng.random() < 0.5 else None
+        names = 1 if only == self.number else 4        # that the next fact may need
+        while n_facts > 0 and min(len(people), len(self.things)) >= names:
+            n_facts -= (only or draw([0.35, 0.2, 0.15, 0.15, 0.15]))(people, n_facts)
 
     def digits(self):
         return "".join(str(d) for d in self.rng.integers(0, 10, W["TASK_DIGITS"]))

@@ -54,6 +54,7 @@ STAGES = (
     (0.35, 512, 8192, 0.25, False),
     (0.50, 1024, 8192, 0.50, False),
     (0.64, 2048, 8192, 0.50, False),
+    (0.70, 2048, 8192, 0.75, False),
 )
 MICRO = 2048                       # tokens of a forward pass: one window of the longest stage
 FACT_TOKENS = 48                   # of a passage, for each fact at most
