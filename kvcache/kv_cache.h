@@ -100,11 +100,15 @@ bool kv_cache_could_fit(const kv_cache *cache, uint32_t n_tokens);
 
 /* ---- one step ---- */
 /* One sequence's share of a step: tokens [first_token, first_token + n_tokens) of the batch, which
- * take the positions kv_seq_length(seq) and up. */
+ * take the positions kv_seq_length(seq) and up.
+ *
+ * Tokens of a prompt read every entry that there is, whatever the routing: a prompt's last chunk may
+ * be one token long, and where a prompt is cut must not show. So the caller says what a row is. */
 typedef struct kv_row {
     kv_seq *seq;
     uint32_t first_token;
     uint32_t n_tokens;
+    bool is_decode; /* one token behind the prompt: routing chooses what it reads */
 } kv_row;
 
 /* Rows are in batch order, without gaps, each sequence at most once. Gives up cached prefixes as

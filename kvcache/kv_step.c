@@ -17,6 +17,7 @@ static void check_rows(const kv_cache *cache, const kv_row *rows, uint32_t n_row
         assert(seq->is_open);
         assert(seq->n_step_tokens == 0); /* each sequence at most once */
         assert(rows[r].n_tokens >= 1);
+        assert(rows[r].n_tokens == 1 || !rows[r].is_decode);
         assert(rows[r].first_token == n_tokens);
         assert(rows[r].n_tokens <= cache->limits.n_step_tokens_max - n_tokens);
         assert(rows[r].n_tokens <= cache->limits.n_seq_tokens_max - seq->length);

@@ -161,8 +161,10 @@ typedef struct step {
 static void add_row(step *s, const track *t, uint32_t n_tokens)
 {
     ck_assert(t->n_done + n_tokens <= t->n_tokens);
-    s->rows[s->n_rows++] =
-        (kv_row){.seq = t->seq, .first_token = s->n_tokens, .n_tokens = n_tokens};
+    s->rows[s->n_rows++] = (kv_row){.seq = t->seq,
+                                    .first_token = s->n_tokens,
+                                    .n_tokens = n_tokens,
+                                    .is_decode = n_tokens == 1 && t->n_done >= t->n_prompt};
     for (uint32_t i = 0; i < n_tokens; i++) {
         s->tokens[s->n_tokens] = t->tokens[t->n_done + i];
         s->positions[s->n_tokens++] = t->n_done + i;

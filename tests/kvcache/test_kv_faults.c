@@ -83,7 +83,7 @@ END_TEST
 static bool step(fake *f, kv_seq *seq, uint32_t n_tokens)
 {
     const uint32_t length = kv_seq_length(seq);
-    const kv_row row = {seq, 0, n_tokens};
+    const kv_row row = {.seq = seq, .n_tokens = n_tokens};
     const err_t err = kv_step_begin(f->cache, &row, 1);
     if (err != ERR_OK) {
         assert(err == ERR_NO_MEMORY);

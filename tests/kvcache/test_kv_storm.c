@@ -68,7 +68,7 @@ static void step_some(storm *s)
 static void abort_step(storm *s, fake_seq *seq)
 {
     const uint32_t length = kv_seq_length(seq->seq);
-    const kv_row row = {seq->seq, 0, 1 + draw(s, 50)};
+    const kv_row row = {.seq = seq->seq, .n_tokens = 1 + draw(s, 50)};
     if (length + row.n_tokens > N_TOKENS_MAX) return;
     if (kv_step_begin(s->f->cache, &row, 1) != ERR_OK) return;
     kv_step_abort(s->f->cache);
