@@ -4,6 +4,8 @@
  * bookkeeping of pages is done by the owner, before and after. */
 #include "kvcache/commit.h"
 
+#include "kvcache/key_box.h"
+
 /* A commit job copies at least this much, or the loop stays on one thread. */
 enum { SERIAL_BYTES_MAX = 64 * 1024 };
 
@@ -168,6 +170,10 @@ static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t
         .page = kv_pool_data(cache->pool, page),
     };
     cache->codec->seal(&args);
+    if (cache->reads_all) return;
+    const kv_box_keys keys = {
+        .spans = spans, .n_spans = args.n_spans, .n_left_out = block == 0 ? cache->sink_tokens : 0};
+    kv_box_write(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
 }
 
 /* Copies staged positions [first, end) of one head to the ring. */

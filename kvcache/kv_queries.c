@@ -19,7 +19,7 @@ void kv_publish(kv_cache *cache)
     stats->pages_free = pool.pages_free;
     stats->slots_live = pool.slots_live;
     stats->prefix_objects = prefix->n_objects;
-    kv_reader_count(&cache->reader, &stats->bytes_read, &stats->blocks_read);
+    kv_reader_count(&cache->reader, stats);
     kv_stats_board_write(&cache->board, stats);
     paranoid_assert(kv_cache_is_sane(cache));
 }

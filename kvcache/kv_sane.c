@@ -1,5 +1,6 @@
 /* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
 #include "kvcache/cache_state.h"
+#include "kvcache/key_box.h"
 
 /* Blocks [0, n_blocks) of a table; `length` tokens are held, and windows have freed what they pass. */
 typedef struct view {
@@ -10,6 +11,17 @@ typedef struct view {
     kv_holder holder;
     bool has_sinks; /* the first slots of block 0 are read elsewhere */
 } view;
+
+/* No live key lies outside the box of its page. */
+static bool is_box_sane(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page)
+{
+    const uint32_t n_slots = kv_pool_pages(cache->pool)->n_slots[page];
+    const attn_span span =
+        cache->codec->load(kv_layer_layout(cache, layer), kv_pool_data(cache->pool, page), n_slots);
+    const kv_box_keys keys = {
+        .spans = &span, .n_spans = 1, .n_left_out = block == 0 ? cache->sink_tokens : 0};
+    return kv_box_holds(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+}
 
 static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t list,
                           uint32_t block)
@@ -29,6 +41,7 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     for (uint32_t i = 0; i < n_slots; i++) {
         if (pages->positions[(size_t)page * cache->page_tokens + i] != first + i) return false;
     }
+    if (!cache->reads_all && !is_box_sane(cache, layer, block, page)) return false;
     uint64_t expected = kv_slot_mask(n_slots);
     if (block == 0 && v->has_sinks) expected &= ~kv_slot_mask(cache->sink_tokens);
     return live == expected;

@@ -58,13 +58,16 @@ err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
     step->n_appended = 0;
     memset(step->has_experts, 0, cache->n_layers * sizeof *step->has_experts);
     memcpy(step->rows, rows, n_rows * sizeof *rows);
+    bool has_decode = false;
     for (uint32_t r = 0; r < n_rows; r++) {
         kv_seq *seq = rows[r].seq;
+        has_decode = has_decode || rows[r].is_decode;
         kv_reserve(seq, blocks_after(&rows[r]), seq->length + rows[r].n_tokens);
         seq->first_token = rows[r].first_token;
         seq->n_step_tokens = rows[r].n_tokens;
         step->n_tokens += rows[r].n_tokens;
     }
+    if (has_decode) kv_reader_begin_step(&cache->reader);
     kv_publish(cache);
     return ERR_OK;
 }

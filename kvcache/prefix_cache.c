@@ -18,19 +18,31 @@ void kv_prefix_place(arena *a, kv_prefix *prefix)
     prefix->index.keys = arena_take(a, prefix->n_objects_max, sizeof *prefix->index.keys);
 }
 
-/* What a cached value depends on besides tokens and model. All exact settings share one. */
-static hash128 settings_fingerprint(const kv_cache *cache)
+/* The routing as far as it changes values: its name, the settings that it obeys, and what it is not
+ * asked about. */
+static void describe_routing(const kv_cache *cache, char text[KV_SETTINGS_BYTES / 2])
 {
-    char text[256];
+    const uint32_t obeys = cache->routing->obeys;
+    const kv_route_settings *route = &cache->route;
+    text[0] = '\0';
+    if (cache->reads_all) return;
     const int n = snprintf(
-        text, sizeof text, "type=%s page=%u%s%s%s%s%s%s", dtype_name(cache->type),
-        cache->page_tokens, cache->routing->is_exact ? "" : " ",
-        cache->routing->is_exact ? "" : cache->routing->name,
-        cache->scheduling->is_exact ? "" : " ",
+        text, KV_SETTINGS_BYTES / 2, " routing=%s/%.17g/%.17g/%.17g/%u/%u", cache->routing->name,
+        (obeys & KV_ROUTE_K) != 0 ? route->k : 0, (obeys & KV_ROUTE_EPS) != 0 ? route->eps : 0,
+        (obeys & KV_ROUTE_TAU) != 0 ? route->tau : 0, cache->window_tokens, cache->sink_tokens);
+    assert(n > 0 && n < KV_SETTINGS_BYTES / 2);
+}
+
+void kv_prefix_settings(const kv_cache *cache, char text[KV_SETTINGS_BYTES])
+{
+    char routing[KV_SETTINGS_BYTES / 2];
+    describe_routing(cache, routing);
+    const int n = snprintf(
+        text, KV_SETTINGS_BYTES, "type=%s page=%u%s%s%s%s%s", dtype_name(cache->type),
+        cache->page_tokens, routing, cache->scheduling->is_exact ? "" : " ",
         cache->scheduling->is_exact ? "" : cache->scheduling->name,
         cache->codec->is_exact ? "" : " ", cache->codec->is_exact ? "" : cache->codec->name);
-    assert(n > 0 && (size_t)n < sizeof text);
-    return hash_bytes(&cache->prefix.hash, text, (size_t)n);
+    assert(n > 0 && n < KV_SETTINGS_BYTES);
 }
 
 err_t kv_prefix_init(kv_cache *cache)
@@ -38,7 +50,9 @@ err_t kv_prefix_init(kv_cache *cache)
     kv_prefix *prefix = &cache->prefix;
     TRY(hash_init());
     hash_key_random(&prefix->hash);
-    prefix->fingerprint = settings_fingerprint(cache);
+    char settings[KV_SETTINGS_BYTES];
+    kv_prefix_settings(cache, settings);
+    prefix->fingerprint = hash_bytes(&prefix->hash, settings, strlen(settings));
     prefix->oldest = prefix->newest = prefix->free_objects = KV_OBJECT_NONE;
     for (uint32_t o = prefix->n_objects_max; o-- > 0;) {
         prefix->objects[o].older = prefix->free_objects;
