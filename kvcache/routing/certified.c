@@ -2,7 +2,11 @@
  *
  * Pages are read in order of the mass that they may have, and after each the certificate (routing.h) of
  * what is left is computed from the true mass of what was read. It stops at eps, so no head of any
- * query misses more than that share of its attention. This is branch and bound; the boxes are Quest's. */
+ * query misses more than that share of its attention. This is branch and bound; the boxes are Quest's.
+ *
+ * It pays where pages are unlike each other and their keys alike. Under RoPE the fast channels turn
+ * full circle within a page, so that their part of a box says nothing about the key; bounds are then
+ * so far above the scores that almost every page is read. `topk` reads little and promises nothing. */
 #include "kvcache/routing/ranking.h"
 
 /* The pages are summed once more, in another order, for the certificate that is reported. */

@@ -36,6 +36,8 @@ static void open_cache(const golden_setup *setup, golden *g)
         config.sink_tokens = 2;
         config.page_tokens = 4;
     }
+    for (const char *const *s = setup->settings; s != NULL && *s != NULL; s += 2)
+        must(cfg_set(&binding, 1, s[0], s[1], &info), &info);
     const kv_limits limits = {.n_seqs_max = GOLDEN_PROMPTS_MAX,
                               .n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,
                               .n_seq_tokens_max = model_get_config(g->m)->n_positions};
