@@ -6,7 +6,7 @@
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
  *   reader.c        attention
- *   page_choice.c   which pages a decode query reads, by routing
+ *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
  *   kv_queries.c    numbers for others
  *   kv_sane.c       the invariants
@@ -70,7 +70,8 @@ struct kv_cache {
     const kv_placement *placement;
     const kv_codec *codec;
     kv_route_settings route;
-    bool reads_all; /* routing is exact under its settings: no boxes, no choice */
+    bool reads_all;       /* routing is exact under its settings: no boxes, no choice */
+    size_t run_box_bytes; /* of tables; 0: routing does not ask for runs */
     kv_limits limits;
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;

@@ -5,6 +5,7 @@
 #include "kvcache/commit.h"
 
 #include "kvcache/key_box.h"
+#include "kvcache/run_box.h"
 
 /* A commit job copies at least this much, or the loop stays on one thread. */
 enum { SERIAL_BYTES_MAX = 64 * 1024 };
@@ -220,11 +221,12 @@ static void commit_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     (void)worker;
     for (size_t i = begin; i < end; i++) {
         const uint32_t layer = (uint32_t)(i % loop->cache->n_layers);
-        const kv_seq *seq = loop->rows[i / loop->cache->n_layers].seq;
+        kv_seq *seq = loop->rows[i / loop->cache->n_layers].seq;
         for (uint32_t b = seq->n_blocks; b < seq->n_reserved; b++) {
             for (uint32_t h = 0; h < loop->cache->n_kv_heads[layer]; h++)
                 seal_page(seq, layer, h, b);
         }
+        kv_runs_write(seq, layer, seq->n_blocks, seq->n_reserved);
         stage_layer(seq, layer);
     }
 }

@@ -22,7 +22,7 @@ static const cfg_field fields[] = {
     CFG_NUM32(kv_config, n_shards, "kv-shards", 1, KV_SHARDS_MAX, "1", "shards of the cache"),
     CFG_TEXT(kv_config, routing, "kv-routing", "full", "NAME", "which pages a query reads"),
     CFG_REAL(kv_config, routing_k, "kv-routing-k", 0, 4294967295.0, "0.25",
-             "topk: share of the pages that a query reads, or above 1 their number"),
+             "topk, hierarchical: share of the pages that a query reads, or above 1 their number"),
     CFG_REAL(kv_config, routing_eps, "kv-routing-eps", 0, 1, "0.01",
              "certified: attention mass that a query may miss at most"),
     CFG_REAL(kv_config, routing_tau, "kv-routing-tau", 0, 1, "0.95",

@@ -250,6 +250,7 @@ static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
         page_bytes[c] = cache->layout[c].page_bytes;
     for (uint32_t l = 0; l < cache->n_layers && !cache->reads_all; l++)
         config.box_bytes = max_size(config.box_bytes, kv_box_bytes(&cache->heads[l]));
+    if (cache->routing->select_runs != NULL) cache->run_box_bytes = config.box_bytes;
     if (memory_bytes == 0) config.budget_bytes = choose_budget(cache, &config);
     need_blocks(cache, 1);
     const uint64_t least = kv_pool_least_bytes(&config, cache->need);

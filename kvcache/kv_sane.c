@@ -1,6 +1,7 @@
 /* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
 #include "kvcache/cache_state.h"
 #include "kvcache/key_box.h"
+#include "kvcache/run_box.h"
 
 /* Blocks [0, n_blocks) of a table; `length` tokens are held, and windows have freed what they pass. */
 typedef struct view {
@@ -59,6 +60,10 @@ static bool is_table_sane(const kv_cache *cache, const view *v)
                 if (!is_entry_sane(cache, v, l, list, b)) return false;
                 n_live +=
                     (uint32_t)__builtin_popcountll(table->live[kv_table_entry(table, list, b)]);
+            }
+            for (uint32_t run = 0; table->run_boxes != NULL && run < v->n_blocks / KV_RUN_PAGES;
+                 run++) {
+                if (!kv_run_holds(cache, table, l, list, run)) return false;
             }
             if (table->capacity > 0 && n_live != table->n_live[list]) return false;
         }

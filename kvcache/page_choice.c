@@ -19,6 +19,10 @@ void kv_choice_place(arena *a, const kv_cache *cache, kv_choice *choice)
     choice->bound = arena_take(a, n_max, group_max * sizeof *choice->bound);
     choice->chosen = arena_take(a, n_max, sizeof *choice->chosen);
     choice->log_read = arena_take(a, group_max, sizeof *choice->log_read);
+    choice->runs.index = arena_take(a, n_max, sizeof *choice->runs.index);
+    choice->runs.n_live = arena_take(a, n_max, sizeof *choice->runs.n_live);
+    choice->runs.bound = arena_take(a, n_max, group_max * sizeof *choice->runs.bound);
+    choice->runs.chosen = arena_take(a, n_max, sizeof *choice->runs.chosen);
     choice->work = (kv_route_work){
         .priority = arena_take(a, n_max, sizeof *choice->work.priority),
         .order = arena_take(a, n_max, sizeof *choice->work.order),
@@ -28,34 +32,107 @@ void kv_choice_place(arena *a, const kv_cache *cache, kv_choice *choice)
     };
 }
 
-void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_query *query)
+/* Every page with a live slot. */
+static void list_pages(kv_choice *choice, const kv_choice_range *range, uint32_t list)
+{
+    const kv_table *table = &range->seq->table;
+    uint32_t n = 0;
+    for (uint32_t b = range->first; b < range->end; b++) {
+        const size_t entry = kv_table_entry(table, list, b);
+        if (table->live[entry] == 0) continue;
+        choice->block[n] = b;
+        choice->page[n] = table->page[entry];
+        choice->n_live[n++] = (uint16_t)__builtin_popcountll(table->live[entry]);
+    }
+    choice->n_pages = choice->n_open = n;
+}
+
+/* The runs that lie wholly in the range. */
+static void list_runs(kv_choice *choice, const kv_choice_range *range)
+{
+    const uint32_t first = (range->first + KV_RUN_PAGES - 1) / KV_RUN_PAGES;
+    const uint32_t end = range->end / KV_RUN_PAGES;
+    choice->runs.n = choice->runs.n_chosen = 0;
+    if (range->seq->cache->routing->select_runs == NULL) return;
+    for (uint32_t run = first; run < end; run++) {
+        choice->runs.n_live[choice->runs.n] = 0;
+        choice->runs.index[choice->runs.n++] = run;
+    }
+    for (uint32_t i = 0; i < choice->n_pages; i++) {
+        const uint32_t run = choice->block[i] / KV_RUN_PAGES;
+        if (run < first || run >= end) continue;
+        uint16_t *n_live = &choice->runs.n_live[run - first];
+        *n_live = (uint16_t)(*n_live + choice->n_live[i]);
+    }
+}
+
+/* Forgets the pages of runs that were not chosen. */
+static void drop_runs(kv_choice *choice)
+{
+    uint32_t n = 0, next = 0;
+    for (uint32_t i = 0; i < choice->n_pages; i++) {
+        const uint32_t run = choice->block[i] / KV_RUN_PAGES;
+        const uint32_t first = choice->runs.index[0];
+        while (next < choice->runs.n_chosen && choice->runs.index[choice->runs.chosen[next]] < run)
+            next++;
+        const bool is_chosen =
+            next < choice->runs.n_chosen && choice->runs.index[choice->runs.chosen[next]] == run;
+        if (run >= first && run < first + choice->runs.n && !is_chosen) continue;
+        choice->block[n] = choice->block[i];
+        choice->page[n] = choice->page[i];
+        choice->n_live[n++] = choice->n_live[i];
+    }
+    choice->n_pages = n;
+}
+
+static key_bounds_args bounds_of(const attn_query *query, const uint32_t *index, uint32_t n,
+                                 float *out)
+{
+    assert(query->n_queries == 1);
+    assert(query->scale >= 0);
+    return (key_bounds_args){.q = query->q,
+                             .group = query->group,
+                             .k_dim = query->k_dim,
+                             .scale = query->scale,
+                             .type = query->type,
+                             .index = index,
+                             .n_boxes = n,
+                             .out = out,
+                             .out_stride = n};
+}
+
+static void choose_runs(kv_choice *choice, const kv_choice_range *range, uint32_t list,
+                        const attn_query *query)
 {
     const kv_cache *cache = range->seq->cache;
     const kv_table *table = &range->seq->table;
+    key_bounds_args args = bounds_of(query, choice->runs.index, choice->runs.n, choice->runs.bound);
+    args.boxes = kv_table_run_box(table, list, 0);
+    args.box_stride_bytes = table->run_box_bytes;
+    cache->d->ops->key_bounds(&args);
+    const kv_route_args route = {.settings = &cache->route,
+                                 .n_pages = choice->runs.n,
+                                 .n_open = choice->n_open,
+                                 .group = query->group,
+                                 .n_live = choice->runs.n_live,
+                                 .bound = choice->runs.bound,
+                                 .work = choice->work};
+    choice->runs.n_chosen = cache->routing->select_runs(&route, choice->runs.chosen);
+    assert(choice->runs.n_chosen <= choice->runs.n);
+    drop_runs(choice);
+}
+
+void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_query *query)
+{
+    const kv_cache *cache = range->seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
-    const size_t list = kv_table_entry(table, kv_list(cache, range->layer, range->head, 0), 0);
-    uint32_t n = 0;
-    for (uint32_t b = range->first; b < range->end; b++) {
-        const uint64_t live = table->live[list + b];
-        if (live == 0) continue;
-        choice->block[n] = b;
-        choice->page[n] = table->page[list + b];
-        choice->n_live[n++] = (uint8_t)__builtin_popcountll(live);
-    }
-    choice->n_pages = n;
-    assert(query->n_queries == 1);
-    assert(query->scale >= 0);
-    const key_bounds_args args = {.q = query->q,
-                                  .group = query->group,
-                                  .k_dim = query->k_dim,
-                                  .scale = query->scale,
-                                  .type = query->type,
-                                  .boxes = pages->boxes,
-                                  .box_stride_bytes = pages->box_bytes,
-                                  .index = choice->page,
-                                  .n_boxes = n,
-                                  .out = choice->bound,
-                                  .out_stride = n};
+    const uint32_t list = kv_list(cache, range->layer, range->head, 0);
+    list_pages(choice, range, list);
+    list_runs(choice, range);
+    if (choice->runs.n > 0) choose_runs(choice, range, list, query);
+    key_bounds_args args = bounds_of(query, choice->page, choice->n_pages, choice->bound);
+    args.boxes = pages->boxes;
+    args.box_stride_bytes = pages->box_bytes;
     cache->d->ops->key_bounds(&args);
 }
 
@@ -66,6 +143,7 @@ void kv_choice_make(kv_choice *choice, const kv_cache *cache, uint32_t group,
     if (choice->n_pages == 0) return;
     const kv_route_args args = {.settings = &cache->route,
                                 .n_pages = choice->n_pages,
+                                .n_open = choice->n_open,
                                 .group = group,
                                 .n_live = choice->n_live,
                                 .bound = choice->bound,
@@ -82,24 +160,41 @@ double kv_log_mass(const attn_state *state, size_t row)
     return state->sum[row] > 0 ? (double)state->max[row] + log((double)state->sum[row]) : -INFINITY;
 }
 
-/* Log of the mass that the unread candidates may have at most in one head; -inf: none is unread. */
+/* A sum of exponentials, as (its largest exponent, the sum over that). */
+typedef struct mass {
+    double top, sum;
+} mass;
+
+static void add_mass(mass *m, uint32_t n, float bound)
+{
+    if ((double)bound > m->top) {
+        m->sum *= exp(m->top - (double)bound);
+        m->top = (double)bound;
+    }
+    m->sum += n * exp((double)bound - m->top);
+}
+
+/* Log of the mass that unread pages and runs may have at most in one head; -inf: none is unread. */
 static double log_unread(const kv_choice *choice, uint32_t g)
 {
+    mass m = {.top = -INFINITY};
     const float *bound = choice->bound + (size_t)g * choice->n_pages;
-    double top = -INFINITY, sum = 0;
-    for (int pass = 0; pass < 2; pass++) {
-        uint32_t next = 0;
-        for (uint32_t i = 0; i < choice->n_pages; i++) {
-            if (next < choice->n_chosen && choice->chosen[next] == i) {
-                next++;
-            } else if (pass == 0) {
-                top = fmax(top, (double)bound[i]);
-            } else {
-                sum += choice->n_live[i] * exp((double)bound[i] - top);
-            }
+    for (uint32_t i = 0, next = 0; i < choice->n_pages; i++) {
+        if (next < choice->n_chosen && choice->chosen[next] == i) {
+            next++;
+        } else {
+            add_mass(&m, choice->n_live[i], bound[i]);
         }
     }
-    return sum > 0 ? top + log(sum) : -INFINITY;
+    bound = choice->runs.bound + (size_t)g * choice->runs.n;
+    for (uint32_t i = 0, next = 0; i < choice->runs.n; i++) {
+        if (next < choice->runs.n_chosen && choice->runs.chosen[next] == i) {
+            next++;
+        } else {
+            add_mass(&m, choice->runs.n_live[i], bound[i]);
+        }
+    }
+    return m.sum > 0 ? m.top + log(m.sum) : -INFINITY;
 }
 
 void kv_choice_certify(const kv_choice *choice, const attn_query *query, const attn_state *state,

@@ -16,12 +16,21 @@
 typedef struct kv_choice {
     uint32_t *block;  /* [n_max]: candidates, rising; n_pages valid */
     uint32_t *page;   /* [n_max] */
-    uint8_t *n_live;  /* [n_max] */
+    uint16_t *n_live; /* [n_max] */
     float *bound;     /* [group_max][n_max], used as [group][n_pages] */
     uint32_t *chosen; /* [n_max]: indices of candidates, rising; n_chosen valid */
     double *log_read; /* [group_max]: log of what the probe has read; see kv_route_args */
     kv_route_work work;
     uint32_t n_pages, n_chosen;
+    uint32_t n_open; /* candidates, and the pages of runs that are left out */
+    /* Whole runs of pages, if routing asks for them; the pages of left-out ones are no candidates. */
+    struct {
+        uint32_t *index;  /* [n_max]: in the list; n valid */
+        uint16_t *n_live; /* [n_max] */
+        float *bound;     /* [group_max][n_max], used as [group][n] */
+        uint32_t *chosen; /* [n_max]; n_chosen valid */
+        uint32_t n, n_chosen;
+    } runs;
 } kv_choice;
 
 /* Certificates, of which there is one per query head. */
@@ -40,7 +49,7 @@ typedef struct kv_choice_range {
     uint32_t first, end;
 } kv_choice_range;
 
-/* Lists the candidates and bounds their scores. */
+/* Lists the candidates and bounds their scores; asks routing about runs. */
 void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_query *query);
 
 /* Asks routing. `read` and `ctx` as in kv_route_args. */

@@ -4,6 +4,7 @@
  * than a block from a finished source, up to a ring from a running one - is copied into the ring of
  * the new sequence, and the first tokens into its sinks. Either way the entries keep their bits. */
 #include "kvcache/cache_state.h"
+#include "kvcache/run_box.h"
 
 typedef struct take {
     kv_seq *seq;
@@ -93,6 +94,7 @@ static void take_all(const take *t)
             take_recent(t, l, h);
             take_sinks(t, l, h);
         }
+        kv_runs_write(t->seq, l, 0, t->n_blocks);
         take_experts(t, l);
     }
     t->seq->length = t->n_tokens;

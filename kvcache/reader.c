@@ -224,8 +224,9 @@ static void choose_pages(job *j, uint32_t first, uint32_t n_old, uint32_t end)
     if (j->cache->routing->needs_log_read && choice->n_pages > 0)
         probe_recent(&probe, first, n_old, end);
     kv_choice_make(choice, j->cache, j->query.group, probe_page, &probe);
-    j->worker->bytes_read += choice->n_pages * kv_box_bytes(&j->cache->heads[j->layer]);
-    j->worker->pages_open += choice->n_pages;
+    j->worker->bytes_read +=
+        (choice->n_pages + choice->runs.n) * kv_box_bytes(&j->cache->heads[j->layer]);
+    j->worker->pages_open += choice->n_open;
     j->worker->pages_read += choice->n_chosen;
 }
 

@@ -40,6 +40,23 @@ void kv_rank_order(const kv_route_args *args)
     }
 }
 
+uint32_t kv_rank_budget(const kv_route_settings *settings, uint32_t n_open)
+{
+    const double n = settings->k <= 1 ? ceil(settings->k * n_open) : settings->k;
+    return n < n_open ? (uint32_t)n : n_open;
+}
+
+void kv_rank_by_bound(const kv_route_args *args)
+{
+    float *priority = args->work.priority;
+    for (uint32_t i = 0; i < args->n_pages; i++) {
+        priority[i] = args->bound[i];
+        for (uint32_t g = 1; g < args->group; g++)
+            priority[i] = fmaxf(priority[i], args->bound[(size_t)g * args->n_pages + i]);
+    }
+    kv_rank_order(args);
+}
+
 /* ---- mass ------------------------------------------------------------------------------------------ */
 
 static float log_mass(const kv_route_args *args, uint32_t g, uint32_t page)

@@ -16,6 +16,8 @@
 #ifndef KVCACHE_ROUTING_ROUTING_H
 #define KVCACHE_ROUTING_ROUTING_H
 
+#include "kvcache/page_table.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -39,11 +41,12 @@ typedef struct kv_route_work {
 
 typedef struct kv_route_args {
     const kv_route_settings *settings;
-    uint32_t n_pages;      /* candidates, in position order; >= 1 */
-    uint32_t group;        /* query heads that read together */
-    const uint8_t *n_live; /* [n_pages]: slots, >= 1 */
-    const float *bound;    /* [group][n_pages]: no score of a live slot is above */
-    double *log_read;      /* [group]: log of Z_read so far; valid for methods that need it */
+    uint32_t n_pages; /* candidates, in position order; >= 1 */
+    uint32_t n_open;  /* pages that could be read: n_pages, and those of runs that were left out */
+    uint32_t group;   /* query heads that read together */
+    const uint16_t *n_live; /* [n_pages]: slots, >= 1 */
+    const float *bound;     /* [group][n_pages]: no score of a live slot is above */
+    double *log_read;       /* [group]: log of Z_read so far; valid for methods that need it */
     /* Reads the keys of a candidate and adds to log_read; for methods that need that. */
     void (*read)(void *ctx, uint32_t page);
     void *read_ctx;
@@ -59,6 +62,10 @@ typedef struct kv_routing {
      * boxes are kept, and prefixes are shared with all other exact settings. */
     bool (*is_exact)(const kv_route_settings *settings);
 
+    /* The same as `select`, asked before it, over runs of KV_RUN_PAGES pages instead of pages: those of
+     * runs that are not chosen are no candidates. NULL: every page is one. */
+    uint32_t (*select_runs)(const kv_route_args *args, uint32_t *chosen);
+
     /* Writes the chosen candidates, rising, and returns how many. Called from any worker; the answer
      * depends on the arguments alone; must not block, allocate or fail. NULL if always exact. */
     uint32_t (*select)(const kv_route_args *args, uint32_t *chosen);
@@ -68,7 +75,8 @@ typedef struct kv_routing {
     X(full)                \
     X(topk)                \
     X(adaptive)            \
-    X(certified)
+    X(certified)           \
+    X(hierarchical)
 
 extern const kv_routing *const kv_routings[]; /* ends with NULL */
 extern const char kv_routing_names[];         /* " full ..." for messages */

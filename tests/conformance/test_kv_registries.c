@@ -138,7 +138,7 @@ enum { ROUTE_PAGES_MAX = 200, ROUTE_GROUP_MAX = 4 };
 /* Candidates with bounds and with true masses below them. */
 typedef struct candidates {
     uint32_t n_pages, group;
-    uint8_t n_live[ROUTE_PAGES_MAX];
+    uint16_t n_live[ROUTE_PAGES_MAX];
     float bound[ROUTE_GROUP_MAX * ROUTE_PAGES_MAX];
     double log_mass[ROUTE_GROUP_MAX * ROUTE_PAGES_MAX];
     double log_read[ROUTE_GROUP_MAX]; /* now */
@@ -149,7 +149,7 @@ static candidates make_candidates(uint32_t n_pages, uint32_t group, double sprea
 {
     candidates c = {.n_pages = n_pages, .group = group};
     for (uint32_t i = 0; i < n_pages; i++)
-        c.n_live[i] = (uint8_t)(1 + random_at(4, n_pages, i).word[0] % 64);
+        c.n_live[i] = (uint16_t)(1 + random_at(4, n_pages, i).word[0] % 64);
     for (uint32_t i = 0; i < group * n_pages; i++) {
         c.bound[i] = (float)(spread * ((double)random_uniform(5, n_pages, i) - 0.5));
         if (i % 5 == 0) c.bound[i] = 1; /* ties */
@@ -182,6 +182,7 @@ static uint32_t choose(const kv_routing *routing, const kv_route_settings *setti
     memset(c->is_read, 0, sizeof c->is_read);
     const kv_route_args args = {.settings = settings,
                                 .n_pages = c->n_pages,
+                                .n_open = c->n_pages,
                                 .group = c->group,
                                 .n_live = c->n_live,
                                 .bound = c->bound,

@@ -351,10 +351,11 @@ START_TEST(routing_chooses_the_same_however_a_prompt_is_cut)
         {"kv-routing", "topk", "kv-routing-k", "0.2", NULL},
         {"kv-routing", "adaptive", "kv-routing-tau", "0.5", NULL},
         {"kv-routing", "certified", "kv-routing-eps", "0.4", NULL},
+        {"kv-routing", "hierarchical", "kv-routing-k", "0.1", NULL},
         {"kv-routing", "topk", "kv-routing-k", "1", NULL},
         {"kv-routing", "topk", "kv-routing-k", "1000", NULL},
         {"kv-routing", "certified", "kv-routing-eps", "1e-300", NULL}};
-    enum { N_LOSSY = 3, N_SETTINGS = sizeof settings / sizeof settings[0] };
+    enum { N_LOSSY = 4, N_SETTINGS = sizeof settings / sizeof settings[0] };
     for (int i = 0; i < N_SETTINGS; i++) {
         golden g;
         golden_open(&(golden_setup){.fixture = "mixtral-gqa-bf16",

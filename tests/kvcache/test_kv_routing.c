@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const METHODS[] = {"topk", "adaptive", "certified"};
+static const char *const METHODS[] = {"topk", "adaptive", "certified", "hierarchical"};
 enum { N_METHODS = sizeof METHODS / sizeof METHODS[0] };
 
 static kv_config config_of(const char *method, kv_route_settings settings)
@@ -28,7 +28,7 @@ static kv_config config_of(const char *method, kv_route_settings settings)
 /* ---- the certificate ------------------------------------------------------------------------------- */
 
 enum {
-    N_BLOCKS = 40,
+    N_BLOCKS = 80,
     PAGE = 4,
     N_TOKENS = N_BLOCKS * PAGE,
     N_PROMPT = 21,
@@ -48,7 +48,6 @@ typedef struct probe {
     kv_seq *seq;
     kv_layer_shape layer;
     float keys[N_TOKENS][K_DIM]; /* as the cache stores them */
-    float sinks[GROUP_MAX];
 } probe;
 
 static float key_of(key_kind kind, uint32_t token, uint32_t channel)
@@ -63,14 +62,16 @@ static float key_of(key_kind kind, uint32_t token, uint32_t channel)
     }
 }
 
+static const float sink_logits[GROUP_MAX] = {0.3f, -4, 2, 5};
+
 static probe probe_open(const kv_config *config, uint32_t group, key_kind kind, dtype type)
 {
-    probe p = {.sinks = {0.3f, -4, 2, 5}};
+    probe p = {0};
     ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "auto", .n_threads = 1}, &p.d, NULL),
                      ERR_OK);
     p.layer = (kv_layer_shape){
         .n_heads = group, .n_kv_heads = 1, .k_dim = K_DIM, .v_dim = V_DIM, .scale = 0.7f};
-    if (kind == NEEDLES) p.layer.sink_logit = p.sinks;
+    if (kind == NEEDLES) p.layer.sink_logit = sink_logits;
     const kv_shape shape = {.n_layers = 1, .layer = &p.layer, .model_type = type};
     const kv_limits limits = {1, N_TOKENS, N_TOKENS};
     ck_assert_int_eq(kv_cache_open(p.d, config, &shape, &limits, &p.cache, NULL), ERR_OK);
@@ -295,6 +296,22 @@ START_TEST(topk_reads_as_many_pages_as_it_may)
 }
 END_TEST
 
+/* As many pages as topk, and fewer boxes; the certificate is of runs then, and looser. */
+START_TEST(hierarchical_looks_at_fewer_boxes_and_reads_no_more_pages)
+{
+    static const double shares[] = {0.02, 0.05, 0.1, 0.3, 7};
+    for (size_t i = 0; i < sizeof shares / sizeof shares[0]; i++) {
+        const kv_config one = config_of("topk", (kv_route_settings){.k = shares[i]});
+        const kv_config two = config_of("hierarchical", (kv_route_settings){.k = shares[i]});
+        const kv_stats pages = stats_of(&one, RANDOM), runs = stats_of(&two, RANDOM);
+        ck_assert_uint_eq(runs.pages_open, pages.pages_open);
+        ck_assert_uint_eq(runs.pages_read, pages.pages_read);
+        if (i < 3) ck_assert_uint_lt(runs.bytes_read, pages.bytes_read);
+        ck_assert_uint_gt(runs.table_bytes, pages.table_bytes);
+    }
+}
+END_TEST
+
 START_TEST(a_page_without_live_slots_is_never_chosen)
 {
     for (int method = 0; method < N_METHODS; method++) {
@@ -320,7 +337,7 @@ START_TEST(topk_selects_what_quest_selects)
                                        {20.6262f, 25.4405f, 20.7808f, 27.3753f, 23.6657f},
                                        {21.8554f, 25.6167f, 28.1058f, 35.9283f, 29.7058f}};
     static const uint32_t want[4][2] = {{1, 4}, {0, 4}, {1, 3}, {3, 4}};
-    static const uint8_t n_live[5] = {8, 8, 8, 8, 8};
+    static const uint16_t n_live[5] = {8, 8, 8, 8, 8};
     const kv_route_settings settings = {.k = 2};
     for (int head = 0; head < 4; head++) {
         float priority[5];
@@ -329,6 +346,7 @@ START_TEST(topk_selects_what_quest_selects)
         const kv_route_args args = {
             .settings = &settings,
             .n_pages = 5,
+            .n_open = 5,
             .group = 1,
             .n_live = n_live,
             .bound = bounds[head],
@@ -366,12 +384,17 @@ START_TEST(a_prompt_reads_everything_however_it_is_cut)
 }
 END_TEST
 
-/* Blocks of a cached prefix, and those that a cut leaves, lie in pages before their time. */
+/* Blocks of a cached prefix, and those that a cut leaves, lie in pages before their time: here such that
+ * a run of 16 is whole before its time, too. A window passes some pages of a run before the others. */
 START_TEST(where_a_block_lies_does_not_show_in_decode_steps)
 {
-    enum { N_OWN = 70, N = 110 };
+    enum { N_OWN = 194, N = 328 };
+    const kv_layer_shape layers[2] = {
+        fake_layers[0],
+        {.n_heads = 4, .n_kv_heads = 1, .k_dim = 12, .v_dim = 5, .scale = 0.3f, .window = 150}};
     for (int method = 0; method < N_METHODS; method++) {
-        fake *f = fake_open(&(fake_options){.config = config_of(METHODS[method], LOSSY)});
+        fake *f = fake_open(&(fake_options){
+            .layers = layers, .n_layers = 2, .config = config_of(METHODS[method], LOSSY)});
         fake_seq first = fake_seq_open(f, (fake_ids){.seed = 6});
         first.n_prompt = N_OWN;
         fake_run(f, &first, N_OWN, 64);
@@ -491,6 +514,7 @@ const test_case test_cases[] = {
     TEST_CASE(sinks_are_known_before_pages),
     TEST_CASE(sinks_are_not_in_the_box_of_their_page),
     TEST_CASE(topk_reads_as_many_pages_as_it_may),
+    TEST_CASE(hierarchical_looks_at_fewer_boxes_and_reads_no_more_pages),
     TEST_CASE(a_page_without_live_slots_is_never_chosen),
     TEST_CASE(topk_selects_what_quest_selects),
     TEST_CASE(a_prompt_reads_everything_however_it_is_cut),

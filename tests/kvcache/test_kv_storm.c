@@ -161,9 +161,20 @@ START_TEST(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind)
 }
 END_TEST
 
+/* Boxes of pages and runs are looked at by the checks, through every cut, share and give-up. */
+START_TEST(a_storm_with_boxes_leaves_nothing_behind)
+{
+    fake_options options = {.n_threads = 2, .config = fake_defaults()};
+    options.config.routing = (char *)(uintptr_t) "hierarchical";
+    options.config.routing_k = 0.5;
+    run_storm(4, options, 5);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_with_many_hits_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_with_boxes_leaves_nothing_behind, 250),
     TEST_CASES_END,
 };
