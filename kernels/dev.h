@@ -14,6 +14,7 @@
 #include "base/threads.h"
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
+#include "kernels/key_bounds.h"
 #include "kernels/matmul.h"
 #include "kernels/moe.h"
 
@@ -29,6 +30,8 @@ typedef struct dev_ops {
     void (*moe)(dev *d, const moe_args *args);
     /* Serial: folds `blocks` into `state`. */
     void (*attend)(const attn_query *query, const attn_blocks *blocks, attn_state *state);
+    /* Serial. */
+    void (*key_bounds)(const key_bounds_args *args);
     /* Serial: n floats to `type` (f32 or bf16), rounding to nearest even. */
     void (*store)(const float *x, size_t n, dtype type, void *out);
 } dev_ops;

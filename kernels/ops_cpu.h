@@ -34,6 +34,7 @@ void matmul_cpu(dev *d, const matmul_args *args);
 void router_cpu(dev *d, const router_args *args);
 void router_token(const router_args *args, size_t t); /* one token; shared by all tables */
 void moe_cpu(dev *d, const moe_args *args);
+void key_bounds_cpu(const key_bounds_args *args);
 void attend_cpu(const attn_query *query, const attn_blocks *blocks, attn_state *state);
 
 extern const dev_ops dev_ops_ref;

@@ -1,6 +1,7 @@
 /* kernels/ops_simd.h - the fast ops and their table: `OPS_TABLE`, called `OPS_NAME`. */
 #include "kernels/attention_simd.c"
 #include "kernels/elementwise_simd.c"
+#include "kernels/key_bounds_simd.c"
 #include "kernels/matmul_simd.c"
 #include "kernels/moe_simd.c"
 
@@ -12,4 +13,5 @@ const dev_ops OPS_TABLE = {.name = OPS_NAME,
                            .router = router_simd,
                            .moe = moe_simd,
                            .attend = attend_simd,
+                           .key_bounds = key_bounds_simd,
                            .store = store_simd};

@@ -7,6 +7,7 @@
  *   commit.c        what step begin reserves and step end writes to pages
  *   encode.c        which blocks are encoded, and when
  *   reader.c        attention
+ *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
  *   kv_queries.c    numbers for others
  *   kv_sane.c       the invariants
@@ -72,6 +73,9 @@ struct kv_cache {
     const kv_scheduling *scheduling;
     const kv_placement *placement;
     const kv_codec *codec;
+    kv_route_settings route;
+    bool reads_all;       /* routing is exact under its settings: no boxes, no choice */
+    size_t run_box_bytes; /* of tables; 0: routing does not ask for runs */
     kv_limits limits;
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
@@ -98,11 +102,12 @@ struct kv_cache {
     kv_prefix prefix;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
-    uint8_t *decoded;            /* of one page in the cache type: what codecs decode to */
-    kv_seq *seqs;                /* [n_seqs_max] */
-    kv_seq *free_seqs;           /* closed ones */
-    size_t table_bytes;          /* of the tables of open sequences */
-    kv_stats stats; /* counters since start, seqs_open; the rest is filled when published */
+    uint8_t *decoded;            /* [n_threads][decoded_bytes]: what codecs decode a page to */
+    size_t decoded_bytes;
+    kv_seq *seqs;       /* [n_seqs_max] */
+    kv_seq *free_seqs;  /* closed ones */
+    size_t table_bytes; /* of the tables of open sequences */
+    kv_stats stats;     /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;
     arena layer_memory, work_memory; /* every array above */
 };

@@ -4,6 +4,8 @@
  * bookkeeping of pages is done by the owner, before and after. */
 #include "kvcache/commit.h"
 
+#include "kvcache/run_box.h"
+
 /* A commit job copies at least this much, or the loop stays on one thread. */
 enum { SERIAL_BYTES_MAX = 64 * 1024 };
 
@@ -166,7 +168,8 @@ static void describe_pages(kv_seq *seq)
     }
 }
 
-static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t block)
+static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t block,
+                      uint32_t worker)
 {
     const kv_cache *cache = seq->cache;
     const uint32_t page = kv_table_page(&seq->table, kv_list(cache, layer, head, 0), block);
@@ -180,6 +183,7 @@ static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t
         .page = kv_pool_data(cache->pool, page),
     };
     kv_codec_of(cache, page)->seal(&args);
+    kv_page_box_write(cache, layer, block, page, worker);
 }
 
 /* Copies staged positions [first, end) of one head to the ring. */
@@ -223,14 +227,14 @@ static void stage_layer(const kv_seq *seq, uint32_t layer)
 static void commit_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
     const commit_loop *loop = ctx;
-    (void)worker;
     for (size_t i = begin; i < end; i++) {
         const uint32_t layer = (uint32_t)(i % loop->cache->n_layers);
-        const kv_seq *seq = loop->rows[i / loop->cache->n_layers].seq;
+        kv_seq *seq = loop->rows[i / loop->cache->n_layers].seq;
         for (uint32_t b = seq->n_blocks; b < seq->n_reserved; b++) {
             for (uint32_t h = 0; h < loop->cache->n_kv_heads[layer]; h++)
-                seal_page(seq, layer, h, b);
+                seal_page(seq, layer, h, b, worker);
         }
+        kv_runs_write(seq, layer, seq->n_blocks, seq->n_reserved);
         stage_layer(seq, layer);
     }
 }

@@ -1,6 +1,9 @@
 /* kvcache/encode.c - see encode.h. */
 #include "kvcache/encode.h"
 
+#include "kvcache/key_box.h"
+#include "kvcache/run_box.h"
+
 /* ---- goals --------------------------------------------------------------------------------------- */
 
 kv_goal kv_goal_at(const kv_seq *seq, uint32_t length)
@@ -50,6 +53,28 @@ uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
+/* ---- boxes --------------------------------------------------------------------------------------- */
+
+attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch)
+{
+    return kv_codec_of(cache, page)
+        ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page),
+               kv_pool_pages(cache->pool)->n_slots[page], scratch);
+}
+
+void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page,
+                       uint32_t worker)
+{
+    if (cache->reads_all) return;
+    const attn_span span =
+        kv_page_load(cache, page, cache->decoded + worker * cache->decoded_bytes);
+    const kv_box_keys keys = {.spans = &span,
+                              .n_spans = 1,
+                              .n_left_out = block == 0 ? cache->sink_tokens : 0,
+                              .is_rounded = kv_is_coded_page(cache, page)};
+    kv_box_write(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+}
+
 /* ---- encoding ------------------------------------------------------------------------------------ */
 
 /* Blocks that have raw pages now and are to be encoded. */
@@ -81,7 +106,6 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
     const kv_cache *cache = ctx;
     const kv_pages *pages = kv_pool_pages(cache->pool);
-    (void)worker;
     for (size_t i = begin; i < end; i++) {
         const kv_sealing *sealing = &cache->sealings[i];
         const attn_span span =
@@ -92,6 +116,7 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
                                    .n_spans = 1,
                                    .page = kv_pool_data(cache->pool, sealing->to)};
         cache->codec->seal(&args);
+        kv_page_box_write(cache, sealing->layer, sealing->block, sealing->to, worker);
     }
 }
 
@@ -115,7 +140,7 @@ static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32
                  pages->owner[from]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer);
-    return (kv_sealing){from, to};
+    return (kv_sealing){layer, block, from, to};
 }
 
 void kv_encode(kv_seq *seq, uint32_t end)
@@ -137,6 +162,8 @@ void kv_encode(kv_seq *seq, uint32_t end)
         }
     }
     seal_all(cache, n);
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        kv_runs_write(seq, l, seq->n_coded, end);
     seq->n_coded = end;
 }
 

@@ -24,6 +24,7 @@ enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
 /* One raw page on its way. */
 typedef struct kv_sealing {
+    uint32_t layer, block;
     uint32_t from, to;
 } kv_sealing;
 
@@ -52,6 +53,14 @@ static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
 {
     return kv_is_coded_page(cache, page) ? cache->codec : &kv_codec_none;
 }
+
+/* The entries of a sealed page in the cache type; decoded to `scratch` (of cache->decoded_bytes) if they
+ * must be. */
+attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch);
+
+/* Writes the box of a sealed page, from what attention reads; nothing if no routing asks for boxes. */
+void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page,
+                       uint32_t worker);
 
 /* What a sequence is to have in pages when it holds `length` tokens. */
 typedef struct kv_goal {

@@ -81,12 +81,12 @@ void kv_cache_drop_prefixes(kv_cache *cache);
 bool kv_cache_could_fit(const kv_cache *cache, uint32_t n_tokens);
 
 /* ---- one step ---- */
-/* One sequence's share of a step: tokens [first_token, first_token + n_tokens) of the batch, which
- * take the positions kv_seq_length(seq) and up. */
+/* One sequence's share of a step: tokens [first_token, first_token + n_tokens) of the batch, at the
+ * positions kv_seq_length(seq) and up. Only in decode rows does routing choose what is read. */
 typedef struct kv_row {
     kv_seq *seq;
-    uint32_t first_token;
-    uint32_t n_tokens;
+    uint32_t first_token, n_tokens;
+    bool is_decode; /* one token behind the prompt; a prompt's chunk of one token is none */
 } kv_row;
 
 /* Rows are in batch order, without gaps, each sequence at most once, with no more tokens than

@@ -4,8 +4,10 @@
  * of the others follow from them, then staging, scratch and tables of sequences, then the pool. */
 #include "kvcache/encode.h"
 
+#include "kvcache/key_box.h"
 #include "kvcache/memory_available.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,6 +65,23 @@ static err_t check_numbers(const kv_config *config, err_info *info)
     return ERR_OK;
 }
 
+/* The settings that the method obeys. Reads_all follows. */
+static err_t read_routing(kv_cache *cache, const kv_config *config, err_info *info)
+{
+    const kv_routing *routing = cache->routing;
+    const double k = config->routing_k, eps = config->routing_eps, tau = config->routing_tau;
+    if ((routing->obeys & KV_ROUTE_K) != 0 && !(k > 0 && (k <= 1 || k == floor(k))))
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-routing-k: %g is neither a share in (0, 1] nor a whole number", k);
+    if ((routing->obeys & KV_ROUTE_EPS) != 0 && !(eps >= 0 && eps <= 1))
+        return err_set(info, ERR_BAD_CONFIG, "kv-routing-eps: %g is outside [0, 1]", eps);
+    if ((routing->obeys & KV_ROUTE_TAU) != 0 && !(tau >= 0 && tau <= 1))
+        return err_set(info, ERR_BAD_CONFIG, "kv-routing-tau: %g is outside [0, 1]", tau);
+    cache->route = (kv_route_settings){.k = k, .eps = eps, .tau = tau};
+    cache->reads_all = routing->is_exact(&cache->route);
+    return ERR_OK;
+}
+
 static dtype resolve_type(uint32_t wanted, dtype model_type)
 {
     if (wanted == KV_DTYPE_F32) return DTYPE_F32;
@@ -74,6 +93,7 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
 {
     TRY(check_numbers(config, info));
     TRY(find_methods(cache, config, info));
+    TRY(read_routing(cache, config, info));
     cache->page_tokens = config->page_tokens;
     cache->window_tokens = config->window_tokens;
     cache->sink_tokens = config->sink_tokens;
@@ -208,7 +228,8 @@ static err_t place_work(kv_cache *cache, arena *a)
     size_t page_bytes = 0;
     for (uint32_t c = 0; c < cache->n_raw_classes; c++)
         page_bytes = max_size(page_bytes, cache->layout[c].page_bytes);
-    cache->decoded = arena_take(a, page_bytes, 1);
+    cache->decoded_bytes = page_bytes;
+    cache->decoded = arena_take(a, thread_pool_n_threads(cache->d->pool), page_bytes);
     cache->sealings = arena_take(a, KV_SEALING_MAX, sizeof *cache->sealings);
     cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
     cache->step.has_experts = arena_take(a, cache->n_layers, sizeof *cache->step.has_experts);
@@ -247,6 +268,9 @@ static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
                              .page_bytes = page_bytes};
     for (uint32_t c = 0; c < cache->n_classes; c++)
         page_bytes[c] = cache->layout[c].page_bytes;
+    for (uint32_t l = 0; l < cache->n_layers && !cache->reads_all; l++)
+        config.box_bytes = max_size(config.box_bytes, kv_box_bytes(&cache->heads[l]));
+    if (cache->routing->select_runs != NULL) cache->run_box_bytes = config.box_bytes;
     if (memory_bytes == 0) config.budget_bytes = choose_budget(cache, &config);
     need_all(cache, 1, 1);
     const uint64_t least = kv_pool_least_bytes(&config, cache->need);

@@ -20,7 +20,7 @@ void kv_publish(kv_cache *cache)
     stats->used_bytes = pool.used_bytes;
     stats->slots_live = pool.slots_live;
     stats->prefix_objects = prefix->n_objects;
-    kv_reader_count(&cache->reader, &stats->bytes_read, &stats->blocks_read);
+    kv_reader_count(&cache->reader, stats);
     kv_stats_board_write(&cache->board, stats);
     paranoid_assert(kv_cache_is_sane(cache));
 }
@@ -37,7 +37,7 @@ dtype kv_cache_type(const kv_cache *cache)
 
 bool kv_cache_is_exact(const kv_cache *cache)
 {
-    return cache->routing->is_exact && cache->scheduling->is_exact && cache->codec->is_exact;
+    return cache->reads_all && cache->scheduling->is_exact && cache->codec->is_exact;
 }
 
 size_t kv_cache_bytes_per_token(const kv_cache *cache)

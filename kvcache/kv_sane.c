@@ -1,5 +1,7 @@
 /* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
 #include "kvcache/encode.h"
+#include "kvcache/key_box.h"
+#include "kvcache/run_box.h"
 
 /* Blocks [0, n_blocks) of a table; `length` tokens are held, and windows have freed what they pass. */
 typedef struct view {
@@ -23,6 +25,15 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     return is_coded == (block < v->n_coded && (block > 0 || cache->sink_tokens == 0));
 }
 
+/* No live key lies outside the box of its page. */
+static bool is_box_sane(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page)
+{
+    const attn_span span = kv_page_load(cache, page, cache->decoded);
+    const kv_box_keys keys = {
+        .spans = &span, .n_spans = 1, .n_left_out = block == 0 ? cache->sink_tokens : 0};
+    return kv_box_holds(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+}
+
 static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t list,
                           uint32_t block)
 {
@@ -42,6 +53,7 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     for (uint32_t i = 0; i < n_slots; i++) {
         if (pages->positions[(size_t)page * cache->page_tokens + i] != first + i) return false;
     }
+    if (!cache->reads_all && !is_box_sane(cache, layer, block, page)) return false;
     uint64_t expected = kv_slot_mask(n_slots);
     if (block == 0 && v->has_sinks) expected &= ~kv_slot_mask(cache->sink_tokens);
     return live == expected;
@@ -59,6 +71,10 @@ static bool is_table_sane(const kv_cache *cache, const view *v)
                 if (!is_entry_sane(cache, v, l, list, b)) return false;
                 n_live +=
                     (uint32_t)__builtin_popcountll(table->live[kv_table_entry(table, list, b)]);
+            }
+            for (uint32_t run = 0; table->run_boxes != NULL && run < v->n_blocks / KV_RUN_PAGES;
+                 run++) {
+                if (!kv_run_holds(cache, table, l, list, run)) return false;
             }
             if (table->capacity > 0 && n_live != table->n_live[list]) return false;
         }

@@ -18,7 +18,7 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
         .n_prompt_tokens = options->n_prompt_tokens,
         .object = KV_OBJECT_NONE,
         .seed = kv_prefix_seed(&cache->prefix, options->salt, options->salt_bytes),
-        .table = {.n_lists = cache->n_lists},
+        .table = {.n_lists = cache->n_lists, .run_box_bytes = cache->run_box_bytes},
         .ring = ring,
     };
     cache->stats.seqs_open++;

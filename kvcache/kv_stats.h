@@ -31,6 +31,15 @@ typedef struct kv_stats {
     uint64_t prefix_hit_tokens;
     uint64_t bytes_read; /* by attention, counted in the reader */
     uint64_t blocks_read;
+    /* since start, decode queries, per KV head: head-pages behind the window, and those read of them */
+    uint64_t pages_open;
+    uint64_t pages_read;
+    /* Certificates: bounds of the share of attention that a decode query's head has not read. */
+    uint64_t certificates;        /* since start */
+    double certificate_sum;       /* of all of them */
+    double certificate_max;       /* of all of them */
+    double step_certificate_mean; /* of the last step that had decode queries */
+    double step_certificate_max;
 } kv_stats;
 
 #endif

@@ -17,6 +17,7 @@ static void check_rows(const kv_cache *cache, const kv_row *rows, uint32_t n_row
         assert(seq->is_open);
         assert(seq->n_step_tokens == 0); /* each sequence at most once */
         assert(rows[r].n_tokens >= 1);
+        assert(rows[r].n_tokens == 1 || !rows[r].is_decode);
         assert(rows[r].first_token == n_tokens);
         assert(rows[r].n_tokens <= cache->limits.n_step_tokens_max - n_tokens);
         assert(rows[r].n_tokens <= cache->limits.n_seq_tokens_max - seq->length);
@@ -57,14 +58,17 @@ err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
     step->n_appended = 0;
     memset(step->has_experts, 0, cache->n_layers * sizeof *step->has_experts);
     memcpy(step->rows, rows, n_rows * sizeof *rows);
+    bool has_decode = false;
     for (uint32_t r = 0; r < n_rows; r++) {
         kv_seq *seq = rows[r].seq;
         const kv_goal goal = goal_after(&rows[r]);
+        has_decode = has_decode || rows[r].is_decode;
         kv_reserve(seq, &goal);
         seq->first_token = rows[r].first_token;
         seq->n_step_tokens = rows[r].n_tokens;
         step->n_tokens += rows[r].n_tokens;
     }
+    if (has_decode) kv_reader_begin_step(&cache->reader);
     kv_publish(cache);
     return ERR_OK;
 }

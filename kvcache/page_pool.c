@@ -63,6 +63,7 @@ struct kv_pool {
         uint16_t *owner;                /* [n_pages] */
         uint8_t *n_slots;               /* [n_pages] */
         uint32_t *positions;            /* [n_pages][page_tokens] */
+        uint8_t *boxes;                 /* [n_pages][box_bytes], or NULL */
         uint32_t *seen[KV_N_HOLDERS];   /* [n_pages]: references told to a check */
     } pages;
     kv_pages view;
@@ -97,6 +98,8 @@ static void place_arrays(kv_pool *pool, arena *a)
     pool->pages.n_slots = arena_take(a, n_pages, sizeof *pool->pages.n_slots);
     const size_t row_bytes = pool->page_tokens * sizeof *pool->pages.positions;
     pool->pages.positions = arena_take(a, n_pages, row_bytes);
+    if (pool->view.box_bytes > 0) pool->pages.boxes = arena_take(a, n_pages, pool->view.box_bytes);
+    pool->view.boxes = pool->pages.boxes;
     pool->view.owner = pool->pages.owner;
     pool->view.n_slots = pool->pages.n_slots;
     pool->view.positions = pool->pages.positions;
@@ -179,6 +182,7 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
     if (pool == NULL) return ERR_NO_MEMORY;
     pool->page_tokens = config->page_tokens;
     pool->classes.n = config->n_classes;
+    pool->view.box_bytes = config->box_bytes;
     pool->free_slabs = SLAB_NONE;
     const err_t err = open_memory(pool, config);
     if (err != ERR_OK) {
@@ -307,6 +311,11 @@ uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page)
 {
     const uint32_t slab = slab_of(pool, page), index = page % pool->pages_per_slab_max;
     return slab_data(pool, slab) + index * pool->classes.page_bytes[pool->slabs.page_class[slab]];
+}
+
+uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
+{
+    return pool->pages.boxes != NULL ? pool->pages.boxes + page * pool->view.box_bytes : NULL;
 }
 
 uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder)

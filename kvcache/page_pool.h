@@ -38,6 +38,7 @@ typedef struct kv_pool_config {
     uint32_t page_tokens;     /* slots of a page */
     uint32_t n_classes;       /* at most KV_CLASSES_MAX */
     const size_t *page_bytes; /* [n_classes]; a slab is 64 KiB, or the largest page rounded up */
+    size_t box_bytes;         /* of a page's key box, beside the page; 0: there are none */
 } kv_pool_config;
 
 enum { KV_CLASSES_MAX = 4096 };
@@ -48,12 +49,14 @@ typedef struct kv_pages {
     const uint16_t *owner;                /* [n_pages]: shard */
     const uint8_t *n_slots;               /* [n_pages]: slots written */
     const uint32_t *positions;            /* [n_pages][page_tokens]; valid below n_slots */
+    const uint8_t *boxes; /* [n_pages][box_bytes], or NULL; valid once the page is sealed */
+    size_t box_bytes;
 } kv_pages;
 
 typedef struct kv_pool_counts {
-    uint64_t budget_bytes; /* whole slabs */
-    uint64_t slab_bytes;   /* slabs in use */
-    uint64_t descriptor_bytes;
+    uint64_t budget_bytes;             /* whole slabs */
+    uint64_t slab_bytes;               /* slabs in use */
+    uint64_t descriptor_bytes;         /* boxes included */
     uint64_t pages_used, pages_cached; /* held by a sequence; by objects alone */
     uint64_t pages_free; /* in slabs in use, and what free slabs hold of the largest page */
     uint64_t slots_live;
@@ -82,6 +85,7 @@ void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_
 
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page); /* valid while the page is held */
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page);
+uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page); /* NULL if there are none */
 
 /* ---- queries ---- */
 

@@ -8,6 +8,8 @@
  *          layer 0 head 1:  page 2 ####   page 3 ####   page 8 ##..
  *
  * The bitmap belongs to the table, not to the page: cutting or evicting touches only one's own view.
+ * Runs of KV_RUN_PAGES entries may have a box of their keys (run_box.h).
+ *
  * Tables grow at the beginning of a step or when a prefix is taken, never inside a step. */
 #ifndef KVCACHE_PAGE_TABLE_H
 #define KVCACHE_PAGE_TABLE_H
@@ -15,12 +17,16 @@
 #include "kvcache/page_pool.h"
 
 typedef struct kv_table {
-    uint32_t n_lists;  /* layers x heads x shards; fixed */
-    uint32_t capacity; /* entries of every list */
-    uint32_t *page;    /* [n_lists][capacity]; KV_PAGE_NONE beyond what was set */
-    uint64_t *live;    /* [n_lists][capacity]; 0 where the page is KV_PAGE_NONE */
-    uint32_t *n_live;  /* [n_lists]: bits set in `live` */
+    uint32_t n_lists;     /* layers x heads x shards; fixed */
+    uint32_t capacity;    /* entries of every list */
+    uint32_t *page;       /* [n_lists][capacity]; KV_PAGE_NONE beyond what was set */
+    uint64_t *live;       /* [n_lists][capacity]; 0 where the page is KV_PAGE_NONE */
+    uint32_t *n_live;     /* [n_lists]: bits set in `live` */
+    size_t run_box_bytes; /* 0: there are none; set before the table grows */
+    uint8_t *run_boxes;   /* [n_lists][capacity / KV_RUN_PAGES][run_box_bytes] */
 } kv_table;
+
+enum { KV_RUN_PAGES = 16 };
 
 /* Makes room for n_entries in every list; those there stay. ERR_NO_MEMORY changes nothing. */
 err_t kv_table_grow(kv_table *table, uint32_t n_entries) MUST_CHECK;
@@ -43,6 +49,12 @@ void kv_table_see(kv_table *table, uint32_t list, uint32_t block, uint64_t live)
 static inline size_t kv_table_entry(const kv_table *table, uint32_t list, uint32_t block)
 {
     return (size_t)list * table->capacity + block;
+}
+
+static inline uint8_t *kv_table_run_box(const kv_table *table, uint32_t list, uint32_t run)
+{
+    const size_t n_runs = table->capacity / KV_RUN_PAGES;
+    return table->run_boxes + (list * n_runs + run) * table->run_box_bytes;
 }
 
 /* The page of a block that may lie beyond what the table has room for. */

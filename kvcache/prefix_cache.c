@@ -18,22 +18,33 @@ void kv_prefix_place(arena *a, kv_prefix *prefix)
     prefix->index.keys = arena_take(a, prefix->n_objects_max, sizeof *prefix->index.keys);
 }
 
-/* What a cached value depends on besides tokens and model. All exact settings share one. A lossy codec's
- * values depend on what it left raw as well. */
-static hash128 settings_fingerprint(const kv_cache *cache)
+/* The routing as far as it changes values: its name, the settings that it obeys, and what it is not
+ * asked about. */
+static void describe_routing(const kv_cache *cache, char text[KV_SETTINGS_BYTES / 2])
 {
-    char text[256];
-    int n =
-        snprintf(text, sizeof text, "type=%s page=%u", dtype_name(cache->type), cache->page_tokens);
-    if (!cache->routing->is_exact)
-        n += snprintf(text + n, sizeof text - (size_t)n, " %s", cache->routing->name);
-    if (!cache->scheduling->is_exact)
-        n += snprintf(text + n, sizeof text - (size_t)n, " %s", cache->scheduling->name);
-    if (!cache->codec->is_exact)
-        n += snprintf(text + n, sizeof text - (size_t)n, " %s window=%u sinks=%u",
-                      cache->codec->name, cache->window_tokens, cache->sink_tokens);
-    assert(n > 0 && (size_t)n < sizeof text);
-    return hash_bytes(&cache->prefix.hash, text, (size_t)n);
+    const uint32_t obeys = cache->routing->obeys;
+    const kv_route_settings *route = &cache->route;
+    text[0] = '\0';
+    if (cache->reads_all) return;
+    const int n = snprintf(text, KV_SETTINGS_BYTES / 2, " routing=%s/%.17g/%.17g/%.17g",
+                           cache->routing->name, (obeys & KV_ROUTE_K) != 0 ? route->k : 0,
+                           (obeys & KV_ROUTE_EPS) != 0 ? route->eps : 0,
+                           (obeys & KV_ROUTE_TAU) != 0 ? route->tau : 0);
+    assert(n > 0 && n < KV_SETTINGS_BYTES / 2);
+}
+
+void kv_prefix_settings(const kv_cache *cache, char text[KV_SETTINGS_BYTES])
+{
+    char routing[KV_SETTINGS_BYTES / 2];
+    const bool is_exact = kv_cache_is_exact(cache);
+    describe_routing(cache, routing);
+    int n = snprintf(text, KV_SETTINGS_BYTES, "type=%s page=%u%s", dtype_name(cache->type),
+                     cache->page_tokens, routing);
+    if (!is_exact) /* lossy values depend on what is left alone */
+        n += snprintf(text + n, KV_SETTINGS_BYTES - (size_t)n, " %s %s window=%u sinks=%u",
+                      cache->scheduling->name, cache->codec->name, cache->window_tokens,
+                      cache->sink_tokens);
+    assert(n > 0 && n < KV_SETTINGS_BYTES);
 }
 
 err_t kv_prefix_init(kv_cache *cache)
@@ -41,7 +52,9 @@ err_t kv_prefix_init(kv_cache *cache)
     kv_prefix *prefix = &cache->prefix;
     TRY(hash_init());
     hash_key_random(&prefix->hash);
-    prefix->fingerprint = settings_fingerprint(cache);
+    char settings[KV_SETTINGS_BYTES];
+    kv_prefix_settings(cache, settings);
+    prefix->fingerprint = hash_bytes(&prefix->hash, settings, strlen(settings));
     prefix->oldest = prefix->newest = prefix->free_objects = KV_OBJECT_NONE;
     for (uint32_t o = prefix->n_objects_max; o-- > 0;) {
         prefix->objects[o].older = prefix->free_objects;

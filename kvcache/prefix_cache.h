@@ -53,6 +53,11 @@ void kv_prefix_deinit(kv_cache *cache);
 
 /* ---- sharing ---- */
 
+/* What a cached value depends on besides tokens and model, as text: all exact settings give the same
+ * one. Decoded tokens that were computed under a lossy setting are shared under that setting alone. */
+enum { KV_SETTINGS_BYTES = 256 };
+void kv_prefix_settings(const kv_cache *cache, char text[KV_SETTINGS_BYTES]);
+
 /* Seed of the keys of a sequence with this salt. */
 hash128 kv_prefix_seed(const kv_prefix *prefix, const char *salt, size_t salt_bytes);
 

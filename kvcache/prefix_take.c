@@ -6,6 +6,7 @@
  * for encoded pages: what is copied from them is what they decode to, and what is taken by reference
  * was encoded earlier than in a sequence of its own. */
 #include "kvcache/encode.h"
+#include "kvcache/run_box.h"
 
 typedef struct take {
     kv_seq *seq;
@@ -96,6 +97,7 @@ static void take_all(const take *t)
             take_recent(t, l, h);
             take_sinks(t, l, h);
         }
+        kv_runs_write(t->seq, l, 0, t->n_blocks);
         take_experts(t, l);
     }
     t->seq->length = t->n_tokens;

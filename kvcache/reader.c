@@ -2,6 +2,7 @@
 #include "kvcache/reader.h"
 
 #include "kvcache/commit.h"
+#include "kvcache/key_box.h"
 
 /* Query rows (queries x heads) of a tile: bounds the scratch of wide groups. */
 enum { TILE_ROWS_MAX = 128 };
@@ -20,8 +21,10 @@ typedef struct job {
     const kv_cache *cache;
     const kv_seq *seq;
     kv_reader_worker *worker;
+    attn_state *state; /* the worker's, or its probe */
     attn_query query;
     uint32_t layer, head;
+    bool is_decode, is_probe;
     uint32_t n_spans, n_blocks; /* listed and not yet folded */
 } job;
 
@@ -33,27 +36,30 @@ static uint32_t tile_queries(const kv_layer_shape *shape)
 
 void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
 {
-    size_t rows_max = 0, acc_max = 0;
+    size_t rows_max = 0, acc_max = 0, group_max = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
         const size_t group = shape->n_heads / shape->n_kv_heads;
         const size_t rows = tile_queries(shape) * group;
+        group_max = max_size(group_max, group);
         rows_max = max_size(rows_max, rows);
         acc_max = max_size(acc_max, rows * shape->v_dim);
     }
     const uint32_t n_workers = thread_pool_n_threads(cache->d->pool);
-    const size_t n_blocks = cache->limits.n_seq_tokens_max / cache->page_tokens + 1;
     kv_reader_worker *workers = arena_take(a, n_workers, sizeof *workers);
     for (uint32_t w = 0; w < n_workers; w++) {
-        const kv_reader_worker placed = {
+        kv_reader_worker placed = {
             .spans = arena_take(a, (size_t)2 * KV_READ_BLOCKS, sizeof *placed.spans),
             .blocks = arena_take(a, KV_READ_BLOCKS, sizeof *placed.blocks),
-            .chosen = arena_take(a, n_blocks, sizeof *placed.chosen),
             .positions = arena_take(a, KV_TILE_QUERIES_MAX, sizeof *placed.positions),
             .state.max = arena_take(a, rows_max, sizeof *placed.state.max),
             .state.sum = arena_take(a, rows_max, sizeof *placed.state.sum),
             .state.acc = arena_take(a, acc_max, sizeof *placed.state.acc),
+            .probe.max = arena_take(a, group_max, sizeof *placed.probe.max),
+            .probe.sum = arena_take(a, group_max, sizeof *placed.probe.sum),
         };
+        placed.probe.acc = placed.state.acc; /* never written: no channels */
+        kv_choice_place(a, cache, &placed.choice);
         if (workers != NULL) workers[w] = placed;
     }
     reader->n_workers = n_workers;
@@ -61,29 +67,48 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
     reader->tiles = arena_take(a, cache->limits.n_step_tokens_max, sizeof *reader->tiles);
 }
 
-void kv_reader_count(const kv_reader *reader, uint64_t *bytes_read, uint64_t *blocks_read)
+void kv_reader_begin_step(kv_reader *reader)
 {
-    *bytes_read = *blocks_read = 0;
-    for (uint32_t w = 0; w < reader->n_workers; w++) {
-        *bytes_read += reader->workers[w].bytes_read;
-        *blocks_read += reader->workers[w].blocks_read;
-    }
+    for (uint32_t w = 0; w < reader->n_workers; w++)
+        reader->workers[w].step_misses = (kv_misses){0};
 }
+
+void kv_reader_count(const kv_reader *reader, kv_stats *stats)
+{
+    kv_misses all = {0}, step = {0};
+    stats->bytes_read = stats->blocks_read = stats->pages_open = stats->pages_read = 0;
+    for (uint32_t w = 0; w < reader->n_workers; w++) {
+        const kv_reader_worker *worker = &reader->workers[w];
+        stats->bytes_read += worker->bytes_read;
+        stats->blocks_read += worker->blocks_read;
+        stats->pages_open += worker->pages_open;
+        stats->pages_read += worker->pages_read;
+        kv_misses_add(&all, &worker->misses);
+        kv_misses_add(&step, &worker->step_misses);
+    }
+    stats->certificates = all.n;
+    stats->certificate_sum = all.sum;
+    stats->certificate_max = all.max;
+    stats->step_certificate_mean = step.n > 0 ? step.sum / (double)step.n : 0;
+    stats->step_certificate_max = step.max;
+}
+
+/* ---- blocks -------------------------------------------------------------------------------------- */
 
 static void fold_blocks(job *j)
 {
     if (j->n_blocks == 0) return;
     const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
     const kv_page_layout *coded = kv_coded_layout(j->cache, j->layer);
-    for (uint32_t s = 0; s < j->n_spans; s++) {
+    for (uint32_t s = 0; s < j->n_spans && !j->is_probe; s++) {
         const attn_span *span = &j->worker->spans[s];
         j->worker->bytes_read +=
             kv_page_read_bytes(span->coding == ATTN_PLAIN ? raw : coded, span->n_slots);
     }
-    j->worker->blocks_read += j->n_blocks;
+    j->worker->blocks_read += j->is_probe ? 0 : j->n_blocks;
     const attn_blocks blocks = {
         .spans = j->worker->spans, .blocks = j->worker->blocks, .n_blocks = j->n_blocks};
-    j->cache->d->ops->attend(&j->query, &blocks, &j->worker->state);
+    j->cache->d->ops->attend(&j->query, &blocks, j->state);
     j->n_blocks = 0;
     j->n_spans = 0;
 }
@@ -102,7 +127,17 @@ static void add_block(job *j, const attn_span *spans, uint32_t n_spans)
     if (j->n_blocks == KV_READ_BLOCKS) fold_blocks(j);
 }
 
-static void add_page_block(job *j, uint32_t block)
+/* The sinks, from the ring: the beginning of block 0. */
+static uint32_t sink_span(const job *j, attn_span *out)
+{
+    const kv_cache *cache = j->cache;
+    if (cache->sink_tokens == 0) return 0;
+    *out = kv_ring_sink_span(&cache->rings, j->seq->ring, j->layer, j->head, cache->sink_tokens);
+    return 1;
+}
+
+/* The entries of a page, without the sinks. */
+static uint32_t page_span(const job *j, uint32_t block, attn_span *out)
 {
     const kv_cache *cache = j->cache;
     const kv_table *table = &j->seq->table;
@@ -111,36 +146,28 @@ static void add_page_block(job *j, uint32_t block)
     assert(page != KV_PAGE_NONE);
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const uint32_t n_slots = pages->n_slots[page], n_sinks = block == 0 ? cache->sink_tokens : 0;
+    if (n_sinks >= n_slots) return 0;
+    attn_span span =
+        kv_page_span(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots);
+    span.positions = pages->positions + (size_t)page * cache->page_tokens;
+    span.live = table->live[entry];
+    *out = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
+    return 1;
+}
+
+static void add_page_block(job *j, uint32_t block)
+{
     attn_span spans[2];
-    uint32_t n = 0;
-    if (n_sinks > 0)
-        spans[n++] = kv_ring_sink_span(&cache->rings, j->seq->ring, j->layer, j->head, n_sinks);
-    if (n_sinks < n_slots) {
-        attn_span span =
-            kv_page_span(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots);
-        span.positions = pages->positions + (size_t)page * cache->page_tokens;
-        span.live = table->live[entry];
-        spans[n++] = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
-    }
+    uint32_t n = block == 0 ? sink_span(j, spans) : 0;
+    n += page_span(j, block, spans + n);
     add_block(j, spans, n);
 }
 
-/* Pages of blocks [first, end), as far as routing selects them. */
-static void add_page_blocks(job *j, uint32_t first, uint32_t end)
+/* Block 0 without its page. */
+static void add_sinks(job *j)
 {
-    if (first >= end) return;
-    const kv_cache *cache = j->cache;
-    const kv_table *table = &j->seq->table;
-    const size_t entry = kv_table_entry(table, kv_list(cache, j->layer, j->head, 0), first);
-    const kv_route_args args = {.query = &j->query,
-                                .pages = kv_pool_pages(cache->pool),
-                                .page = table->page + entry,
-                                .live = table->live + entry,
-                                .n_pages = end - first};
-    const uint32_t n_chosen = cache->routing->select(&args, j->worker->chosen);
-    assert(n_chosen <= args.n_pages);
-    for (uint32_t i = 0; i < n_chosen; i++)
-        add_page_block(j, first + j->worker->chosen[i]);
+    attn_span span;
+    add_block(j, &span, sink_span(j, &span));
 }
 
 /* Blocks that begin at or after `first` and hold positions below `end`, in ring and staging. */
@@ -155,17 +182,105 @@ static void add_recent_blocks(job *j, uint32_t first, uint32_t end)
     }
 }
 
+/* ---- a choice of pages --------------------------------------------------------------------------- */
+
+static void note_log_read(const job *probe)
+{
+    for (uint32_t g = 0; g < probe->query.group; g++)
+        probe->worker->choice.log_read[g] = kv_log_mass(probe->state, g);
+}
+
+/* The keys of one more candidate. Block 0 has its sinks already. */
+static void probe_page(void *ctx, uint32_t page)
+{
+    job *probe = ctx;
+    attn_span span;
+    add_block(probe, &span, page_span(probe, probe->worker->choice.block[page], &span));
+    fold_blocks(probe);
+    note_log_read(probe);
+}
+
+/* Of the job's blocks, from `first`, those that are read whatever is chosen: sinks, and what is not
+ * among the first n_old blocks. */
+static void probe_recent(job *probe, uint32_t first, uint32_t n_old, uint32_t end)
+{
+    attn_state_reset(probe->state, probe->query.group, 0);
+    if (first == 0 && n_old > 0) add_sinks(probe);
+    for (uint32_t b = n_old > first ? n_old : first; b < probe->seq->n_blocks; b++)
+        add_page_block(probe, b);
+    add_recent_blocks(probe, first > probe->seq->n_blocks ? first : probe->seq->n_blocks, end);
+    fold_blocks(probe);
+    note_log_read(probe);
+}
+
+/* Chooses among blocks [first, n_old); the rest of the sequence, up to position `end`, is read. */
+static void choose_pages(job *j, uint32_t first, uint32_t n_old, uint32_t end)
+{
+    kv_choice *choice = &j->worker->choice;
+    const kv_choice_range range = {j->seq, j->layer, j->head, first, n_old};
+    job probe = *j;
+    probe.state = &j->worker->probe;
+    probe.query.v_dim = 0;
+    probe.is_probe = true;
+    kv_choice_list(choice, &range, &j->query);
+    if (j->cache->routing->needs_log_read && choice->n_pages > 0)
+        probe_recent(&probe, first, n_old, end);
+    kv_choice_make(choice, j->cache, j->query.group, probe_page, &probe);
+    j->worker->bytes_read +=
+        (choice->n_pages + choice->runs.n) * kv_box_bytes(&j->cache->heads[j->layer]);
+    j->worker->pages_open += choice->n_open;
+    j->worker->pages_read += choice->n_chosen;
+}
+
+/* Pages of blocks [first, n_old) as far as they were chosen. */
+static void add_chosen_blocks(job *j, uint32_t first, uint32_t n_old)
+{
+    const kv_choice *choice = &j->worker->choice;
+    if (first == 0 && n_old > 0 && (choice->n_chosen == 0 || choice->block[choice->chosen[0]] != 0))
+        add_sinks(j);
+    for (uint32_t i = 0; i < choice->n_chosen; i++)
+        add_page_block(j, choice->block[choice->chosen[i]]);
+}
+
+static void note_misses(const job *j, const float *sink_logit)
+{
+    kv_reader_worker *worker = j->worker;
+    kv_misses misses = {.n = j->query.group}; /* nothing is missed */
+    if (!j->cache->reads_all) {
+        misses.n = 0;
+        kv_choice_certify(&worker->choice, &j->query, j->state, sink_logit, &misses);
+    }
+    kv_misses_add(&worker->misses, &misses);
+    kv_misses_add(&worker->step_misses, &misses);
+}
+
+/* ---- jobs ---------------------------------------------------------------------------------------- */
+
+/* Reads, in position order, what the job's queries see. */
 static void read_blocks(job *j)
 {
     const attn_query *query = &j->query;
     const uint32_t page_tokens = j->cache->page_tokens;
     const uint32_t oldest = query->positions[0];
     const uint32_t end = query->positions[query->n_queries - 1] + 1;
+    const uint32_t n_blocks = j->seq->n_blocks;
     uint32_t first = 0;
     if (query->window != 0 && oldest >= query->window)
         first = (oldest - query->window + 1) / page_tokens;
-    const uint32_t n_blocks = j->seq->n_blocks;
-    add_page_blocks(j, first, n_blocks);
+    if (j->is_decode) {
+        const uint32_t n_old = kv_blocks_left(j->cache, j->seq->length);
+        const uint32_t n_open = n_old > first ? n_old - first : 0;
+        if (j->cache->reads_all) {
+            j->worker->pages_open += n_open;
+            j->worker->pages_read += n_open;
+        } else {
+            choose_pages(j, first, n_old, end);
+            add_chosen_blocks(j, first, n_old);
+            first += n_open;
+        }
+    }
+    for (uint32_t b = first; b < n_blocks; b++)
+        add_page_block(j, b);
     add_recent_blocks(j, first > n_blocks ? first : n_blocks, end);
     fold_blocks(j);
 }
@@ -185,6 +300,8 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     job j = {.cache = cache,
              .seq = row->seq,
              .worker = worker,
+             .state = &worker->state,
+             .is_decode = row->is_decode,
              .layer = loop->args->layer,
              .head = head,
              .query = {
@@ -201,10 +318,13 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
              }};
     attn_state_reset(&worker->state, (size_t)tile->n_queries * group, shape->v_dim);
     read_blocks(&j);
+    const float *sink_logit =
+        shape->sink_logit != NULL ? shape->sink_logit + (size_t)head * group : NULL;
+    if (j.is_decode) note_misses(&j, sink_logit);
     const attn_result result = {
         .o = loop->args->out + token * o_stride + (size_t)head * group * shape->v_dim,
         .o_stride = o_stride,
-        .sink_logit = shape->sink_logit != NULL ? shape->sink_logit + (size_t)head * group : NULL,
+        .sink_logit = sink_logit,
     };
     attn_finish(&j.query, &worker->state, &result);
 }

@@ -7,23 +7,34 @@
  *   in a page            page            (block 0: sinks of the ring, then the page without them)
  *   in ring and staging  ring, staging
  *
- * so neither the cut of a prompt, nor the neighbours, nor the prefix cache changes a bit. */
+ * so neither the cut of a prompt, nor the neighbours, nor the prefix cache changes a bit.
+ *
+ * A decode query under a routing that is not exact leaves out the pages that are not chosen; what it
+ * reads is folded in position order all the same, so it has the bits of a full read if that is all.
+ * Methods that want to know what has been read before they go on (routing.h) get it from a probe: an
+ * attention of values without channels, whose maximum and sum of weights are those of the keys. The
+ * keys of chosen pages are then read twice, the second time from the processor's cache. */
 #ifndef KVCACHE_READER_H
 #define KVCACHE_READER_H
 
 #include "base/arena.h"
 #include "kvcache/kv_cache.h"
+#include "kvcache/page_choice.h"
 
 enum { KV_TILE_QUERIES_MAX = 16, KV_READ_BLOCKS = 64 };
 
 /* Scratch of one worker. */
 typedef struct kv_reader_worker {
-    attn_span *spans;                 /* [2 * KV_READ_BLOCKS] */
-    attn_block *blocks;               /* [KV_READ_BLOCKS] */
-    uint32_t *chosen;                 /* [n_blocks_max]: what routing selects */
-    uint32_t *positions;              /* [KV_TILE_QUERIES_MAX] */
-    attn_state state;                 /* of the largest tile */
-    uint64_t bytes_read, blocks_read; /* since start */
+    attn_span *spans;    /* [2 * KV_READ_BLOCKS] */
+    attn_block *blocks;  /* [KV_READ_BLOCKS] */
+    uint32_t *positions; /* [KV_TILE_QUERIES_MAX] */
+    attn_state state;    /* of the largest tile */
+    attn_state probe;    /* of one query's heads; no values */
+    kv_choice choice;
+    uint64_t bytes_read, blocks_read; /* since start, probes not counted */
+    uint64_t pages_open,
+        pages_read;                /* since start: candidates of decode queries, and chosen ones */
+    kv_misses misses, step_misses; /* since start; of the last step that had decode rows */
 } kv_reader_worker;
 
 /* Queries [first, first + n_queries) of the share of rows[row]. */
@@ -42,7 +53,10 @@ typedef struct kv_reader {
 /* Run over a measuring and then a real arena. */
 void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader);
 
-/* Bytes and blocks read so far, all workers. Between steps. */
-void kv_reader_count(const kv_reader *reader, uint64_t *bytes_read, uint64_t *blocks_read);
+/* A step with decode rows begins. */
+void kv_reader_begin_step(kv_reader *reader);
+
+/* Writes what all workers have counted. Between steps. */
+void kv_reader_count(const kv_reader *reader, kv_stats *stats);
 
 #endif

@@ -248,8 +248,10 @@ err_t bench_decode(bench_run *r, uint32_t n_seqs, uint32_t n_steps, bench_result
     r->n_active = 0;
     const uint64_t start_ns = clock_mono_ns();
     for (uint32_t step = 0; step < n_steps && err == ERR_OK; step++) {
-        for (uint32_t i = 0; i < n_seqs; i++)
+        for (uint32_t i = 0; i < n_seqs; i++) {
             add_row(r, i, r->seqs[i], 1);
+            r->rows[i].is_decode = true;
+        }
         err = run_step(r, n_seqs);
         if (err == ERR_OK) run_logits(r, n_seqs);
     }

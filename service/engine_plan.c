@@ -162,14 +162,19 @@ static void add_row(engine *e, const sched_row *row, kv_row *kv)
     step_batch *b = &e->batch;
     const entry *en = &e->entries[row->item];
     const uint32_t start = kv_seq_length(en->seq);
-    *kv = (kv_row){.seq = en->seq, .first_token = b->n_tokens, .n_tokens = row->n_tokens};
+    /* Drawn tokens that are computed again after a preemption come in chunks, and read like a prompt. */
+    const bool is_decode = row->n_tokens == 1 && start >= session_get_spec(en->s)->n_prompt;
+    *kv = (kv_row){.seq = en->seq,
+                   .first_token = b->n_tokens,
+                   .n_tokens = row->n_tokens,
+                   .is_decode = is_decode};
     assert(start + row->n_tokens <= engine_n_known(e, row->item));
     assert(b->n_tokens + row->n_tokens <= e->config.n_batched_tokens_max);
     memcpy(b->tokens + b->n_tokens, session_history(en->s) + start,
            row->n_tokens * sizeof *b->tokens);
     for (uint32_t t = 0; t < row->n_tokens; t++)
         b->positions[b->n_tokens + t] = start + t;
-    if (row->n_tokens > 1 || start < session_get_spec(en->s)->n_prompt) b->has_prompt = true;
+    if (!is_decode) b->has_prompt = true;
     b->n_tokens += row->n_tokens;
 }
 

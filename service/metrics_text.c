@@ -202,8 +202,28 @@ static void write_kv_counters(page *p, const kv_stats *kv)
                   "Bytes of the encoded pages as they are");
     write_counter(p, "kv_evicted_blocks_total", kv->pages_given_up,
                   "Pages of cached prefixes given up under pressure");
-    write_counter(p, "kv_read_bytes_total", kv->bytes_read, "Bytes of keys and values read");
+    write_counter(p, "kv_read_bytes_total", kv->bytes_read,
+                  "Bytes of keys, values and key boxes read");
     write_counter(p, "kv_read_blocks_total", kv->blocks_read, "Blocks of positions read");
+}
+
+/* What routing leaves out of decode steps, and the bound of the attention mass that is missed by it. */
+static void write_kv_routing(page *p, const kv_stats *kv)
+{
+    const labelled pages[] = {{"open", kv->pages_open}, {"read", kv->pages_read}};
+    write_family(p, "kv_decode_pages_total", "counter",
+                 "Pages behind the window that decode queries could read, and did");
+    write_labelled(p, "kv_decode_pages_total", "state", pages, sizeof pages / sizeof *pages);
+    write_counter(p, "kv_decode_heads_total", kv->certificates, "Heads of decode queries");
+    write_family(p, "kv_unread_mass_bound_total", "counter",
+                 "Bounds of the share of attention unread, summed over heads of decode queries");
+    write_sample(p, "kv_unread_mass_bound_total", NULL, kv->certificate_sum);
+    write_gauge(p, "kv_unread_mass_bound_max", kv->certificate_max,
+                "Largest of these bounds since start");
+    write_family(p, "kv_step_unread_mass_bound", "gauge",
+                 "These bounds in the last step with decode queries");
+    write_sample(p, "kv_step_unread_mass_bound", "stat=\"mean\"", kv->step_certificate_mean);
+    write_sample(p, "kv_step_unread_mass_bound", "stat=\"max\"", kv->step_certificate_max);
 }
 
 /* The busiest expert's tokens over the mean, of each layer on its own: a mean over layers first would
@@ -335,6 +355,7 @@ err_t metrics_write(const metrics *m, const metrics_gauges *gauges, char **text,
     write_load(&p, gauges);
     write_kv_gauges(&p, &gauges->kv);
     write_kv_counters(&p, &gauges->kv);
+    write_kv_routing(&p, &gauges->kv);
     write_histograms(&p);
     write_experts(&p);
     write_info(&p, gauges);

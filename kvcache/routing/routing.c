@@ -3,6 +3,9 @@
 
 #include <string.h>
 
+/* Scores of a few hundred, summed in float over a few hundred channels, are right to about 1e-4. */
+static const double ROUNDING = 1e-4;
+
 #define X(name) extern const kv_routing kv_routing_##name;
 KV_ROUTING_LIST(X)
 #undef X
@@ -23,4 +26,10 @@ const kv_routing *kv_routing_find(const char *name)
         if (strcmp(kv_routings[i]->name, name) == 0) return kv_routings[i];
     }
     return NULL;
+}
+
+double kv_route_certificate(double read, double unread)
+{
+    const double most = unread * (1 + ROUNDING);
+    return most > 0 ? most / (read + most) : 0;
 }

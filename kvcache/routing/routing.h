@@ -1,39 +1,90 @@
-/* kvcache/routing/routing.h - which pages a query reads.
+/* kvcache/routing/routing.h - which pages a decode query reads.
  *
- * The reader asks once per job: one KV head of one layer and a few queries of one sequence that
- * follow each other. Candidates are the pages of blocks that the layer's window does not exclude, in
- * position order, as arrays. Ring and staging are read in any case.
+ * The reader asks once per decode query and KV head. Candidates are the pages behind the recent window
+ * that the layer's own window does not exclude and that have a live slot; sinks and the window are
+ * read in any case, and prompts read everything without asking. What is known of a candidate before
+ * it is read is its number of live slots and, per query head, a bound of their scores, so its share
+ * of the attention is at most n exp(bound) over everything's.
  *
  * A method ranks pages; it never weights outputs: the only correct weights are those of the
- * log-sum-exp merge (kernels/attention.h). */
+ * log-sum-exp merge (kernels/attention.h). Whatever it leaves out is accounted for by a certificate:
+ * the attention mass that was not read is at most
+ *     sum_unread n exp(bound) / (Z_read + sum_unread n exp(bound)),  Z_read = sum_read exp(score).
+ *
+ * There is one shard so far, so there is no method here that ranks shards: by load (topk_balanced),
+ * by where they lie (pikv), or that moves them (eplb). */
 #ifndef KVCACHE_ROUTING_ROUTING_H
 #define KVCACHE_ROUTING_ROUTING_H
 
-#include "kernels/attention.h"
-#include "kvcache/page_pool.h"
+#include "kvcache/page_table.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct kv_route_settings {
+    double k;   /* in (0, 1]: share of the candidates that is read; above 1: their number */
+    double eps; /* in [0, 1]: most of the attention mass may be unread */
+    double tau; /* in [0, 1]: estimated share of the attention mass to read */
+} kv_route_settings;
+
+enum { KV_ROUTE_K = 1, KV_ROUTE_EPS = 2, KV_ROUTE_TAU = 4 }; /* which settings a method obeys */
+
+/* Arrays for a method to work in. */
+typedef struct kv_route_work {
+    float *priority; /* [n_pages] */
+    uint32_t *order; /* [n_pages] */
+    double *rest;    /* [group][n_pages + 1] */
+    double *scale;   /* [group] */
+    bool *is_chosen; /* [n_pages] */
+} kv_route_work;
 
 typedef struct kv_route_args {
-    const attn_query *query; /* n_queries > 1: a prompt's; those must read every page */
-    const kv_pages *pages;   /* what is known of pages, by page id */
-    const uint32_t *page;    /* [n_pages]: the candidates */
-    const uint64_t *live;    /* [n_pages]: their slots that this sequence sees */
-    uint32_t n_pages;
+    const kv_route_settings *settings;
+    uint32_t n_pages; /* candidates, in position order; >= 1 */
+    uint32_t n_open;  /* pages that could be read: n_pages, and those of runs that were left out */
+    uint32_t group;   /* query heads that read together */
+    const uint16_t *n_live; /* [n_pages]: slots, >= 1 */
+    const float *bound;     /* [group][n_pages]: no score of a live slot is above */
+    double *log_read;       /* [group]: log of Z_read so far; valid for methods that need it */
+    /* Reads the keys of a candidate and adds to log_read; for methods that need that. */
+    void (*read)(void *ctx, uint32_t page);
+    void *read_ctx;
+    kv_route_work work;
 } kv_route_args;
 
 typedef struct kv_routing {
     const char *name;
-    bool is_exact; /* every query reads every live entry */
+    uint32_t obeys;      /* KV_ROUTE_... */
+    bool needs_log_read; /* sinks and recent window are looked at first */
 
-    /* Writes the indices of the chosen candidates, rising, and returns how many. Called from any
-     * worker, once per job; pure; must not block, allocate or fail. */
+    /* True if every query reads every live entry under these settings. Then `select` is never asked, no
+     * boxes are kept, and prefixes are shared with all other exact settings. */
+    bool (*is_exact)(const kv_route_settings *settings);
+
+    /* The same as `select`, asked before it, over runs of KV_RUN_PAGES pages instead of pages: those of
+     * runs that are not chosen are no candidates. NULL: every page is one. */
+    uint32_t (*select_runs)(const kv_route_args *args, uint32_t *chosen);
+
+    /* Writes the chosen candidates, rising, and returns how many. Called from any worker; the answer
+     * depends on the arguments alone; must not block, allocate or fail. NULL if always exact. */
     uint32_t (*select)(const kv_route_args *args, uint32_t *chosen);
 } kv_routing;
 
-#define KV_ROUTING_LIST(X) X(full)
+#define KV_ROUTING_LIST(X) \
+    X(full)                \
+    X(topk)                \
+    X(adaptive)            \
+    X(certified)           \
+    X(hierarchical)
 
 extern const kv_routing *const kv_routings[]; /* ends with NULL */
 extern const char kv_routing_names[];         /* " full ..." for messages */
 
 const kv_routing *kv_routing_find(const char *name); /* NULL if unknown */
+
+/* The certificate: unread / (read + unread), both in the same unit and not both 0; a little more, for
+ * what the rounding of float scores can have added to `read`. */
+double kv_route_certificate(double read, double unread);
 
 #endif

@@ -134,8 +134,10 @@ static void add_row(eval_run *r, uint32_t lane_index, uint32_t n_tokens)
     const lane *l = &r->lanes[lane_index];
     assert(n_tokens <= r->options.n_step_tokens_max - r->n_step_tokens);
     r->row_lane[r->n_rows] = lane_index;
-    r->rows[r->n_rows++] =
-        (kv_row){.seq = l->seq, .first_token = r->n_step_tokens, .n_tokens = n_tokens};
+    r->rows[r->n_rows++] = (kv_row){.seq = l->seq,
+                                    .first_token = r->n_step_tokens,
+                                    .n_tokens = n_tokens,
+                                    .is_decode = l->n_fed >= l->job->n_prompt};
     for (uint32_t i = 0; i < n_tokens; i++) {
         const uint32_t position = l->n_fed + i, row = r->n_step_tokens++;
         r->tokens[row] = token_at(l->job, position);

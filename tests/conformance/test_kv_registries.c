@@ -8,9 +8,11 @@
 
 #include "base/random.h"
 
+#include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* ---- names --------------------------------------------------------------------------------------- */
 
@@ -68,20 +70,21 @@ END_TEST
 
 /* ---- in the cache -------------------------------------------------------------------------------- */
 
-/* Runs a sequence under the configuration, cut in two ways; answers must be finite, the same however
- * cut, and right if everything is exact. */
+/* Runs a sequence under the configuration, cut in two ways, the last tokens as decode steps; answers
+ * must be finite, the same however the prompt is cut, and right if everything is exact. */
 static void run_config(kv_config config, bool is_exact)
 {
-    enum { N = 100 };
+    enum { N_PROMPT = 80, N = 100 };
     fake *f = fake_open(&(fake_options){.model_type = DTYPE_BF16, .config = config});
     fake_seq whole = fake_seq_open(f, (fake_ids){.seed = 1});
-    fake_run(f, &whole, N, 64);
     fake_seq cut = fake_seq_open(f, (fake_ids){.seed = 1});
-    fake_run(f, &cut, N, 7);
-    if (is_exact) {
-        ck_assert(fake_same(f, &whole, &cut, 0, N));
-        ck_assert_double_le(fake_error(f, &whole, 0, N), 1);
-    }
+    whole.n_prompt = cut.n_prompt = N_PROMPT;
+    fake_run(f, &whole, N_PROMPT, 64);
+    fake_run(f, &cut, N_PROMPT, 7);
+    fake_run(f, &whole, N, 1);
+    fake_run(f, &cut, N, 1);
+    ck_assert(fake_same(f, &whole, &cut, 0, N));
+    if (is_exact) ck_assert_double_le(fake_error(f, &whole, 0, N), 1);
     for (size_t i = 0; i < N * f->n_out; i++)
         ck_assert_float_finite(whole.out[i]);
     fake_seq_close(f, &whole, true);
@@ -89,12 +92,27 @@ static void run_config(kv_config config, bool is_exact)
     fake_close(f);
 }
 
+/* Routing settings that read little, much, and, in the last row, everything. */
+static const kv_route_settings ROUTES[] = {
+    {0.05, 0.5, 0.1}, {0.25, 0.1, 0.6}, {3, 0.01, 0.9}, {0.9, 1e-6, 0.999}, {1, 0, 1}};
+enum { N_ROUTES = sizeof ROUTES / sizeof ROUTES[0] };
+
+static kv_config route_config(const kv_routing *routing, const kv_route_settings *settings)
+{
+    kv_config config = fake_defaults();
+    config.routing = (char *)(uintptr_t)routing->name;
+    config.routing_k = settings->k;
+    config.routing_eps = settings->eps;
+    config.routing_tau = settings->tau;
+    return config;
+}
+
 START_TEST(every_method_runs_in_a_cache)
 {
     for (size_t i = 0; kv_routings[i] != NULL; i++) {
-        kv_config config = fake_defaults();
-        config.routing = (char *)(uintptr_t)kv_routings[i]->name;
-        run_config(config, kv_routings[i]->is_exact);
+        for (size_t r = 0; r < N_ROUTES; r++)
+            run_config(route_config(kv_routings[i], &ROUTES[r]),
+                       kv_routings[i]->is_exact(&ROUTES[r]));
     }
     for (size_t i = 0; kv_schedulings[i] != NULL; i++) {
         kv_config config = fake_defaults();
@@ -111,53 +129,181 @@ END_TEST
 
 /* ---- routing ------------------------------------------------------------------------------------- */
 
-static void check_routing(const kv_routing *routing, uint32_t n_pages, uint32_t n_queries)
+enum { ROUTE_PAGES_MAX = 200, ROUTE_GROUP_MAX = 4 };
+
+/* Candidates with bounds and with true masses below them. */
+typedef struct candidates {
+    uint32_t n_pages, group;
+    uint16_t n_live[ROUTE_PAGES_MAX];
+    float bound[ROUTE_GROUP_MAX * ROUTE_PAGES_MAX];
+    double log_mass[ROUTE_GROUP_MAX * ROUTE_PAGES_MAX];
+    double log_read[ROUTE_GROUP_MAX]; /* now */
+    bool is_read[ROUTE_PAGES_MAX];
+} candidates;
+
+static candidates make_candidates(uint32_t n_pages, uint32_t group, double spread)
 {
-    static float q[16 * 8];
-    static uint32_t page[200], chosen[201], positions[200 * 4], query_positions[16];
-    static uint64_t live[200];
-    static uint8_t n_slots[200];
-    for (uint32_t i = 0; i < 16 * 8; i++)
-        q[i] = random_uniform(3, 0, i) - 0.5f;
-    for (uint32_t i = 0; i < n_pages; i++) {
-        page[i] = n_pages - 1 - i;
-        live[i] = 0xf;
-        n_slots[page[i]] = 4;
-        for (uint32_t s = 0; s < 4; s++)
-            positions[page[i] * 4 + s] = 4 * i + s;
+    candidates c = {.n_pages = n_pages, .group = group};
+    for (uint32_t i = 0; i < n_pages; i++)
+        c.n_live[i] = (uint16_t)(1 + random_at(4, n_pages, i).word[0] % 64);
+    for (uint32_t i = 0; i < group * n_pages; i++) {
+        c.bound[i] = (float)(spread * ((double)random_uniform(5, n_pages, i) - 0.5));
+        if (i % 5 == 0) c.bound[i] = 1; /* ties */
+        c.log_mass[i] = (double)c.bound[i] + log(c.n_live[i % n_pages]) -
+                        (double)random_uniform(6, n_pages, i) * spread / 10;
     }
-    for (uint32_t i = 0; i < n_queries; i++)
-        query_positions[i] = 4 * n_pages + i;
-    const attn_query query = {.q = q,
-                              .q_stride = 8,
-                              .positions = query_positions,
-                              .n_queries = n_queries,
-                              .group = 1,
-                              .k_dim = 8,
-                              .v_dim = 8,
-                              .scale = 0.3f,
-                              .type = DTYPE_F32};
-    const kv_pages pages = {.n_slots = n_slots, .positions = positions};
-    const kv_route_args args = {
-        .query = &query, .pages = &pages, .page = page, .live = live, .n_pages = n_pages};
-    chosen[n_pages] = 12345;
+    return c;
+}
+
+static void read_candidate(void *ctx, uint32_t page)
+{
+    candidates *c = ctx;
+    ck_assert_uint_lt(page, c->n_pages);
+    ck_assert(!c->is_read[page]);
+    c->is_read[page] = true;
+    for (uint32_t g = 0; g < c->group; g++)
+        c->log_read[g] = log(exp(c->log_read[g]) + exp(c->log_mass[g * c->n_pages + page]));
+}
+
+/* What the method chooses; log_read is what it has read. */
+static uint32_t choose(const kv_routing *routing, const kv_route_settings *settings, candidates *c,
+                       uint32_t *chosen)
+{
+    static float priority[ROUTE_PAGES_MAX];
+    static uint32_t order[ROUTE_PAGES_MAX];
+    static double rest[ROUTE_GROUP_MAX * (ROUTE_PAGES_MAX + 1)], scale[ROUTE_GROUP_MAX];
+    static bool is_chosen[ROUTE_PAGES_MAX];
+    for (uint32_t g = 0; g < c->group; g++)
+        c->log_read[g] = -0.5 * g;
+    memset(c->is_read, 0, sizeof c->is_read);
+    const kv_route_args args = {.settings = settings,
+                                .n_pages = c->n_pages,
+                                .n_open = c->n_pages,
+                                .group = c->group,
+                                .n_live = c->n_live,
+                                .bound = c->bound,
+                                .log_read = c->log_read,
+                                .read = read_candidate,
+                                .read_ctx = c,
+                                .work = {priority, order, rest, scale, is_chosen}};
+    chosen[c->n_pages] = 12345;
     const uint32_t n = routing->select(&args, chosen);
-    ck_assert_uint_eq(chosen[n_pages], 12345);
-    ck_assert_uint_le(n, n_pages);
+    ck_assert_uint_eq(chosen[c->n_pages], 12345);
+    ck_assert_uint_le(n, c->n_pages);
     for (uint32_t i = 0; i < n; i++) {
-        ck_assert_uint_lt(chosen[i], n_pages);
+        ck_assert_uint_lt(chosen[i], c->n_pages);
         if (i > 0) ck_assert_uint_gt(chosen[i], chosen[i - 1]);
     }
-    if (routing->is_exact || n_queries > 1) ck_assert_uint_eq(n, n_pages);
+    return n;
+}
+
+static void check_routing(const kv_routing *routing, candidates *c)
+{
+    uint32_t chosen[ROUTE_PAGES_MAX + 1], again[ROUTE_PAGES_MAX + 1], n_before = 0;
+    for (size_t r = 0; r < N_ROUTES; r++) {
+        if (routing->is_exact(&ROUTES[r])) continue; /* it is not asked */
+        const uint32_t n = choose(routing, &ROUTES[r], c, chosen);
+        ck_assert_uint_eq(choose(routing, &ROUTES[r], c, again), n);
+        ck_assert_mem_eq(chosen, again, n * sizeof *chosen);
+        for (uint32_t i = 0, n_read = 0; i < c->n_pages; i++) {
+            if (!c->is_read[i]) continue; /* who reads a page also chooses it */
+            while (n_read < n && chosen[n_read] < i)
+                n_read++;
+            ck_assert(n_read < n && chosen[n_read] == i);
+        }
+        if (ROUTES[r].k <= 1) {
+            ck_assert_uint_ge(n, n_before); /* rows read more and more */
+            n_before = n;
+        }
+    }
 }
 
 START_TEST(every_routing_selects_candidates_once_and_in_order)
 {
     for (size_t i = 0; kv_routings[i] != NULL; i++) {
-        for (uint32_t n_pages = 1; n_pages <= 200; n_pages = n_pages * 2 + 1) {
-            check_routing(kv_routings[i], n_pages, 1);
-            check_routing(kv_routings[i], n_pages, 16);
+        ck_assert(kv_routings[i]->is_exact(&ROUTES[N_ROUTES - 1]));
+        if (kv_routings[i]->select == NULL) {
+            for (size_t r = 0; r < N_ROUTES; r++)
+                ck_assert(kv_routings[i]->is_exact(&ROUTES[r]));
+            continue;
         }
+        for (uint32_t n_pages = 1; n_pages <= ROUTE_PAGES_MAX; n_pages = n_pages * 2 + 1) {
+            for (uint32_t group = 1; group <= ROUTE_GROUP_MAX; group++) {
+                candidates flat = make_candidates(n_pages, group, 1);
+                candidates peaked = make_candidates(n_pages, group, 40);
+                check_routing(kv_routings[i], &flat);
+                check_routing(kv_routings[i], &peaked);
+            }
+        }
+    }
+}
+END_TEST
+
+/* Everything that the cache may do to find out less must not change what is found. */
+static void check_reads_all(const kv_routing *routing, const kv_route_settings *settings)
+{
+    enum { N_PROMPT = 33, N = 120 };
+    static const kv_route_settings all = {1, 0, 1};
+    fake *dense = fake_open(&(fake_options){.config = route_config(routing, &all)});
+    fake *chosen = fake_open(&(fake_options){.config = route_config(routing, settings)});
+    fake_seq a = fake_seq_open(dense, (fake_ids){.seed = 9});
+    fake_seq b = fake_seq_open(chosen, (fake_ids){.seed = 9});
+    a.n_prompt = b.n_prompt = N_PROMPT;
+    fake_run(dense, &a, N, 1);
+    fake_run(chosen, &b, N, 1);
+    ck_assert(fake_same(dense, &a, &b, 0, N));
+    const kv_stats stats = fake_stats(chosen);
+    ck_assert_uint_eq(stats.pages_read, stats.pages_open);
+    ck_assert_uint_gt(stats.pages_open, 0);
+    ck_assert_double_eq(stats.certificate_max, 0);
+    ck_assert_uint_eq(stats.certificates, (N - N_PROMPT) * 10); /* heads of the three layers */
+    fake_seq_close(dense, &a, false);
+    fake_seq_close(chosen, &b, false);
+    fake_close(dense);
+    fake_close(chosen);
+}
+
+START_TEST(every_routing_that_reads_all_pages_has_the_bits_of_full)
+{
+    static const kv_route_settings all_but_exact = {1e6, 1e-300, 0.9999999999999999};
+    for (size_t i = 0; kv_routings[i] != NULL; i++) {
+        check_reads_all(kv_routings[i], &all_but_exact);
+        check_reads_all(kv_routings[i], &ROUTES[N_ROUTES - 1]);
+    }
+}
+END_TEST
+
+/* A sequence that decodes alone, and one that does so among others. */
+static void check_neighbours(const kv_routing *routing, const kv_route_settings *settings)
+{
+    enum { N_PROMPT = 40, N = 90 };
+    fake *f = fake_open(
+        &(fake_options){.config = route_config(routing, settings), .isa = "auto", .n_threads = 2});
+    fake_seq alone = fake_seq_open(f, (fake_ids){.seed = 21});
+    alone.n_prompt = N_PROMPT;
+    fake_run(f, &alone, N_PROMPT, 64);
+    fake_run(f, &alone, N, 1);
+    fake_seq crowd[3] = {fake_seq_open(f, (fake_ids){.seed = 22}),
+                         fake_seq_open(f, (fake_ids){.seed = 21}),
+                         fake_seq_open(f, (fake_ids){.seed = 23})};
+    fake_seq *rows[3] = {&crowd[0], &crowd[1], &crowd[2]};
+    crowd[0].n_prompt = 1;
+    crowd[1].n_prompt = N_PROMPT;
+    fake_run(f, &crowd[1], N_PROMPT, 64);
+    for (uint32_t n = N_PROMPT; n < N; n++)
+        ck_assert_int_eq(fake_step(f, rows, (uint32_t[]){1, 1, 1 + n % 3}, 3), ERR_OK);
+    ck_assert(fake_same(f, &alone, &crowd[1], 0, N));
+    fake_seq_close(f, &alone, false);
+    for (int i = 0; i < 3; i++)
+        fake_seq_close(f, &crowd[i], false);
+    fake_close(f);
+}
+
+START_TEST(no_routing_notices_its_neighbours)
+{
+    for (size_t i = 0; kv_routings[i] != NULL; i++) {
+        for (size_t r = 0; r < N_ROUTES; r++)
+            check_neighbours(kv_routings[i], &ROUTES[r]);
     }
 }
 END_TEST
@@ -229,6 +375,8 @@ const test_case test_cases[] = {
     TEST_CASE(every_method_is_found_by_its_name_and_by_no_other),
     TEST_CASE(every_method_runs_in_a_cache),
     TEST_CASE(every_routing_selects_candidates_once_and_in_order),
+    TEST_CASE(every_routing_that_reads_all_pages_has_the_bits_of_full),
+    TEST_CASE(no_routing_notices_its_neighbours),
     TEST_CASE(every_budget_keeps_no_more_than_there_is),
     TEST_CASE(every_placement_gives_each_entry_one_owner),
     TEST_CASES_END,

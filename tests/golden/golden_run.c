@@ -44,6 +44,8 @@ static void open_cache(const golden_setup *setup, golden *g)
         free(config.compression);
         config.compression = strdup(setup->compression);
     }
+    for (const char *const *s = setup->settings; s != NULL && *s != NULL; s += 2)
+        must(cfg_set(&binding, 1, s[0], s[1], &info), &info);
     const kv_limits limits = {.n_seqs_max = GOLDEN_PROMPTS_MAX,
                               .n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,
                               .n_seq_tokens_max = model_get_config(g->m)->n_positions};
@@ -171,8 +173,10 @@ typedef struct step {
 static void add_row(step *s, const track *t, uint32_t n_tokens)
 {
     ck_assert(t->n_done + n_tokens <= t->n_tokens);
-    s->rows[s->n_rows++] =
-        (kv_row){.seq = t->seq, .first_token = s->n_tokens, .n_tokens = n_tokens};
+    s->rows[s->n_rows++] = (kv_row){.seq = t->seq,
+                                    .first_token = s->n_tokens,
+                                    .n_tokens = n_tokens,
+                                    .is_decode = n_tokens == 1 && t->n_done >= t->n_prompt};
     for (uint32_t i = 0; i < n_tokens; i++) {
         s->tokens[s->n_tokens] = t->tokens[t->n_done + i];
         s->positions[s->n_tokens++] = t->n_done + i;

@@ -20,7 +20,8 @@ typedef struct golden_setup {
     kv_dtype cache_type;
     bool small_pages; /* window 8, sink 2, page_tokens 4; else the defaults */
     bool prefix_caching;
-    const char *compression; /* NULL: none; else pages of 8, a window of 8, sections of 32 */
+    const char *compression;     /* NULL: none; else pages of 8, a window of 8, sections of 32 */
+    const char *const *settings; /* of the cache: name, value, name, value ..., NULL; or NULL */
 } golden_setup;
 
 typedef struct golden {

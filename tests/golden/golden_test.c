@@ -283,6 +283,94 @@ START_TEST(the_number_of_threads_changes_no_bit)
 }
 END_TEST
 
+/* ---- routing ------------------------------------------------------------------------------------- */
+
+/* The prompt in chunks, then 64 greedy tokens in decode steps. */
+static void run_greedy(track *t, uint32_t chunk)
+{
+    track_run_prompt(t, chunk);
+    for (track_add_greedy(t); t->n_tokens < t->n_prompt + GOLDEN_GREEDY_TOKENS; track_add_greedy(t))
+        golden_step(&t, &(uint32_t){1}, 1);
+}
+
+static void check_same_decode(const track *a, const track *b, const char *how)
+{
+    const size_t n_vocab = a->g->n_vocab;
+    ck_assert(a->n_done == b->n_done);
+    for (uint32_t t = a->n_prompt - 1; t < a->n_done; t++)
+        ck_assert_msg(memcmp(track_logits(a, t), track_logits(b, t), n_vocab * sizeof(float)) == 0,
+                      "prompt %u, position %u: %s differs", a->prompt, t, how);
+}
+
+/* Does a decode step of the longest prompt differ from the reference's last one? */
+static bool is_lossy(const track *t)
+{
+    const float *const expected = golden_floats(t->g, t->prompt, "greedy_logits_last");
+    float largest = 0, difference = 0;
+    for (uint32_t i = 0; i < t->g->n_vocab; i++) {
+        largest = fmaxf(largest, fabsf(expected[i]));
+        difference = fmaxf(difference, fabsf(expected[i] - track_logits(t, t->n_done - 1)[i]));
+    }
+    return difference > 1e-3f * largest;
+}
+
+/* Decode steps that read only what routing chooses, behind prompts cut in every way, alone and not. */
+static void compare_routed(golden *g, bool must_be_lossy)
+{
+    track kept[GOLDEN_PROMPTS_MAX], crowd[GOLDEN_PROMPTS_MAX];
+    bool has_loss = false;
+    for (uint32_t p = 0; p < g->n_prompts; p++) {
+        track_open(g, p, &kept[p]);
+        run_greedy(&kept[p], GOLDEN_STEP_TOKENS_MAX);
+        has_loss = has_loss || is_lossy(&kept[p]);
+        kv_seq_close(kept[p].seq, NULL);
+    }
+    ck_assert(has_loss == must_be_lossy);
+    for (uint32_t p = 0; p < g->n_prompts; p++) {
+        for (size_t i = 1; i < N_CHUNKS; i++) {
+            track t;
+            track_open(g, p, &t);
+            run_greedy(&t, chunks[i]);
+            check_same_decode(&t, &kept[p], "another cut of the prompt");
+            track_close(&t);
+        }
+        track_open(g, p, &crowd[p]);
+    }
+    run_crowd(crowd, g->n_prompts);
+    for (uint32_t p = 0; p < g->n_prompts; p++) {
+        check_same_decode(&crowd[p], &kept[p], "a crowd");
+        track_close(&crowd[p]);
+        free(kept[p].tokens);
+        free(kept[p].logits);
+    }
+}
+
+START_TEST(routing_chooses_the_same_however_a_prompt_is_cut)
+{
+    static const char *const settings[][5] = {
+        {"kv-routing", "topk", "kv-routing-k", "0.2", NULL},
+        {"kv-routing", "adaptive", "kv-routing-tau", "0.5", NULL},
+        {"kv-routing", "certified", "kv-routing-eps", "0.4", NULL},
+        {"kv-routing", "hierarchical", "kv-routing-k", "0.1", NULL},
+        {"kv-routing", "topk", "kv-routing-k", "1", NULL},
+        {"kv-routing", "topk", "kv-routing-k", "1000", NULL},
+        {"kv-routing", "certified", "kv-routing-eps", "1e-300", NULL}};
+    enum { N_LOSSY = 4, N_SETTINGS = sizeof settings / sizeof settings[0] };
+    for (int i = 0; i < N_SETTINGS; i++) {
+        golden g;
+        golden_open(&(golden_setup){.fixture = "mixtral-gqa-bf16",
+                                    .isa = "auto",
+                                    .n_threads = 2,
+                                    .cache_type = KV_DTYPE_F32,
+                                    .small_pages = true,
+                                    .settings = settings[i]},
+                    &g);
+        compare_routed(&g, i < N_LOSSY);
+        golden_close(&g);
+    }
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(prompts_alone_match_the_reference_whole_or_cut, 280),
     TEST_CASE_SECONDS(prompts_in_one_batch_match_the_reference, 280),
@@ -290,5 +378,6 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(neighbours_in_the_batch_change_no_bit, 280),
     TEST_CASE_SECONDS(a_cached_prefix_changes_no_bit, 280),
     TEST_CASE(the_number_of_threads_changes_no_bit),
+    TEST_CASE_SECONDS(routing_chooses_the_same_however_a_prompt_is_cut, 280),
     TEST_CASES_END,
 };

@@ -1,42 +1,9 @@
-/* tests/kernels/test_merge.c - the merge of parts against numbers computed elsewhere in float64.
- *
- * A small attention layer is made from splitmix64 (48 tokens, width 32, 4 query and 2 KV heads of 8,
- * RoPE with base 10000). Query 47 of head 0 attends to token ranges [0,16), [16,40) and [40,48). */
+/* tests/kernels/test_merge.c - the merge of parts against numbers computed elsewhere in float64: query
+ * 47 of head 0 attends to token ranges [0,16), [16,40) and [40,48). */
 #include "tests/kernels/fixture.h"
+#include "tests/kernels/golden_layer.h"
 
-#include <math.h>
-
-enum { N_TOKENS = 48, WIDTH = 32, DIM = 8, N_PARTS = 3 };
-
-/* Element i of the stream `seed`, uniform in [-scale, scale). */
-static double uniform(uint64_t seed, uint64_t i, double scale)
-{
-    uint64_t z = seed + (i + 1) * UINT64_C(0x9E3779B97F4A7C15);
-    z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
-    z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
-    z ^= z >> 31;
-    return ((double)(z >> 11) * 0x1p-53 * 2 - 1) * scale;
-}
-
-/* Row t of head 0 of x W^T, W from stream `seed`. */
-static void project(uint32_t t, uint64_t seed, double scale, double out[DIM])
-{
-    for (uint32_t r = 0; r < DIM; r++) {
-        out[r] = 0;
-        for (uint32_t c = 0; c < WIDTH; c++)
-            out[r] += uniform(seed, r * WIDTH + c, scale) * uniform(1, t * WIDTH + c, 1);
-    }
-}
-
-static void rotate(double x[DIM], uint32_t position)
-{
-    for (uint32_t c = 0; c < DIM / 2; c++) {
-        const double angle = position * pow(10000, -2.0 * c / DIM);
-        const double a = x[c], b = x[c + DIM / 2];
-        x[c] = a * cos(angle) - b * sin(angle);
-        x[c + DIM / 2] = b * cos(angle) + a * sin(angle);
-    }
-}
+enum { N_TOKENS = GOLDEN_TOKENS, DIM = GOLDEN_DIM, N_PARTS = 3 };
 
 typedef struct layer {
     float q[DIM], k[N_TOKENS][DIM], v[N_TOKENS][DIM];
@@ -45,20 +12,11 @@ typedef struct layer {
 static layer make_layer(void)
 {
     layer l;
-    double row[DIM];
     for (uint32_t t = 0; t < N_TOKENS; t++) {
-        project(t, 3, 0.75, row);
-        rotate(row, t);
-        for (uint32_t i = 0; i < DIM; i++)
-            l.k[t][i] = (float)row[i];
-        project(t, 4, 0.5, row);
-        for (uint32_t i = 0; i < DIM; i++)
-            l.v[t][i] = (float)row[i];
+        golden_key(0, t, l.k[t]);
+        golden_value(0, t, l.v[t]);
     }
-    project(N_TOKENS - 1, 2, 0.75, row);
-    rotate(row, N_TOKENS - 1);
-    for (uint32_t i = 0; i < DIM; i++)
-        l.q[i] = (float)row[i];
+    golden_query(0, N_TOKENS - 1, l.q);
     ck_assert_double_eq_tol((double)l.k[0][0], -1.46190044, 1e-6);
     ck_assert_double_eq_tol((double)l.k[1][2], 0.51423602, 1e-6);
     return l;

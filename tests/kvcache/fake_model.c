@@ -138,7 +138,8 @@ fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt)
 {
     const uint32_t n_max = f->limits.n_seq_tokens_max;
     fake_seq s = {.tokens = malloc(n_max * sizeof *s.tokens),
-                  .out = calloc(n_max * f->n_out, sizeof *s.out)};
+                  .out = calloc(n_max * f->n_out, sizeof *s.out),
+                  .n_prompt = UINT32_MAX};
     for (uint32_t p = 0; p < n_max; p++)
         s.tokens[p] = draw_token(p < ids.n_shared ? ids.shared_seed : ids.seed, p);
     const kv_seq_options options = {
@@ -213,8 +214,11 @@ err_t fake_step(fake *f, fake_seq *const *seqs, const uint32_t *n_tokens, uint32
     fake_token *batch = malloc(f->limits.n_step_tokens_max * sizeof *batch);
     uint32_t n = 0;
     for (uint32_t r = 0; r < n_rows; r++) {
-        rows[r] = (kv_row){seqs[r]->seq, n, n_tokens[r]};
         const uint32_t length = kv_seq_length(seqs[r]->seq);
+        rows[r] = (kv_row){.seq = seqs[r]->seq,
+                           .first_token = n,
+                           .n_tokens = n_tokens[r],
+                           .is_decode = n_tokens[r] == 1 && length >= seqs[r]->n_prompt};
         for (uint32_t t = 0; t < n_tokens[r]; t++)
             batch[n++] = (fake_token){seqs[r], length + t};
     }

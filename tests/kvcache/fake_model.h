@@ -34,8 +34,9 @@ typedef struct fake {
 
 typedef struct fake_seq {
     kv_seq *seq;
-    uint32_t *tokens; /* [n_seq_tokens_max]: ids of the present and, already, the future */
-    float *out;       /* [n_seq_tokens_max][n_out]: what attention returned, by position */
+    uint32_t *tokens;  /* [n_seq_tokens_max]: ids of the present and, already, the future */
+    float *out;        /* [n_seq_tokens_max][n_out]: what attention returned, by position */
+    uint32_t n_prompt; /* what is fed alone behind it is a decode step; at first there is none */
 } fake_seq;
 
 /* The settings that tests use unless they say otherwise: pages of 4, a window of 8, 2 sinks. */

@@ -134,7 +134,7 @@ START_TEST(an_aborted_step_leaves_no_trace)
     while (kv_seq_length(b.seq) < TOKENS) {
         const uint32_t left = TOKENS - kv_seq_length(b.seq);
         const uint32_t most = (uint32_t)min_size(kv_seq_step_tokens_max(b.seq), left);
-        const kv_row row = {b.seq, 0, most};
+        const kv_row row = {.seq = b.seq, .n_tokens = most};
         const kv_stats before = fake_stats(f);
         ck_assert_int_eq(kv_step_begin(f->cache, &row, 1), ERR_OK);
         kv_step_abort(f->cache);

@@ -55,11 +55,20 @@ void *__wrap_mmap(void *at, size_t bytes, int protection, int flags, int file, o
     return fails_now() ? MAP_FAILED : __real_mmap(at, bytes, protection, flags, file, offset);
 }
 
+/* The routing that keeps most beside the pages. */
+static kv_config with_boxes(void)
+{
+    kv_config config = fake_defaults();
+    config.routing = (char *)(uintptr_t) "hierarchical";
+    config.routing_k = 0.5;
+    return config;
+}
+
 START_TEST(a_cache_opens_wholly_or_not_at_all)
 {
     dev *d;
     ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
-    const kv_config config = fake_defaults();
+    const kv_config config = with_boxes();
     const kv_shape shape = {.n_layers = 3, .layer = fake_layers, .n_experts = 8};
     const kv_limits limits = {4, 64, 512};
     kv_cache *cache = NULL;
@@ -83,7 +92,7 @@ END_TEST
 static bool step(fake *f, kv_seq *seq, uint32_t n_tokens)
 {
     const uint32_t length = kv_seq_length(seq);
-    const kv_row row = {seq, 0, n_tokens};
+    const kv_row row = {.seq = seq, .n_tokens = n_tokens};
     const err_t err = kv_step_begin(f->cache, &row, 1);
     if (err != ERR_OK) {
         assert(err == ERR_NO_MEMORY);
@@ -125,7 +134,7 @@ START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
         tokens[p] = p;
     unsigned long n_needed = 1;
     for (unsigned long n = 0; n < n_needed; n++) {
-        fake *f = fake_open(&(fake_options){0});
+        fake *f = fake_open(&(fake_options){.config = with_boxes()});
         const size_t n_floats = (size_t)64 * 64; /* the widest layer and the longest step */
         memset(f->q, 0, n_floats * sizeof *f->q);
         memset(f->k, 0, n_floats * sizeof *f->k);

@@ -71,7 +71,7 @@ START_TEST(an_aborted_step_leaves_no_trace)
     fake_run(f, &a, N, 64);
     while (kv_seq_length(b.seq) < N) {
         const kv_stats before = fake_stats(f);
-        const kv_row row = {b.seq, 0, 40};
+        const kv_row row = {.seq = b.seq, .n_tokens = 40};
         ck_assert_int_eq(kv_step_begin(f->cache, &row, 1), ERR_OK);
         float *k = calloc(40 * 32, sizeof *k);
         kv_append(f->cache, &(kv_append_args){.layer = 0, .k = k, .v = k});

@@ -74,7 +74,7 @@ static void abort_step(storm *s, fake_seq *seq)
 {
     const uint32_t length = kv_seq_length(seq->seq);
     const uint32_t n = 1 + draw(s, 50), most = kv_seq_step_tokens_max(seq->seq);
-    const kv_row row = {seq->seq, 0, n < most ? n : most};
+    const kv_row row = {.seq = seq->seq, .n_tokens = n < most ? n : most};
     if (length + row.n_tokens > N_TOKENS_MAX) return;
     if (kv_step_begin(s->f->cache, &row, 1) != ERR_OK) return;
     kv_step_abort(s->f->cache);
@@ -184,10 +184,33 @@ START_TEST(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind)
 }
 END_TEST
 
+/* Boxes of pages and runs are looked at by the checks, through every cut, share and give-up. */
+START_TEST(a_storm_with_boxes_leaves_nothing_behind)
+{
+    fake_options options = {.n_threads = 2, .config = fake_defaults()};
+    options.config.routing = (char *)(uintptr_t) "hierarchical";
+    options.config.routing_k = 0.5;
+    run_storm(4, options, 5);
+}
+END_TEST
+
+/* Boxes are written anew when pages are encoded, and hold what the codes say. */
+START_TEST(a_storm_with_boxes_of_codes_leaves_nothing_behind)
+{
+    fake_options options = {
+        .n_threads = 2, .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4")};
+    options.config.routing = (char *)(uintptr_t) "hierarchical";
+    options.config.routing_k = 0.5;
+    run_storm(6, options, 5);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_under_lossy_codecs_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_with_many_hits_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_with_boxes_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_with_boxes_of_codes_leaves_nothing_behind, 250),
     TEST_CASES_END,
 };

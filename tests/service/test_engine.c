@@ -65,11 +65,21 @@ int __wrap_posix_memalign(void **out, size_t alignment, size_t bytes)
     return __real_posix_memalign(out, alignment, bytes);
 }
 
+/* What the cache was told of rows: the engine's thread writes, tests read. */
+static _Atomic uint32_t shortest_decode = UINT32_MAX, longest_prompt, n_single_chunks;
+
 /* A step begins once its pages are reserved and ends when it is counted. */
 err_t __real_kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows);
 err_t __wrap_kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows);
 err_t __wrap_kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 {
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint32_t length = kv_seq_length(rows[r].seq);
+        if (rows[r].is_decode && length < shortest_decode) shortest_decode = length;
+        if (!rows[r].is_decode && length + rows[r].n_tokens > longest_prompt)
+            longest_prompt = length + rows[r].n_tokens;
+        if (!rows[r].is_decode && length > 0 && rows[r].n_tokens == 1) n_single_chunks++;
+    }
     const err_t err = __real_kv_step_begin(cache, rows, n_rows);
     if (err == ERR_OK) atomic_store(&is_in_step, true);
     return err;
@@ -169,6 +179,20 @@ START_TEST(tokens_do_not_depend_on_how_the_prompt_is_cut)
         if (i > 0) ck_assert_mem_eq(first, tokens, n * sizeof *tokens);
         rig_close(&r);
     }
+}
+END_TEST
+
+START_TEST(the_cache_knows_a_prompt_from_a_decode_step)
+{
+    rig r;
+    uint32_t tokens[TOKENS_MAX];
+    rig_open(&(rig_options){.n_batched_tokens_max = 8, .no_prefix_caching = true}, &r);
+    rig_run(&r, &(wish){.n_prompt = 33, .max_tokens = 5}, tokens); /* its last chunk is one token */
+    rig_wait_idle(&r);
+    ck_assert_uint_eq(shortest_decode, 33);
+    ck_assert_uint_eq(longest_prompt, 33);
+    ck_assert_uint_eq(n_single_chunks, 1);
+    rig_close(&r);
 }
 END_TEST
 
@@ -323,6 +347,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_session_gets_the_tokens_it_asked_for),
     TEST_CASE(tokens_are_the_same_alone_and_in_a_crowd),
     TEST_CASE(tokens_do_not_depend_on_how_the_prompt_is_cut),
+    TEST_CASE(the_cache_knows_a_prompt_from_a_decode_step),
     TEST_CASE(a_cached_prompt_gives_the_same_tokens),
     TEST_CASE(siblings_share_their_prompt),
     TEST_CASE(a_scored_prompt_has_the_log_probabilities_of_its_generation),

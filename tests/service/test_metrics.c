@@ -22,7 +22,16 @@ static const metrics_gauges GAUGES = {.n_running = 3,
                                       .weight_bytes = 1000,
                                       .load_seconds = 1.5,
                                       .is_ready = true,
-                                      .kv = {.pages_total = 10, .pages_used = 4, .pages_free = 6},
+                                      .kv = {.pages_total = 10,
+                                             .pages_used = 4,
+                                             .pages_free = 6,
+                                             .pages_open = 100,
+                                             .pages_read = 25,
+                                             .certificates = 8,
+                                             .certificate_sum = 0.5,
+                                             .certificate_max = 0.25,
+                                             .step_certificate_mean = 0.125,
+                                             .step_certificate_max = 0.1875},
                                       .dev_name = "avx2",
                                       .kv_type = "bf16",
                                       .page_tokens = 32,
@@ -73,6 +82,26 @@ START_TEST(what_is_counted_is_written)
     ck_assert(value_of(text, "process_resident_memory_bytes") > 1e5);
     ck_assert(value_of(text, "process_start_time_seconds") > 1.5e9);
     ck_assert(value_of(text, "process_open_fds") >= 3);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(the_page_says_what_decode_steps_have_not_read)
+{
+    metrics *m = open_metrics("s");
+    char *text = write_page(m);
+    const char *const step = "pikv_kv_step_unread_mass_bound{model_name=\"s\",stat=";
+    char mean[96], max[96];
+    snprintf(mean, sizeof mean, "%s\"mean\"}", step);
+    snprintf(max, sizeof max, "%s\"max\"}", step);
+    ck_assert(value_of(text, "pikv_kv_decode_pages_total{model_name=\"s\",state=\"open\"}") == 100);
+    ck_assert(value_of(text, "pikv_kv_decode_pages_total{model_name=\"s\",state=\"read\"}") == 25);
+    ck_assert(value_of(text, "pikv_kv_decode_heads_total{model_name=\"s\"}") == 8);
+    ck_assert(value_of(text, "pikv_kv_unread_mass_bound_total{model_name=\"s\"}") == 0.5);
+    ck_assert(value_of(text, "pikv_kv_unread_mass_bound_max{model_name=\"s\"}") == 0.25);
+    ck_assert(value_of(text, mean) == 0.125);
+    ck_assert(value_of(text, max) == 0.1875);
     free(text);
     metrics_close(m);
 }
@@ -331,6 +360,7 @@ START_TEST(nothing_is_lost_while_pages_are_written)
 END_TEST
 
 const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
+                                TEST_CASE(the_page_says_what_decode_steps_have_not_read),
                                 TEST_CASE(a_pause_counts_nothing_but_refusals),
                                 TEST_CASE(a_model_name_cannot_break_the_page),
                                 TEST_CASE(experts_are_counted_per_layer),

@@ -1,0 +1,29 @@
+/* kvcache/routing/ranking.h - what routing methods have in common: an order of the candidates, the mass
+ * that may lie behind each place of it, and the choice of its beginning. */
+#ifndef KVCACHE_ROUTING_RANKING_H
+#define KVCACHE_ROUTING_RANKING_H
+
+#include "kvcache/routing/routing.h"
+
+/* work.order = candidates by falling work.priority; equal ones by position. */
+void kv_rank_order(const kv_route_args *args);
+
+/* Pages that `k` allows to read of n_open. */
+uint32_t kv_rank_budget(const kv_route_settings *settings, uint32_t n_open);
+
+/* Ranks by the largest bound that a candidate has in any head. */
+void kv_rank_by_bound(const kv_route_args *args);
+
+/* Ranks by the largest share of attention that a candidate can have in any head, relative to what is
+ * read: priority = max_g (log n + bound - log_read). Then, in units of work.scale per head,
+ *     work.rest[g][r] = sum of n exp(bound) over the candidates at rank r and behind it. */
+void kv_rank_by_mass(const kv_route_args *args);
+
+/* May reading stop before rank r? True if in every head what is behind is at most `share` of that and
+ * of what has been read together. */
+bool kv_rank_is_enough(const kv_route_args *args, uint32_t rank, double share);
+
+/* Writes the first n of the order, rising; returns n. */
+uint32_t kv_rank_choose(const kv_route_args *args, uint32_t n, uint32_t *chosen);
+
+#endif

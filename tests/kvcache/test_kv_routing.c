@@ -1,0 +1,526 @@
+/* tests/kvcache/test_kv_routing.c - what decode queries read, and what they know about the rest.
+ *
+ * The promise of a certificate is checked against attention in double precision over all keys. What a
+ * query has read is seen from outside: a value has a 1 in the channel of its block, so the output is
+ * the attention of every block, and 0 in those that were not read. */
+#include "tests/kvcache/fake_model.h"
+#include "tests/test_main.h"
+
+#include "base/random.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const METHODS[] = {"topk", "adaptive", "certified", "hierarchical"};
+enum { N_METHODS = sizeof METHODS / sizeof METHODS[0] };
+
+static kv_config config_of(const char *method, kv_route_settings settings)
+{
+    kv_config config = fake_defaults();
+    config.routing = (char *)(uintptr_t)method;
+    config.routing_k = settings.k;
+    config.routing_eps = settings.eps;
+    config.routing_tau = settings.tau;
+    return config;
+}
+
+/* ---- the certificate ------------------------------------------------------------------------------- */
+
+enum {
+    N_BLOCKS = 80,
+    PAGE = 4,
+    N_TOKENS = N_BLOCKS * PAGE,
+    N_PROMPT = 21,
+    K_DIM = 16,
+    V_DIM = N_BLOCKS + 1, /* the last channel is of the sinks */
+    N_SINKS = 2,
+    GROUP_MAX = 4
+};
+
+/* How keys lie: random; all the same, so that a bound is the score; in corners of wide boxes, so that
+ * it is far above; a few needles among small ones; small ones behind two sinks that take almost all. */
+typedef enum key_kind { RANDOM, EQUAL, CORNERS, NEEDLES, SINKS, N_KEY_KINDS } key_kind;
+
+typedef struct probe {
+    dev *d;
+    kv_cache *cache;
+    kv_seq *seq;
+    kv_layer_shape layer;
+    float keys[N_TOKENS][K_DIM]; /* as the cache stores them */
+} probe;
+
+static float key_of(key_kind kind, uint32_t token, uint32_t channel)
+{
+    const float x = 2 * random_uniform(11, token, channel) - 1;
+    switch (kind) {
+    case EQUAL: return 2 * random_uniform(12, 0, channel) - 1;
+    case CORNERS: return x < 0 ? -2 : 2;
+    case NEEDLES: return random_at(13, 0, token).word[0] % 17 == 0 ? 6 * x : 0.2f * x;
+    case SINKS: return token == 0 ? 100 : token == 1 ? -100 : 0.2f * x;
+    default: return x;
+    }
+}
+
+static const float sink_logits[GROUP_MAX] = {0.3f, -4, 2, 5};
+
+static probe probe_open(const kv_config *config, uint32_t group, key_kind kind, dtype type)
+{
+    probe p = {0};
+    ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "auto", .n_threads = 1}, &p.d, NULL),
+                     ERR_OK);
+    p.layer = (kv_layer_shape){
+        .n_heads = group, .n_kv_heads = 1, .k_dim = K_DIM, .v_dim = V_DIM, .scale = 0.7f};
+    if (kind == NEEDLES) p.layer.sink_logit = sink_logits;
+    const kv_shape shape = {.n_layers = 1, .layer = &p.layer, .model_type = type};
+    const kv_limits limits = {1, N_TOKENS, N_TOKENS};
+    ck_assert_int_eq(kv_cache_open(p.d, config, &shape, &limits, &p.cache, NULL), ERR_OK);
+    ck_assert_int_eq(kv_seq_open(p.cache, &(kv_seq_options){.salt = ""}, &p.seq), ERR_OK);
+    for (uint32_t t = 0; t < N_TOKENS; t++) {
+        for (uint32_t c = 0; c < K_DIM; c++) {
+            const float x = key_of(kind, t, c);
+            p.keys[t][c] = type == DTYPE_BF16 ? f32_from_bf16(bf16_from_f32(x)) : x;
+        }
+    }
+    return p;
+}
+
+static void probe_close(probe *p)
+{
+    ck_assert(kv_cache_is_sane(p->cache));
+    kv_seq_close(p->seq, NULL);
+    kv_cache_close(p->cache);
+    dev_close(p->d);
+}
+
+static uint32_t channel_of(uint32_t token)
+{
+    return token < N_SINKS ? N_BLOCKS : token / PAGE;
+}
+
+/* Tokens [first, first + n): queries and what attention returned. */
+typedef struct probe_step {
+    float q[N_TOKENS][GROUP_MAX * K_DIM], out[N_TOKENS][GROUP_MAX * V_DIM];
+} probe_step;
+
+static void run_step(probe *p, uint32_t n, bool is_decode, probe_step *s)
+{
+    static float v[N_TOKENS][V_DIM];
+    const uint32_t first = kv_seq_length(p->seq), width = p->layer.n_heads * K_DIM;
+    memset(v, 0, sizeof v);
+    float *q = &s->q[0][0];
+    for (uint32_t t = 0; t < n; t++) {
+        v[t][channel_of(first + t)] = 1;
+        for (uint32_t i = 0; i < width; i++)
+            q[t * width + i] = 2 * random_uniform(14, first + t, i) - 1;
+    }
+    const kv_row row = {.seq = p->seq, .n_tokens = n, .is_decode = is_decode};
+    ck_assert_int_eq(kv_step_begin(p->cache, &row, 1), ERR_OK);
+    kv_append(p->cache, &(kv_append_args){.layer = 0, .k = p->keys[first], .v = v[0]});
+    kv_attend(p->cache, &(kv_attend_args){.layer = 0, .q = q, .out = &s->out[0][0]});
+    kv_step_end(p->cache);
+    ck_assert(kv_cache_is_sane(p->cache));
+}
+
+/* The share of attention of head g that its output does not show, in double precision. */
+static double unread_mass(const probe *p, const probe_step *s, uint32_t g)
+{
+    const uint32_t length = kv_seq_length(p->seq);
+    const float *q = &s->q[0][0] + (size_t)g * K_DIM, *out = &s->out[0][0] + (size_t)g * V_DIM;
+    double top = -INFINITY, scores[N_TOKENS], all = 0, unread = 0;
+    for (uint32_t t = 0; t < length; t++) {
+        scores[t] = 0;
+        for (uint32_t c = 0; c < K_DIM; c++)
+            scores[t] += (double)q[c] * (double)p->keys[t][c] * (double)p->layer.scale;
+        top = fmax(top, scores[t]);
+    }
+    for (uint32_t t = 0; t < length; t++) {
+        const double mass = exp(scores[t] - top);
+        all += mass;
+        if (out[channel_of(t)] == 0) unread += mass;
+    }
+    if (p->layer.sink_logit != NULL) all += exp((double)p->layer.sink_logit[g] - top);
+    return unread / all;
+}
+
+/* Decodes a sequence; after every step no head may have missed more than the certificate says. */
+static void check_certificates(const kv_config *config, uint32_t group, key_kind kind, dtype type)
+{
+    static probe_step s;
+    probe p = probe_open(config, group, kind, type);
+    run_step(&p, N_PROMPT, false, &s);
+    for (uint32_t t = N_PROMPT; t < N_TOKENS; t++) {
+        run_step(&p, 1, true, &s);
+        kv_stats stats;
+        kv_stats_read(p.cache, &stats);
+        double sum = 0, max = 0;
+        for (uint32_t g = 0; g < group; g++) {
+            const double missed = unread_mass(&p, &s, g);
+            sum += missed;
+            max = fmax(max, missed);
+        }
+        /* A weight below e^-87 is 0 in float, as if it had not been read. */
+        ck_assert_double_le(max, stats.step_certificate_max + 1e-35);
+        ck_assert_double_le(sum / group, stats.step_certificate_mean + 1e-35);
+        ck_assert_double_le(stats.step_certificate_mean, stats.step_certificate_max);
+        ck_assert_double_le(stats.step_certificate_max, stats.certificate_max);
+        ck_assert_double_le(stats.certificate_max, 1);
+        ck_assert_uint_eq(stats.certificates, (t + 1 - N_PROMPT) * group);
+        if (strcmp(config->routing, "certified") == 0)
+            ck_assert_double_le(stats.step_certificate_max, config->routing_eps);
+    }
+    probe_close(&p);
+}
+
+START_TEST(no_query_misses_more_than_its_certificate)
+{
+    static const kv_route_settings settings[] = {
+        {0.1, 0.3, 0.3}, {0.5, 0.01, 0.9}, {2, 0.0001, 0.999}, {20, 0.9, 0}};
+    for (int method = 0; method < N_METHODS; method++) {
+        for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
+            for (int kind = 0; kind < N_KEY_KINDS; kind++) {
+                const kv_config config = config_of(METHODS[method], settings[i]);
+                check_certificates(&config, 1, (key_kind)kind, DTYPE_F32);
+                check_certificates(&config, GROUP_MAX, (key_kind)kind, DTYPE_BF16);
+            }
+        }
+    }
+}
+END_TEST
+
+/* Runs the probe's sequence; what its decode steps have counted. */
+static kv_stats stats_of(const kv_config *config, key_kind kind)
+{
+    static probe_step s;
+    kv_stats before, stats;
+    probe p = probe_open(config, 2, kind, DTYPE_F32);
+    run_step(&p, N_PROMPT, false, &s);
+    kv_stats_read(p.cache, &before);
+    for (uint32_t t = N_PROMPT; t < N_TOKENS; t++)
+        run_step(&p, 1, true, &s);
+    kv_stats_read(p.cache, &stats);
+    ck_assert_uint_eq(before.pages_open, 0); /* a prompt does not choose */
+    ck_assert_uint_eq(before.certificates, 0);
+    stats.bytes_read -= before.bytes_read;
+    probe_close(&p);
+    return stats;
+}
+
+START_TEST(who_reads_more_misses_less)
+{
+    static const double shares[] = {0.05, 0.1, 0.2, 0.4, 0.7, 1};
+    for (int kind = 0; kind < N_KEY_KINDS; kind++) {
+        kv_stats before = {.certificate_sum = INFINITY, .certificate_max = INFINITY};
+        for (size_t i = 0; i < sizeof shares / sizeof shares[0]; i++) {
+            const kv_config config = config_of("topk", (kv_route_settings){.k = shares[i]});
+            const kv_stats stats = stats_of(&config, (key_kind)kind);
+            ck_assert_double_le(stats.certificate_sum, before.certificate_sum);
+            ck_assert_double_le(stats.certificate_max, before.certificate_max);
+            ck_assert_uint_gt(stats.pages_read, before.pages_read);
+            ck_assert_uint_gt(stats.bytes_read, before.bytes_read * (shares[i] < 1 ? 1 : 0));
+            before = stats;
+        }
+        ck_assert_double_eq(before.certificate_sum, 0);
+        ck_assert_uint_eq(before.pages_read, before.pages_open);
+    }
+}
+END_TEST
+
+START_TEST(certified_reads_what_its_eps_asks_for)
+{
+    static const double eps[] = {0.9, 0.1, 0.01, 0.001, 1e-6, 0};
+    uint64_t before = 0;
+    for (size_t i = 0; i < sizeof eps / sizeof eps[0]; i++) {
+        const kv_config config = config_of("certified", (kv_route_settings){.eps = eps[i]});
+        const kv_stats stats = stats_of(&config, NEEDLES);
+        ck_assert_uint_ge(stats.pages_read, before);
+        ck_assert_double_le(stats.certificate_max, eps[i]);
+        before = stats.pages_read;
+    }
+    const kv_config config = config_of("certified", (kv_route_settings){.eps = 0.01});
+    const kv_stats needles = stats_of(&config, NEEDLES);
+    ck_assert_uint_lt(needles.pages_read * 10, needles.pages_open * 9); /* it can tell them */
+}
+END_TEST
+
+START_TEST(sinks_are_known_before_pages)
+{
+    const kv_config config = config_of("certified", (kv_route_settings){.eps = 0.01});
+    const kv_stats stats = stats_of(&config, SINKS);
+    ck_assert_uint_lt(stats.pages_read * 5, stats.pages_open); /* without them: all, always */
+}
+END_TEST
+
+START_TEST(sinks_are_not_in_the_box_of_their_page)
+{
+    static probe_step s;
+    const kv_config config = config_of("topk", (kv_route_settings){.k = 0.5});
+    probe p = probe_open(&config, 1, SINKS, DTYPE_F32);
+    run_step(&p, N_PROMPT, false, &s);
+    float box[2][K_DIM];
+    memcpy(box, kv_pool_box(p.cache->pool, kv_table_page(&p.seq->table, 0, 0)), sizeof box);
+    for (uint32_t c = 0; c < K_DIM; c++) {
+        ck_assert_float_eq(box[0][c], fminf(p.keys[2][c], p.keys[3][c]));
+        ck_assert_float_eq(box[1][c], fmaxf(p.keys[2][c], p.keys[3][c]));
+    }
+    probe_close(&p);
+}
+END_TEST
+
+START_TEST(topk_reads_as_many_pages_as_it_may)
+{
+    const uint32_t n_steps = N_TOKENS - N_PROMPT;
+    uint64_t n_open = 0, n_quarter = 0, n_five = 0;
+    for (uint32_t t = N_PROMPT; t < N_TOKENS; t++) {
+        const uint32_t n = (t - 8) / PAGE; /* what has left the window of 8 */
+        n_open += n;
+        n_quarter += (n + 3) / 4;
+        n_five += n < 5 ? n : 5;
+    }
+    const kv_config quarter = config_of("topk", (kv_route_settings){.k = 0.25});
+    const kv_stats stats = stats_of(&quarter, RANDOM);
+    ck_assert_uint_eq(stats.pages_open, n_open);
+    ck_assert_uint_eq(stats.pages_read, n_quarter);
+    const kv_config five = config_of("topk", (kv_route_settings){.k = 5});
+    ck_assert_uint_eq(stats_of(&five, RANDOM).pages_read, n_five);
+    const kv_config all = config_of("full", (kv_route_settings){0});
+    const kv_stats full = stats_of(&all, RANDOM);
+    ck_assert_uint_eq(full.pages_read, n_open);
+    ck_assert_uint_eq(full.certificates, 2 * n_steps);
+    /* A box is 2 keys, a page PAGE keys and values. */
+    const uint64_t box = 2 * K_DIM * 4, page = PAGE * (K_DIM + V_DIM) * 4;
+    const uint64_t spared = (n_open - n_quarter) * page, boxes = n_open * box;
+    const uint64_t block0 = 2 * (K_DIM + V_DIM) * 4; /* its sinks are read in any case */
+    ck_assert_uint_le(stats.bytes_read, full.bytes_read - spared + boxes + n_steps * block0);
+    ck_assert_uint_ge(stats.bytes_read, full.bytes_read - spared + boxes);
+}
+END_TEST
+
+/* As many pages as topk, and fewer boxes; the certificate is of runs then, and looser. */
+START_TEST(hierarchical_looks_at_fewer_boxes_and_reads_no_more_pages)
+{
+    static const double shares[] = {0.02, 0.05, 0.1, 0.3, 7};
+    for (size_t i = 0; i < sizeof shares / sizeof shares[0]; i++) {
+        const kv_config one = config_of("topk", (kv_route_settings){.k = shares[i]});
+        const kv_config two = config_of("hierarchical", (kv_route_settings){.k = shares[i]});
+        const kv_stats pages = stats_of(&one, RANDOM), runs = stats_of(&two, RANDOM);
+        ck_assert_uint_eq(runs.pages_open, pages.pages_open);
+        ck_assert_uint_eq(runs.pages_read, pages.pages_read);
+        if (i < 3) ck_assert_uint_lt(runs.bytes_read, pages.bytes_read);
+        ck_assert_uint_gt(runs.table_bytes, pages.table_bytes);
+    }
+}
+END_TEST
+
+START_TEST(a_page_without_live_slots_is_never_chosen)
+{
+    for (int method = 0; method < N_METHODS; method++) {
+        kv_config config = config_of(METHODS[method], (kv_route_settings){1e6, 1e-300, 1 - 1e-15});
+        config.sink_tokens = PAGE; /* so block 0 has no slot of its own */
+        const kv_stats stats = stats_of(&config, RANDOM);
+        uint64_t n_open = 0;
+        for (uint32_t t = N_PROMPT; t < N_TOKENS; t++)
+            n_open += (t - 8) / PAGE - 1;
+        ck_assert_uint_eq(stats.pages_open, n_open);
+        ck_assert_uint_eq(stats.pages_read, n_open);
+    }
+}
+END_TEST
+
+/* ---- selection ------------------------------------------------------------------------------------- */
+
+/* Bounds of the golden layer (tests/kernels/test_key_bounds.c); the last page of six is read anyway. */
+START_TEST(topk_selects_what_quest_selects)
+{
+    static const float bounds[4][5] = {{31.7276f, 35.1209f, 28.4338f, 18.4340f, 36.2516f},
+                                       {22.1358f, 19.2776f, 14.5873f, 14.0479f, 21.7067f},
+                                       {20.6262f, 25.4405f, 20.7808f, 27.3753f, 23.6657f},
+                                       {21.8554f, 25.6167f, 28.1058f, 35.9283f, 29.7058f}};
+    static const uint32_t want[4][2] = {{1, 4}, {0, 4}, {1, 3}, {3, 4}};
+    static const uint16_t n_live[5] = {8, 8, 8, 8, 8};
+    const kv_route_settings settings = {.k = 2};
+    for (int head = 0; head < 4; head++) {
+        float priority[5];
+        uint32_t order[5], chosen[5];
+        bool is_chosen[5];
+        const kv_route_args args = {
+            .settings = &settings,
+            .n_pages = 5,
+            .n_open = 5,
+            .group = 1,
+            .n_live = n_live,
+            .bound = bounds[head],
+            .work = {.priority = priority, .order = order, .is_chosen = is_chosen}};
+        ck_assert_uint_eq(kv_routing_find("topk")->select(&args, chosen), 2);
+        ck_assert_mem_eq(chosen, want[head], sizeof want[head]);
+    }
+}
+END_TEST
+
+/* ---- what must not show ---------------------------------------------------------------------------- */
+
+static const kv_route_settings LOSSY = {.k = 0.2, .eps = 0.6, .tau = 0.4};
+
+START_TEST(a_prompt_reads_everything_however_it_is_cut)
+{
+    enum { N = 120 };
+    fake *full = fake_open(&(fake_options){0});
+    fake_seq want = fake_seq_open(full, (fake_ids){.seed = 5});
+    fake_run(full, &want, N, 64);
+    for (int method = 0; method < N_METHODS; method++) {
+        fake *f = fake_open(&(fake_options){.config = config_of(METHODS[method], LOSSY)});
+        for (uint32_t chunk = 1; chunk <= 64; chunk = chunk * 4 + 3) {
+            fake_seq s = fake_seq_open(f, (fake_ids){.seed = 5});
+            s.n_prompt = N;
+            fake_run(f, &s, N, chunk);
+            ck_assert(fake_same(f, &want, &s, 0, N));
+            fake_seq_close(f, &s, false);
+        }
+        ck_assert_uint_eq(fake_stats(f).pages_open, 0);
+        fake_close(f);
+    }
+    fake_seq_close(full, &want, false);
+    fake_close(full);
+}
+END_TEST
+
+/* Blocks of a cached prefix, and those that a cut leaves, lie in pages before their time: here such that
+ * a run of 16 is whole before its time, too. A window passes some pages of a run before the others. */
+START_TEST(where_a_block_lies_does_not_show_in_decode_steps)
+{
+    enum { N_OWN = 194, N = 328 };
+    const kv_layer_shape layers[2] = {
+        fake_layers[0],
+        {.n_heads = 4, .n_kv_heads = 1, .k_dim = 12, .v_dim = 5, .scale = 0.3f, .window = 150}};
+    for (int method = 0; method < N_METHODS; method++) {
+        fake *f = fake_open(&(fake_options){
+            .layers = layers, .n_layers = 2, .config = config_of(METHODS[method], LOSSY)});
+        fake_seq first = fake_seq_open(f, (fake_ids){.seed = 6});
+        first.n_prompt = N_OWN;
+        fake_run(f, &first, N_OWN, 64);
+        fake_run(f, &first, N, 1);
+
+        fake_seq left = fake_seq_open(f, (fake_ids){.seed = 6});
+        fake_run(f, &left, N_OWN, 64);
+        fake_seq_close(f, &left, true);
+        fake_seq taken = fake_seq_open(f, (fake_ids){.seed = 6});
+        taken.n_prompt = N_OWN;
+        ck_assert_uint_eq(kv_seq_take_prefix(taken.seq, taken.tokens, N_OWN), N_OWN - 1);
+        fake_run(f, &taken, N, 1);
+        ck_assert(fake_same(f, &first, &taken, N_OWN - 1, N));
+
+        fake_seq cut = fake_seq_open(f, (fake_ids){.seed = 6});
+        cut.n_prompt = N_OWN;
+        fake_run(f, &cut, N_OWN, 64);
+        fake_run(f, &cut, N, 1);
+        if (kv_seq_truncate(cut.seq, N - 7) == 0) fake_run(f, &cut, N_OWN, 64);
+        fake_run(f, &cut, N, 1);
+        ck_assert(fake_same(f, &first, &cut, 0, N));
+        fake_seq_close(f, &first, false);
+        fake_seq_close(f, &taken, false);
+        fake_seq_close(f, &cut, false);
+        fake_close(f);
+    }
+}
+END_TEST
+
+/* ---- settings and memory --------------------------------------------------------------------------- */
+
+static void expect_refusal(const char *method, kv_route_settings settings, const char *message)
+{
+    dev *d;
+    kv_cache *cache;
+    err_info info = {0};
+    const kv_config config = config_of(method, settings);
+    const kv_shape shape = {.n_layers = 3, .layer = fake_layers, .n_experts = 8};
+    const kv_limits limits = {4, 64, 512};
+    ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
+    ck_assert_int_eq(kv_cache_open(d, &config, &shape, &limits, &cache, &info), ERR_BAD_CONFIG);
+    ck_assert_str_eq(info.message, message);
+    dev_close(d);
+}
+
+START_TEST(a_setting_out_of_range_is_named)
+{
+    expect_refusal("topk", (kv_route_settings){.k = 0},
+                   "kv-routing-k: 0 is neither a share in (0, 1] nor a whole number");
+    expect_refusal("topk", (kv_route_settings){.k = 2.5},
+                   "kv-routing-k: 2.5 is neither a share in (0, 1] nor a whole number");
+    expect_refusal("topk", (kv_route_settings){.k = NAN},
+                   "kv-routing-k: nan is neither a share in (0, 1] nor a whole number");
+    expect_refusal("certified", (kv_route_settings){.eps = -0.1},
+                   "kv-routing-eps: -0.1 is outside [0, 1]");
+    expect_refusal("adaptive", (kv_route_settings){.tau = 1.5},
+                   "kv-routing-tau: 1.5 is outside [0, 1]");
+}
+END_TEST
+
+static void settings_text(const char *method, kv_route_settings settings,
+                          char text[KV_SETTINGS_BYTES])
+{
+    fake *f = fake_open(&(fake_options){.config = config_of(method, settings)});
+    kv_prefix_settings(f->cache, text);
+    fake_close(f);
+}
+
+START_TEST(prefixes_are_shared_under_settings_that_give_the_same_values)
+{
+    char full[KV_SETTINGS_BYTES], a[KV_SETTINGS_BYTES], b[KV_SETTINGS_BYTES];
+    settings_text("full", LOSSY, full);
+    settings_text("topk", (kv_route_settings){.k = 1}, a);
+    ck_assert_str_eq(full, a);
+    settings_text("certified", (kv_route_settings){.eps = 0}, a);
+    ck_assert_str_eq(full, a);
+    settings_text("adaptive", (kv_route_settings){.tau = 1}, a);
+    ck_assert_str_eq(full, a);
+    for (int method = 0; method < N_METHODS; method++) {
+        settings_text(METHODS[method], LOSSY, a);
+        ck_assert_str_ne(full, a);
+        settings_text(METHODS[(method + 1) % N_METHODS], LOSSY, b);
+        ck_assert_str_ne(a, b);
+        settings_text(METHODS[method], (kv_route_settings){0.3, 0.3, 0.3}, b);
+        ck_assert_str_ne(a, b);
+    }
+    settings_text("topk", LOSSY, a);
+    settings_text("topk", (kv_route_settings){LOSSY.k, 0.1, 0.2}, b); /* it obeys k alone */
+    ck_assert_str_eq(a, b);
+}
+END_TEST
+
+START_TEST(boxes_are_counted_and_there_only_if_needed)
+{
+    uint64_t table_bytes[2];
+    for (int lossy = 0; lossy < 2; lossy++) {
+        const kv_route_settings settings = {.k = lossy == 1 ? 0.5 : 1};
+        fake *f = fake_open(&(fake_options){.config = config_of("topk", settings)});
+        fake_seq s = fake_seq_open(f, (fake_ids){.seed = 1});
+        fake_run(f, &s, 200, 50);
+        const kv_pages *pages = kv_pool_pages(f->cache->pool);
+        ck_assert_int_eq(pages->boxes != NULL, lossy);
+        ck_assert_uint_eq(pages->box_bytes, lossy == 1 ? 2 * 16 * 4 : 0); /* of the widest keys */
+        table_bytes[lossy] = fake_stats(f).table_bytes;
+        ck_assert_uint_ge(table_bytes[lossy], fake_stats(f).pages_used * pages->box_bytes);
+        fake_seq_close(f, &s, false);
+        fake_close(f);
+    }
+    ck_assert_uint_gt(table_bytes[1], table_bytes[0]);
+}
+END_TEST
+
+const test_case test_cases[] = {
+    TEST_CASE(no_query_misses_more_than_its_certificate),
+    TEST_CASE(who_reads_more_misses_less),
+    TEST_CASE(certified_reads_what_its_eps_asks_for),
+    TEST_CASE(sinks_are_known_before_pages),
+    TEST_CASE(sinks_are_not_in_the_box_of_their_page),
+    TEST_CASE(topk_reads_as_many_pages_as_it_may),
+    TEST_CASE(hierarchical_looks_at_fewer_boxes_and_reads_no_more_pages),
+    TEST_CASE(a_page_without_live_slots_is_never_chosen),
+    TEST_CASE(topk_selects_what_quest_selects),
+    TEST_CASE(a_prompt_reads_everything_however_it_is_cut),
+    TEST_CASE(where_a_block_lies_does_not_show_in_decode_steps),
+    TEST_CASE(a_setting_out_of_range_is_named),
+    TEST_CASE(prefixes_are_shared_under_settings_that_give_the_same_values),
+    TEST_CASE(boxes_are_counted_and_there_only_if_needed),
+    TEST_CASES_END,
+};
