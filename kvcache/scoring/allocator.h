@@ -1,0 +1,51 @@
+/* kvcache/scoring/allocator.h - how many entries each layer and head keeps.
+ *
+ * `budget` is what the settings allow one head on average over layers and heads. An allocator may deal
+ * it differently to layers, to the heads of a layer, or both; a NULL function deals evenly. A policy has
+ * at most one of each kind: "expected_attention+pyramid+adakv". */
+#ifndef KVCACHE_SCORING_ALLOCATOR_H
+#define KVCACHE_SCORING_ALLOCATOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct kv_layer_share_args {
+    uint32_t layer, n_layers;
+    uint32_t n;        /* entries that one head has seen, protected ones (sinks, ring) included */
+    uint32_t n_window; /* newest ones that are always kept */
+    uint32_t n_keep;   /* of n, over all layers on average */
+} kv_layer_share_args;
+
+/* One layer. Candidates are the entries that are not protected. */
+typedef struct kv_split_args {
+    uint32_t layer, n_layers, n_heads;
+    uint32_t length;           /* positions so far */
+    const uint32_t *n;         /* [n_heads]: candidates */
+    const float *const *score; /* [n_heads]: score[h][n[h]], in position order */
+    uint32_t n_keep;           /* candidates that a head keeps on average */
+    const float *retrieval;    /* [n_heads] or NULL: see duo_attention */
+    float *work;               /* [kv_allocator.work_floats] */
+} kv_split_args;
+
+typedef struct kv_allocator {
+    const char *name;
+
+    /* Entries that one head of this layer keeps; summed over the layers at most n_layers * n_keep. */
+    uint32_t (*layer_share)(const kv_layer_share_args *args);
+
+    /* Writes n_keep[h] <= n[h], together at most n_heads * args->n_keep; exactly that if there are as many
+     * candidates. Pure; must not block, allocate or fail. */
+    void (*split)(const kv_split_args *args, uint32_t *n_keep);
+    size_t (*work_floats)(uint32_t n_heads, uint32_t n_max); /* NULL: none */
+} kv_allocator;
+
+extern const kv_allocator *const kv_allocators[]; /* ends with NULL */
+extern const char kv_allocator_names[];
+
+const kv_allocator *kv_allocator_find(const char *name); /* NULL if unknown */
+
+/* Writes the indices of the n_keep largest of score[n], rising; equal ones: the later first. */
+void kv_keep_best(const float *score, uint32_t n, uint32_t n_keep, uint32_t *index);
+
+#endif

@@ -1,0 +1,111 @@
+/* kvcache/scoring/scorer.h - how much each entry of a head is worth keeping.
+ *
+ * A scorer sees one KV head of one layer of one sequence, all live entries in position order - sinks,
+ * pages and recent ring - and writes one number for each: higher is kept. It decides nothing: how many
+ * entries a head keeps is the allocator's (allocator.h), and the cache keeps sinks and ring whatever
+ * they score. The cache asks between steps, when the prompt ends, at multiples of 2048 of its positions,
+ * and later whenever a block leaves the ring (encode.h), so that scores never depend on how a prompt
+ * was cut or on who else is in the batch.
+ *
+ * What a scorer says it needs is kept for it while the sequence runs, and counted in its bytes. */
+#ifndef KVCACHE_SCORING_SCORER_H
+#define KVCACHE_SCORING_SCORER_H
+
+#include "kernels/matmul.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { KV_SCORE_CHUNK = 64 }; /* entries that are loaded at once, at most */
+
+/* Entries [0, n) of one head. */
+typedef struct kv_score_view {
+    uint32_t n;
+    const uint32_t *positions; /* [n], rising */
+    /* Rows of entries [first, first + count), count <= KV_SCORE_CHUNK: k [count][k_dim] after RoPE and
+     * v [count][v_dim]; each may be NULL. */
+    void (*load)(const struct kv_score_view *view, uint32_t first, uint32_t count, float *k,
+                 float *v);
+    const void *ctx;
+} kv_score_view;
+
+/* The latest queries of the head's group, oldest first. */
+typedef struct kv_score_queries {
+    uint32_t n;     /* the window that the scorer asked for, or fewer if the sequence is shorter */
+    const float *q; /* [n][group][k_dim], after RoPE */
+    const uint32_t *positions; /* [n], rising; the last one is the newest entry's */
+} kv_score_queries;
+
+/* Over all queries so far but those of the first 4 positions, before RoPE. */
+typedef struct kv_query_stats {
+    uint32_t n;
+    const float *mean; /* [group][k_dim] */
+    const float *cov;  /* [group][k_dim][k_dim], divided by n */
+} kv_query_stats;
+
+/* Half-split pairs (c, c + n / 2) of the first n channels turn by position * freq[c]; other channels do
+ * not turn. scale: of rotated vectors (YaRN), usually 1. */
+typedef struct kv_rope {
+    const float *freq; /* [n / 2] */
+    uint32_t n;
+    float scale;
+} kv_rope;
+
+typedef struct kv_score_args {
+    const kv_score_view *view;
+    uint32_t layer, head; /* of n_layers, n_kv_heads */
+    uint32_t n_layers, n_kv_heads;
+    uint32_t group, k_dim, v_dim;
+    float scale;     /* of attention scores */
+    uint32_t length; /* positions so far, evicted ones too: the next query is at this position */
+    uint32_t n_keep; /* entries that the head may keep if all heads keep the same */
+    uint64_t seed;   /* for `random`; of the cache, the same for all sequences */
+    kv_score_queries queries; /* valid under KV_SCORE_QUERIES */
+    kv_query_stats stats;     /* valid under KV_SCORE_STATS */
+    const kv_rope *rope;      /* or NULL: keys are not turned */
+    const float *
+        mass; /* [n], under KV_SCORE_MASS: sum over the queries so far of the mean over the group of
+                        * the attention that the entry got */
+    const uint32_t *last_use; /* [n], under KV_SCORE_USES: step in which its page was last read */
+    const uint32_t *n_uses;   /* [n], under KV_SCORE_USES */
+    uint32_t now;             /* this step, in the same count */
+    const matrix *out_proj;   /* [d_model][n_heads * v_dim], under KV_SCORE_OUT_PROJ */
+    float *work;              /* [work_floats] */
+} kv_score_args;
+
+enum {
+    KV_SCORE_QUERIES = 1,
+    KV_SCORE_STATS = 2,
+    KV_SCORE_MASS = 4,
+    KV_SCORE_USES = 8,
+    KV_SCORE_OUT_PROJ = 16
+};
+
+typedef struct kv_score_shape {
+    uint32_t n_max; /* entries */
+    uint32_t group, k_dim, v_dim, n_queries;
+} kv_score_shape;
+
+typedef struct kv_scorer {
+    const char *name;
+    uint32_t needs;     /* KV_SCORE_... */
+    uint32_t n_queries; /* window under KV_SCORE_QUERIES */
+    bool over_heads; /* the cache averages scores over the KV heads of the layer: one set for all */
+    bool by_page;    /* entries of a page stay or go together: their mean counts */
+
+    /* Floats that score needs to work in; NULL: none. At open, and for every growth. */
+    size_t (*work_floats)(const kv_score_shape *shape);
+
+    /* Writes out[n]: finite, higher is kept; equal scores are kept in the order of their positions, newest
+     * first. Called from any worker, several heads at a time; pure: the same arguments give the same
+     * bits; must not block, allocate or fail. */
+    void (*score)(const kv_score_args *args, float *out);
+} kv_scorer;
+
+extern const kv_scorer *const kv_scorers[]; /* ends with NULL */
+extern const char kv_scorer_names[];        /* " snapkv ..." for messages */
+
+const kv_scorer *kv_scorer_find(const char *name); /* NULL if unknown */
+
+#endif
