@@ -45,7 +45,7 @@ extern const char kv_allocator_names[];
 
 const kv_allocator *kv_allocator_find(const char *name); /* NULL if unknown */
 
-/* Writes the indices of the n_keep largest of score[n], rising; equal ones: the later first. */
+/* Writes the indices of the n_keep largest of score[n], rising; equal ones: the earlier first. */
 void kv_keep_best(const float *score, uint32_t n, uint32_t n_keep, uint32_t *index);
 
 #endif

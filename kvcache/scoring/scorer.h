@@ -97,7 +97,7 @@ typedef struct kv_scorer {
     /* Floats that score needs to work in; NULL: none. At open, and for every growth. */
     size_t (*work_floats)(const kv_score_shape *shape);
 
-    /* Writes out[n]: finite, higher is kept; equal scores are kept in the order of their positions, newest
+    /* Writes out[n]: finite, higher is kept; equal scores are kept in the order of their positions, oldest
      * first. Called from any worker, several heads at a time; pure: the same arguments give the same
      * bits; must not block, allocate or fail. */
     void (*score)(const kv_score_args *args, float *out);
