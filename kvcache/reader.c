@@ -99,7 +99,7 @@ static void fold_blocks(job *j)
 {
     if (j->n_blocks == 0) return;
     const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
-    const kv_page_layout *coded = kv_coded_layout(j->cache, j->layer);
+    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
     for (uint32_t s = 0; s < j->n_spans && !j->is_probe; s++) {
         const attn_span *span = &j->worker->spans[s];
         j->worker->bytes_read +=
@@ -223,9 +223,9 @@ static void choose_pages(job *j, uint32_t first, uint32_t n_old, uint32_t end)
     probe.query.v_dim = 0;
     probe.is_probe = true;
     kv_choice_list(choice, &range, &j->query);
-    if (j->cache->routing->needs_log_read && choice->n_pages > 0)
+    if (j->seq->methods.routing->needs_log_read && choice->n_pages > 0)
         probe_recent(&probe, first, n_old, end);
-    kv_choice_make(choice, j->cache, j->query.group, probe_page, &probe);
+    kv_choice_make(choice, &j->seq->methods, j->query.group, probe_page, &probe);
     j->worker->bytes_read +=
         (choice->n_pages + choice->runs.n) * kv_box_bytes(&j->cache->heads[j->layer]);
     j->worker->pages_open += choice->n_open;
@@ -246,7 +246,7 @@ static void note_misses(const job *j, const float *sink_logit)
 {
     kv_reader_worker *worker = j->worker;
     kv_misses misses = {.n = j->query.group}; /* nothing is missed */
-    if (!j->cache->reads_all) {
+    if (!j->seq->methods.reads_all) {
         misses.n = 0;
         kv_choice_certify(&worker->choice, &j->query, j->state, sink_logit, &misses);
     }
@@ -270,7 +270,7 @@ static void read_blocks(job *j)
     if (j->is_decode) {
         const uint32_t n_old = kv_blocks_left(j->cache, j->seq->length);
         const uint32_t n_open = n_old > first ? n_old - first : 0;
-        if (j->cache->reads_all) {
+        if (j->seq->methods.reads_all) {
             j->worker->pages_open += n_open;
             j->worker->pages_read += n_open;
         } else {
