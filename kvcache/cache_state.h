@@ -6,6 +6,8 @@
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
  *   encode.c        which blocks are encoded, and when
+ *   demote.c        which pages go to lower tiers, and come back (tier/tiers.c moves them)
+ *   away.c          reading pages that are there
  *   reader.c        attention
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
@@ -27,6 +29,9 @@
 #include "kvcache/reader.h"
 #include "kvcache/recent_ring.h"
 #include "kvcache/stats_board.h"
+#include "kvcache/tier/tiers.h"
+
+#include <stdatomic.h>
 
 enum { KV_CODECS_MAX = 16 };
 #define KV_CLASS_NONE UINT32_MAX
@@ -37,9 +42,10 @@ struct kv_seq {
     kv_seq *next_free; /* valid only while closed */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
-    uint32_t length;     /* tokens held, a step's not included */
-    uint32_t n_blocks;   /* in pages: the first n_blocks * page_tokens positions */
-    uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */
+    _Atomic bool is_lost; /* a page could not be read; see away.h */
+    uint32_t length;      /* tokens held, a step's not included */
+    uint32_t n_blocks;    /* in pages: the first n_blocks * page_tokens positions */
+    uint32_t n_reserved;  /* >= n_blocks; the rest has pages without slots, inside a step only */
     uint32_t n_coded; /* blocks below lie in encoded pages, from there on in raw ones; encode.h */
     uint32_t n_coded_goal; /* valid only inside a step: n_coded after it */
     uint32_t n_prompt_tokens;
@@ -79,6 +85,7 @@ struct kv_cache {
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
     bool prefix_caching;
+    bool has_tiers, has_file; /* below the pool; tier/tiers.h */
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
@@ -96,18 +103,22 @@ struct kv_cache {
     uint32_t *n_keep;             /* [n_kv_heads_max]: what scheduling answers */
 
     kv_pool *pool;
+    kv_tiers *tiers; /* NULL: the pool is all there is */
     kv_rings rings;
     kv_staging staging;
     kv_reader reader;
     kv_prefix prefix;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
-    uint8_t *decoded;            /* [n_threads][decoded_bytes]: what codecs decode a page to */
+    uint8_t
+        *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to, and where it lands */
     size_t decoded_bytes;
-    kv_seq *seqs;       /* [n_seqs_max] */
-    kv_seq *free_seqs;  /* closed ones */
-    size_t table_bytes; /* of the tables of open sequences */
-    kv_stats stats;     /* counters since start, seqs_open; the rest is filled when published */
+    size_t landing_bytes; /* of the largest page if there is a file, else 0; the end of decoded */
+    struct kv_victim *victims; /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
+    kv_seq *seqs;              /* [n_seqs_max] */
+    kv_seq *free_seqs;         /* closed ones */
+    size_t table_bytes;        /* of the tables of open sequences */
+    kv_stats stats; /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;
     arena layer_memory, work_memory; /* every array above */
 };

@@ -4,6 +4,7 @@
  * bookkeeping of pages is done by the owner, before and after. */
 #include "kvcache/commit.h"
 
+#include "kvcache/demote.h"
 #include "kvcache/run_box.h"
 
 /* A commit job copies at least this much, or the loop stays on one thread. */
@@ -63,7 +64,7 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
 
 bool kv_make_room(kv_cache *cache)
 {
-    while (!kv_pool_has_room(cache->pool, cache->need)) {
+    while (!kv_demote_until_room(cache)) {
         if (!kv_prefix_give_up_block(cache)) return false;
     }
     return true;

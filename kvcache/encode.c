@@ -1,6 +1,7 @@
 /* kvcache/encode.c - see encode.h. */
 #include "kvcache/encode.h"
 
+#include "kvcache/away.h"
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
 
@@ -110,9 +111,10 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     const kv_pages *pages = kv_pool_pages(cache->pool);
     for (size_t i = begin; i < end; i++) {
         const kv_sealing *sealing = &cache->sealings[i];
+        const uint8_t *data =
+            kv_seq_read_page(sealing->seq, sealing->from, kv_landing(cache, worker));
         const attn_span span =
-            kv_page_span(kv_layout_of(cache, sealing->from),
-                         kv_pool_data(cache->pool, sealing->from), pages->n_slots[sealing->from]);
+            kv_page_span(kv_layout_of(cache, sealing->from), data, pages->n_slots[sealing->from]);
         const kv_seal_args args = {.layout = kv_layout_of(cache, sealing->to),
                                    .spans = &span,
                                    .n_spans = 1,
@@ -142,7 +144,7 @@ static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32
                  pages->owner[from]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
-    return (kv_sealing){layer, block, from, to};
+    return (kv_sealing){layer, block, from, to, seq};
 }
 
 void kv_encode(kv_seq *seq, uint32_t end)

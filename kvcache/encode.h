@@ -26,6 +26,7 @@ enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 typedef struct kv_sealing {
     uint32_t layer, block;
     uint32_t from, to;
+    kv_seq *seq;
 } kv_sealing;
 
 /* The size class of a layer's encoded pages; of all its pages under `none`. */

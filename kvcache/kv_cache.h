@@ -65,6 +65,11 @@ void kv_seq_close(kv_seq *seq, const uint32_t *tokens);
 
 uint32_t kv_seq_length(const kv_seq *seq); /* tokens held */
 
+/* A page of it could not be read back from the file tier: what its last step returned is worthless, and so
+ * is all that it holds. To be asked after every step; close it and compute its tokens again, in another
+ * sequence. Closing leaves nothing behind, and what cannot be read is not handed out again. */
+bool kv_seq_is_lost(const kv_seq *seq);
+
 /* How many tokens its next step may have: UINT32_MAX under exact codecs. A lossy one encodes a prompt at
  * its end and at multiples of 2048 positions, and later every block that leaves the ring. No step may
  * cross such a position, or what it reads would depend on how the sequence was cut. At least 1. */
@@ -72,7 +77,7 @@ uint32_t kv_seq_step_tokens_max(const kv_seq *seq);
 
 /* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes.
  * Returns the tokens held then: n_tokens, or 0 if a layer's sliding window has freed what the cut
- * needs, and the sequence must be computed again. */
+ * needs, or it cannot be read any more, and the sequence must be computed again. */
 uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
 
 /* Gives up every cached object that no open sequence uses. */
@@ -91,8 +96,8 @@ typedef struct kv_row {
 } kv_row;
 
 /* Rows are in batch order, without gaps, each sequence at most once, with no more tokens than
- * kv_seq_step_tokens_max (all asserted). Gives up cached prefixes as
- * needed; ERR_KV_FULL if that is not enough, and then nothing has changed but the given-up prefixes. */
+ * kv_seq_step_tokens_max (all asserted). Demotes pages to lower tiers and gives up cached prefixes as
+ * needed; ERR_KV_FULL if that is not enough, and then nothing else has changed. */
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows) MUST_CHECK;
 
 typedef struct kv_append_args {

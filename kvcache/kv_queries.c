@@ -1,6 +1,26 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
 #include "kvcache/encode.h"
 
+static void count_tiers(const kv_cache *cache, kv_stats *stats)
+{
+    if (cache->tiers == NULL) return;
+    const kv_tier_counts host = kv_pool_count_tier(cache->pool, KV_TIER_HOST);
+    const kv_tier_counts file = kv_pool_count_tier(cache->pool, KV_TIER_FILE);
+    const kv_tiers_counts counts = kv_tiers_count(cache->tiers);
+    stats->host_budget_bytes = host.budget_bytes;
+    stats->host_bytes = host.slab_bytes;
+    stats->host_pages = host.n_pages;
+    stats->disk_budget_bytes = counts.is_off ? 0 : file.budget_bytes;
+    stats->disk_bytes = file.slab_bytes;
+    stats->disk_pages = file.n_pages;
+    stats->pages_demoted = counts.pages_demoted;
+    stats->pages_promoted = counts.pages_promoted;
+    stats->disk_read_bytes = counts.read_bytes;
+    stats->disk_read_failures = counts.read_failures;
+    stats->disk_write_failures = counts.write_failures;
+    kv_tiers_report(cache->tiers);
+}
+
 void kv_publish(kv_cache *cache)
 {
     kv_stats *stats = &cache->stats;
@@ -21,6 +41,7 @@ void kv_publish(kv_cache *cache)
     stats->slots_live = pool.slots_live;
     stats->prefix_objects = prefix->n_objects;
     kv_reader_count(&cache->reader, stats);
+    count_tiers(cache, stats);
     kv_stats_board_write(&cache->board, stats);
     paranoid_assert(kv_cache_is_sane(cache));
 }

@@ -1,4 +1,5 @@
 /* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
+#include "kvcache/away.h"
 #include "kvcache/encode.h"
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
@@ -31,7 +32,14 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
 /* No live key lies outside the box of its page. */
 static bool is_box_sane(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page)
 {
-    const attn_span span = kv_page_load(cache, page, cache->decoded);
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint8_t *data = cache->tiers != NULL
+                              ? kv_tiers_peek(cache->tiers, page, kv_landing(cache, 0))
+                              : kv_pool_data(cache->pool, page);
+    if (data == NULL) return true; /* a failing disk is no bug of ours */
+    const attn_span span =
+        kv_codec_of(cache, page)
+            ->load(kv_layout_of(cache, page), data, pages->n_slots[page], cache->decoded);
     const kv_box_keys keys = {
         .spans = &span, .n_spans = 1, .n_left_out = block == 0 ? cache->sink_tokens : 0};
     return kv_box_holds(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));

@@ -426,6 +426,11 @@ size_t kv_pool_page_bytes_max(const kv_pool *pool)
     return bytes;
 }
 
+uint64_t kv_pool_slab_bytes(const kv_pool *pool)
+{
+    return pool->slab_bytes;
+}
+
 size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page)
 {
     return pool->classes.page_bytes[kv_pool_class(pool, page)];

@@ -124,6 +124,7 @@ bool kv_pool_has_tiers(const kv_pool *pool);
 uint32_t kv_pool_n_pages(const kv_pool *pool);                  /* ids are below this */
 uint32_t kv_pool_first_page(const kv_pool *pool, kv_tier tier); /* no id of the tier is below */
 size_t kv_pool_page_bytes_max(const kv_pool *pool);
+uint64_t kv_pool_slab_bytes(const kv_pool *pool);
 
 /* Bytes of the smallest budget that could hold need[c] pages of every class c. */
 uint64_t kv_pool_least_bytes(const kv_pool_config *config, const uint64_t *need);

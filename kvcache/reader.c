@@ -1,6 +1,7 @@
 /* kvcache/reader.c - see reader.h. */
 #include "kvcache/reader.h"
 
+#include "kvcache/away.h"
 #include "kvcache/commit.h"
 #include "kvcache/key_box.h"
 
@@ -19,13 +20,14 @@ typedef struct attend_loop {
 /* One job while it runs. */
 typedef struct job {
     const kv_cache *cache;
-    const kv_seq *seq;
+    kv_seq *seq;
     kv_reader_worker *worker;
     attn_state *state; /* the worker's, or its probe */
     attn_query query;
     uint32_t layer, head;
     bool is_decode, is_probe;
     uint32_t n_spans, n_blocks; /* listed and not yet folded */
+    uint32_t n_landed;          /* pages of those blocks that were read from the file */
 } job;
 
 static uint32_t tile_queries(const kv_layer_shape *shape)
@@ -59,6 +61,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
             .probe.sum = arena_take(a, group_max, sizeof *placed.probe.sum),
         };
         placed.probe.acc = placed.state.acc; /* never written: no channels */
+        if (cache->has_file) placed.landings = arena_take(a, KV_READ_BLOCKS, cache->landing_bytes);
         kv_choice_place(a, cache, &placed.choice);
         if (workers != NULL) workers[w] = placed;
     }
@@ -111,6 +114,7 @@ static void fold_blocks(job *j)
     j->cache->d->ops->attend(&j->query, &blocks, j->state);
     j->n_blocks = 0;
     j->n_spans = 0;
+    j->n_landed = 0;
 }
 
 /* Lists one block of spans; those without a live slot are left out. */
@@ -136,8 +140,22 @@ static uint32_t sink_span(const job *j, attn_span *out)
     return 1;
 }
 
+/* The bytes of a page, which stay where they are until the blocks are folded. What is in the file is
+ * waited for: that is the price of a cache larger than memory. kv_hint_layer has asked for it while
+ * the layer before was computed, so as a rule the system call copies and does not wait. */
+static const uint8_t *page_bytes(job *j, uint32_t page)
+{
+    const kv_cache *cache = j->cache;
+    if (!cache->has_tiers) return kv_pool_data(cache->pool, page);
+    kv_pool_use(cache->pool, page);
+    if (kv_pool_tier(cache->pool, page) != KV_TIER_FILE) return kv_pool_data(cache->pool, page);
+    assert(j->n_landed < KV_READ_BLOCKS);
+    return kv_seq_read_page(j->seq, page,
+                            j->worker->landings + j->n_landed++ * cache->landing_bytes);
+}
+
 /* The entries of a page, without the sinks. */
-static uint32_t page_span(const job *j, uint32_t block, attn_span *out)
+static uint32_t page_span(job *j, uint32_t block, attn_span *out)
 {
     const kv_cache *cache = j->cache;
     const kv_table *table = &j->seq->table;
@@ -146,9 +164,8 @@ static uint32_t page_span(const job *j, uint32_t block, attn_span *out)
     assert(page != KV_PAGE_NONE);
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const uint32_t n_slots = pages->n_slots[page], n_sinks = block == 0 ? cache->sink_tokens : 0;
-    if (n_sinks >= n_slots) return 0;
-    attn_span span =
-        kv_page_span(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots);
+    if (n_sinks >= n_slots || table->live[entry] == 0) return 0;
+    attn_span span = kv_page_span(kv_layout_of(cache, page), page_bytes(j, page), n_slots);
     span.positions = pages->positions + (size_t)page * cache->page_tokens;
     span.live = table->live[entry];
     *out = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
@@ -370,5 +387,6 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     loop.n_tiles = cut_tiles(cache, shape, &work);
     const size_t n_jobs = (size_t)loop.n_tiles * shape->n_kv_heads;
     const bool is_small = work * shape->n_kv_heads < SERIAL_WORK_MAX;
+    kv_hint_layer(cache, args->layer + 1);
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
 }

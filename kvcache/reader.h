@@ -30,6 +30,8 @@ typedef struct kv_reader_worker {
     uint32_t *positions; /* [KV_TILE_QUERIES_MAX] */
     attn_state state;    /* of the largest tile */
     attn_state probe;    /* of one query's heads; no values */
+    uint8_t
+        *landings; /* [KV_READ_BLOCKS][landing_bytes]: pages that are not in memory; NULL without */
     kv_choice choice;
     uint64_t bytes_read, blocks_read; /* since start, probes not counted */
     uint64_t pages_open,

@@ -212,10 +212,21 @@ bool kv_tiers_is_bad(const kv_tiers *tiers, uint32_t page)
            atomic_load_explicit(&tiers->is_bad[file_page(tiers, page)], memory_order_relaxed);
 }
 
-void kv_tiers_hint(const kv_tiers *tiers, uint32_t page)
+void kv_tiers_hint_end(const kv_tiers *tiers, const kv_tier_range *range)
 {
-    kv_tier_file_hint(tiers->file, kv_pool_file_offset(tiers->pool, page),
-                      kv_pool_page_bytes(tiers->pool, page));
+    if (range->bytes > 0) kv_tier_file_hint(tiers->file, range->offset, range->bytes);
+}
+
+void kv_tiers_hint(const kv_tiers *tiers, uint32_t page, kv_tier_range *range)
+{
+    const uint64_t offset = kv_pool_file_offset(tiers->pool, page);
+    const size_t bytes = kv_pool_page_bytes(tiers->pool, page);
+    if (offset == range->offset + range->bytes) {
+        range->bytes += bytes;
+        return;
+    }
+    kv_tiers_hint_end(tiers, range);
+    *range = (kv_tier_range){offset, bytes};
 }
 
 /* ---- queries ------------------------------------------------------------------------------------- */

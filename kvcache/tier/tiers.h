@@ -47,8 +47,13 @@ const uint8_t *kv_tiers_peek(const kv_tiers *tiers, uint32_t page, uint8_t *land
 
 bool kv_tiers_is_bad(const kv_tiers *tiers, uint32_t page);
 
-/* Starts reading a page of the file that is wanted soon. */
-void kv_tiers_hint(const kv_tiers *tiers, uint32_t page);
+/* Starts reading pages of the file that are wanted soon. Neighbours in the file are gathered in `range`,
+ * zeroed at first, and asked for at once: a system call for each would cost more than it saves. */
+typedef struct kv_tier_range {
+    uint64_t offset, bytes;
+} kv_tier_range;
+void kv_tiers_hint(const kv_tiers *tiers, uint32_t page, kv_tier_range *range);
+void kv_tiers_hint_end(const kv_tiers *tiers, const kv_tier_range *range);
 
 /* ---- queries ---- */
 

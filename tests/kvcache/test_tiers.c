@@ -305,7 +305,10 @@ START_TEST(a_look_for_checks_counts_nothing)
     the_disk.flips_every = 0;
     ck_assert(!kv_tiers_is_bad(r.tiers, away[0]));
     ck_assert_uint_eq(kv_tiers_count(r.tiers).read_bytes, 0);
-    kv_tiers_hint(r.tiers, away[0]);
+    kv_tier_range range = {0};
+    kv_tiers_hint(r.tiers, away[0], &range);
+    kv_tiers_hint_end(r.tiers, &range);
+    ck_assert_uint_eq(range.bytes, LARGE);
     check_page(&r, away[0], 1);
     ck_assert_uint_eq(kv_tiers_count(r.tiers).read_bytes, LARGE);
     close_rig(&r, away, 1);
