@@ -13,6 +13,7 @@ static void count_tiers(const kv_cache *cache, kv_stats *stats)
     stats->disk_budget_bytes = counts.is_off ? 0 : file.budget_bytes;
     stats->disk_bytes = file.slab_bytes;
     stats->disk_pages = file.n_pages;
+    stats->away_used_bytes = host.used_bytes + file.used_bytes;
     stats->pages_demoted = counts.pages_demoted;
     stats->pages_promoted = counts.pages_promoted;
     stats->disk_read_bytes = counts.read_bytes;

@@ -22,8 +22,9 @@ typedef struct kv_stats {
     uint32_t prefix_objects;
     /* now, tiers below the pool */
     uint64_t host_budget_bytes, host_bytes, host_pages; /* bytes: in slabs */
-    uint64_t disk_budget_bytes, disk_bytes,
-        disk_pages; /* budget: 0 from when the file is left alone */
+    /* the disk's budget is 0 from when the file is left alone */
+    uint64_t disk_budget_bytes, disk_bytes, disk_pages;
+    uint64_t away_used_bytes; /* of pages there that an open sequence holds, in shares of slabs */
     /* since start */
     uint64_t pages_demoted, pages_promoted;
     uint64_t disk_read_bytes;

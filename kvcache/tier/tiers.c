@@ -15,6 +15,10 @@
  * without room on the disk; a disk that is full or broken would cost a system call per page for ever. */
 enum { WRITE_FAILURES_MAX = 3 };
 
+/* Pages since start that could not be read back, after which no more go there: every one costs a
+ * sequence its work, and it would be computed again for ever. */
+enum { READ_FAILURES_MAX = 16 };
+
 static const uint64_t LOG_INTERVAL_NS = 10ull * 1000 * 1000 * 1000;
 
 struct kv_tiers {
@@ -91,16 +95,21 @@ static uint64_t checksum_of(const kv_tiers *tiers, const uint8_t *data, size_t b
     return hash_bytes(&tiers->key, data, bytes).lo;
 }
 
+static void switch_off(kv_tiers *tiers, const char *cause, uint64_t n_failures)
+{
+    tiers->is_off = true;
+    log_error("kvcache",
+              "disk tier off: no more pages go to the file cause=\"%s\" failures=%" PRIu64, cause,
+              n_failures);
+}
+
 static void note_write_failure(kv_tiers *tiers, int system_error)
 {
     const uint64_t now_ns = clock_mono_ns();
     tiers->write_failures++;
     tiers->n_failed_writes++;
     if (tiers->n_failed_writes == WRITE_FAILURES_MAX) {
-        tiers->is_off = true;
-        log_error("kvcache",
-                  "disk tier off: no more pages go to the file cause=\"%s\" failures=%" PRIu64,
-                  strerror(system_error), tiers->write_failures);
+        switch_off(tiers, strerror(system_error), tiers->write_failures);
     } else if (tiers->write_log_ns == 0 || now_ns - tiers->write_log_ns > LOG_INTERVAL_NS) {
         tiers->write_log_ns = now_ns;
         log_warn("kvcache", "disk tier write failed cause=\"%s\" failures=%" PRIu64,
@@ -136,16 +145,18 @@ static bool read_page(const kv_tiers *tiers, uint32_t page, uint8_t *out, int *s
 void kv_tiers_report(kv_tiers *tiers)
 {
     const uint64_t n = atomic_load_explicit(&tiers->read_failures, memory_order_relaxed);
-    const uint64_t now_ns = clock_mono_ns();
     if (n == tiers->reported_failures) return;
+    const int error = atomic_load_explicit(&tiers->read_error, memory_order_relaxed);
+    const char *cause = error != 0 ? strerror(error) : "the bytes differ from those written";
+    if (n >= READ_FAILURES_MAX && !tiers->is_off) switch_off(tiers, cause, n);
+    const uint64_t now_ns = clock_mono_ns();
     if (tiers->read_log_ns != 0 && now_ns - tiers->read_log_ns < LOG_INTERVAL_NS) return;
     tiers->read_log_ns = now_ns;
     tiers->reported_failures = n;
-    const int cause = atomic_load_explicit(&tiers->read_error, memory_order_relaxed);
     log_error("kvcache",
               "disk tier read failed: its sequences are computed again cause=\"%s\" "
               "failures=%" PRIu64,
-              cause != 0 ? strerror(cause) : "the bytes differ from those written", n);
+              cause, n);
 }
 
 /* ---- moving -------------------------------------------------------------------------------------- */

@@ -12,7 +12,7 @@
  * everybody, until nobody holds it any more.
  *
  * When writing fails, the page stays where it is, and the pool makes room in another way. After some
- * failures the file gets no more pages; those that are there can still be read.
+ * failures of either kind the file gets no more pages; those that are there can still be read.
  *
  * Threads: any worker may read and hint; the owner does the rest, between steps. */
 #ifndef KVCACHE_TIER_TIERS_H
@@ -65,7 +65,8 @@ typedef struct kv_tiers_counts { /* since start */
 } kv_tiers_counts;
 kv_tiers_counts kv_tiers_count(const kv_tiers *tiers);
 
-/* Writes what workers have found wrong to the log, at most a line in ten seconds. */
+/* What workers have found wrong goes to the log, at most a line in ten seconds, and if it is too much the
+ * file gets no more pages. */
 void kv_tiers_report(kv_tiers *tiers);
 
 #endif
