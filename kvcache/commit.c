@@ -65,7 +65,8 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
 bool kv_make_room(kv_cache *cache)
 {
     while (!kv_demote_until_room(cache)) {
-        if (!kv_prefix_give_up_block(cache)) return false;
+        if (kv_prefix_give_up_block(cache)) continue;
+        if (!kv_prefix_let_go(cache)) return false;
     }
     return true;
 }

@@ -83,7 +83,8 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
 /* Gives up every cached object that no open sequence uses. */
 void kv_cache_drop_prefixes(kv_cache *cache);
 
-/* True if a sequence of n_tokens could run alone in an empty pool. NULL: the cache's methods. */
+/* True if a sequence of n_tokens could run alone in an empty cache, its tiers included as long as they
+ * work. NULL: the cache's methods. */
 bool kv_cache_could_fit(const kv_cache *cache, const kv_methods *methods, uint32_t n_tokens);
 
 /* ---- one step ---- */
@@ -132,7 +133,7 @@ err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods,
                              err_info *info) MUST_CHECK;
 /* Bytes of one position over all layers, as pages of the present codec hold them. */
 size_t kv_cache_bytes_per_token(const kv_cache *cache);
-/* Positions that fit in the pool, all sequences together. */
+/* Positions that fit in pool and tiers, all sequences together; at least so many. */
 uint64_t kv_cache_capacity_tokens(const kv_cache *cache);
 
 /* A consistent copy of the counters as of the last step or call of the owner. Any thread; never waits. */

@@ -84,7 +84,29 @@ size_t kv_cache_bytes_per_token(const kv_cache *cache)
 /* What layers with a sliding window keep: everything, or what the window spans. */
 typedef enum window_use { WINDOWS_KEEP_ALL, WINDOWS_FREE_PAGES } window_use;
 
-/* Could an empty pool hold a sequence of n_blocks blocks? */
+/* Of a sequence that runs alone: what may not leave the pool, in blocks. A step's new ones, the sinks',
+ * and under a lossy codec a section of raw ones. */
+static uint64_t resident_blocks(const kv_cache *cache, const kv_methods *methods)
+{
+    const uint32_t page_tokens = cache->page_tokens;
+    const uint64_t n_step = cache->limits.n_step_tokens_max / page_tokens + 3;
+    return methods->codec->is_exact ? n_step : n_step + cache->section_tokens / page_tokens + 3;
+}
+
+/* Do n_blocks of a sequence with these needs fit with the help of the tiers? */
+static bool could_spill(const kv_cache *cache, const kv_methods *methods, uint64_t n_blocks,
+                        const uint64_t *need)
+{
+    uint64_t resident[KV_CLASSES_MAX] = {0};
+    if (cache->tiers == NULL) return false;
+    const uint64_t n_resident = resident_blocks(cache, methods);
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        kv_need_blocks(cache, methods, l, n_blocks < n_resident ? n_blocks : n_resident, resident);
+    return kv_pool_could_hold(cache->pool, resident) &&
+           kv_pool_could_spill(cache->pool, need, !kv_tiers_count(cache->tiers).is_off);
+}
+
+/* Could an empty cache hold a sequence of n_blocks blocks? */
 static bool could_hold(const kv_cache *cache, const kv_methods *methods, uint64_t n_blocks,
                        window_use use)
 {
@@ -101,14 +123,16 @@ static bool could_hold(const kv_cache *cache, const kv_methods *methods, uint64_
         }
         kv_need_blocks(cache, methods, l, n, need);
     }
-    return kv_pool_could_hold(cache->pool, need);
+    return kv_pool_could_hold(cache->pool, need) || could_spill(cache, methods, n_blocks, need);
 }
 
 uint64_t kv_cache_capacity_tokens(const kv_cache *cache)
 {
     uint64_t low =
         0; /* blocks that fit, and that do not: a page has KV_STRIP_ALIGN bytes or more */
-    uint64_t high = kv_pool_count(cache->pool).budget_bytes / KV_STRIP_ALIGN + 1;
+    uint64_t high = 1;
+    for (int t = 0; t < KV_N_TIERS; t++)
+        high += kv_pool_count_tier(cache->pool, (kv_tier)t).budget_bytes / KV_STRIP_ALIGN;
     while (high - low > 1) {
         const uint64_t middle = low + (high - low) / 2;
         if (could_hold(cache, &cache->methods, middle, WINDOWS_KEEP_ALL)) {

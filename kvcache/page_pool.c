@@ -458,13 +458,41 @@ bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need)
     return n_slabs <= tier->n - tier->n_in_use;
 }
 
-bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need)
+/* That so many pages take, and *n_classes of them. */
+static uint64_t slabs_of(const kv_pool *pool, const uint64_t *need, uint32_t *n_classes)
 {
     uint64_t n_slabs = 0;
+    *n_classes = 0;
     for (uint32_t c = 0; c < pool->classes.n; c++) {
-        if (need[c] > 0) n_slabs += (need[c] - 1) / pool->classes.pages_per_slab[c] + 1;
+        if (need[c] == 0) continue;
+        n_slabs += (need[c] - 1) / pool->classes.pages_per_slab[c] + 1;
+        ++*n_classes;
     }
-    return n_slabs <= pool->tiers[KV_TIER_POOL].n;
+    return n_slabs;
+}
+
+bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need)
+{
+    uint32_t n_classes;
+    return slabs_of(pool, need, &n_classes) <= pool->tiers[KV_TIER_POOL].n;
+}
+
+bool kv_pool_could_spill(const kv_pool *pool, const uint64_t *need, bool with_file)
+{
+    uint32_t n_classes;
+    const uint64_t n_slabs = slabs_of(pool, need, &n_classes);
+    const uint64_t n_below =
+        (uint64_t)pool->tiers[KV_TIER_HOST].n + (with_file ? pool->tiers[KV_TIER_FILE].n : 0);
+    if (n_classes == 1) return n_slabs <= pool->tiers[KV_TIER_POOL].n + n_below;
+    /* Several classes: a slab of one that the pool cannot fill is of no use to the others, so the tiers
+     * must be able to hold it all, with a slab of every class that is begun in each of the two. */
+    return n_slabs + n_classes <= n_below;
+}
+
+bool kv_pool_is_full_below(const kv_pool *pool, bool with_file)
+{
+    const kv_tier_slabs *host = &pool->tiers[KV_TIER_HOST], *file = &pool->tiers[KV_TIER_FILE];
+    return host->n_in_use == host->n && (!with_file || file->n_in_use == file->n);
 }
 
 const kv_pages *kv_pool_pages(const kv_pool *pool)

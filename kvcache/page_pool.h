@@ -132,6 +132,9 @@ uint64_t kv_pool_least_bytes(const kv_pool_config *config, const uint64_t *need)
 /* Could need[c] more pages of every class c be allocated now? In an empty pool? */
 bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need);
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
+/* The same of an empty pool and its lower tiers together, if any page may leave. */
+bool kv_pool_could_spill(const kv_pool *pool, const uint64_t *need, bool with_file);
+bool kv_pool_is_full_below(const kv_pool *pool, bool with_file); /* no slab is left in the tiers */
 
 const kv_pages *kv_pool_pages(const kv_pool *pool);
 kv_pool_counts kv_pool_count(const kv_pool *pool);

@@ -466,6 +466,19 @@ bool kv_prefix_give_up_block(kv_cache *cache)
     return false;
 }
 
+bool kv_prefix_let_go(kv_cache *cache)
+{
+    const kv_prefix *prefix = &cache->prefix;
+    if (cache->tiers == NULL) return false;
+    if (kv_pool_is_full_below(cache->pool, !kv_tiers_count(cache->tiers).is_off)) return false;
+    uint32_t i = prefix->oldest;
+    while (i != KV_OBJECT_NONE && prefix->objects[i].seq != NULL)
+        i = prefix->objects[i].newer;
+    if (i == KV_OBJECT_NONE) return false;
+    cache->stats.pages_given_up += drop_object(cache, i);
+    return true;
+}
+
 void kv_cache_drop_prefixes(kv_cache *cache)
 {
     assert(!cache->step.is_open);

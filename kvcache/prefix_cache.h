@@ -93,4 +93,8 @@ bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uin
 /* One block of the least recently used object that no sequence holds; false if there is none. */
 bool kv_prefix_give_up_block(kv_cache *cache);
 
+/* The least recently used object whose pages sequences hold as well, so that they have one holder and may
+ * leave the pool; false if there is none, or no tier has room for them. */
+bool kv_prefix_let_go(kv_cache *cache);
+
 #endif

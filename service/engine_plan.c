@@ -56,13 +56,12 @@ static bool has_room(const engine *e, uint32_t item)
     kv_stats stats;
     kv_stats_read(e->parts.cache, &stats);
     if (stats.pool_budget_bytes == 0) return true;
-    const double pool_bytes = (double)stats.pool_budget_bytes;
     const double all_bytes =
-        pool_bytes + (double)(stats.host_budget_bytes + stats.disk_budget_bytes);
+        (double)(stats.pool_budget_bytes + stats.host_budget_bytes + stats.disk_budget_bytes);
     const double used_bytes = (double)(stats.used_bytes + stats.away_used_bytes);
-    const uint64_t capacity = kv_cache_capacity_tokens(e->parts.cache); /* of the pool */
+    const uint64_t capacity = kv_cache_capacity_tokens(e->parts.cache);
     const uint64_t reserve = capacity / 64;
-    return (double)capacity * (all_bytes - used_bytes) / pool_bytes >=
+    return (double)capacity * (1 - used_bytes / all_bytes) >=
            (double)(e->items[item].n_pending + pending_of_others(e, item) + reserve);
 }
 

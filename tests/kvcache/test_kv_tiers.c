@@ -48,11 +48,11 @@ static fake *open_split(const char *codec, const char *routing, split s)
 }
 
 /* Without a sliding window, which would free what a cut wants. */
-static fake *open_unwindowed(split s)
+static fake *open_unwindowed(const char *codec, split s)
 {
     kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
     layers[1].window = 0;
-    return open_layers("none", "full", s, layers);
+    return open_layers(codec, "full", s, layers);
 }
 
 /* All sequences read their prompts one after the other, and then decode together. */
@@ -264,8 +264,8 @@ START_TEST(a_cut_finds_what_has_left_the_pool)
     fake_seq seqs[N_SEQS], expected[N_SEQS];
     const split splits[2] = {{6, 60, 0}, {6, 0, 60}};
     for (uint32_t k = 0; k < 2; k++) {
-        fake *f = open_unwindowed(splits[k]);
-        fake *all = open_unwindowed((split){64, 0, 0});
+        fake *f = open_unwindowed("none", splits[k]);
+        fake *all = open_unwindowed("none", (split){64, 0, 0});
         run_all(f, seqs);
         run_all(all, expected);
         for (uint32_t i = 0; i < N_SEQS; i++) {
@@ -280,6 +280,50 @@ START_TEST(a_cut_finds_what_has_left_the_pool)
         close_all(f, seqs);
         close_all(all, expected);
     }
+}
+END_TEST
+
+/* ---- longer than the pool ------------------------------------------------------------------------ */
+
+/* A sequence that no pool of this size could hold, alone; its beginning is a cached prefix at first. */
+static void check_long(const char *codec, split s)
+{
+    enum { N_LONG = 500 };
+    fake *f = open_unwindowed(codec, s);
+    fake *all = open_unwindowed(codec, (split){64, 0, 0});
+    f->cache->section_tokens = all->cache->section_tokens = 64;
+    const fake_ids ids = {.seed = 1, .n_prompt = 300};
+    fake *small = open_unwindowed(codec, (split){s.n_pool, 0, 0});
+    small->cache->section_tokens = 64;
+    ck_assert(kv_cache_could_fit(f->cache, NULL, N_LONG));
+    ck_assert(!kv_cache_could_fit(small->cache, NULL, N_LONG));
+    fake_close(small);
+    fake_seq seq = fake_seq_open(f, ids), expected = fake_seq_open(all, ids);
+    fake_run(f, &seq, 200, 50);
+    fake_seq_close(f, &seq, true);
+    seq = fake_seq_open(f, ids);
+    ck_assert_uint_gt(kv_seq_take_prefix(seq.seq, seq.tokens, 200), 190);
+    if (!kv_cache_is_exact(f->cache)) { /* a prefix was encoded earlier than this one would be */
+        fake_seq_close(f, &seq, false);
+        seq = fake_seq_open(f, ids);
+    }
+    fake_run(f, &seq, 300, 50);
+    fake_run(all, &expected, 300, 50);
+    fake_run(f, &seq, N_LONG, 1);
+    fake_run(all, &expected, N_LONG, 1);
+    ck_assert(fake_same(f, &seq, &expected, 299, N_LONG));
+    ck_assert_uint_gt(fake_stats(f).pages_demoted, 5);
+    fake_seq_close(f, &seq, false);
+    fake_seq_close(all, &expected, false);
+    fake_close(f);
+    fake_close(all);
+}
+
+START_TEST(a_sequence_may_be_longer_than_the_pool)
+{
+    check_long("none", (split){3, 30, 0});
+    check_long("none", (split){3, 1, 30});
+    check_long("fp8", (split){4, 0, 30});
 }
 END_TEST
 
@@ -407,7 +451,7 @@ END_TEST
 START_TEST(a_cut_that_cannot_be_read_leaves_nothing)
 {
     fake_seq seqs[N_SEQS];
-    fake *f = open_unwindowed((split){6, 0, 60});
+    fake *f = open_unwindowed("none", (split){6, 0, 60});
     bad_disk_mend();
     run_all(f, seqs);
     the_disk.flips_every = 1;
@@ -467,6 +511,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_hit_brings_pages_back_if_there_is_room, 120),
     TEST_CASE_SECONDS(pages_of_running_sequences_come_back_when_others_leave, 120),
     TEST_CASE_SECONDS(a_cut_finds_what_has_left_the_pool, 120),
+    TEST_CASE_SECONDS(a_sequence_may_be_longer_than_the_pool, 120),
     TEST_CASE_SECONDS(a_full_disk_ends_as_a_full_pool, 120),
     TEST_CASE_SECONDS(a_page_that_cannot_be_read_costs_one_sequence_its_work_and_nobody_a_bit, 120),
     TEST_CASE_SECONDS(a_prefix_that_cannot_be_read_is_not_handed_out_twice, 120),

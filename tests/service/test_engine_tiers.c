@@ -76,6 +76,30 @@ START_TEST(tiers_give_the_same_tokens_without_preemption)
 }
 END_TEST
 
+START_TEST(a_session_may_be_longer_than_the_pool)
+{
+    static uint32_t expected[400], tokens[400];
+    const wish w = {.n_prompt = 500, .max_tokens = 400, .seed = 3};
+    rig r;
+    guest g;
+    bad_disk_mend();
+    rig_open(&(rig_options){0}, &r);
+    ck_assert_uint_eq(rig_run(&r, &w, expected), 400);
+    rig_close(&r);
+    rig_open(&(rig_options){.memory_bytes = SLAB}, &r);
+    guest_make(&r, &w, &g);
+    ck_assert_int_eq(engine_submit(r.e, &g.s, 1, NULL), ERR_BAD_REQUEST);
+    guest_leave(&g);
+    rig_close(&r);
+    rig_open(&(rig_options){.memory_bytes = SLAB, .disk_bytes = 20 * SLAB}, &r);
+    ck_assert_uint_eq(rig_run(&r, &w, tokens), 400);
+    ck_assert_mem_eq(tokens, expected, sizeof tokens);
+    rig_run(&r, &w, tokens); /* once more, from its prefix */
+    ck_assert_mem_eq(tokens, expected, sizeof tokens);
+    rig_close(&r);
+}
+END_TEST
+
 START_TEST(a_disk_that_loses_bytes_changes_no_token)
 {
     static crowd c;
@@ -172,6 +196,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(tiers_give_the_same_tokens_without_preemption, 120),
+    TEST_CASE_SECONDS(a_session_may_be_longer_than_the_pool, 120),
     TEST_CASE_SECONDS(a_disk_that_loses_bytes_changes_no_token, 120),
     TEST_CASE_SECONDS(a_disk_that_fails_while_it_is_used_changes_no_token, 120),
     TEST_CASE_SECONDS(a_full_disk_changes_no_token, 120),
