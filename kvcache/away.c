@@ -3,6 +3,7 @@
 
 #include "kvcache/encode.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 /* ---- reading ------------------------------------------------------------------------------------- */

@@ -31,8 +31,6 @@
 #include "kvcache/stats_board.h"
 #include "kvcache/tier/tiers.h"
 
-#include <stdatomic.h>
-
 enum { KV_CODECS_MAX = 16 };
 #define KV_CLASS_NONE UINT32_MAX
 
@@ -126,15 +124,6 @@ struct kv_cache {
 static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t head, uint32_t shard)
 {
     return cache->first_list[layer] + head * cache->n_shards + shard;
-}
-
-/* No query at `length` or later sees this block in this layer. */
-static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32_t block,
-                                   uint32_t length)
-{
-    const uint64_t window = cache->layer[layer].window;
-    const uint64_t end = ((uint64_t)block + 1) * cache->page_tokens;
-    return window != 0 && end + window <= (uint64_t)length + 1;
 }
 
 /* Blocks that have left the window of the ring when `length` tokens are held. */

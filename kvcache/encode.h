@@ -57,6 +57,15 @@ static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
     return cache->class_codec[kv_pool_class(cache->pool, page)];
 }
 
+/* No query at `length` or later sees this block in this layer. */
+static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32_t block,
+                                   uint32_t length)
+{
+    const uint64_t window = cache->layer[layer].window;
+    const uint64_t end = ((uint64_t)block + 1) * cache->page_tokens;
+    return window != 0 && end + window <= (uint64_t)length + 1;
+}
+
 /* The entries of a sealed page in the cache type; decoded to `scratch` (of cache->decoded_bytes) if they
  * must be. */
 attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch);
