@@ -83,7 +83,7 @@ struct kv_cache {
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
-    uint32_t n_layers, n_lists, n_kv_heads_max;
+    uint32_t n_layers, n_lists, n_kv_heads_max, v_dim_max;
     uint32_t n_classes,
         n_raw_classes;      /* equal under `none`; else a raw and an encoded class each */
     kv_layer_shape *layer;  /* [n_layers] */
@@ -102,7 +102,8 @@ struct kv_cache {
     kv_prefix prefix;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
-    uint8_t *decoded;            /* [n_threads][decoded_bytes]: what codecs decode a page to */
+    float *v_weight;  /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
+    uint8_t *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to */
     size_t decoded_bytes;
     kv_seq *seqs;       /* [n_seqs_max] */
     kv_seq *free_seqs;  /* closed ones */
@@ -115,6 +116,13 @@ struct kv_cache {
 static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t head, uint32_t shard)
 {
     return cache->first_list[layer] + head * cache->n_shards + shard;
+}
+
+/* [v_dim] of the channels of a head's values, or NULL: not known. */
+static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer, uint32_t head)
+{
+    if (cache->v_weight == NULL || cache->layer[layer].out_proj == NULL) return NULL;
+    return cache->v_weight + (size_t)kv_list(cache, layer, head, 0) * cache->v_dim_max;
 }
 
 /* No query at `length` or later sees this block in this layer. */

@@ -4,6 +4,7 @@
  * of the others follow from them, then staging, scratch and tables of sequences, then the pool. */
 #include "kvcache/encode.h"
 
+#include "kvcache/compression/value_weight.h"
 #include "kvcache/key_box.h"
 #include "kvcache/memory_available.h"
 
@@ -194,6 +195,7 @@ static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
         cache->first_list[l] = cache->n_lists;
         cache->n_lists += layer->n_kv_heads * cache->n_shards;
         if (layer->n_kv_heads > cache->n_kv_heads_max) cache->n_kv_heads_max = layer->n_kv_heads;
+        if (layer->v_dim > cache->v_dim_max) cache->v_dim_max = layer->v_dim;
     }
     return find_classes(cache, info);
 }
@@ -230,6 +232,8 @@ static err_t place_work(kv_cache *cache, arena *a)
         page_bytes = max_size(page_bytes, cache->layout[c].page_bytes);
     cache->decoded_bytes = page_bytes;
     cache->decoded = arena_take(a, thread_pool_n_threads(cache->d->pool), page_bytes);
+    if (cache->codec->weighs_values)
+        cache->v_weight = arena_take(a, cache->n_lists, cache->v_dim_max * sizeof(float));
     cache->sealings = arena_take(a, KV_SEALING_MAX, sizeof *cache->sealings);
     cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
     cache->step.has_experts = arena_take(a, cache->n_layers, sizeof *cache->step.has_experts);
@@ -287,6 +291,16 @@ static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
+static void weigh_values(kv_cache *cache)
+{
+    for (uint32_t l = 0; l < cache->n_layers && cache->v_weight != NULL; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l] && cache->layer[l].out_proj != NULL; h++)
+            kv_value_weight_fill(&cache->layer[l], h,
+                                 cache->v_weight +
+                                     (size_t)kv_list(cache, l, h, 0) * cache->v_dim_max);
+    }
+}
+
 static void init_seqs(kv_cache *cache)
 {
     for (uint32_t s = cache->limits.n_seqs_max; s-- > 0;) {
@@ -304,6 +318,7 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     cache->prefix.n_objects_max = 4 * cache->limits.n_seqs_max + 64;
     TRY(place(cache, place_work, &cache->work_memory));
     init_seqs(cache);
+    weigh_values(cache);
     memset(cache->staging.expert, 0xff, /* KV_EXPERT_NONE: layers without a router */
            cache->staging.total_bytes - cache->staging.strips.total_bytes);
     TRY(open_pool(cache, config->memory_bytes, info));

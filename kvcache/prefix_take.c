@@ -44,9 +44,8 @@ static bool load_block(const take *t, const kv_ring_place *at, uint32_t n_slots,
     const uint32_t list = kv_list(cache, at->layer, at->head, 0);
     const uint32_t page = kv_table_page(t->source.table, list, block);
     if (page == KV_PAGE_NONE) return false;
-    *out = kv_codec_of(cache, page)
-               ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots,
-                      cache->decoded);
+    const kv_page_place from = {at->layer, at->head, page};
+    *out = kv_page_load(cache, &from, n_slots, cache->decoded);
     return true;
 }
 

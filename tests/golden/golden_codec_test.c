@@ -10,18 +10,18 @@
 
 static const char *const fixtures[] = {"mixtral-base-f32", "mixtral-gqa-bf16",
                                        "mixtral-window-f16"};
-static const char *const codecs[] = {"fp8", "int8", "int4", "int2"};
+static const char *const codecs[] = {"fp8", "int8", "int4", "int2", "prune"};
 
 static void for_each_setup(void (*body)(golden *g))
 {
     for (const dev_ops *const *table = dev_cpu_tables(); *table != NULL; table++) {
-        for (size_t i = 0; i < 3 * 4; i++) {
+        for (size_t i = 0; i < 3 * 5; i++) {
             golden g;
-            golden_open(&(golden_setup){.fixture = fixtures[i / 4],
+            golden_open(&(golden_setup){.fixture = fixtures[i / 5],
                                         .isa = (*table)->name,
                                         .n_threads = 2,
                                         .cache_type = KV_DTYPE_BF16,
-                                        .compression = codecs[i % 4]},
+                                        .compression = codecs[i % 5]},
                         &g);
             body(&g);
             golden_close(&g);
