@@ -36,6 +36,7 @@ struct kv_seq {
     kv_seq *next_free; /* valid only while closed */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
+    bool is_taken; /* over from a prefix, and no step since: n_coded may lag behind the goal */
     uint32_t length;     /* tokens held, a step's not included */
     uint32_t n_blocks;   /* in pages: the first n_blocks * page_tokens positions */
     uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */
@@ -123,6 +124,24 @@ static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer
 {
     if (cache->v_weight == NULL || cache->layer[layer].out_proj == NULL) return NULL;
     return cache->v_weight + (size_t)kv_list(cache, layer, head, 0) * cache->v_dim_max;
+}
+
+/* What a low-rank codec uses of a layer; NULL under all others. */
+static inline const kv_bases *kv_layer_bases(const kv_cache *cache, uint32_t layer)
+{
+    return cache->codec->bases != NULL ? cache->codec->bases(&cache->layer[layer]) : NULL;
+}
+
+static inline kv_head_bases kv_bases_of_head(const kv_cache *cache, uint32_t layer, uint32_t head)
+{
+    const kv_bases *bases = kv_layer_bases(cache, layer);
+    if (bases == NULL) return (kv_head_bases){0};
+    const size_t k = (size_t)head * bases->k.rank * cache->layer[layer].k_dim;
+    const size_t v = (size_t)head * bases->v.rank * cache->layer[layer].v_dim;
+    return (kv_head_bases){.k_down = bases->k.down + k,
+                           .k_up = bases->k.up + k,
+                           .v_down = bases->v.down + v,
+                           .v_up = bases->v.up + v};
 }
 
 /* No query at `length` or later sees this block in this layer. */

@@ -279,6 +279,7 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         const uint32_t old_length = seq->length;
         seq->length += seq->n_step_tokens;
         seq->n_step_tokens = 0;
+        seq->is_taken = false;
         seq->n_blocks = seq->n_reserved;
         drop_passed(seq, old_length);
         kv_encode(seq, (uint32_t)min_size(seq->n_coded_goal, seq->n_blocks));

@@ -61,7 +61,8 @@ attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t 
     const kv_load_args args = {.layout = kv_layout_of(cache, at->page),
                                .page = kv_pool_data(cache->pool, at->page),
                                .n_slots = n_slots,
-                               .scratch = scratch};
+                               .scratch = scratch,
+                               .bases = kv_bases_of_head(cache, at->layer, at->head)};
     return kv_codec_of(cache, at->page)->load(&args);
 }
 
@@ -88,6 +89,7 @@ void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const kv_page_
         .n_spans = entries->n_spans,
         .page = kv_pool_data(cache->pool, at->page),
         .v_weight = kv_value_weight(cache, at->layer, at->head),
+        .bases = kv_bases_of_head(cache, at->layer, at->head),
     };
     kv_codec_of(cache, at->page)->seal(&args);
     write_box(cache, at, entries->block, worker);

@@ -163,6 +163,8 @@ static err_t find_classes(kv_cache *cache, err_info *info)
         uint32_t same = 0;
         while (same < l && (cache->heads[same].k_dim != head->k_dim ||
                             cache->heads[same].v_dim != head->v_dim ||
+                            cache->heads[same].k_rank != head->k_rank ||
+                            cache->heads[same].v_rank != head->v_rank ||
                             cache->heads[same].v_in_k != head->v_in_k))
             same++;
         cache->layer_class[l] = same < l ? cache->layer_class[same] : cache->n_classes;
@@ -171,6 +173,22 @@ static err_t find_classes(kv_cache *cache, err_info *info)
     cache->n_raw_classes = cache->n_classes;
     for (uint32_t c = 0; c < cache->n_raw_classes && !cache->codec->is_exact; c++)
         TRY(add_class(cache, cache->codec, &cache->layout[c].shape, info));
+    return ERR_OK;
+}
+
+/* The ranks of a layer's head. */
+static err_t read_bases(kv_cache *cache, uint32_t layer, err_info *info)
+{
+    const kv_bases *bases = kv_layer_bases(cache, layer);
+    if (bases == NULL) return ERR_OK;
+    if (bases->k.rank == 0 || bases->v.rank == 0)
+        return err_set(
+            info, ERR_BAD_CONFIG,
+            "kv-compression: %s needs kv_bases.safetensors beside the model, with bases of "
+            "layer %u; tools/calibrate_kv.py makes it",
+            cache->codec->name, layer);
+    cache->heads[layer].k_rank = bases->k.rank;
+    cache->heads[layer].v_rank = bases->v.rank;
     return ERR_OK;
 }
 
@@ -191,6 +209,7 @@ static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
                                           .v_dim = layer->v_dim,
                                           .v_in_k = layer->v_in_k,
                                           .type = cache->type};
+        TRY(read_bases(cache, l, info));
         cache->n_kv_heads[l] = layer->n_kv_heads;
         cache->first_list[l] = cache->n_lists;
         cache->n_lists += layer->n_kv_heads * cache->n_shards;

@@ -91,7 +91,9 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     if (seq->length - in_pages > cache->rings.n_recent) return false;
     if (seq->n_blocks < kv_blocks_left(cache, seq->length)) return false;
     if (seq->n_coded > seq->n_blocks || (cache->codec->is_exact && seq->n_coded > 0)) return false;
-    if (!cache->step.is_open && seq->n_coded < kv_goal_at(seq, seq->length).n_coded) return false;
+    if (!cache->step.is_open && !seq->is_taken &&
+        seq->n_coded < kv_goal_at(seq, seq->length).n_coded)
+        return false;
     if (!cache->step.is_open && (seq->n_step_tokens != 0 || seq->n_reserved != seq->n_blocks))
         return false;
     if (seq->object != KV_OBJECT_NONE && cache->prefix.objects[seq->object].seq != seq)

@@ -102,6 +102,7 @@ static void take_all(const take *t)
     t->seq->length = t->n_tokens;
     t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
     t->seq->n_coded = kv_encode_taken(t->seq);
+    t->seq->is_taken = true;
 }
 
 uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)

@@ -29,6 +29,8 @@ const kv_codec *kv_codec_find(const char *name)
 
 attn_span kv_page_span(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots)
 {
+    if (layout->coefficients.n_slots > 0)
+        return kv_strip_span(&layout->coefficients, page, 0, n_slots);
     if (layout->coding == ATTN_PLAIN) return kv_strip_span(&layout->strip, page, 0, n_slots);
     assert(n_slots >= 1);
     assert(n_slots <= layout->strip.n_slots);
@@ -49,7 +51,8 @@ attn_span kv_page_span(const kv_page_layout *layout, const uint8_t *page, uint32
 
 uint64_t kv_page_read_bytes(const kv_page_layout *layout, uint32_t n_slots)
 {
-    const kv_strip *strip = &layout->strip;
+    const kv_strip *strip =
+        layout->coefficients.n_slots > 0 ? &layout->coefficients : &layout->strip;
     if (layout->coding == ATTN_PLAIN)
         return n_slots * ((uint64_t)strip->k_stride_bytes + strip->v_copy_bytes);
     const uint64_t row_bytes =
