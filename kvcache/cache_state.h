@@ -6,7 +6,7 @@
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
  *   encode.c        which blocks are encoded, and when
- *   reader.c        attention
+ *   reader.c        attention (low_reader.c: over coefficients)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
  *   kv_queries.c    numbers for others
@@ -36,9 +36,9 @@ struct kv_seq {
     kv_seq *next_free; /* valid only while closed */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
-    bool is_taken; /* over from a prefix, and no step since: n_coded may lag behind the goal */
-    uint32_t length;     /* tokens held, a step's not included */
-    uint32_t n_blocks;   /* in pages: the first n_blocks * page_tokens positions */
+    bool is_taken;     /* over from a prefix, and no step since: n_coded may lag behind the goal */
+    uint32_t length;   /* tokens held, a step's not included */
+    uint32_t n_blocks; /* in pages: the first n_blocks * page_tokens positions */
     uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */
     uint32_t n_coded; /* blocks below lie in encoded pages, from there on in raw ones; encode.h */
     uint32_t n_coded_goal; /* valid only inside a step: n_coded after it */
@@ -119,31 +119,6 @@ static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t h
     return cache->first_list[layer] + head * cache->n_shards + shard;
 }
 
-/* [v_dim] of the channels of a head's values, or NULL: not known. */
-static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer, uint32_t head)
-{
-    if (cache->v_weight == NULL || cache->layer[layer].out_proj == NULL) return NULL;
-    return cache->v_weight + (size_t)kv_list(cache, layer, head, 0) * cache->v_dim_max;
-}
-
-/* What a low-rank codec uses of a layer; NULL under all others. */
-static inline const kv_bases *kv_layer_bases(const kv_cache *cache, uint32_t layer)
-{
-    return cache->codec->bases != NULL ? cache->codec->bases(&cache->layer[layer]) : NULL;
-}
-
-static inline kv_head_bases kv_bases_of_head(const kv_cache *cache, uint32_t layer, uint32_t head)
-{
-    const kv_bases *bases = kv_layer_bases(cache, layer);
-    if (bases == NULL) return (kv_head_bases){0};
-    const size_t k = (size_t)head * bases->k.rank * cache->layer[layer].k_dim;
-    const size_t v = (size_t)head * bases->v.rank * cache->layer[layer].v_dim;
-    return (kv_head_bases){.k_down = bases->k.down + k,
-                           .k_up = bases->k.up + k,
-                           .v_down = bases->v.down + v,
-                           .v_up = bases->v.up + v};
-}
-
 /* No query at `length` or later sees this block in this layer. */
 static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32_t block,
                                    uint32_t length)
@@ -157,11 +132,6 @@ static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32
 static inline uint32_t kv_blocks_left(const kv_cache *cache, uint32_t length)
 {
     return length < cache->window_tokens ? 0 : (length - cache->window_tokens) / cache->page_tokens;
-}
-
-static inline uint64_t kv_slot_mask(uint32_t n_slots)
-{
-    return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
 }
 
 /* ---- kv_seq.c ---- */

@@ -60,6 +60,31 @@ static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
     return kv_is_coded_page(cache, page) ? cache->codec : &kv_codec_none;
 }
 
+/* [v_dim] of the channels of a head's values, or NULL: not known. */
+static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer, uint32_t head)
+{
+    if (cache->v_weight == NULL || cache->layer[layer].out_proj == NULL) return NULL;
+    return cache->v_weight + (size_t)kv_list(cache, layer, head, 0) * cache->v_dim_max;
+}
+
+/* What a low-rank codec uses of a layer; NULL under all others. */
+static inline const kv_bases *kv_layer_bases(const kv_cache *cache, uint32_t layer)
+{
+    return cache->codec->bases != NULL ? cache->codec->bases(&cache->layer[layer]) : NULL;
+}
+
+static inline kv_head_bases kv_bases_of_head(const kv_cache *cache, uint32_t layer, uint32_t head)
+{
+    const kv_bases *bases = kv_layer_bases(cache, layer);
+    if (bases == NULL) return (kv_head_bases){0};
+    const size_t k = (size_t)head * bases->k.rank * cache->layer[layer].k_dim;
+    const size_t v = (size_t)head * bases->v.rank * cache->layer[layer].v_dim;
+    return (kv_head_bases){.k_down = bases->k.down + k,
+                           .k_up = bases->k.up + k,
+                           .v_down = bases->v.down + v,
+                           .v_up = bases->v.up + v};
+}
+
 /* Writes the entries of a block into its page, and its box, in the scratch of a worker. */
 typedef struct kv_page_entries {
     const attn_span *spans; /* [n_spans] in the cache type */
