@@ -106,7 +106,7 @@ START_TEST(every_layer_finds_its_matrices)
 }
 END_TEST
 
-/* What `spoil` makes of a sound file is refused with these words. */
+/* What `build` writes is refused with these words. */
 static void expect_refusal(void (*build)(bases_file *f), const char *words)
 {
     temp_dir dir;
@@ -189,8 +189,52 @@ START_TEST(another_type_is_refused)
 }
 END_TEST
 
+/* sum_c down[i][c] up[j][c] of one head: 1 if i = j, else 0. */
+static void check_projection(const kv_basis *basis, uint32_t n_heads, uint32_t dim, uint32_t rank)
+{
+    for (uint32_t h = 0; h < n_heads; h++) {
+        const float *down = basis->down + (size_t)h * basis->rank * dim;
+        const float *up = basis->up + (size_t)h * basis->rank * dim;
+        for (uint32_t i = 0; i < rank * rank; i++) {
+            double sum = 0;
+            for (uint32_t c = 0; c < dim; c++)
+                sum += (double)down[i / rank * dim + c] * (double)up[i % rank * dim + c];
+            ck_assert_double_eq_tol(sum, i / rank == i % rank ? 1 : 0, 1e-4);
+        }
+    }
+}
+
+START_TEST(the_tool_writes_projections)
+{
+    dev *d;
+    model *m;
+    err_info info = {0};
+    const model_options options = {.n_step_tokens_max = 8};
+    ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
+    const err_t err = model_open(d, "tests/golden/mixtral-gqa-bf16", &options, &m, &info);
+    ck_assert_msg(err == ERR_OK, "%s", info.message);
+    const kv_shape *shape = model_get_kv_shape(m);
+    for (uint32_t l = 0; l < shape->n_layers; l++) {
+        const kv_layer_shape *layer = &shape->layer[l];
+        const uint32_t rank = layer->k_dim / 2, n = layer->n_kv_heads;
+        ck_assert_uint_eq(layer->lora.k.rank, rank);
+        ck_assert_uint_eq(layer->lora_plus.v.rank, rank);
+        check_projection(&layer->lora.k, n, layer->k_dim, rank);
+        check_projection(&layer->lora.v, n, layer->v_dim, rank);
+        check_projection(&layer->lora_plus.k, n, layer->k_dim, rank - 1);
+        check_projection(&layer->lora_plus.v, n, layer->v_dim, rank - 1);
+    }
+    model_close(m);
+    dev_close(d);
+}
+END_TEST
+
 const test_case test_cases[] = {
-    TEST_CASE(without_a_file_there_are_no_bases), TEST_CASE(every_layer_finds_its_matrices),
-    TEST_CASE(a_part_of_a_codec_is_refused),      TEST_CASE(shapes_and_numbers_are_checked),
-    TEST_CASE(another_type_is_refused),           TEST_CASES_END,
+    TEST_CASE(without_a_file_there_are_no_bases),
+    TEST_CASE(every_layer_finds_its_matrices),
+    TEST_CASE(a_part_of_a_codec_is_refused),
+    TEST_CASE(shapes_and_numbers_are_checked),
+    TEST_CASE(another_type_is_refused),
+    TEST_CASE(the_tool_writes_projections),
+    TEST_CASES_END,
 };
