@@ -12,7 +12,7 @@
  * nor masked slots that are absent, nor the rows that share a load change a bit.
  *
  * Slots of encoded spans are in runs of their own, one per span; what differs for them is in
- * attention_coded_simd.c. Plain spans that follow each other are one run. Each run has its own a, and
+ * attention_coded_simd.c and attention_kept_simd.c. Plain spans that follow each other are one run. Each run has its own a, and
  * the runs of a block are added to the state one after the other. */
 #ifndef KERNELS_ATTENTION_SIMD_H
 #define KERNELS_ATTENTION_SIMD_H
@@ -67,6 +67,8 @@ typedef struct partial {
 #include "kernels/attention_values_simd.c"
 
 #include "kernels/attention_coded_simd.c"
+
+#include "kernels/attention_kept_simd.c"
 
 /* The run that the next slot of `span` belongs to. */
 static slot_run *run_of(slot_set *s, const attn_span *span)
@@ -144,7 +146,8 @@ static void score_rows(const attn_query *query, const slot_set *s, const row_set
         const slot_run *run = &s->runs[i];
         float *out = part->p + (size_t)run->first * r->n;
         if (run->coded != NULL) {
-            score_coded(query, s, run, r, out);
+            if (run->coded->coding == ATTN_KEPT) score_kept(query, s, run, r, out);
+            if (run->coded->coding != ATTN_KEPT) score_coded(query, s, run, r, out);
             continue;
         }
         const dots d = {.w = s->k + run->first,
@@ -256,10 +259,13 @@ static void fold_rows(const attn_query *query, const slot_set *s, const row_set 
     for (uint32_t j = 0; j < r->n; j++)
         acc[j] = state->acc + r->at[j] * query->v_dim;
     for (uint32_t i = 0; i < s->n_runs; i++) {
-        if (s->runs[i].coded != NULL) {
-            fold_coded(query, s, &s->runs[i], r->n, &part, acc);
-        } else {
+        const attn_span *coded = s->runs[i].coded;
+        if (coded == NULL) {
             fold_plain(query, s, &s->runs[i], r->n, &part, acc);
+        } else if (coded->coding == ATTN_KEPT) {
+            fold_kept(query, s, &s->runs[i], r->n, &part, acc);
+        } else {
+            fold_coded(query, s, &s->runs[i], r->n, &part, acc);
         }
         for (uint32_t j = 0; j < r->n; j++)
             part.kept[j] = 1; /* the state has met this block */

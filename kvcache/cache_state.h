@@ -6,7 +6,7 @@
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
  *   encode.c        which blocks are encoded, and when
- *   reader.c        attention
+ *   reader.c        attention (low_reader.c: over coefficients)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
  *   kv_queries.c    numbers for others
@@ -37,8 +37,9 @@ struct kv_seq {
     kv_seq *next_free; /* valid only while closed */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
-    uint32_t length;     /* tokens held, a step's not included */
-    uint32_t n_blocks;   /* in pages: the first n_blocks * page_tokens positions */
+    bool is_taken;     /* over from a prefix, and no step since: n_coded may lag behind the goal */
+    uint32_t length;   /* tokens held, a step's not included */
+    uint32_t n_blocks; /* in pages: the first n_blocks * page_tokens positions */
     uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */
     uint32_t n_coded; /* blocks below lie in encoded pages, from there on in raw ones; encode.h */
     uint32_t n_coded_goal; /* valid only inside a step: n_coded after it */
@@ -82,7 +83,7 @@ struct kv_cache {
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
-    uint32_t n_layers, n_lists, n_kv_heads_max;
+    uint32_t n_layers, n_lists, n_kv_heads_max, v_dim_max;
     uint32_t n_classes, n_raw_classes;
     uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */
     kv_layer_shape *layer;               /* [n_layers] */
@@ -102,7 +103,8 @@ struct kv_cache {
     kv_prefix prefix;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
-    uint8_t *decoded;            /* [n_threads][decoded_bytes]: what codecs decode a page to */
+    float *v_weight;  /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
+    uint8_t *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to */
     size_t decoded_bytes;
     kv_seq *seqs;       /* [n_seqs_max] */
     kv_seq *free_seqs;  /* closed ones */
@@ -130,11 +132,6 @@ static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32
 static inline uint32_t kv_blocks_left(const kv_cache *cache, uint32_t length)
 {
     return length < cache->window_tokens ? 0 : (length - cache->window_tokens) / cache->page_tokens;
-}
-
-static inline uint64_t kv_slot_mask(uint32_t n_slots)
-{
-    return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
 }
 
 /* ---- kv_seq.c ---- */

@@ -63,4 +63,10 @@ static inline uint32_t kv_table_page(const kv_table *table, uint32_t list, uint3
     return block < table->capacity ? table->page[kv_table_entry(table, list, block)] : KV_PAGE_NONE;
 }
 
+/* The first n_slots, at most 64, as live bits. */
+static inline uint64_t kv_slot_mask(uint32_t n_slots)
+{
+    return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
+}
+
 #endif

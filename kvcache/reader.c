@@ -25,6 +25,7 @@ typedef struct job {
     attn_query query;
     uint32_t layer, head;
     bool is_decode, is_probe;
+    bool has_low;               /* the sequence has pages of coefficients */
     uint32_t n_spans, n_blocks; /* listed and not yet folded */
 } job;
 
@@ -34,8 +35,35 @@ static uint32_t tile_queries(const kv_layer_shape *shape)
     return n < 1 ? 1 : n > KV_TILE_QUERIES_MAX ? KV_TILE_QUERIES_MAX : n;
 }
 
+/* Adds what the largest tile of any layer needs for pages of one codec's coefficients. */
+static void add_low_sizes(const kv_cache *cache, uint32_t codec, kv_low_sizes *sizes)
+{
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_layer_shape *shape = &cache->layer[l];
+        const uint32_t page_class = cache->first_class[codec] + cache->layer_class[l];
+        const kv_head_shape *head = &cache->layout[page_class].shape;
+        const size_t n_rows = (size_t)tile_queries(shape) * (shape->n_heads / shape->n_kv_heads);
+        sizes->n_rows = max_size(sizes->n_rows, n_rows);
+        sizes->k_rank = (uint32_t)max_size(sizes->k_rank, head->k_rank);
+        sizes->v_rank = (uint32_t)max_size(sizes->v_rank, head->v_rank);
+        sizes->v_dim = (uint32_t)max_size(sizes->v_dim, head->v_dim);
+    }
+}
+
+/* Zeros if no codec of the cache has coefficients. */
+static kv_low_sizes low_sizes(const kv_cache *cache)
+{
+    kv_low_sizes sizes = {0};
+    for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
+        if (kv_codecs[codec]->bases != NULL && cache->first_class[codec] != KV_CLASS_NONE)
+            add_low_sizes(cache, codec, &sizes);
+    }
+    return sizes;
+}
+
 void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
 {
+    const kv_low_sizes low = low_sizes(cache);
     size_t rows_max = 0, acc_max = 0, group_max = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
@@ -60,6 +88,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
         };
         placed.probe.acc = placed.state.acc; /* never written: no channels */
         kv_choice_place(a, cache, &placed.choice);
+        if (low.n_rows > 0) kv_low_place(a, &low, &placed.low);
         if (workers != NULL) workers[w] = placed;
     }
     reader->n_workers = n_workers;
@@ -95,8 +124,29 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
 
 /* ---- blocks -------------------------------------------------------------------------------------- */
 
+static void begin_low(job *j)
+{
+    if (!j->has_low) return;
+    const kv_methods *methods = &j->seq->methods;
+    const kv_head_bases bases = kv_bases_of_head(j->cache, methods->codec, j->layer, j->head);
+    const kv_page_layout *layout = kv_coded_layout(j->cache, methods, j->layer);
+    kv_low_begin(&j->worker->low, &layout->shape, &bases, &j->query);
+}
+
+static void fold_low(job *j)
+{
+    kv_low_reader *low = &j->worker->low;
+    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
+    if (!j->has_low || low->n_blocks == 0) return;
+    for (uint32_t s = 0; s < low->n_blocks && !j->is_probe; s++)
+        j->worker->bytes_read += kv_page_read_bytes(coded, low->spans[s].n_slots);
+    j->worker->blocks_read += j->is_probe ? 0 : low->n_blocks;
+    kv_low_fold(low, j->cache->d->ops);
+}
+
 static void fold_blocks(job *j)
 {
+    fold_low(j);
     if (j->n_blocks == 0) return;
     const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
     const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
@@ -111,6 +161,13 @@ static void fold_blocks(job *j)
     j->cache->d->ops->attend(&j->query, &blocks, j->state);
     j->n_blocks = 0;
     j->n_spans = 0;
+}
+
+/* All that is listed goes into the state. */
+static void finish_blocks(job *j)
+{
+    fold_blocks(j);
+    if (j->has_low) kv_low_merge(&j->worker->low, &j->query, j->state);
 }
 
 /* Lists one block of spans; those without a live slot are left out. */
@@ -155,9 +212,29 @@ static uint32_t page_span(const job *j, uint32_t block, attn_span *out)
     return 1;
 }
 
+static bool is_low_page(const job *j, uint32_t block)
+{
+    if (!j->has_low) return false;
+    const uint32_t list = kv_list(j->cache, j->layer, j->head, 0);
+    return kv_is_coded_page(j->cache, kv_table_page(&j->seq->table, list, block));
+}
+
+/* The block that has the sinks is never one. */
+static void add_low_block(job *j, uint32_t block)
+{
+    attn_span span;
+    if (page_span(j, block, &span) == 0 || span.live == 0) return;
+    kv_low_add(&j->worker->low, &span);
+    if (j->worker->low.n_blocks == KV_LOW_BLOCKS) fold_low(j);
+}
+
 static void add_page_block(job *j, uint32_t block)
 {
     attn_span spans[2];
+    if (is_low_page(j, block)) {
+        add_low_block(j, block);
+        return;
+    }
     uint32_t n = block == 0 ? sink_span(j, spans) : 0;
     n += page_span(j, block, spans + n);
     add_block(j, spans, n);
@@ -194,9 +271,14 @@ static void note_log_read(const job *probe)
 static void probe_page(void *ctx, uint32_t page)
 {
     job *probe = ctx;
+    const uint32_t block = probe->worker->choice.block[page];
     attn_span span;
-    add_block(probe, &span, page_span(probe, probe->worker->choice.block[page], &span));
-    fold_blocks(probe);
+    if (is_low_page(probe, block)) {
+        add_low_block(probe, block);
+    } else {
+        add_block(probe, &span, page_span(probe, block, &span));
+    }
+    finish_blocks(probe);
     note_log_read(probe);
 }
 
@@ -205,11 +287,12 @@ static void probe_page(void *ctx, uint32_t page)
 static void probe_recent(job *probe, uint32_t first, uint32_t n_old, uint32_t end)
 {
     attn_state_reset(probe->state, probe->query.group, 0);
+    begin_low(probe);
     if (first == 0 && n_old > 0) add_sinks(probe);
     for (uint32_t b = n_old > first ? n_old : first; b < probe->seq->n_blocks; b++)
         add_page_block(probe, b);
     add_recent_blocks(probe, first > probe->seq->n_blocks ? first : probe->seq->n_blocks, end);
-    fold_blocks(probe);
+    finish_blocks(probe);
     note_log_read(probe);
 }
 
@@ -275,6 +358,7 @@ static void read_blocks(job *j)
             j->worker->pages_read += n_open;
         } else {
             choose_pages(j, first, n_old, end);
+            begin_low(j); /* a probe may have used it */
             add_chosen_blocks(j, first, n_old);
             first += n_open;
         }
@@ -282,7 +366,7 @@ static void read_blocks(job *j)
     for (uint32_t b = first; b < n_blocks; b++)
         add_page_block(j, b);
     add_recent_blocks(j, first > n_blocks ? first : n_blocks, end);
-    fold_blocks(j);
+    finish_blocks(j);
 }
 
 static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
@@ -302,6 +386,7 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
              .worker = worker,
              .state = &worker->state,
              .is_decode = row->is_decode,
+             .has_low = row->seq->methods.codec->bases != NULL && row->seq->n_coded > 0,
              .layer = loop->args->layer,
              .head = head,
              .query = {
@@ -317,6 +402,7 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
                  .type = cache->type,
              }};
     attn_state_reset(&worker->state, (size_t)tile->n_queries * group, shape->v_dim);
+    begin_low(&j);
     read_blocks(&j);
     const float *sink_logit =
         shape->sink_logit != NULL ? shape->sink_logit + (size_t)head * group : NULL;

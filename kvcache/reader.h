@@ -9,6 +9,8 @@
  *
  * so neither the cut of a prompt, nor the neighbours, nor the prefix cache changes a bit.
  *
+ * Pages of a low-rank codec are listed and folded by themselves (low_reader.h).
+ *
  * A decode query under a routing that is not exact leaves out the pages that are not chosen; what it
  * reads is folded in position order all the same, so it has the bits of a full read if that is all.
  * Methods that want to know what has been read before they go on (routing.h) get it from a probe: an
@@ -19,6 +21,7 @@
 
 #include "base/arena.h"
 #include "kvcache/kv_cache.h"
+#include "kvcache/low_reader.h"
 #include "kvcache/page_choice.h"
 
 enum { KV_TILE_QUERIES_MAX = 16, KV_READ_BLOCKS = 64 };
@@ -30,6 +33,7 @@ typedef struct kv_reader_worker {
     uint32_t *positions; /* [KV_TILE_QUERIES_MAX] */
     attn_state state;    /* of the largest tile */
     attn_state probe;    /* of one query's heads; no values */
+    kv_low_reader low;   /* pages of coefficients, of the job or its probe */
     kv_choice choice;
     uint64_t bytes_read, blocks_read; /* since start, probes not counted */
     uint64_t pages_open,

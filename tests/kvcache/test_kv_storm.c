@@ -154,8 +154,8 @@ END_TEST
 
 START_TEST(a_storm_under_lossy_codecs_leaves_nothing_behind)
 {
-    static const char *const codecs[] = {"int8", "int2"};
-    for (uint32_t i = 0; i < 2; i++) {
+    static const char *const codecs[] = {"int8", "int2", "prune", "lora_plus"};
+    for (uint32_t i = 3; i < 4; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = i == 0 ? 0 : 120;
         fake_options options = {
