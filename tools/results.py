@@ -35,7 +35,7 @@ Written by `make results CORPUS=DIR` (tools/results.py); do not edit. The model 
 NLL whose interval holds 0 is none that was seen; a share of right answers has the interval of its {samples} questions,
 about {points:.0f} points to each side near one half. Speed is measured elsewhere (docs/performance.md).
 
-Protocol: `{base}`, no prefix cache, kernels of {machine}.
+Protocol: `{base}`, no prefix cache; {machine}.
 {text}
 Look-up: {samples} questions at each length, seed {seed}, greedy answers, exact match.
 
@@ -133,7 +133,8 @@ def bytes_cell(row, first, key):
 def difference_cell(row, first):
     if row["nll_difference"] is None or not first["nll"]:
         return "-"
-    return f"{100 * row['nll_difference'] / first['nll']:+.3f} ± {100 * row['nll_difference_ci95'] / first['nll']:.3f}"
+    mean, half = (100 * row[key] / first["nll"] for key in ("nll_difference", "nll_difference_ci95"))
+    return f"{mean:+.3f} ± {half:.3f}" if row["n_windows"] > 1 else f"{mean:+.3f}"  # one window has no interval
 
 
 def lookup_cell(row, first, length):
@@ -176,10 +177,11 @@ def markdown(rows):
 def text_protocol(measured):
     if not measured["text"]:
         return "No text was given, so there is no NLL, and bytes are those of the questions."
-    said = [f"{rows[0]['n_windows']} windows of {length} tokens ({rows[0]['n_tokens']} scored)"
+    said = [f"{rows[0]['n_windows']} of {length} tokens ({rows[0]['n_tokens']} scored)"
             for length, rows in measured["text"].items()]
-    return (f"Text: {' and '.join(said)}, spread over the held-out text; the first half of a window is a prompt, the\n"
-            "second half goes through decode steps and is scored. Bytes are those of the longest windows.")
+    return (f"Text: windows spread over the held-out text, {' and '.join(said)};\n"
+            "the first half of a window is a prompt, the second half goes through decode steps and is scored. Bytes are\n"
+            "those of the longest windows.")
 
 
 def machine():

@@ -43,7 +43,7 @@ def test_every_setting_of_the_repository_gives_a_row(tmp_path):
     header, *rows = rows_of(page)
     assert [row[0] for row in rows] == [name for name, _ in settings]
     assert all(len(row) == len(header) for row in rows)
-    for said in ("2 questions at each length", "1 windows of 160 tokens", "1 windows of 128 tokens", "page.svg",
+    for said in ("2 questions at each length", "1 of 160 tokens", "1 of 128 tokens", "page.svg",
                  "--kv-window 32 --kv-shards 1", results.weights_of(MODEL), *(f"`{words}`" for _, words in settings)):
         assert said in page, said
     first = dict(zip(header, rows[0]))
@@ -103,6 +103,11 @@ def test_differences_are_in_percent_of_the_first_row_and_accuracies_a_share_of_i
         "NLL 1024": "4.10000", "difference, %": "+2.500 ± 0.500", "look-up 1024 (of full)": "0.400 (0.500)",
         "pages read": "0.250", "certificate": "0.5000"}
     assert first[-2:] == ["", ""]
+
+
+def test_one_window_has_no_interval():
+    rows = [{**measured_row("full", 4.0, difference, 0.8), "n_windows": 1} for difference in (None, 0.1)]
+    assert results.difference_cell(rows[1], rows[0]) == "+2.500"
 
 
 def test_a_full_cache_that_knows_nothing_has_no_share():
