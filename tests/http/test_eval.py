@@ -183,7 +183,7 @@ def test_text_and_tasks_go_together(story, tmp_path):
     (("--text", "README.md", "--compare", "kv-page-token=8"), 'did you mean "kv-page-tokens"'),
     (("--text", "README.md", "--compare", "kv-window"), 'config 1: "kv-window" is not name=value'),
     (("--text", "README.md", "--compare", "kv-window=1,"), 'config 1: "" is not name=value'),
-    (("--text", "README.md", "--compare", "compression=one,two,window=8"), '"one,two"'),
+    (("--text", "README.md", "--compare", "routing=one,two,window=8"), "one,two"),
     (("--text", "README.md", "--compare", "kv-window=1,window=2"), "config 1: \"window=2\" is set for the second"),
     (("--text", "README.md", "--compare", ";;enable-prefix-caching=on"), "config 3: enable-prefix-caching"),
     (("--text", "README.md", "--compare", "default;kv-routing=nonsense"), "config 2: "),
