@@ -119,16 +119,16 @@ void kv_step_abort(kv_cache *cache); /* as if the step had never begun */
 
 /* ---- queries ---- */
 dtype kv_cache_type(const kv_cache *cache); /* after `auto` */
-/* False under methods that change values: a result then depends on prefixes that were in the cache. */
-bool kv_cache_is_exact(const kv_cache *cache);
+/* Those of sequences that bring none. */
+const kv_methods *kv_cache_methods(const kv_cache *cache);
 /* May a sequence have these methods? ERR_UNSUPPORTED names what the cache does not keep: without
  * kv-request-methods it has what its own methods need. */
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods,
                              err_info *info) MUST_CHECK;
 /* Bytes of one position over all layers, as pages of the present codec hold them. */
 size_t kv_cache_bytes_per_token(const kv_cache *cache);
-/* Positions that fit in the pool, all sequences together. */
-uint64_t kv_cache_capacity_tokens(const kv_cache *cache);
+/* Positions that fit in the pool, all sequences together, if all had these methods (NULL: the cache's). */
+uint64_t kv_cache_capacity_tokens(const kv_cache *cache, const kv_methods *methods);
 
 /* A consistent copy of the counters as of the last step or call of the owner. Any thread; never waits. */
 void kv_stats_read(const kv_cache *cache, kv_stats *out);

@@ -35,9 +35,9 @@ dtype kv_cache_type(const kv_cache *cache)
     return cache->type;
 }
 
-bool kv_cache_is_exact(const kv_cache *cache)
+const kv_methods *kv_cache_methods(const kv_cache *cache)
 {
-    return cache->methods.is_exact;
+    return &cache->methods;
 }
 
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
@@ -82,14 +82,15 @@ static bool could_hold(const kv_cache *cache, const kv_methods *methods, uint64_
     return kv_pool_could_hold(cache->pool, need);
 }
 
-uint64_t kv_cache_capacity_tokens(const kv_cache *cache)
+uint64_t kv_cache_capacity_tokens(const kv_cache *cache, const kv_methods *methods)
 {
+    if (methods == NULL) methods = &cache->methods;
     uint64_t low =
         0; /* blocks that fit, and that do not: a page has KV_STRIP_ALIGN bytes or more */
     uint64_t high = kv_pool_count(cache->pool).budget_bytes / KV_STRIP_ALIGN + 1;
     while (high - low > 1) {
         const uint64_t middle = low + (high - low) / 2;
-        if (could_hold(cache, &cache->methods, middle, WINDOWS_KEEP_ALL)) {
+        if (could_hold(cache, methods, middle, WINDOWS_KEEP_ALL)) {
             low = middle;
         } else {
             high = middle;

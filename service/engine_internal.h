@@ -116,6 +116,9 @@ void engine_run_step(engine *e);
 /* Tells the scheduler what the session's sequence holds, if it has one. */
 void engine_update_item(engine *e, uint32_t item);
 
+/* The session's own, or those of the cache. */
+const kv_methods *engine_methods_of(const engine *e, const session *s);
+
 /* Tokens that must be in the cache: prompt and output so far. */
 uint32_t engine_n_known(const engine *e, uint32_t item);
 

@@ -17,6 +17,7 @@
 #define SERVICE_SESSION_H
 
 #include "base/error.h"
+#include "kvcache/kv_methods.h"
 #include "model/sampler.h"
 #include "model/tokenizer.h"
 
@@ -56,6 +57,7 @@ typedef struct session_spec {
     bool score_prompt; /* echo with logprobs: raw log-probabilities of the prompt's tokens */
     const char *salt;  /* cache_salt, "" if none */
     size_t salt_bytes;
+    const kv_methods *methods;      /* that the cache has accepted; NULL: the cache's own */
     uint64_t arrival_ns;            /* clock_mono_ns when the request came */
     uint64_t deadline_ns;           /* 0: none; cancelled when it has passed */
     uint64_t group;                 /* sessions of one request share it: siblings with one prompt */

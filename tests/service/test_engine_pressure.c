@@ -142,8 +142,8 @@ START_TEST(a_deadline_ends_a_session_wherever_it_is)
 }
 END_TEST
 
-/* Preempted sessions get what they would have got; under a lossy codec, too. */
-static void check_small_pool(const char *compression, uint64_t memory_bytes)
+/* Preempted sessions get what they would have got, whatever their methods and those of the cache. */
+static void check_small_pool(const rig_options *small, const wish *like)
 {
     enum { N_GUESTS = 10 };
     static guest guests[N_GUESTS];
@@ -151,18 +151,21 @@ static void check_small_pool(const char *compression, uint64_t memory_bytes)
     wish wishes[N_GUESTS];
     rig r;
     for (uint32_t i = 0; i < N_GUESTS; i++) {
-        wishes[i] = (wish){.n_prompt = 40 + 9 * i,
-                           .max_tokens = 150,
-                           .prompt_kind = i,
-                           .seed = i,
-                           .repetition_penalty = i % 2 == 0 ? 1.2f : 0};
+        wishes[i] = *like;
+        wishes[i].n_prompt = 40 + 9 * i;
+        wishes[i].max_tokens = 150;
+        wishes[i].prompt_kind = i;
+        wishes[i].seed = i;
+        wishes[i].repetition_penalty = i % 2 == 0 ? 1.2f : 0;
     }
-    rig_open(&(rig_options){.compression = compression}, &r);
+    rig_options large = *small;
+    large.memory_bytes = 0;
+    rig_open(&large, &r);
     for (uint32_t i = 0; i < N_GUESTS; i++)
         rig_run(&r, &wishes[i], expected[i]);
     ck_assert_uint_eq(metrics_read(r.counted, METRIC_PREEMPTIONS), 0);
     rig_close(&r);
-    rig_open(&(rig_options){.memory_bytes = memory_bytes, .compression = compression}, &r);
+    rig_open(small, &r);
     for (uint32_t i = 0; i < N_GUESTS; i++)
         guest_make(&r, &wishes[i], &guests[i]);
     session
@@ -182,14 +185,28 @@ static void check_small_pool(const char *compression, uint64_t memory_bytes)
 
 START_TEST(a_small_pool_gives_the_same_tokens_as_a_large_one)
 {
-    check_small_pool("none", 192 << 10);
+    check_small_pool(&(rig_options){.memory_bytes = 192 << 10}, &(wish){0});
 }
 END_TEST
 
 START_TEST(a_small_pool_of_codes_gives_the_same_tokens_as_a_large_one)
 {
-    check_small_pool("int8", 128 << 10);
-    check_small_pool("int2", 128 << 10);
+    check_small_pool(&(rig_options){.memory_bytes = 128 << 10, .compression = "int8"}, &(wish){0});
+    check_small_pool(&(rig_options){.memory_bytes = 128 << 10, .compression = "int2"}, &(wish){0});
+}
+END_TEST
+
+START_TEST(a_small_pool_gives_lossy_sessions_of_an_exact_cache_the_same_tokens)
+{
+    const rig_options small = {.memory_bytes = 160 << 10, .request_methods = true};
+    check_small_pool(&small, &(wish){.compression = "int2"});
+}
+END_TEST
+
+START_TEST(a_small_pool_gives_sessions_that_read_a_part_the_same_tokens)
+{
+    const rig_options small = {.memory_bytes = 192 << 10, .request_methods = true};
+    check_small_pool(&small, &(wish){.routing = "topk"});
 }
 END_TEST
 
@@ -332,6 +349,8 @@ const test_case test_cases[] = {
     TEST_CASE(a_deadline_ends_a_session_wherever_it_is),
     TEST_CASE(a_small_pool_gives_the_same_tokens_as_a_large_one),
     TEST_CASE(a_small_pool_of_codes_gives_the_same_tokens_as_a_large_one),
+    TEST_CASE(a_small_pool_gives_lossy_sessions_of_an_exact_cache_the_same_tokens),
+    TEST_CASE(a_small_pool_gives_sessions_that_read_a_part_the_same_tokens),
     TEST_CASE(a_drain_lets_sessions_finish),
     TEST_CASE(a_drain_out_of_time_cancels_the_rest),
     TEST_CASE(an_idle_engine_sleeps),
