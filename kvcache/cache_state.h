@@ -47,6 +47,7 @@ struct kv_seq {
     uint32_t n_step_tokens; /* 0 outside a step */
     uint32_t object;        /* the cached object that borrows this table, or KV_OBJECT_NONE */
     hash128 seed;           /* of its prefix keys: salt and settings */
+    kv_misses misses, step_misses; /* of its decode queries; of the step that is open */
     kv_table table;
     kv_ring *ring; /* NULL while closed */
 };
@@ -130,11 +131,6 @@ static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32
 static inline uint32_t kv_blocks_left(const kv_cache *cache, uint32_t length)
 {
     return length < cache->window_tokens ? 0 : (length - cache->window_tokens) / cache->page_tokens;
-}
-
-static inline uint64_t kv_slot_mask(uint32_t n_slots)
-{
-    return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
 }
 
 /* ---- kv_seq.c ---- */

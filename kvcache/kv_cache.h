@@ -70,6 +70,9 @@ uint32_t kv_seq_length(const kv_seq *seq); /* tokens held */
  * cross such a position, or what it reads would depend on how the sequence was cut. At least 1. */
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq);
 
+/* Between steps; walks the whole table. */
+void kv_seq_usage(const kv_seq *seq, kv_usage *out);
+
 /* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes.
  * Returns the tokens held then: n_tokens, or 0 if a layer's sliding window has freed what the cut
  * needs, and the sequence must be computed again. */
