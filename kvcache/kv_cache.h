@@ -13,8 +13,8 @@
  * The calls of one step come in this order, with the layers rising:
  *   kv_step_begin, { kv_append, kv_attend, kv_note_experts } per layer, kv_step_end (or _abort)
  *
- * Threads: one owner (the engine) calls everything here except kv_stats_read, which any thread may
- * call at any time. Nothing is allocated between kv_step_begin and kv_step_end.
+ * Threads: one owner (the engine) calls everything here except kv_stats_read and what looks at settings
+ * alone (kv_cache_could_fit, _methods, _check_methods, _type), which any thread may call at any time. Nothing is allocated between kv_step_begin and kv_step_end.
  * Ownership: a kv_seq belongs to its cache; close every sequence before the cache. */
 #ifndef KVCACHE_KV_CACHE_H
 #define KVCACHE_KV_CACHE_H

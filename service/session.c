@@ -276,6 +276,12 @@ session_times session_get_times(const session *s)
     return s->times;
 }
 
+kv_usage session_get_kv_usage(const session *s)
+{
+    assert(s->spec.reports_kv);
+    return s->kv;
+}
+
 uint32_t session_cached_tokens(const session *s)
 {
     return atomic_load_explicit(&s->n_cached, memory_order_relaxed);
