@@ -6,6 +6,7 @@
 #include "base/clock.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -265,6 +266,62 @@ START_TEST(an_idle_engine_sleeps)
 }
 END_TEST
 
+/* ---- looks ---------------------------------------------------------------------------------------- */
+
+/* What the engine does with a look: it says that it has come, and stays until it is let go. */
+typedef struct watcher {
+    sem_t taken, may_go;
+    atomic_uint n_released;
+} watcher;
+
+static void hold_engine(void *ctx)
+{
+    watcher *w = ctx;
+    sem_post(&w->taken);
+    sem_wait(&w->may_go);
+}
+
+static void count_release(void *ctx)
+{
+    watcher *w = ctx;
+    atomic_fetch_add(&w->n_released, 1);
+}
+
+START_TEST(looks_are_taken_between_steps_and_few_of_them_wait)
+{
+    enum { N_LOOKS = 6 };
+    rig r;
+    guest g;
+    watcher w = {.n_released = 0};
+    kv_look *looks[N_LOOKS];
+    sem_init(&w.taken, 0, 0);
+    sem_init(&w.may_go, 0, 0);
+    rig_open(&(rig_options){0}, &r);
+    const kv_look_spec spec = {.on_taken = hold_engine, .on_release = count_release, .ctx = &w};
+    for (uint32_t i = 0; i < N_LOOKS; i++)
+        ck_assert_int_eq(kv_look_open(r.cache, &spec, &looks[i]), ERR_OK);
+    ck_assert_int_eq(engine_look(r.e, looks[0]), ERR_OK); /* idle: at once */
+    sem_wait(&w.taken);
+    guest_make(&r, &(wish){.n_prompt = 40}, &g);
+    guest_submit(&r, &g);
+    for (uint32_t i = 1; i < N_LOOKS - 1; i++) /* the engine is busy with the first */
+        ck_assert_int_eq(engine_look(r.e, looks[i]), ERR_OK);
+    ck_assert_int_eq(engine_look(r.e, looks[N_LOOKS - 1]), ERR_QUEUE_FULL);
+    ck_assert_ptr_null(kv_look_map(looks[1]));
+    for (uint32_t i = 0; i < N_LOOKS; i++) { /* nobody waits for them any more */
+        if (i != 1) kv_look_release(looks[i]);
+        sem_post(&w.may_go);
+    }
+    ck_assert_int_eq(guest_wait(&g), FINISH_LENGTH);
+    ck_assert_ptr_nonnull(kv_look_map(looks[1]));
+    ck_assert_uint_eq(atomic_load(&w.n_released), N_LOOKS - 1);
+    kv_look_release(looks[1]);
+    ck_assert_uint_eq(atomic_load(&w.n_released), N_LOOKS);
+    guest_leave(&g);
+    rig_close(&r);
+}
+END_TEST
+
 typedef struct storm {
     const rig *r;
     guest *guests; /* [n_guests] */
@@ -354,6 +411,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_drain_lets_sessions_finish),
     TEST_CASE(a_drain_out_of_time_cancels_the_rest),
     TEST_CASE(an_idle_engine_sleeps),
+    TEST_CASE(looks_are_taken_between_steps_and_few_of_them_wait),
     TEST_CASE_SECONDS(a_storm_of_sessions_leaves_nothing_behind, 120),
     TEST_CASE_SECONDS(a_storm_of_sessions_under_int4_leaves_nothing_behind, 120),
     TEST_CASES_END};
