@@ -9,7 +9,7 @@
  *   reader.c        attention (low_reader.c: over coefficients)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
- *   kv_queries.c    numbers for others
+ *   kv_queries.c    numbers for others (kv_map.c: what lies where)
  *   kv_sane.c       the invariants
  *
  * Blocks: position p lies in block p / page_tokens. Of a sequence, blocks [0, n_blocks) lie in pages
@@ -35,6 +35,7 @@ struct kv_seq {
     kv_cache *cache;
     kv_methods methods;
     kv_seq *next_free; /* valid only while closed */
+    uint64_t id;       /* see kv_map.h */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
     bool is_taken;     /* over from a prefix, and no step since: n_coded may lag behind the goal */
@@ -48,6 +49,7 @@ struct kv_seq {
     uint32_t n_step_tokens; /* 0 outside a step */
     uint32_t object;        /* the cached object that borrows this table, or KV_OBJECT_NONE */
     hash128 seed;           /* of its prefix keys: salt and settings */
+    kv_misses misses, step_misses; /* of its decode queries; of the step that is open */
     kv_table table;
     kv_ring *ring; /* NULL while closed */
 };
@@ -108,6 +110,7 @@ struct kv_cache {
     size_t decoded_bytes;
     kv_seq *seqs;       /* [n_seqs_max] */
     kv_seq *free_seqs;  /* closed ones */
+    uint64_t last_id;   /* of sequences */
     size_t table_bytes; /* of the tables of open sequences */
     kv_stats stats;     /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;

@@ -15,6 +15,7 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
     *seq = (kv_seq){
         .cache = cache,
         .methods = *methods,
+        .id = ++cache->last_id,
         .is_open = true,
         .no_prefix_read = options->no_prefix_read,
         .no_prefix_write = options->no_prefix_write,

@@ -421,6 +421,12 @@ bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need)
     return n_slabs <= pool->n_slabs;
 }
 
+uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class)
+{
+    const uint64_t descriptor_bytes = pool->memory.used_bytes / pool->n_slabs;
+    return (pool->slab_bytes + descriptor_bytes) / pool->classes.pages_per_slab[page_class];
+}
+
 const kv_pages *kv_pool_pages(const kv_pool *pool)
 {
     return &pool->view;

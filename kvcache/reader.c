@@ -26,6 +26,7 @@ typedef struct job {
     uint32_t layer, head;
     bool is_decode, is_probe;
     bool has_low;               /* the sequence has pages of coefficients */
+    kv_misses *misses;          /* the job's own; written if is_decode */
     uint32_t n_spans, n_blocks; /* listed and not yet folded */
 } job;
 
@@ -94,17 +95,18 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
     reader->n_workers = n_workers;
     reader->workers = workers;
     reader->tiles = arena_take(a, cache->limits.n_step_tokens_max, sizeof *reader->tiles);
+    reader->job_misses = arena_take(a, (size_t)cache->limits.n_seqs_max * cache->n_kv_heads_max,
+                                    sizeof *reader->job_misses);
 }
 
 void kv_reader_begin_step(kv_reader *reader)
 {
-    for (uint32_t w = 0; w < reader->n_workers; w++)
-        reader->workers[w].step_misses = (kv_misses){0};
+    reader->step_misses = (kv_misses){0};
 }
 
 void kv_reader_count(const kv_reader *reader, kv_stats *stats)
 {
-    kv_misses all = {0}, step = {0};
+    const kv_misses all = reader->misses, step = reader->step_misses;
     stats->bytes_read = stats->blocks_read = stats->pages_open = stats->pages_read = 0;
     for (uint32_t w = 0; w < reader->n_workers; w++) {
         const kv_reader_worker *worker = &reader->workers[w];
@@ -112,8 +114,6 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
         stats->blocks_read += worker->blocks_read;
         stats->pages_open += worker->pages_open;
         stats->pages_read += worker->pages_read;
-        kv_misses_add(&all, &worker->misses);
-        kv_misses_add(&step, &worker->step_misses);
     }
     stats->certificates = all.n;
     stats->certificate_sum = all.sum;
@@ -327,14 +327,10 @@ static void add_chosen_blocks(job *j, uint32_t first, uint32_t n_old)
 
 static void note_misses(const job *j, const float *sink_logit)
 {
-    kv_reader_worker *worker = j->worker;
-    kv_misses misses = {.n = j->query.group}; /* nothing is missed */
-    if (!j->seq->methods.reads_all) {
-        misses.n = 0;
-        kv_choice_certify(&worker->choice, &j->query, j->state, sink_logit, &misses);
-    }
-    kv_misses_add(&worker->misses, &misses);
-    kv_misses_add(&worker->step_misses, &misses);
+    *j->misses = (kv_misses){.n = j->query.group}; /* nothing is missed */
+    if (j->seq->methods.reads_all) return;
+    j->misses->n = 0;
+    kv_choice_certify(&j->worker->choice, &j->query, j->state, sink_logit, j->misses);
 }
 
 /* ---- jobs ---------------------------------------------------------------------------------------- */
@@ -369,6 +365,12 @@ static void read_blocks(job *j)
     finish_blocks(j);
 }
 
+/* The slot of a job, which only it writes: a decode row has one tile. */
+static kv_misses *misses_of(const kv_cache *cache, uint32_t row, uint32_t head)
+{
+    return cache->reader.job_misses + (size_t)row * cache->n_kv_heads_max + head;
+}
+
 static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
                         kv_reader_worker *worker)
 {
@@ -387,6 +389,7 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
              .state = &worker->state,
              .is_decode = row->is_decode,
              .has_low = row->seq->methods.codec->bases != NULL && row->seq->n_coded > 0,
+             .misses = misses_of(cache, tile->row, head),
              .layer = loop->args->layer,
              .head = head,
              .query = {
@@ -445,6 +448,21 @@ static uint32_t cut_tiles(kv_cache *cache, const kv_layer_shape *shape, double *
     return n_tiles;
 }
 
+/* In the order of rows and heads, whoever ran the jobs: sums of doubles depend on it. */
+static void gather_misses(kv_cache *cache, uint32_t n_kv_heads)
+{
+    kv_reader *reader = &cache->reader;
+    for (uint32_t r = 0; r < cache->step.n_rows; r++) {
+        const kv_row *row = &cache->step.rows[r];
+        for (uint32_t h = 0; h < n_kv_heads && row->is_decode; h++) {
+            const kv_misses *misses = misses_of(cache, r, h);
+            kv_misses_add(&row->seq->step_misses, misses);
+            kv_misses_add(&reader->step_misses, misses);
+            kv_misses_add(&reader->misses, misses);
+        }
+    }
+}
+
 void kv_attend(kv_cache *cache, const kv_attend_args *args)
 {
     assert(cache->step.is_open);
@@ -457,4 +475,5 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     const size_t n_jobs = (size_t)loop.n_tiles * shape->n_kv_heads;
     const bool is_small = work * shape->n_kv_heads < SERIAL_WORK_MAX;
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
+    gather_misses(cache, shape->n_kv_heads);
 }

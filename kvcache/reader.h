@@ -37,8 +37,7 @@ typedef struct kv_reader_worker {
     kv_choice choice;
     uint64_t bytes_read, blocks_read; /* since start, probes not counted */
     uint64_t pages_open,
-        pages_read;                /* since start: candidates of decode queries, and chosen ones */
-    kv_misses misses, step_misses; /* since start; of the last step that had decode rows */
+        pages_read; /* since start: candidates of decode queries, and chosen ones */
 } kv_reader_worker;
 
 /* Queries [first, first + n_queries) of the share of rows[row]. */
@@ -52,6 +51,8 @@ typedef struct kv_reader {
     uint32_t n_workers;
     kv_reader_worker *workers; /* [n_workers] */
     kv_tile *tiles;            /* [n_step_tokens_max] */
+    kv_misses *job_misses; /* [n_seqs_max][n_kv_heads_max]: of decode rows in the present layer */
+    kv_misses misses, step_misses; /* since start; of the last step that had decode rows */
 } kv_reader;
 
 /* Run over a measuring and then a real arena. */

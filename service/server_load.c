@@ -155,7 +155,7 @@ static err_t open_cache(server_parts *parts, err_info *info)
                       &parts->cache, info));
     kv_stats stats;
     kv_stats_read(parts->cache, &stats);
-    const uint64_t capacity = kv_cache_capacity_tokens(parts->cache);
+    const uint64_t capacity = kv_cache_capacity_tokens(parts->cache, NULL);
     log_info("server",
              "kv cache capacity_tokens=%" PRIu64 " type=%s gib=%.3f bytes_per_token=%zu"
              " context=%" PRIu32 " max_concurrency=%.2fx seconds=%.3f",

@@ -182,8 +182,10 @@ fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt)
                   .n_prompt = UINT32_MAX};
     for (uint32_t p = 0; p < n_max; p++)
         s.tokens[p] = draw_token(p < ids.n_shared ? ids.shared_seed : ids.seed, p);
-    const kv_seq_options options = {
-        .salt = salt, .salt_bytes = strlen(salt), .n_prompt_tokens = ids.n_prompt};
+    const kv_seq_options options = {.methods = ids.methods,
+                                    .salt = salt,
+                                    .salt_bytes = strlen(salt),
+                                    .n_prompt_tokens = ids.n_prompt};
     ck_assert_int_eq(kv_seq_open(f->cache, &options, &s.seq), ERR_OK);
     return s;
 }

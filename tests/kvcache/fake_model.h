@@ -60,7 +60,8 @@ void fake_close(fake *f);
 typedef struct fake_ids {
     uint64_t seed, shared_seed;
     uint32_t n_shared;
-    uint32_t n_prompt; /* what the cache is told; only lossy codecs mind */
+    uint32_t n_prompt;         /* what the cache is told; only lossy codecs mind */
+    const kv_methods *methods; /* NULL: the cache's */
 } fake_ids;
 fake_seq fake_seq_open(fake *f, fake_ids ids);
 fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt);
