@@ -20,19 +20,20 @@
 
 #include "base/arena.h"
 #include "base/check.h"
-#include "kvcache/compression/codec.h"
 #include "kvcache/kv_cache.h"
 #include "kvcache/page_table.h"
 #include "kvcache/placement/placement.h"
 #include "kvcache/prefix_cache.h"
 #include "kvcache/reader.h"
 #include "kvcache/recent_ring.h"
-#include "kvcache/routing/routing.h"
-#include "kvcache/scheduling/scheduling.h"
 #include "kvcache/stats_board.h"
+
+enum { KV_CODECS_MAX = 16 };
+#define KV_CLASS_NONE UINT32_MAX
 
 struct kv_seq {
     kv_cache *cache;
+    kv_methods methods;
     kv_seq *next_free; /* valid only while closed */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
@@ -70,13 +71,11 @@ typedef struct kv_step {
 
 struct kv_cache {
     dev *d;
-    const kv_routing *routing;
-    const kv_scheduling *scheduling;
+    kv_methods methods;   /* of sequences that bring none */
+    bool request_methods; /* sequences may bring others */
     const kv_placement *placement;
-    const kv_codec *codec;
-    kv_route_settings route;
-    bool reads_all;       /* routing is exact under its settings: no boxes, no choice */
-    size_t run_box_bytes; /* of tables; 0: routing does not ask for runs */
+    bool has_boxes;       /* of pages, for routing */
+    size_t run_box_bytes; /* of tables whose sequence's routing asks for runs */
     kv_limits limits;
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
@@ -85,16 +84,17 @@ struct kv_cache {
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
     uint32_t n_layers, n_lists, n_kv_heads_max, v_dim_max;
-    uint32_t n_classes,
-        n_raw_classes;      /* equal under `none`; else a raw and an encoded class each */
-    kv_layer_shape *layer;  /* [n_layers] */
-    kv_head_shape *heads;   /* [n_layers] */
-    uint32_t *n_kv_heads;   /* [n_layers]: layer[l].n_kv_heads */
-    uint32_t *first_list;   /* [n_layers]: in page tables; see kv_list */
+    uint32_t n_classes, n_raw_classes;
+    uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */
+    kv_layer_shape *layer;               /* [n_layers] */
+    kv_head_shape *heads;                /* [n_layers] */
+    uint32_t *n_kv_heads;                /* [n_layers]: layer[l].n_kv_heads */
+    uint32_t *first_list;                /* [n_layers]: in page tables; see kv_list */
     uint32_t *layer_class;  /* [n_layers]: size class of its raw pages; see kv_coded_class */
-    kv_page_layout *layout; /* [n_classes]: raw ones, then the encoded ones in their order */
-    uint64_t *need;         /* [n_classes]: pages to find room for */
-    uint32_t *n_keep;       /* [n_kv_heads_max]: what scheduling answers */
+    kv_page_layout *layout; /* [n_classes]: raw ones, then those of each codec in their order */
+    const kv_codec **class_codec; /* [n_classes] */
+    uint64_t *need;               /* [n_classes]: pages to find room for */
+    uint32_t *n_keep;             /* [n_kv_heads_max]: what scheduling answers */
 
     kv_pool *pool;
     kv_rings rings;

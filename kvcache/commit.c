@@ -42,10 +42,10 @@ uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_
 
 /* ---- before the step ----------------------------------------------------------------------------- */
 
-static uint32_t page_class(const kv_cache *cache, const kv_goal *goal, uint32_t layer,
-                           uint32_t block)
+static uint32_t page_class(const kv_seq *seq, const kv_goal *goal, uint32_t layer, uint32_t block)
 {
-    return kv_goal_encodes(cache, goal, block) ? kv_coded_class(cache, layer)
+    const kv_cache *cache = seq->cache;
+    return kv_goal_encodes(cache, goal, block) ? kv_coded_class(cache, &seq->methods, layer)
                                                : cache->layer_class[layer];
 }
 
@@ -55,7 +55,7 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t b = seq->n_blocks; b < goal->n_blocks; b++) {
             if (kv_block_passed(cache, l, b, goal->length)) continue;
-            cache->need[page_class(cache, goal, l, b)] += cache->n_kv_heads[l];
+            cache->need[page_class(seq, goal, l, b)] += cache->n_kv_heads[l];
         }
     }
     kv_encode_need(seq, goal);
@@ -108,7 +108,7 @@ void kv_reserve(kv_seq *seq, const kv_goal *goal)
             for (uint32_t b = seq->n_blocks; b < end; b++) {
                 if (kv_block_passed(cache, l, b, goal->length)) continue;
                 const uint32_t page =
-                    kv_pool_alloc_page(cache->pool, page_class(cache, goal, l, b), KV_HELD_BY_SEQ);
+                    kv_pool_alloc_page(cache->pool, page_class(seq, goal, l, b), KV_HELD_BY_SEQ);
                 assert(page != KV_PAGE_NONE);
                 seq->table.page[first + b] = page;
             }
@@ -139,7 +139,7 @@ static void ask_budgets(const kv_seq *seq)
                                      .n_kv_heads = cache->n_kv_heads[l],
                                      .length = seq->length + seq->n_step_tokens,
                                      .n_live = seq->table.n_live + kv_list(cache, l, 0, 0)};
-        cache->scheduling->budget(&args, cache->n_keep);
+        seq->methods.scheduling->budget(&args, cache->n_keep);
         for (uint32_t h = 0; h < args.n_kv_heads; h++)
             assert(cache->n_keep[h] == args.n_live[h]);
     }
@@ -162,7 +162,7 @@ static void describe_pages(kv_seq *seq)
                 kv_pool_fill(cache->pool, page, b * cache->page_tokens, n_slots, owner);
                 kv_table_see(&seq->table, list, b, live);
                 cache->stats.pages_committed++;
-                if (kv_is_coded_page(cache, page)) kv_encode_count(cache, l);
+                if (kv_is_coded_page(cache, page)) kv_encode_count(cache, l, page);
             }
         }
     }

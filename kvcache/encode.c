@@ -10,7 +10,7 @@ kv_goal kv_goal_at(const kv_seq *seq, uint32_t length)
 {
     const kv_cache *cache = seq->cache;
     kv_goal goal = {.length = length, .n_blocks = kv_blocks_left(cache, length)};
-    if (cache->codec->is_exact) return goal;
+    if (seq->methods.codec->is_exact) return goal;
     const uint32_t since = length % cache->section_tokens;
     const bool is_prompt = length < seq->n_prompt_tokens;
     goal.n_coded = kv_blocks_left(cache, is_prompt ? length - since : length);
@@ -18,14 +18,16 @@ kv_goal kv_goal_at(const kv_seq *seq, uint32_t length)
     return goal;
 }
 
-void kv_need_blocks(const kv_cache *cache, uint32_t layer, uint64_t n_blocks, uint64_t *need)
+void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t layer,
+                    uint64_t n_blocks, uint64_t *need)
 {
+    const bool is_exact = methods->codec->is_exact;
     /* The section begins and ends within a block; one more has the sinks. */
     const uint64_t n_section = cache->section_tokens / cache->page_tokens + 3;
-    const uint64_t n_raw = cache->codec->is_exact || n_blocks < n_section ? n_blocks : n_section;
+    const uint64_t n_raw = is_exact || n_blocks < n_section ? n_blocks : n_section;
     need[cache->layer_class[layer]] += n_raw * cache->n_kv_heads[layer];
-    if (cache->codec->is_exact) return;
-    need[kv_coded_class(cache, layer)] += n_blocks * cache->n_kv_heads[layer];
+    if (is_exact) return;
+    need[kv_coded_class(cache, methods, layer)] += n_blocks * cache->n_kv_heads[layer];
 }
 
 bool kv_goal_encodes(const kv_cache *cache, const kv_goal *goal, uint32_t block)
@@ -49,7 +51,7 @@ static uint64_t next_change(const kv_seq *seq)
 
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 {
-    if (seq->cache->codec->is_exact) return UINT32_MAX;
+    if (seq->methods.codec->is_exact) return UINT32_MAX;
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
@@ -58,11 +60,12 @@ uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
                        uint8_t *scratch)
 {
-    const kv_load_args args = {.layout = kv_layout_of(cache, at->page),
-                               .page = kv_pool_data(cache->pool, at->page),
-                               .n_slots = n_slots,
-                               .scratch = scratch,
-                               .bases = kv_bases_of_head(cache, at->layer, at->head)};
+    const kv_load_args args = {
+        .layout = kv_layout_of(cache, at->page),
+        .page = kv_pool_data(cache->pool, at->page),
+        .n_slots = n_slots,
+        .scratch = scratch,
+        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head)};
     return kv_codec_of(cache, at->page)->load(&args);
 }
 
@@ -70,7 +73,7 @@ attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t 
 static void write_box(const kv_cache *cache, const kv_page_place *at, uint32_t block,
                       uint32_t worker)
 {
-    if (cache->reads_all) return;
+    if (!cache->has_boxes) return;
     const attn_span span = kv_page_load(cache, at, kv_pool_pages(cache->pool)->n_slots[at->page],
                                         cache->decoded + worker * cache->decoded_bytes);
     const kv_box_keys keys = {.spans = &span,
@@ -89,7 +92,7 @@ void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const kv_page_
         .n_spans = entries->n_spans,
         .page = kv_pool_data(cache->pool, at->page),
         .v_weight = kv_value_weight(cache, at->layer, at->head),
-        .bases = kv_bases_of_head(cache, at->layer, at->head),
+        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head),
     };
     kv_codec_of(cache, at->page)->seal(&args);
     write_box(cache, at, entries->block, worker);
@@ -110,16 +113,16 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t b = first_to_encode(seq); b < end; b++) {
             if (kv_block_passed(cache, l, b, goal->length)) continue; /* freed before */
-            cache->need[kv_coded_class(cache, l)] += cache->n_kv_heads[l];
+            cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
         }
     }
 }
 
-void kv_encode_count(kv_cache *cache, uint32_t layer)
+void kv_encode_count(kv_cache *cache, uint32_t layer, uint32_t page)
 {
     cache->stats.pages_encoded++;
     cache->stats.encoded_raw_bytes += cache->layout[cache->layer_class[layer]].page_bytes;
-    cache->stats.encoded_bytes += kv_coded_layout(cache, layer)->page_bytes;
+    cache->stats.encoded_bytes += kv_layout_of(cache, page)->page_bytes;
 }
 
 static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -150,13 +153,13 @@ static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32_t
     kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const uint32_t from = seq->table.page[entry];
-    const uint32_t to =
-        kv_pool_alloc_page(cache->pool, kv_coded_class(cache, layer), KV_HELD_BY_SEQ);
+    const uint32_t to = kv_pool_alloc_page(cache->pool, kv_coded_class(cache, &seq->methods, layer),
+                                           KV_HELD_BY_SEQ);
     assert(to != KV_PAGE_NONE);
     kv_pool_fill(cache->pool, to, block * cache->page_tokens, pages->n_slots[from],
                  pages->owner[from]);
     seq->table.page[entry] = to;
-    kv_encode_count(cache, layer);
+    kv_encode_count(cache, layer, to);
     return to;
 }
 
@@ -188,7 +191,7 @@ void kv_encode(kv_seq *seq, uint32_t end)
 uint32_t kv_encode_taken(const kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
-    if (cache->codec->is_exact) return 0;
+    if (seq->methods.codec->is_exact) return 0;
     for (uint32_t b = first_to_encode(seq); b < seq->n_blocks; b++) {
         for (uint32_t list = 0; list < cache->n_lists; list++) {
             const uint32_t page = kv_table_page(&seq->table, list, b);

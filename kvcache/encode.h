@@ -35,14 +35,16 @@ typedef struct kv_page_place {
 } kv_page_place;
 
 /* The size class of a layer's encoded pages; of all its pages under `none`. */
-static inline uint32_t kv_coded_class(const kv_cache *cache, uint32_t layer)
+static inline uint32_t kv_coded_class(const kv_cache *cache, const kv_methods *methods,
+                                      uint32_t layer)
 {
-    return cache->layer_class[layer] + (cache->n_classes - cache->n_raw_classes);
+    return cache->first_class[methods->codec_index] + cache->layer_class[layer];
 }
 
-static inline const kv_page_layout *kv_coded_layout(const kv_cache *cache, uint32_t layer)
+static inline const kv_page_layout *kv_coded_layout(const kv_cache *cache,
+                                                    const kv_methods *methods, uint32_t layer)
 {
-    return &cache->layout[kv_coded_class(cache, layer)];
+    return &cache->layout[kv_coded_class(cache, methods, layer)];
 }
 
 static inline const kv_page_layout *kv_layout_of(const kv_cache *cache, uint32_t page)
@@ -57,7 +59,7 @@ static inline bool kv_is_coded_page(const kv_cache *cache, uint32_t page)
 
 static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
 {
-    return kv_is_coded_page(cache, page) ? cache->codec : &kv_codec_none;
+    return cache->class_codec[kv_pool_class(cache->pool, page)];
 }
 
 /* [v_dim] of the channels of a head's values, or NULL: not known. */
@@ -67,16 +69,11 @@ static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer
     return cache->v_weight + (size_t)kv_list(cache, layer, head, 0) * cache->v_dim_max;
 }
 
-/* What a low-rank codec uses of a layer; NULL under all others. */
-static inline const kv_bases *kv_layer_bases(const kv_cache *cache, uint32_t layer)
+static inline kv_head_bases kv_bases_of_head(const kv_cache *cache, const kv_codec *codec,
+                                             uint32_t layer, uint32_t head)
 {
-    return cache->codec->bases != NULL ? cache->codec->bases(&cache->layer[layer]) : NULL;
-}
-
-static inline kv_head_bases kv_bases_of_head(const kv_cache *cache, uint32_t layer, uint32_t head)
-{
-    const kv_bases *bases = kv_layer_bases(cache, layer);
-    if (bases == NULL) return (kv_head_bases){0};
+    if (codec->bases == NULL) return (kv_head_bases){0};
+    const kv_bases *bases = codec->bases(&cache->layer[layer]);
     const size_t k = (size_t)head * bases->k.rank * cache->layer[layer].k_dim;
     const size_t v = (size_t)head * bases->v.rank * cache->layer[layer].v_dim;
     return (kv_head_bases){.k_down = bases->k.down + k,
@@ -110,7 +107,8 @@ kv_goal kv_goal_at(const kv_seq *seq, uint32_t length);
 
 /* Adds to `need` the pages of n_blocks blocks of one sequence in one layer, at the worst moment: under a
  * lossy codec everything encoded, and the raw pages of a section beside it. */
-void kv_need_blocks(const kv_cache *cache, uint32_t layer, uint64_t n_blocks, uint64_t *need);
+void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t layer,
+                    uint64_t n_blocks, uint64_t *need);
 
 /* Does the block get an encoded page? */
 bool kv_goal_encodes(const kv_cache *cache, const kv_goal *goal, uint32_t block);
@@ -122,7 +120,7 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal);
 void kv_encode(kv_seq *seq, uint32_t end);
 
 /* Notes in the counters that a page was encoded. */
-void kv_encode_count(kv_cache *cache, uint32_t layer);
+void kv_encode_count(kv_cache *cache, uint32_t layer, uint32_t page);
 
 /* Blocks before the first raw one, of a table that was taken over. */
 uint32_t kv_encode_taken(const kv_seq *seq);

@@ -21,7 +21,7 @@
 
 #include "base/error.h"
 #include "kernels/dev.h"
-#include "kvcache/kv_config.h"
+#include "kvcache/kv_methods.h"
 #include "kvcache/kv_shape.h"
 #include "kvcache/kv_stats.h"
 
@@ -38,7 +38,8 @@ void kv_cache_close(kv_cache *cache); /* NULL is fine; all sequences are closed 
 
 /* ---- sequences ---- */
 typedef struct kv_seq_options {
-    const char *salt; /* separates tenants in the prefix cache; may be empty, never NULL */
+    const kv_methods *methods; /* that kv_cache_check_methods accepts; copied. NULL: the cache's */
+    const char *salt;          /* separates tenants in the prefix cache; may be empty, never NULL */
     size_t salt_bytes;
     uint32_t
         n_prompt_tokens; /* lossy codecs treat what follows as decoded: see kv_seq_step_tokens_max */
@@ -77,8 +78,8 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
 /* Gives up every cached object that no open sequence uses. */
 void kv_cache_drop_prefixes(kv_cache *cache);
 
-/* True if a sequence of n_tokens could run alone in an empty pool. */
-bool kv_cache_could_fit(const kv_cache *cache, uint32_t n_tokens);
+/* True if a sequence of n_tokens could run alone in an empty pool. NULL: the cache's methods. */
+bool kv_cache_could_fit(const kv_cache *cache, const kv_methods *methods, uint32_t n_tokens);
 
 /* ---- one step ---- */
 /* One sequence's share of a step: tokens [first_token, first_token + n_tokens) of the batch, at the
@@ -120,6 +121,10 @@ void kv_step_abort(kv_cache *cache); /* as if the step had never begun */
 dtype kv_cache_type(const kv_cache *cache); /* after `auto` */
 /* False under methods that change values: a result then depends on prefixes that were in the cache. */
 bool kv_cache_is_exact(const kv_cache *cache);
+/* May a sequence have these methods? ERR_UNSUPPORTED names what the cache does not keep: without
+ * kv-request-methods it has what its own methods need. */
+err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods,
+                             err_info *info) MUST_CHECK;
 /* Bytes of one position over all layers, as pages of the present codec hold them. */
 size_t kv_cache_bytes_per_token(const kv_cache *cache);
 /* Positions that fit in the pool, all sequences together. */

@@ -20,6 +20,8 @@ static const cfg_field fields[] = {
     CFG_FLAG(kv_config, prefix_caching, "enable-prefix-caching", "true",
              "share the keys and values of common prefixes"),
     CFG_NUM32(kv_config, n_shards, "kv-shards", 1, KV_SHARDS_MAX, "1", "shards of the cache"),
+    CFG_FLAG(kv_config, request_methods, "kv-request-methods", "false",
+             "requests may choose methods of their own; keeps what any of them needs"),
     CFG_TEXT(kv_config, routing, "kv-routing", "full", "NAME", "which pages a query reads"),
     CFG_REAL(kv_config, routing_k, "kv-routing-k", 0, 4294967295.0, "0.25",
              "topk, hierarchical: share of the pages that a query reads, or above 1 their number"),

@@ -16,7 +16,8 @@ typedef struct kv_config {
     uint32_t sink_tokens;   /* first tokens kept in the ring; <= page_tokens */
     bool prefix_caching;
     uint32_t n_shards;
-    double routing_k; /* see kv_route_settings; each is obeyed by some of the methods */
+    bool request_methods; /* requests may choose methods of their own */
+    double routing_k;     /* see kv_route_settings; each is obeyed by some of the methods */
     double routing_eps;
     double routing_tau;
     char *routing; /* names of registry entries, resolved once in kv_cache_open */

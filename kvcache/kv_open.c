@@ -8,7 +8,6 @@
 #include "kvcache/key_box.h"
 #include "kvcache/memory_available.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,38 +15,6 @@
 enum { MEMORY_SHARE = 4 };
 
 /* ---- settings ------------------------------------------------------------------------------------ */
-
-static err_t unknown_name(err_info *info, const char *key, const char *name, const char *known)
-{
-    return err_set(info, ERR_BAD_CONFIG, "%s: '%s' is unknown; known are:%s", key,
-                   name != NULL ? name : "", known);
-}
-
-/* Exactly one page codec. */
-static err_t find_codec(kv_cache *cache, const char *name, err_info *info)
-{
-    cache->codec = name != NULL ? kv_codec_find(name) : NULL;
-    if (cache->codec != NULL) return ERR_OK;
-    if (name != NULL && strchr(name, ',') != NULL)
-        return err_set(info, ERR_BAD_CONFIG, "kv-compression: '%s' is more than one; known are:%s",
-                       name, kv_codec_names);
-    return unknown_name(info, "kv-compression", name, kv_codec_names);
-}
-
-static err_t find_methods(kv_cache *cache, const kv_config *config, err_info *info)
-{
-    const char *routing = config->routing, *scheduling = config->scheduling;
-    const char *placement = config->placement;
-    cache->routing = routing != NULL ? kv_routing_find(routing) : NULL;
-    cache->scheduling = scheduling != NULL ? kv_scheduling_find(scheduling) : NULL;
-    cache->placement = placement != NULL ? kv_placement_find(placement) : NULL;
-    if (cache->routing == NULL) return unknown_name(info, "kv-routing", routing, kv_routing_names);
-    if (cache->scheduling == NULL)
-        return unknown_name(info, "kv-scheduling", scheduling, kv_scheduling_names);
-    if (cache->placement == NULL)
-        return unknown_name(info, "kv-placement", placement, kv_placement_names);
-    return find_codec(cache, config->compression, info);
-}
 
 static err_t check_numbers(const kv_config *config, err_info *info)
 {
@@ -66,23 +33,6 @@ static err_t check_numbers(const kv_config *config, err_info *info)
     return ERR_OK;
 }
 
-/* The settings that the method obeys. Reads_all follows. */
-static err_t read_routing(kv_cache *cache, const kv_config *config, err_info *info)
-{
-    const kv_routing *routing = cache->routing;
-    const double k = config->routing_k, eps = config->routing_eps, tau = config->routing_tau;
-    if ((routing->obeys & KV_ROUTE_K) != 0 && !(k > 0 && (k <= 1 || k == floor(k))))
-        return err_set(info, ERR_BAD_CONFIG,
-                       "kv-routing-k: %g is neither a share in (0, 1] nor a whole number", k);
-    if ((routing->obeys & KV_ROUTE_EPS) != 0 && !(eps >= 0 && eps <= 1))
-        return err_set(info, ERR_BAD_CONFIG, "kv-routing-eps: %g is outside [0, 1]", eps);
-    if ((routing->obeys & KV_ROUTE_TAU) != 0 && !(tau >= 0 && tau <= 1))
-        return err_set(info, ERR_BAD_CONFIG, "kv-routing-tau: %g is outside [0, 1]", tau);
-    cache->route = (kv_route_settings){.k = k, .eps = eps, .tau = tau};
-    cache->reads_all = routing->is_exact(&cache->route);
-    return ERR_OK;
-}
-
 static dtype resolve_type(uint32_t wanted, dtype model_type)
 {
     if (wanted == KV_DTYPE_F32) return DTYPE_F32;
@@ -93,8 +43,13 @@ static dtype resolve_type(uint32_t wanted, dtype model_type)
 static err_t read_config(kv_cache *cache, const kv_config *config, err_info *info)
 {
     TRY(check_numbers(config, info));
-    TRY(find_methods(cache, config, info));
-    TRY(read_routing(cache, config, info));
+    TRY(kv_methods_resolve(config, &cache->methods, info));
+    cache->placement = config->placement != NULL ? kv_placement_find(config->placement) : NULL;
+    if (cache->placement == NULL)
+        return err_set(info, ERR_BAD_CONFIG, "kv-placement: '%s' is unknown; known are:%s",
+                       config->placement != NULL ? config->placement : "", kv_placement_names);
+    cache->request_methods = config->request_methods;
+    cache->has_boxes = cache->request_methods || !cache->methods.reads_all;
     cache->page_tokens = config->page_tokens;
     cache->window_tokens = config->window_tokens;
     cache->sink_tokens = config->sink_tokens;
@@ -128,9 +83,10 @@ static err_t place_layers(kv_cache *cache, arena *a)
     cache->n_kv_heads = arena_take(a, n, sizeof *cache->n_kv_heads);
     cache->first_list = arena_take(a, n, sizeof *cache->first_list);
     cache->layer_class = arena_take(a, n, sizeof *cache->layer_class);
-    /* At most a raw and an encoded class per layer. */
-    cache->layout = arena_take(a, 2 * n, sizeof *cache->layout);
-    cache->need = arena_take(a, 2 * n, sizeof *cache->need);
+    /* At most a class per layer and codec. */
+    cache->layout = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->layout);
+    cache->class_codec = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->class_codec);
+    cache->need = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->need);
     return ERR_OK;
 }
 
@@ -143,52 +99,101 @@ static void check_layer(const kv_layer_shape *shape)
     assert(!shape->v_in_k || shape->v_dim <= shape->k_dim);
 }
 
-static err_t add_class(kv_cache *cache, const kv_codec *codec, const kv_head_shape *head,
-                       err_info *info)
+/* The first layer whose raw pages have this class. */
+static uint32_t layer_of_class(const kv_cache *cache, uint32_t page_class)
 {
-    const err_t err = codec->layout(head, cache->page_tokens, &cache->layout[cache->n_classes++]);
-    if (err == ERR_OK) return ERR_OK;
-    return err_set(info, err,
-                   "kv-compression: %s cannot encode, or make smaller, pages of %u keys "
-                   "of %u and values of %u channels%s",
-                   codec->name, cache->page_tokens, head->k_dim, head->v_dim,
-                   head->v_in_k ? " in one" : "");
+    uint32_t layer = 0;
+    while (cache->layer_class[layer] != page_class)
+        layer++;
+    return layer;
 }
 
-/* Layers whose heads have one shape share a size class; a lossy codec has a second one for each. */
-static err_t find_classes(kv_cache *cache, err_info *info)
+/* The ranks that a low-rank codec has in a layer. */
+static err_t read_bases(const kv_codec *codec, const kv_layer_shape *shape, uint32_t layer,
+                        kv_head_shape *head, err_info *info)
 {
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        const kv_head_shape *head = &cache->heads[l];
-        uint32_t same = 0;
-        while (same < l && (cache->heads[same].k_dim != head->k_dim ||
-                            cache->heads[same].v_dim != head->v_dim ||
-                            cache->heads[same].k_rank != head->k_rank ||
-                            cache->heads[same].v_rank != head->v_rank ||
-                            cache->heads[same].v_in_k != head->v_in_k))
-            same++;
-        cache->layer_class[l] = same < l ? cache->layer_class[same] : cache->n_classes;
-        if (same == l) TRY(add_class(cache, &kv_codec_none, head, info));
-    }
-    cache->n_raw_classes = cache->n_classes;
-    for (uint32_t c = 0; c < cache->n_raw_classes && !cache->codec->is_exact; c++)
-        TRY(add_class(cache, cache->codec, &cache->layout[c].shape, info));
+    if (codec->bases == NULL) return ERR_OK;
+    const kv_bases *bases = codec->bases(shape);
+    if (bases->k.rank == 0 || bases->v.rank == 0)
+        return err_set(
+            info, ERR_UNSUPPORTED,
+            "kv-compression: %s needs kv_bases.safetensors beside the model, with bases of "
+            "layer %u; tools/calibrate_kv.py makes it",
+            codec->name, layer);
+    head->k_rank = bases->k.rank;
+    head->v_rank = bases->v.rank;
     return ERR_OK;
 }
 
-/* The ranks of a layer's head. */
-static err_t read_bases(kv_cache *cache, uint32_t layer, err_info *info)
+static err_t add_class(kv_cache *cache, const kv_codec *codec, uint32_t raw_class, err_info *info)
 {
-    const kv_bases *bases = kv_layer_bases(cache, layer);
-    if (bases == NULL) return ERR_OK;
-    if (bases->k.rank == 0 || bases->v.rank == 0)
-        return err_set(
-            info, ERR_BAD_CONFIG,
-            "kv-compression: %s needs kv_bases.safetensors beside the model, with bases of "
-            "layer %u; tools/calibrate_kv.py makes it",
-            cache->codec->name, layer);
-    cache->heads[layer].k_rank = bases->k.rank;
-    cache->heads[layer].v_rank = bases->v.rank;
+    const uint32_t layer = layer_of_class(cache, raw_class);
+    kv_head_shape head = cache->heads[layer];
+    TRY(read_bases(codec, &cache->layer[layer], layer, &head, info));
+    const err_t err = codec->layout(&head, cache->page_tokens, &cache->layout[cache->n_classes]);
+    if (err != ERR_OK)
+        return err_set(info, err,
+                       "kv-compression: %s cannot encode, or make smaller, pages of %u keys "
+                       "of %u and values of %u channels%s",
+                       codec->name, cache->page_tokens, head.k_dim, head.v_dim,
+                       head.v_in_k ? " in one" : "");
+    cache->class_codec[cache->n_classes++] = codec;
+    return ERR_OK;
+}
+
+/* The classes of one codec, in the order of the raw ones. A codec that cannot encode one of the shapes
+ * gets none. */
+static err_t add_classes(kv_cache *cache, uint32_t codec, err_info *info)
+{
+    const uint32_t first = cache->n_classes;
+    for (uint32_t c = 0; c < cache->n_raw_classes; c++) {
+        const err_t err = add_class(cache, kv_codecs[codec], c, info);
+        if (err == ERR_OK) continue;
+        cache->n_classes = first;
+        return err;
+    }
+    cache->first_class[codec] = first;
+    return ERR_OK;
+}
+
+static bool has_same_ranks(const kv_bases *a, const kv_bases *b)
+{
+    return a->k.rank == b->k.rank && a->v.rank == b->v.rank;
+}
+
+static bool is_same_shape(const kv_cache *cache, uint32_t one, uint32_t other)
+{
+    const kv_head_shape *a = &cache->heads[one], *b = &cache->heads[other];
+    return a->k_dim == b->k_dim && a->v_dim == b->v_dim && a->v_in_k == b->v_in_k &&
+           has_same_ranks(&cache->layer[one].lora, &cache->layer[other].lora) &&
+           has_same_ranks(&cache->layer[one].lora_plus, &cache->layer[other].lora_plus);
+}
+
+/* Layers whose heads have one shape share a size class, raw and encoded by every codec that a sequence
+ * may ask for. */
+static err_t find_classes(kv_cache *cache, err_info *info)
+{
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        uint32_t same = 0;
+        while (same < l && !is_same_shape(cache, same, l))
+            same++;
+        cache->layer_class[l] = same < l ? cache->layer_class[same] : cache->n_classes;
+        if (same < l) continue;
+        TRY(kv_codec_none.layout(&cache->heads[l], cache->page_tokens,
+                                 &cache->layout[cache->n_classes]));
+        cache->class_codec[cache->n_classes++] = &kv_codec_none;
+    }
+    cache->n_raw_classes = cache->n_classes;
+    for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
+        assert(codec < KV_CODECS_MAX);
+        cache->first_class[codec] = kv_codecs[codec]->is_exact ? 0 : KV_CLASS_NONE;
+    }
+    if (!cache->methods.codec->is_exact) TRY(add_classes(cache, cache->methods.codec_index, info));
+    for (uint32_t codec = 0; cache->request_methods && kv_codecs[codec] != NULL; codec++) {
+        if (cache->first_class[codec] != KV_CLASS_NONE) continue;
+        const err_t err = add_classes(cache, codec, NULL);
+        if (err != ERR_OK && err != ERR_UNSUPPORTED) return err;
+    }
     return ERR_OK;
 }
 
@@ -196,9 +201,9 @@ static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
 {
     assert(shape->n_layers >= 1);
     assert(shape->n_experts < KV_EXPERT_NONE);
-    if (shape->n_layers > KV_CLASSES_MAX / 2)
+    if (shape->n_layers > KV_CLASSES_MAX / KV_CODECS_MAX)
         return err_set(info, ERR_BAD_MODEL, "the cache has room for %d layers, not %u",
-                       KV_CLASSES_MAX / 2, shape->n_layers);
+                       KV_CLASSES_MAX / KV_CODECS_MAX, shape->n_layers);
     cache->n_layers = shape->n_layers;
     TRY(place(cache, place_layers, &cache->layer_memory));
     memcpy(cache->layer, shape->layer, shape->n_layers * sizeof *cache->layer);
@@ -209,7 +214,6 @@ static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
                                           .v_dim = layer->v_dim,
                                           .v_in_k = layer->v_in_k,
                                           .type = cache->type};
-        TRY(read_bases(cache, l, info));
         cache->n_kv_heads[l] = layer->n_kv_heads;
         cache->first_list[l] = cache->n_lists;
         cache->n_lists += layer->n_kv_heads * cache->n_shards;
@@ -251,7 +255,7 @@ static err_t place_work(kv_cache *cache, arena *a)
         page_bytes = max_size(page_bytes, cache->layout[c].page_bytes);
     cache->decoded_bytes = page_bytes;
     cache->decoded = arena_take(a, thread_pool_n_threads(cache->d->pool), page_bytes);
-    if (cache->codec->weighs_values)
+    if (cache->request_methods || cache->methods.codec->weighs_values)
         cache->v_weight = arena_take(a, cache->n_lists, cache->v_dim_max * sizeof(float));
     cache->sealings = arena_take(a, KV_SEALING_MAX, sizeof *cache->sealings);
     cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
@@ -268,7 +272,7 @@ static void need_all(kv_cache *cache, uint64_t n_seqs, uint64_t n_blocks)
 {
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
     for (uint32_t l = 0; l < cache->n_layers; l++)
-        kv_need_blocks(cache, l, n_blocks, cache->need);
+        kv_need_blocks(cache, &cache->methods, l, n_blocks, cache->need);
     for (uint32_t c = 0; c < cache->n_classes; c++)
         cache->need[c] *= n_seqs;
 }
@@ -291,9 +295,9 @@ static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
                              .page_bytes = page_bytes};
     for (uint32_t c = 0; c < cache->n_classes; c++)
         page_bytes[c] = cache->layout[c].page_bytes;
-    for (uint32_t l = 0; l < cache->n_layers && !cache->reads_all; l++)
+    for (uint32_t l = 0; l < cache->n_layers && cache->has_boxes; l++)
         config.box_bytes = max_size(config.box_bytes, kv_box_bytes(&cache->heads[l]));
-    if (cache->routing->select_runs != NULL) cache->run_box_bytes = config.box_bytes;
+    cache->run_box_bytes = config.box_bytes;
     if (memory_bytes == 0) config.budget_bytes = choose_budget(cache, &config);
     need_all(cache, 1, 1);
     const uint64_t least = kv_pool_least_bytes(&config, cache->need);

@@ -37,14 +37,25 @@ dtype kv_cache_type(const kv_cache *cache)
 
 bool kv_cache_is_exact(const kv_cache *cache)
 {
-    return cache->reads_all && cache->scheduling->is_exact && cache->codec->is_exact;
+    return cache->methods.is_exact;
+}
+
+err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
+{
+    if (cache->first_class[methods->codec_index] == KV_CLASS_NONE)
+        return err_set(info, ERR_UNSUPPORTED, "kv-compression: the cache has no pages for %s",
+                       methods->codec->name);
+    if (!methods->reads_all && !cache->has_boxes)
+        return err_set(info, ERR_UNSUPPORTED, "kv-routing: the cache keeps no bounds for %s",
+                       methods->routing->name);
+    return ERR_OK;
 }
 
 size_t kv_cache_bytes_per_token(const kv_cache *cache)
 {
     size_t bytes = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++)
-        bytes += cache->n_kv_heads[l] * kv_coded_layout(cache, l)->page_bytes;
+        bytes += cache->n_kv_heads[l] * kv_coded_layout(cache, &cache->methods, l)->page_bytes;
     return bytes / cache->page_tokens;
 }
 
@@ -52,7 +63,8 @@ size_t kv_cache_bytes_per_token(const kv_cache *cache)
 typedef enum window_use { WINDOWS_KEEP_ALL, WINDOWS_FREE_PAGES } window_use;
 
 /* Could an empty pool hold a sequence of n_blocks blocks? */
-static bool could_hold(const kv_cache *cache, uint64_t n_blocks, window_use use)
+static bool could_hold(const kv_cache *cache, const kv_methods *methods, uint64_t n_blocks,
+                       window_use use)
 {
     uint64_t need[KV_CLASSES_MAX] = {0};
     const uint32_t page_tokens = cache->page_tokens;
@@ -65,7 +77,7 @@ static bool could_hold(const kv_cache *cache, uint64_t n_blocks, window_use use)
             const uint64_t most = (window + step) / page_tokens + 3;
             if (most < n) n = most;
         }
-        kv_need_blocks(cache, l, n, need);
+        kv_need_blocks(cache, methods, l, n, need);
     }
     return kv_pool_could_hold(cache->pool, need);
 }
@@ -77,7 +89,7 @@ uint64_t kv_cache_capacity_tokens(const kv_cache *cache)
     uint64_t high = kv_pool_count(cache->pool).budget_bytes / KV_STRIP_ALIGN + 1;
     while (high - low > 1) {
         const uint64_t middle = low + (high - low) / 2;
-        if (could_hold(cache, middle, WINDOWS_KEEP_ALL)) {
+        if (could_hold(cache, &cache->methods, middle, WINDOWS_KEEP_ALL)) {
             low = middle;
         } else {
             high = middle;
@@ -86,8 +98,9 @@ uint64_t kv_cache_capacity_tokens(const kv_cache *cache)
     return low * cache->page_tokens;
 }
 
-bool kv_cache_could_fit(const kv_cache *cache, uint32_t n_tokens)
+bool kv_cache_could_fit(const kv_cache *cache, const kv_methods *methods, uint32_t n_tokens)
 {
     return n_tokens <= cache->limits.n_seq_tokens_max &&
-           could_hold(cache, kv_blocks_left(cache, n_tokens), WINDOWS_FREE_PAGES);
+           could_hold(cache, methods != NULL ? methods : &cache->methods,
+                      kv_blocks_left(cache, n_tokens), WINDOWS_FREE_PAGES);
 }

@@ -6,9 +6,10 @@
 /* Blocks [0, n_blocks) of a table; `length` tokens are held, and windows have freed what they pass. */
 typedef struct view {
     const kv_table *table;
-    uint32_t n_blocks;   /* with slots */
-    uint32_t n_reserved; /* with or without slots */
-    uint32_t n_coded;    /* encoded below, raw from there on; UINT32_MAX: either is fine */
+    uint32_t n_blocks;         /* with slots */
+    uint32_t n_reserved;       /* with or without slots */
+    const kv_methods *methods; /* NULL: raw or encoded, either is fine */
+    uint32_t n_coded;          /* encoded below, raw from there on */
     uint32_t n_tokens;
     kv_holder holder;
     bool has_sinks; /* the first slots of block 0 are read elsewhere */
@@ -19,9 +20,11 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
                           uint32_t page)
 {
     const uint32_t page_class = kv_pool_class(cache->pool, page);
-    const bool is_coded = page_class == kv_coded_class(cache, layer);
-    if (!is_coded && page_class != cache->layer_class[layer]) return false;
-    if (cache->codec->is_exact || v->n_coded == UINT32_MAX || block >= v->n_blocks) return true;
+    const bool is_coded = kv_is_coded_page(cache, page);
+    if (page_class % cache->n_raw_classes != cache->layer_class[layer]) return false;
+    if (v->methods == NULL || block >= v->n_blocks) return true;
+    if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
+    if (v->methods->codec->is_exact) return !is_coded;
     return is_coded == (block < v->n_coded && (block > 0 || cache->sink_tokens == 0));
 }
 
@@ -55,7 +58,7 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
         if (pages->positions[(size_t)page * cache->page_tokens + i] != first + i) return false;
     }
     const kv_page_place at = {layer, (list - cache->first_list[layer]) / cache->n_shards, page};
-    if (!cache->reads_all && !is_box_sane(cache, &at, block)) return false;
+    if (cache->has_boxes && !is_box_sane(cache, &at, block)) return false;
     uint64_t expected = kv_slot_mask(n_slots);
     if (block == 0 && v->has_sinks) expected &= ~kv_slot_mask(cache->sink_tokens);
     return live == expected;
@@ -90,7 +93,8 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     if (seq->ring == NULL || in_pages > seq->length) return false;
     if (seq->length - in_pages > cache->rings.n_recent) return false;
     if (seq->n_blocks < kv_blocks_left(cache, seq->length)) return false;
-    if (seq->n_coded > seq->n_blocks || (cache->codec->is_exact && seq->n_coded > 0)) return false;
+    if (seq->n_coded > seq->n_blocks || (seq->methods.codec->is_exact && seq->n_coded > 0))
+        return false;
     if (!cache->step.is_open && !seq->is_taken &&
         seq->n_coded < kv_goal_at(seq, seq->length).n_coded)
         return false;
@@ -101,6 +105,7 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     const view v = {.table = &seq->table,
                     .n_blocks = seq->n_blocks,
                     .n_reserved = seq->n_reserved,
+                    .methods = &seq->methods,
                     .n_coded = seq->n_coded,
                     .n_tokens = seq->length,
                     .holder = KV_HELD_BY_SEQ,
@@ -142,7 +147,6 @@ static bool is_object_sane(const kv_cache *cache, uint32_t object)
     const view v = {.table = &o->table,
                     .n_blocks = n_blocks,
                     .n_reserved = n_blocks,
-                    .n_coded = UINT32_MAX,
                     .n_tokens = o->n_tokens,
                     .holder = KV_HELD_BY_OBJECT};
     return is_table_sane(cache, &v);

@@ -10,15 +10,21 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
     kv_ring *ring = kv_ring_take(&cache->rings);
     if (ring == NULL) return ERR_NO_MEMORY;
     cache->free_seqs = seq->next_free;
+    const kv_methods *methods = options->methods != NULL ? options->methods : &cache->methods;
+    assert(kv_cache_check_methods(cache, methods, NULL) == ERR_OK);
     *seq = (kv_seq){
         .cache = cache,
+        .methods = *methods,
         .is_open = true,
         .no_prefix_read = options->no_prefix_read,
         .no_prefix_write = options->no_prefix_write,
         .n_prompt_tokens = options->n_prompt_tokens,
         .object = KV_OBJECT_NONE,
-        .seed = kv_prefix_seed(&cache->prefix, options->salt, options->salt_bytes),
-        .table = {.n_lists = cache->n_lists, .run_box_bytes = cache->run_box_bytes},
+        .seed = kv_prefix_seed(cache, methods, options->salt, options->salt_bytes),
+        .table = {.n_lists = cache->n_lists,
+                  .run_box_bytes = methods->routing->select_runs != NULL && !methods->reads_all
+                                       ? cache->run_box_bytes
+                                       : 0},
         .ring = ring,
     };
     cache->stats.seqs_open++;

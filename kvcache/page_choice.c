@@ -10,7 +10,7 @@ void kv_choice_place(arena *a, const kv_cache *cache, kv_choice *choice)
     const size_t n_max = cache->limits.n_seq_tokens_max / cache->page_tokens + 1;
     size_t group_max = 0;
     *choice = (kv_choice){0};
-    if (cache->reads_all) return;
+    if (!cache->has_boxes) return;
     for (uint32_t l = 0; l < cache->n_layers; l++)
         group_max = max_size(group_max, cache->layer[l].n_heads / cache->layer[l].n_kv_heads);
     choice->block = arena_take(a, n_max, sizeof *choice->block);
@@ -53,7 +53,7 @@ static void list_runs(kv_choice *choice, const kv_choice_range *range)
     const uint32_t first = (range->first + KV_RUN_PAGES - 1) / KV_RUN_PAGES;
     const uint32_t end = range->end / KV_RUN_PAGES;
     choice->runs.n = choice->runs.n_chosen = 0;
-    if (range->seq->cache->routing->select_runs == NULL) return;
+    if (range->seq->methods.routing->select_runs == NULL) return;
     for (uint32_t run = first; run < end; run++) {
         choice->runs.n_live[choice->runs.n] = 0;
         choice->runs.index[choice->runs.n++] = run;
@@ -110,14 +110,15 @@ static void choose_runs(kv_choice *choice, const kv_choice_range *range, uint32_
     args.boxes = kv_table_run_box(table, list, 0);
     args.box_stride_bytes = table->run_box_bytes;
     cache->d->ops->key_bounds(&args);
-    const kv_route_args route = {.settings = &cache->route,
+    const kv_methods *methods = &range->seq->methods;
+    const kv_route_args route = {.settings = &methods->route,
                                  .n_pages = choice->runs.n,
                                  .n_open = choice->n_open,
                                  .group = query->group,
                                  .n_live = choice->runs.n_live,
                                  .bound = choice->runs.bound,
                                  .work = choice->work};
-    choice->runs.n_chosen = cache->routing->select_runs(&route, choice->runs.chosen);
+    choice->runs.n_chosen = methods->routing->select_runs(&route, choice->runs.chosen);
     assert(choice->runs.n_chosen <= choice->runs.n);
     drop_runs(choice);
 }
@@ -136,12 +137,12 @@ void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_
     cache->d->ops->key_bounds(&args);
 }
 
-void kv_choice_make(kv_choice *choice, const kv_cache *cache, uint32_t group,
+void kv_choice_make(kv_choice *choice, const kv_methods *methods, uint32_t group,
                     void (*read)(void *ctx, uint32_t page), void *ctx)
 {
     choice->n_chosen = 0;
     if (choice->n_pages == 0) return;
-    const kv_route_args args = {.settings = &cache->route,
+    const kv_route_args args = {.settings = &methods->route,
                                 .n_pages = choice->n_pages,
                                 .n_open = choice->n_open,
                                 .group = group,
@@ -151,7 +152,7 @@ void kv_choice_make(kv_choice *choice, const kv_cache *cache, uint32_t group,
                                 .read = read,
                                 .read_ctx = ctx,
                                 .work = choice->work};
-    choice->n_chosen = cache->routing->select(&args, choice->chosen);
+    choice->n_chosen = methods->routing->select(&args, choice->chosen);
     assert(choice->n_chosen <= choice->n_pages);
 }
 

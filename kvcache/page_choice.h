@@ -53,7 +53,7 @@ typedef struct kv_choice_range {
 void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_query *query);
 
 /* Asks routing. `read` and `ctx` as in kv_route_args. */
-void kv_choice_make(kv_choice *choice, const kv_cache *cache, uint32_t group,
+void kv_choice_make(kv_choice *choice, const kv_methods *methods, uint32_t group,
                     void (*read)(void *ctx, uint32_t page), void *ctx);
 
 /* Adds the certificate of every head, from what the query has read in the end. */

@@ -22,39 +22,39 @@ void kv_prefix_place(arena *a, kv_prefix *prefix)
 
 /* The routing as far as it changes values: its name, the settings that it obeys, and what it is not
  * asked about. */
-static void describe_routing(const kv_cache *cache, char text[KV_SETTINGS_BYTES / 2])
+static void describe_routing(const kv_methods *methods, char text[KV_SETTINGS_BYTES / 2])
 {
-    const uint32_t obeys = cache->routing->obeys;
-    const kv_route_settings *route = &cache->route;
+    const uint32_t obeys = methods->routing->obeys;
+    const kv_route_settings *route = &methods->route;
     text[0] = '\0';
-    if (cache->reads_all) return;
+    if (methods->reads_all) return;
     const int n = snprintf(text, KV_SETTINGS_BYTES / 2, " routing=%s/%.17g/%.17g/%.17g",
-                           cache->routing->name, (obeys & KV_ROUTE_K) != 0 ? route->k : 0,
+                           methods->routing->name, (obeys & KV_ROUTE_K) != 0 ? route->k : 0,
                            (obeys & KV_ROUTE_EPS) != 0 ? route->eps : 0,
                            (obeys & KV_ROUTE_TAU) != 0 ? route->tau : 0);
     assert(n > 0 && n < KV_SETTINGS_BYTES / 2);
 }
 
 /* A number for the bases of all layers; 0 under a codec that has none. */
-static uint64_t mark_bases(const kv_cache *cache)
+static uint64_t mark_bases(const kv_cache *cache, const kv_codec *codec)
 {
     uint64_t mark = 0;
-    for (uint32_t l = 0; l < cache->n_layers && cache->codec->bases != NULL; l++)
-        mark = mark * 31 + kv_low_rank_mark(&cache->layer[l], kv_layer_bases(cache, l));
+    for (uint32_t l = 0; l < cache->n_layers && codec->bases != NULL; l++)
+        mark = mark * 31 + kv_low_rank_mark(&cache->layer[l], codec->bases(&cache->layer[l]));
     return mark;
 }
 
-void kv_prefix_settings(const kv_cache *cache, char text[KV_SETTINGS_BYTES])
+void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
+                        char text[KV_SETTINGS_BYTES])
 {
     char routing[KV_SETTINGS_BYTES / 2];
-    const bool is_exact = kv_cache_is_exact(cache);
-    describe_routing(cache, routing);
+    describe_routing(methods, routing);
     int n = snprintf(text, KV_SETTINGS_BYTES, "type=%s page=%u%s", dtype_name(cache->type),
                      cache->page_tokens, routing);
-    if (!is_exact) /* lossy values depend on what is left alone */
+    if (!methods->is_exact) /* lossy values depend on what is left alone */
         n += snprintf(text + n, KV_SETTINGS_BYTES - (size_t)n,
-                      " %s %s bases=%" PRIx64 " window=%u sinks=%u", cache->scheduling->name,
-                      cache->codec->name, mark_bases(cache), cache->window_tokens,
+                      " %s %s bases=%" PRIx64 " window=%u sinks=%u", methods->scheduling->name,
+                      methods->codec->name, mark_bases(cache, methods->codec), cache->window_tokens,
                       cache->sink_tokens);
     assert(n > 0 && n < KV_SETTINGS_BYTES);
 }
@@ -64,9 +64,6 @@ err_t kv_prefix_init(kv_cache *cache)
     kv_prefix *prefix = &cache->prefix;
     TRY(hash_init());
     hash_key_random(&prefix->hash);
-    char settings[KV_SETTINGS_BYTES];
-    kv_prefix_settings(cache, settings);
-    prefix->fingerprint = hash_bytes(&prefix->hash, settings, strlen(settings));
     prefix->oldest = prefix->newest = prefix->free_objects = KV_OBJECT_NONE;
     for (uint32_t o = prefix->n_objects_max; o-- > 0;) {
         prefix->objects[o].older = prefix->free_objects;
@@ -75,10 +72,15 @@ err_t kv_prefix_init(kv_cache *cache)
     return ERR_OK;
 }
 
-hash128 kv_prefix_seed(const kv_prefix *prefix, const char *salt, size_t salt_bytes)
+hash128 kv_prefix_seed(const kv_cache *cache, const kv_methods *methods, const char *salt,
+                       size_t salt_bytes)
 {
-    const hash128 parts[2] = {prefix->fingerprint, hash_bytes(&prefix->hash, salt, salt_bytes)};
-    return hash_bytes(&prefix->hash, parts, sizeof parts);
+    const hash_key *key = &cache->prefix.hash;
+    char settings[KV_SETTINGS_BYTES];
+    kv_prefix_settings(cache, methods, settings);
+    const hash128 parts[2] = {hash_bytes(key, settings, strlen(settings)),
+                              hash_bytes(key, salt, salt_bytes)};
+    return hash_bytes(key, parts, sizeof parts);
 }
 
 /* The key after block `block` of tokens. It holds the block's number in its clear, so that keys of
@@ -345,8 +347,9 @@ static uint32_t flush_ring(kv_seq *seq)
     kv_cache *cache = seq->cache;
     const uint32_t n_blocks = (seq->length + cache->page_tokens - 1) / cache->page_tokens;
     for (uint32_t end = n_blocks; end > seq->n_blocks; end--) {
-        const kv_goal goal = {
-            .length = seq->length, .n_blocks = end, .n_coded = cache->codec->is_exact ? 0 : end};
+        const kv_goal goal = {.length = seq->length,
+                              .n_blocks = end,
+                              .n_coded = seq->methods.codec->is_exact ? 0 : end};
         memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
         kv_add_need(seq, &goal);
         if (!kv_make_room(cache)) continue; /* the last block is the one to do without */

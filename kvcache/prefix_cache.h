@@ -29,8 +29,7 @@ typedef struct kv_prefix_object {
 } kv_prefix_object;
 
 typedef struct kv_prefix {
-    hash_key hash;       /* random, of this process */
-    hash128 fingerprint; /* of the settings that change values */
+    hash_key hash; /* random, of this process */
     uint32_t n_objects_max, n_objects;
     kv_prefix_object *objects; /* [n_objects_max] */
     kv_prefix_index index;     /* its keys[i] belong to objects[i] */
@@ -56,10 +55,12 @@ void kv_prefix_deinit(kv_cache *cache);
 /* What a cached value depends on besides tokens and model, as text: all exact settings give the same
  * one. Decoded tokens that were computed under a lossy setting are shared under that setting alone. */
 enum { KV_SETTINGS_BYTES = 256 };
-void kv_prefix_settings(const kv_cache *cache, char text[KV_SETTINGS_BYTES]);
+void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
+                        char text[KV_SETTINGS_BYTES]);
 
-/* Seed of the keys of a sequence with this salt. */
-hash128 kv_prefix_seed(const kv_prefix *prefix, const char *salt, size_t salt_bytes);
+/* Seed of the keys of a sequence with these methods and this salt. */
+hash128 kv_prefix_seed(const kv_cache *cache, const kv_methods *methods, const char *salt,
+                       size_t salt_bytes);
 
 /* The object with the longest prefix of tokens[0 .. n_tokens), at most n_tokens - 1 of them, that
  * every layer can serve; *n_taken tokens of it. KV_OBJECT_NONE: no hit. */

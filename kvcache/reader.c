@@ -35,18 +35,28 @@ static uint32_t tile_queries(const kv_layer_shape *shape)
     return n < 1 ? 1 : n > KV_TILE_QUERIES_MAX ? KV_TILE_QUERIES_MAX : n;
 }
 
-/* What the largest tile of any layer needs for pages of coefficients; zeros without them. */
+/* Adds what the largest tile of any layer needs for pages of one codec's coefficients. */
+static void add_low_sizes(const kv_cache *cache, uint32_t codec, kv_low_sizes *sizes)
+{
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_layer_shape *shape = &cache->layer[l];
+        const uint32_t page_class = cache->first_class[codec] + cache->layer_class[l];
+        const kv_head_shape *head = &cache->layout[page_class].shape;
+        const size_t n_rows = (size_t)tile_queries(shape) * (shape->n_heads / shape->n_kv_heads);
+        sizes->n_rows = max_size(sizes->n_rows, n_rows);
+        sizes->k_rank = (uint32_t)max_size(sizes->k_rank, head->k_rank);
+        sizes->v_rank = (uint32_t)max_size(sizes->v_rank, head->v_rank);
+        sizes->v_dim = (uint32_t)max_size(sizes->v_dim, head->v_dim);
+    }
+}
+
+/* Zeros if no codec of the cache has coefficients. */
 static kv_low_sizes low_sizes(const kv_cache *cache)
 {
     kv_low_sizes sizes = {0};
-    for (uint32_t l = 0; l < cache->n_layers && cache->codec->bases != NULL; l++) {
-        const kv_layer_shape *shape = &cache->layer[l];
-        const kv_head_shape *head = &cache->heads[l];
-        const size_t n_rows = (size_t)tile_queries(shape) * (shape->n_heads / shape->n_kv_heads);
-        sizes.n_rows = max_size(sizes.n_rows, n_rows);
-        sizes.k_rank = (uint32_t)max_size(sizes.k_rank, head->k_rank);
-        sizes.v_rank = (uint32_t)max_size(sizes.v_rank, head->v_rank);
-        sizes.v_dim = (uint32_t)max_size(sizes.v_dim, head->v_dim);
+    for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
+        if (kv_codecs[codec]->bases != NULL && cache->first_class[codec] != KV_CLASS_NONE)
+            add_low_sizes(cache, codec, &sizes);
     }
     return sizes;
 }
@@ -117,14 +127,16 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
 static void begin_low(job *j)
 {
     if (!j->has_low) return;
-    const kv_head_bases bases = kv_bases_of_head(j->cache, j->layer, j->head);
-    kv_low_begin(&j->worker->low, &j->cache->heads[j->layer], &bases, &j->query);
+    const kv_methods *methods = &j->seq->methods;
+    const kv_head_bases bases = kv_bases_of_head(j->cache, methods->codec, j->layer, j->head);
+    const kv_page_layout *layout = kv_coded_layout(j->cache, methods, j->layer);
+    kv_low_begin(&j->worker->low, &layout->shape, &bases, &j->query);
 }
 
 static void fold_low(job *j)
 {
     kv_low_reader *low = &j->worker->low;
-    const kv_page_layout *coded = kv_coded_layout(j->cache, j->layer);
+    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
     if (!j->has_low || low->n_blocks == 0) return;
     for (uint32_t s = 0; s < low->n_blocks && !j->is_probe; s++)
         j->worker->bytes_read += kv_page_read_bytes(coded, low->spans[s].n_slots);
@@ -137,7 +149,7 @@ static void fold_blocks(job *j)
     fold_low(j);
     if (j->n_blocks == 0) return;
     const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
-    const kv_page_layout *coded = kv_coded_layout(j->cache, j->layer);
+    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
     for (uint32_t s = 0; s < j->n_spans && !j->is_probe; s++) {
         const attn_span *span = &j->worker->spans[s];
         j->worker->bytes_read +=
@@ -294,9 +306,9 @@ static void choose_pages(job *j, uint32_t first, uint32_t n_old, uint32_t end)
     probe.query.v_dim = 0;
     probe.is_probe = true;
     kv_choice_list(choice, &range, &j->query);
-    if (j->cache->routing->needs_log_read && choice->n_pages > 0)
+    if (j->seq->methods.routing->needs_log_read && choice->n_pages > 0)
         probe_recent(&probe, first, n_old, end);
-    kv_choice_make(choice, j->cache, j->query.group, probe_page, &probe);
+    kv_choice_make(choice, &j->seq->methods, j->query.group, probe_page, &probe);
     j->worker->bytes_read +=
         (choice->n_pages + choice->runs.n) * kv_box_bytes(&j->cache->heads[j->layer]);
     j->worker->pages_open += choice->n_open;
@@ -317,7 +329,7 @@ static void note_misses(const job *j, const float *sink_logit)
 {
     kv_reader_worker *worker = j->worker;
     kv_misses misses = {.n = j->query.group}; /* nothing is missed */
-    if (!j->cache->reads_all) {
+    if (!j->seq->methods.reads_all) {
         misses.n = 0;
         kv_choice_certify(&worker->choice, &j->query, j->state, sink_logit, &misses);
     }
@@ -341,7 +353,7 @@ static void read_blocks(job *j)
     if (j->is_decode) {
         const uint32_t n_old = kv_blocks_left(j->cache, j->seq->length);
         const uint32_t n_open = n_old > first ? n_old - first : 0;
-        if (j->cache->reads_all) {
+        if (j->seq->methods.reads_all) {
             j->worker->pages_open += n_open;
             j->worker->pages_read += n_open;
         } else {
@@ -374,7 +386,7 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
              .worker = worker,
              .state = &worker->state,
              .is_decode = row->is_decode,
-             .has_low = cache->codec->bases != NULL && row->seq->n_coded > 0,
+             .has_low = row->seq->methods.codec->bases != NULL && row->seq->n_coded > 0,
              .layer = loop->args->layer,
              .head = head,
              .query = {

@@ -15,7 +15,7 @@ static err_t check_length(const engine *e, const session_spec *spec, err_info *i
                        "prompt of %u tokens and max_tokens of %u exceed the context of %u tokens",
                        spec->n_prompt, spec->max_tokens, e->config.n_context_max);
     }
-    if (!kv_cache_could_fit(e->parts.cache, (uint32_t)n_tokens)) {
+    if (!kv_cache_could_fit(e->parts.cache, NULL, (uint32_t)n_tokens)) {
         return err_set(
             info, ERR_BAD_REQUEST,
             "prompt of %u tokens and max_tokens of %u exceed the KV cache of %llu tokens",

@@ -112,7 +112,7 @@ START_TEST(what_could_fit_does_fit)
 {
     fake *f = open_wide();
     uint32_t n = 1;
-    while (kv_cache_could_fit(f->cache, n + 1))
+    while (kv_cache_could_fit(f->cache, NULL, n + 1))
         n++;
     ck_assert_uint_ge(n, 64);
     ck_assert_uint_lt(n, 512);

@@ -459,7 +459,7 @@ static void settings_text(const char *method, kv_route_settings settings,
                           char text[KV_SETTINGS_BYTES])
 {
     fake *f = fake_open(&(fake_options){.config = config_of(method, settings)});
-    kv_prefix_settings(f->cache, text);
+    kv_prefix_settings(f->cache, &f->cache->methods, text);
     fake_close(f);
 }
 

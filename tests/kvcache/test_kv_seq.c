@@ -120,8 +120,8 @@ START_TEST(what_could_fit_does_fit)
     fake *f = open_wide(2); /* four pages: 256 positions, and up to 71 in the ring */
     ck_assert_uint_eq(kv_cache_capacity_tokens(f->cache), 256);
     ck_assert_uint_eq(kv_cache_bytes_per_token(f->cache), 2 * 64 * sizeof(float));
-    ck_assert(kv_cache_could_fit(f->cache, 256 + 8 + 63));
-    ck_assert(!kv_cache_could_fit(f->cache, 256 + 8 + 64));
+    ck_assert(kv_cache_could_fit(f->cache, NULL, 256 + 8 + 63));
+    ck_assert(!kv_cache_could_fit(f->cache, NULL, 256 + 8 + 64));
     fake_seq s = fake_seq_open(f, IDS), *row = &s;
     fake_run(f, &s, 256 + 8 + 63, 100);
     const uint32_t one = 1;
@@ -140,7 +140,7 @@ START_TEST(what_could_fit_does_fit_with_windows)
     options.config.page_tokens = 64;
     options.config.memory_bytes = 5 * KV_SLAB_BYTES;
     fake *f = fake_open(&options);
-    ck_assert(kv_cache_could_fit(f->cache, 4096));
+    ck_assert(kv_cache_could_fit(f->cache, NULL, 4096));
     for (uint32_t chunk = 1; chunk <= 256; chunk += 51) {
         fake_seq s = fake_seq_open(f, IDS);
         fake_run(f, &s, 1000, chunk);

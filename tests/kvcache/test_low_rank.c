@@ -336,7 +336,7 @@ START_TEST(other_bases_are_another_cache)
                                             .model_type = DTYPE_BF16,
                                             .config = fake_coded("lora")});
         f->bases[17] += i == 1 ? 1.0f : 0;
-        kv_prefix_settings(f->cache, text[i]);
+        kv_prefix_settings(f->cache, &f->cache->methods, text[i]);
         fake_close(f);
     }
     ck_assert_str_eq(text[0], text[2]);

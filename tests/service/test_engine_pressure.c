@@ -47,7 +47,7 @@ START_TEST(what_exceeds_the_pool_is_refused)
     err_info info = {0};
     rig_open(&(rig_options){.memory_bytes = 64 << 10}, &r);
     uint32_t n_tokens = 1;
-    while (n_tokens < engine_context_max(r.e) && kv_cache_could_fit(r.cache, n_tokens))
+    while (n_tokens < engine_context_max(r.e) && kv_cache_could_fit(r.cache, NULL, n_tokens))
         n_tokens++;
     ck_assert_uint_lt(n_tokens, engine_context_max(r.e));
     guest_make(&r, &(wish){.n_prompt = n_tokens - 10, .max_tokens = 10}, &g);

@@ -1,0 +1,28 @@
+/* kvcache/kv_methods.h - the methods that a sequence's entries go through, resolved from their names.
+ *
+ * A cache has those of its settings; a sequence may bring its own (kv_seq_options), if the cache keeps
+ * what they need: see kv_cache_check_methods. Names are looked up once, when a request is validated. */
+#ifndef KVCACHE_KV_METHODS_H
+#define KVCACHE_KV_METHODS_H
+
+#include "base/error.h"
+#include "kvcache/compression/codec.h"
+#include "kvcache/kv_config.h"
+#include "kvcache/routing/routing.h"
+#include "kvcache/scheduling/scheduling.h"
+
+typedef struct kv_methods {
+    const kv_routing *routing;
+    kv_route_settings route;
+    const kv_scheduling *scheduling;
+    const kv_codec *codec;
+    uint32_t codec_index; /* in kv_codecs */
+    bool reads_all;       /* routing is exact under its settings: no boxes, no choice */
+    bool is_exact;        /* no value differs from a plain cache's */
+} kv_methods;
+
+/* From the names and numbers in `config`; its other fields are not read. ERR_BAD_CONFIG names an unknown
+ * method or a number out of range. */
+err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *info) MUST_CHECK;
+
+#endif
