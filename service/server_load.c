@@ -77,8 +77,7 @@ static hash128 file_mark(const char *dir, const char *name, int64_t *changed)
 static void make_fingerprint(server_parts *parts)
 {
     static const char *const names[] = {"config.json", "model.safetensors",
-                                        "model.safetensors.index.json",
-                                        "kv_bases.safetensors"};
+                                        "model.safetensors.index.json", "kv_bases.safetensors"};
     uint64_t mixed = hash_bytes(&(hash_key){{0}}, PIKV_VERSION, sizeof PIKV_VERSION).lo;
     parts->api.created = 0;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
