@@ -170,30 +170,31 @@ static void release_waker(void *waker)
 }
 
 /* A number of the query; *out stays as it is without one. */
-static bool read_number(const http_exchange *ex, const char *name, uint64_t max, uint64_t *out,
-                        api_error *error)
+static bool read_number(const http_exchange *ex, const char *name, api_int_range range,
+                        int64_t *out, api_error *error)
 {
     enum { DIGITS_MAX = 18 };
     const char *text = http_query(ex, name);
     if (text == NULL) return true;
     const size_t n = strspn(text, "0123456789");
     if (n > 0 && n <= DIGITS_MAX && text[n] == '\0') {
-        *out = strtoull(text, NULL, 10);
-        if (*out <= max) return true;
+        *out = strtoll(text, NULL, 10);
+        if (*out >= range.min && *out <= range.max) return true;
     }
-    return api_refuse(error, API_FAULT_REQUEST, name, "%s: %.*s is outside [0, %llu]", name,
-                      API_ECHO_BYTES, text, (unsigned long long)max);
+    return api_refuse(error, API_FAULT_REQUEST, name, "%s: %.*s is outside [%lld, %lld]", name,
+                      API_ECHO_BYTES, text, (long long)range.min, (long long)range.max);
 }
 
 static bool read_query(const http_exchange *ex, uint32_t n_layers, kv_map_query *out,
                        api_error *error)
 {
-    uint64_t layer = 0;
-    *out = (kv_map_query){.has_layer = http_query(ex, "layer") != NULL};
-    if (!read_number(ex, "seq", INT64_MAX, &out->seq, error) ||
-        !read_number(ex, "layer", n_layers - 1, &layer, error))
+    int64_t seq = 0, layer = 0;
+    if (!read_number(ex, "seq", (api_int_range){1, INT64_MAX}, &seq, error) ||
+        !read_number(ex, "layer", (api_int_range){0, n_layers - 1}, &layer, error))
         return false;
-    out->layer = (uint32_t)layer;
+    *out = (kv_map_query){.seq = (uint64_t)seq,
+                          .has_layer = http_query(ex, "layer") != NULL,
+                          .layer = (uint32_t)layer};
     return true;
 }
 

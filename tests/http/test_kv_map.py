@@ -147,7 +147,7 @@ def test_a_layer_can_be_asked_for(free):
 
 
 @pytest.mark.parametrize("query, param", [
-    ("seq=x", "seq"), ("seq=-1", "seq"), ("seq=", "seq"), ("seq=1e3", "seq"),
+    ("seq=x", "seq"), ("seq=0", "seq"), ("seq=-1", "seq"), ("seq=", "seq"), ("seq=1e3", "seq"),
     ("seq=99999999999999999999", "seq"), ("layer=4", "layer"), ("layer=", "layer"),
     ("layer=4294967296", "layer"), ("seq=1&layer=two", "layer"), ("seq=" + "9" * 5000, "seq")])
 def test_a_bad_query_is_refused(server, query, param):
