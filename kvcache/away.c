@@ -1,8 +1,6 @@
 /* kvcache/away.c - see away.h. */
 #include "kvcache/away.h"
 
-#include "kvcache/encode.h"
-
 #include <stdatomic.h>
 #include <string.h>
 
@@ -19,11 +17,11 @@ const uint8_t *kv_seq_read_page(kv_seq *seq, uint32_t page, uint8_t *landing)
     return landing;
 }
 
-attn_span kv_seq_load_page(kv_seq *seq, uint32_t page, uint32_t n_slots)
+attn_span kv_seq_load_page(kv_seq *seq, const kv_page_place *at, uint32_t n_slots)
 {
     const kv_cache *cache = seq->cache;
-    const uint8_t *data = kv_seq_read_page(seq, page, kv_landing(cache, 0));
-    return kv_codec_of(cache, page)->load(kv_layout_of(cache, page), data, n_slots, cache->decoded);
+    const uint8_t *data = kv_seq_read_page(seq, at->page, kv_landing(cache, 0));
+    return kv_page_decode(cache, at, data, n_slots, cache->decoded);
 }
 
 bool kv_seq_is_lost(const kv_seq *seq)

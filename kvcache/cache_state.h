@@ -6,12 +6,11 @@
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
  *   encode.c        which blocks are encoded, and when
- *   demote.c        which pages go to lower tiers, and come back (tier/tiers.c moves them)
- *   away.c          reading pages that are there
- *   reader.c        attention
+ *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
+ *   reader.c        attention (low_reader.c: over coefficients)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
- *   kv_queries.c    numbers for others
+ *   kv_queries.c    numbers for others (kv_map.c: what lies where)
  *   kv_sane.c       the invariants
  *
  * Blocks: position p lies in block p / page_tokens. Of a sequence, blocks [0, n_blocks) lie in pages
@@ -38,12 +37,14 @@ struct kv_seq {
     kv_cache *cache;
     kv_methods methods;
     kv_seq *next_free; /* valid only while closed */
+    uint64_t id;       /* see kv_map.h */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
     _Atomic bool is_lost; /* a page could not be read; see away.h */
-    uint32_t length;      /* tokens held, a step's not included */
-    uint32_t n_blocks;    /* in pages: the first n_blocks * page_tokens positions */
-    uint32_t n_reserved;  /* >= n_blocks; the rest has pages without slots, inside a step only */
+    bool is_taken;     /* over from a prefix, and no step since: n_coded may lag behind the goal */
+    uint32_t length;   /* tokens held, a step's not included */
+    uint32_t n_blocks; /* in pages: the first n_blocks * page_tokens positions */
+    uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */
     uint32_t n_coded; /* blocks below lie in encoded pages, from there on in raw ones; encode.h */
     uint32_t n_coded_goal; /* valid only inside a step: n_coded after it */
     uint32_t n_prompt_tokens;
@@ -51,6 +52,7 @@ struct kv_seq {
     uint32_t n_step_tokens; /* 0 outside a step */
     uint32_t object;        /* the cached object that borrows this table, or KV_OBJECT_NONE */
     hash128 seed;           /* of its prefix keys: salt and settings */
+    kv_misses misses, step_misses; /* of its decode queries; of the step that is open */
     kv_table table;
     kv_ring *ring; /* NULL while closed */
 };
@@ -87,7 +89,7 @@ struct kv_cache {
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
-    uint32_t n_layers, n_lists, n_kv_heads_max;
+    uint32_t n_layers, n_lists, n_kv_heads_max, v_dim_max;
     uint32_t n_classes, n_raw_classes;
     uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */
     kv_layer_shape *layer;               /* [n_layers] */
@@ -108,13 +110,15 @@ struct kv_cache {
     kv_prefix prefix;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
+    float *v_weight; /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
     uint8_t
-        *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to, and where it lands */
+        *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to; where pages land */
     size_t decoded_bytes;
     size_t landing_bytes; /* of the largest page if there is a file, else 0; the end of decoded */
     struct kv_victim *victims; /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
     kv_seq *seqs;              /* [n_seqs_max] */
     kv_seq *free_seqs;         /* closed ones */
+    uint64_t last_id;          /* of sequences */
     size_t table_bytes;        /* of the tables of open sequences */
     kv_stats stats; /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;
@@ -130,11 +134,6 @@ static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t h
 static inline uint32_t kv_blocks_left(const kv_cache *cache, uint32_t length)
 {
     return length < cache->window_tokens ? 0 : (length - cache->window_tokens) / cache->page_tokens;
-}
-
-static inline uint64_t kv_slot_mask(uint32_t n_slots)
-{
-    return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
 }
 
 /* ---- kv_seq.c ---- */

@@ -30,19 +30,18 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
 }
 
 /* No live key lies outside the box of its page. */
-static bool is_box_sane(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page)
+static bool is_box_sane(const kv_cache *cache, const kv_page_place *at, uint32_t block)
 {
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const uint8_t *data = cache->tiers != NULL
-                              ? kv_tiers_peek(cache->tiers, page, kv_landing(cache, 0))
-                              : kv_pool_data(cache->pool, page);
+                              ? kv_tiers_peek(cache->tiers, at->page, kv_landing(cache, 0))
+                              : kv_pool_data(cache->pool, at->page);
     if (data == NULL) return true; /* a failing disk is no bug of ours */
     const attn_span span =
-        kv_codec_of(cache, page)
-            ->load(kv_layout_of(cache, page), data, pages->n_slots[page], cache->decoded);
+        kv_page_decode(cache, at, data, pages->n_slots[at->page], cache->decoded);
     const kv_box_keys keys = {
         .spans = &span, .n_spans = 1, .n_left_out = block == 0 ? cache->sink_tokens : 0};
-    return kv_box_holds(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+    return kv_box_holds(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
 }
 
 static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t list,
@@ -64,7 +63,8 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     for (uint32_t i = 0; i < n_slots; i++) {
         if (pages->positions[(size_t)page * cache->page_tokens + i] != first + i) return false;
     }
-    if (cache->has_boxes && !is_box_sane(cache, layer, block, page)) return false;
+    const kv_page_place at = {layer, (list - cache->first_list[layer]) / cache->n_shards, page};
+    if (cache->has_boxes && !is_box_sane(cache, &at, block)) return false;
     uint64_t expected = kv_slot_mask(n_slots);
     if (block == 0 && v->has_sinks) expected &= ~kv_slot_mask(cache->sink_tokens);
     return live == expected;
@@ -101,7 +101,9 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     if (seq->n_blocks < kv_blocks_left(cache, seq->length)) return false;
     if (seq->n_coded > seq->n_blocks || (seq->methods.codec->is_exact && seq->n_coded > 0))
         return false;
-    if (!cache->step.is_open && seq->n_coded < kv_goal_at(seq, seq->length).n_coded) return false;
+    if (!cache->step.is_open && !seq->is_taken &&
+        seq->n_coded < kv_goal_at(seq, seq->length).n_coded)
+        return false;
     if (!cache->step.is_open && (seq->n_step_tokens != 0 || seq->n_reserved != seq->n_blocks))
         return false;
     if (seq->object != KV_OBJECT_NONE && cache->prefix.objects[seq->object].seq != seq)

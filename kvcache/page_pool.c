@@ -121,6 +121,9 @@ static err_t map_tier(const kv_pool *pool, kv_tier_slabs *tier)
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return ERR_NO_MEMORY;
+    /* Attention goes from page to page of a large pool: with small ones each is a walk through the page tables, too. That it
+     * may be refused changes nothing but speed. */
+    (void)madvise(base, bytes, MADV_HUGEPAGE);
     tier->base = base;
     return ERR_OK;
 }
@@ -254,7 +257,7 @@ static void return_slab(kv_pool *pool, uint32_t slab)
 
 /* ---- pages --------------------------------------------------------------------------------------- */
 
-static uint32_t slab_of(const kv_pool *pool, uint32_t page)
+uint32_t kv_slab_of(const kv_pool *pool, uint32_t page)
 {
     const uint32_t slab = page / pool->pages_per_slab_max;
     const kv_tier_slabs *tier = &pool->tiers[kv_tier_of_slab(pool, slab)];
@@ -264,13 +267,13 @@ static uint32_t slab_of(const kv_pool *pool, uint32_t page)
 
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page)
 {
-    return pool->slabs.page_class[slab_of(pool, page)];
+    return pool->slabs.page_class[kv_slab_of(pool, page)];
 }
 
 /* Counts a held page in (or, with is_out, out again) under who holds it now. */
 static void count_held(kv_pool *pool, uint32_t page, bool is_out)
 {
-    kv_tier_slabs *tier = tier_of(pool, slab_of(pool, page));
+    kv_tier_slabs *tier = tier_of(pool, kv_slab_of(pool, page));
     const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
     const uint64_t bytes = is_used ? kv_page_share_bytes(pool, page) : 0;
     if (is_out) {
@@ -284,18 +287,10 @@ static void count_held(kv_pool *pool, uint32_t page, bool is_out)
 
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page)
 {
-    const uint32_t slab = slab_of(pool, page), index = page % pool->pages_per_slab_max;
+    const uint32_t slab = kv_slab_of(pool, page), index = page % pool->pages_per_slab_max;
     uint8_t *data = slab_data(pool, slab);
     assert(data != NULL); /* pages of the file are read: see tier/tiers.h */
     return data + index * pool->classes.page_bytes[pool->slabs.page_class[slab]];
-}
-
-uint64_t kv_pool_file_offset(const kv_pool *pool, uint32_t page)
-{
-    const uint32_t slab = slab_of(pool, page), index = page % pool->pages_per_slab_max;
-    assert(kv_tier_of_slab(pool, slab) == KV_TIER_FILE);
-    return (uint64_t)(slab - pool->tiers[KV_TIER_FILE].first) * pool->slab_bytes +
-           index * pool->classes.page_bytes[pool->slabs.page_class[slab]];
 }
 
 uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
@@ -303,7 +298,7 @@ uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
     return pool->pages.boxes != NULL ? pool->pages.boxes + page * pool->view.box_bytes : NULL;
 }
 
-static uint32_t alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_holder holder)
+uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_holder holder)
 {
     assert(page_class < pool->classes.n);
     kv_tier_slabs *tier = &pool->tiers[where];
@@ -328,29 +323,12 @@ static uint32_t alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_h
 
 uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder)
 {
-    return alloc_in(pool, KV_TIER_POOL, page_class, holder);
-}
-
-uint32_t kv_pool_alloc_twin(kv_pool *pool, uint32_t page, kv_tier tier, kv_holder holder)
-{
-    const size_t n = pool->page_tokens, box_bytes = pool->view.box_bytes;
-    const uint32_t twin = alloc_in(pool, tier, kv_pool_class(pool, page), holder);
-    if (twin == KV_PAGE_NONE) return KV_PAGE_NONE;
-    pool->pages.owner[twin] = pool->pages.owner[page];
-    pool->pages.n_slots[twin] = pool->pages.n_slots[page];
-    memcpy(pool->pages.positions + twin * n, pool->pages.positions + page * n,
-           n * sizeof *pool->pages.positions);
-    if (box_bytes > 0) memcpy(kv_pool_box(pool, twin), kv_pool_box(pool, page), box_bytes);
-    if (pool->pages.last_use != NULL)
-        atomic_store_explicit(&pool->pages.last_use[twin], kv_pool_last_use(pool, page),
-                              memory_order_relaxed);
-    pool->n_slots_live += pool->pages.n_slots[twin];
-    return twin;
+    return kv_pool_alloc_in(pool, KV_TIER_POOL, page_class, holder);
 }
 
 static void free_page(kv_pool *pool, uint32_t page)
 {
-    const uint32_t slab = slab_of(pool, page);
+    const uint32_t slab = kv_slab_of(pool, page);
     const uint32_t page_class = pool->slabs.page_class[slab];
     kv_tier_slabs *tier = tier_of(pool, slab);
     if (tier->base != NULL) POISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
@@ -408,42 +386,9 @@ void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_
 
 /* ---- queries ------------------------------------------------------------------------------------- */
 
-uint32_t kv_pool_n_pages(const kv_pool *pool)
-{
-    return pool->n_slabs * pool->pages_per_slab_max;
-}
-
-uint32_t kv_pool_first_page(const kv_pool *pool, kv_tier tier)
-{
-    return pool->tiers[tier].first * pool->pages_per_slab_max;
-}
-
-size_t kv_pool_page_bytes_max(const kv_pool *pool)
-{
-    size_t bytes = 0;
-    for (uint32_t c = 0; c < pool->classes.n; c++)
-        bytes = max_size(bytes, pool->classes.page_bytes[c]);
-    return bytes;
-}
-
-uint64_t kv_pool_slab_bytes(const kv_pool *pool)
-{
-    return pool->slab_bytes;
-}
-
 size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page)
 {
     return pool->classes.page_bytes[kv_pool_class(pool, page)];
-}
-
-kv_tier kv_pool_tier(const kv_pool *pool, uint32_t page)
-{
-    return kv_tier_of_slab(pool, page / pool->pages_per_slab_max);
-}
-
-bool kv_pool_has_tiers(const kv_pool *pool)
-{
-    return pool->tiers[KV_TIER_HOST].n + pool->tiers[KV_TIER_FILE].n > 0;
 }
 
 bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need)
@@ -458,8 +403,7 @@ bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need)
     return n_slabs <= tier->n - tier->n_in_use;
 }
 
-/* That so many pages take, and *n_classes of them. */
-static uint64_t slabs_of(const kv_pool *pool, const uint64_t *need, uint32_t *n_classes)
+uint64_t kv_slabs_of(const kv_pool *pool, const uint64_t *need, uint32_t *n_classes)
 {
     uint64_t n_slabs = 0;
     *n_classes = 0;
@@ -474,25 +418,13 @@ static uint64_t slabs_of(const kv_pool *pool, const uint64_t *need, uint32_t *n_
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need)
 {
     uint32_t n_classes;
-    return slabs_of(pool, need, &n_classes) <= pool->tiers[KV_TIER_POOL].n;
+    return kv_slabs_of(pool, need, &n_classes) <= pool->tiers[KV_TIER_POOL].n;
 }
 
-bool kv_pool_could_spill(const kv_pool *pool, const uint64_t *need, bool with_file)
+uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class)
 {
-    uint32_t n_classes;
-    const uint64_t n_slabs = slabs_of(pool, need, &n_classes);
-    const uint64_t n_below =
-        (uint64_t)pool->tiers[KV_TIER_HOST].n + (with_file ? pool->tiers[KV_TIER_FILE].n : 0);
-    if (n_classes == 1) return n_slabs <= pool->tiers[KV_TIER_POOL].n + n_below;
-    /* Several classes: a slab of one that the pool cannot fill is of no use to the others, so the tiers
-     * must be able to hold it all, with a slab of every class that is begun in each of the two. */
-    return n_slabs + n_classes <= n_below;
-}
-
-bool kv_pool_is_full_below(const kv_pool *pool, bool with_file)
-{
-    const kv_tier_slabs *host = &pool->tiers[KV_TIER_HOST], *file = &pool->tiers[KV_TIER_FILE];
-    return host->n_in_use == host->n && (!with_file || file->n_in_use == file->n);
+    const uint64_t descriptor_bytes = pool->memory.used_bytes / pool->n_slabs;
+    return (pool->slab_bytes + descriptor_bytes) / pool->classes.pages_per_slab[page_class];
 }
 
 const kv_pages *kv_pool_pages(const kv_pool *pool)
@@ -528,40 +460,4 @@ kv_pool_counts kv_pool_count(const kv_pool *pool)
         .slots_live = pool->n_slots_live,
         .used_bytes = tier->used_bytes,
     };
-}
-
-kv_tier_counts kv_pool_count_tier(const kv_pool *pool, kv_tier which)
-{
-    const kv_tier_slabs *tier = &pool->tiers[which];
-    return (kv_tier_counts){
-        .budget_bytes = (uint64_t)tier->n * pool->slab_bytes,
-        .slab_bytes = (uint64_t)tier->n_in_use * pool->slab_bytes,
-        .n_pages = tier->n_held[0] + tier->n_held[1],
-        .used_bytes = tier->used_bytes,
-    };
-}
-
-/* ---- use ----------------------------------------------------------------------------------------- */
-
-void kv_pool_tick(kv_pool *pool)
-{
-    pool->now++;
-}
-
-uint32_t kv_pool_now(const kv_pool *pool)
-{
-    return pool->now;
-}
-
-void kv_pool_use(const kv_pool *pool, uint32_t page)
-{
-    /* Several workers may read one page: they all write the same. */
-    if (pool->pages.last_use != NULL)
-        atomic_store_explicit(&pool->pages.last_use[page], pool->now, memory_order_relaxed);
-}
-
-uint32_t kv_pool_last_use(const kv_pool *pool, uint32_t page)
-{
-    assert(pool->pages.last_use != NULL);
-    return atomic_load_explicit(&pool->pages.last_use[page], memory_order_relaxed);
 }

@@ -11,10 +11,7 @@
  * per field, indexed by id. Free pages and free slabs are linked through such arrays as well: nothing
  * here allocates after open. Under AddressSanitizer free pages are poisoned.
  *
- * Pages may also lie in lower tiers, which are budgets of their own in the same ids: host memory,
- * mapped like the pool, and a file, of which only the offsets are dealt out here (tier/tiers.h reads and
- * writes it). New pages are always the pool's. A page that is demoted or comes back is copied to a
- * twin in the other tier; everything that is known of it goes with it, and stays in memory.
+ * Pages may also lie in lower tiers: page_tiers.h. New ones are always the pool's.
  *
  * References are counted by kind of holder, since a page held by cached objects alone can be had
  * back. A page is freed when its last reference is dropped.
@@ -37,8 +34,6 @@ typedef struct kv_pool kv_pool;
 enum { KV_SLAB_BYTES = 64 * 1024 };
 
 typedef enum kv_holder { KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT, KV_N_HOLDERS } kv_holder;
-
-typedef enum kv_tier { KV_TIER_POOL, KV_TIER_HOST, KV_TIER_FILE, KV_N_TIERS } kv_tier;
 
 typedef struct kv_pool_config {
     uint64_t budget_bytes;
@@ -72,13 +67,6 @@ typedef struct kv_pool_counts {
     uint64_t used_bytes; /* of pages_used, each with its share of its slab */
 } kv_pool_counts;
 
-typedef struct kv_tier_counts {
-    uint64_t budget_bytes; /* whole slabs */
-    uint64_t slab_bytes;   /* slabs in use */
-    uint64_t n_pages;
-    uint64_t used_bytes; /* of pages that a sequence holds, in shares of slabs */
-} kv_tier_counts;
-
 /* ---- life cycle ---- */
 
 /* ERR_NO_MEMORY, or ERR_OVERFLOW if pages outnumber ids. */
@@ -99,32 +87,13 @@ void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
                   uint32_t owner);
 
-/* A page of the same class, slots, owner, positions and box in a tier, with one reference; its data is the
- * caller's to copy. KV_PAGE_NONE if the tier has no room. */
-uint32_t kv_pool_alloc_twin(kv_pool *pool, uint32_t page, kv_tier tier, kv_holder holder);
-
 uint8_t *kv_pool_data(const kv_pool *pool,
-                      uint32_t page); /* while held; never of the file's pages */
-uint64_t kv_pool_file_offset(const kv_pool *pool, uint32_t page); /* of a page of the file */
-kv_tier kv_pool_tier(const kv_pool *pool, uint32_t page);
+                      uint32_t page); /* while held; none in the file: page_tiers.h */
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page);
 size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page);
 uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page); /* NULL if there are none */
 
-/* Last use, for what is demoted first: a time that the owner lets tick, by page. Kept only if there are
- * lower tiers. Any worker may note a use. */
-void kv_pool_tick(kv_pool *pool);
-uint32_t kv_pool_now(const kv_pool *pool);
-void kv_pool_use(const kv_pool *pool, uint32_t page);
-uint32_t kv_pool_last_use(const kv_pool *pool, uint32_t page);
-
 /* ---- queries ---- */
-
-bool kv_pool_has_tiers(const kv_pool *pool);
-uint32_t kv_pool_n_pages(const kv_pool *pool);                  /* ids are below this */
-uint32_t kv_pool_first_page(const kv_pool *pool, kv_tier tier); /* no id of the tier is below */
-size_t kv_pool_page_bytes_max(const kv_pool *pool);
-uint64_t kv_pool_slab_bytes(const kv_pool *pool);
 
 /* Bytes of the smallest budget that could hold need[c] pages of every class c. */
 uint64_t kv_pool_least_bytes(const kv_pool_config *config, const uint64_t *need);
@@ -132,13 +101,12 @@ uint64_t kv_pool_least_bytes(const kv_pool_config *config, const uint64_t *need)
 /* Could need[c] more pages of every class c be allocated now? In an empty pool? */
 bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need);
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
-/* The same of an empty pool and its lower tiers together, if any page may leave. */
-bool kv_pool_could_spill(const kv_pool *pool, const uint64_t *need, bool with_file);
-bool kv_pool_is_full_below(const kv_pool *pool, bool with_file); /* no slab is left in the tiers */
+
+/* A page's part of its slab, and of the slab's descriptors and boxes. */
+uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class);
 
 const kv_pages *kv_pool_pages(const kv_pool *pool);
 kv_pool_counts kv_pool_count(const kv_pool *pool);
-kv_tier_counts kv_pool_count_tier(const kv_pool *pool, kv_tier tier);
 
 /* Checking: begin, tell every reference that is known, end. The end also walks slabs and free lists,
  * and is false if anything disagrees. No allocation. */

@@ -1,4 +1,5 @@
-/* kvcache/page_pool_state.h - the struct behind page_pool.h; for page_pool.c and page_pool_check.c.
+/* kvcache/page_pool_state.h - the struct behind page_pool.h; for page_pool.c, page_tiers.c and
+ * page_pool_check.c.
  *
  * Slabs are numbered through all tiers, so that a page's id says where it lies and every array over
  * pages is one array:
@@ -7,7 +8,7 @@
 #ifndef KVCACHE_PAGE_POOL_STATE_H
 #define KVCACHE_PAGE_POOL_STATE_H
 
-#include "kvcache/page_pool.h"
+#include "kvcache/page_tiers.h"
 
 #include "base/arena.h"
 #include "base/check.h"
@@ -70,6 +71,13 @@ static inline kv_tier kv_tier_of_slab(const kv_pool *pool, uint32_t slab)
     if (slab < pool->tiers[KV_TIER_HOST].first) return KV_TIER_POOL;
     return slab < pool->tiers[KV_TIER_FILE].first ? KV_TIER_HOST : KV_TIER_FILE;
 }
+
+/* ---- page_pool.c ---- */
+
+uint32_t kv_slab_of(const kv_pool *pool, uint32_t page);
+uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_holder holder);
+/* The slabs that so many pages take, and *n_classes of them. */
+uint64_t kv_slabs_of(const kv_pool *pool, const uint64_t *need, uint32_t *n_classes);
 
 static inline bool kv_page_is_held(const kv_pool *pool, uint32_t page)
 {

@@ -18,7 +18,7 @@
 #ifndef KVCACHE_TIER_TIERS_H
 #define KVCACHE_TIER_TIERS_H
 
-#include "kvcache/page_pool.h"
+#include "kvcache/page_tiers.h"
 #include "kvcache/tier/tier_file.h"
 
 typedef struct kv_tiers kv_tiers;

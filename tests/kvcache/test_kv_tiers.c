@@ -1,5 +1,6 @@
 /* tests/kvcache/test_kv_tiers.c - promises of a cache whose pages leave the pool: the same bits wherever they
  * lie, nothing wrong when the disk fails, nothing left behind. */
+#include "kvcache/kv_map.h"
 #include "tests/kvcache/bad_disk.h"
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
@@ -143,6 +144,30 @@ START_TEST(pages_that_are_not_chosen_are_not_read)
         close_all(f, seqs);
     }
     ck_assert_uint_lt(read_bytes[1], read_bytes[0] * 6 / 10); /* 0.3 of the pages are chosen */
+}
+END_TEST
+
+START_TEST(the_map_shows_where_every_page_lies)
+{
+    fake_seq seqs[N_SEQS];
+    uint64_t n_pages[KV_N_TIERS] = {0};
+    fake *f = open_split("none", "full", (split){6, 2, 40});
+    run_all(f, seqs);
+    for (uint32_t i = 0; i < N_SEQS; i++) {
+        kv_map *map;
+        const kv_map_query query = {.seq = seqs[i].seq->id};
+        ck_assert_int_eq(kv_map_open(f->cache, &query, &map), ERR_OK);
+        kv_map_take(f->cache, map);
+        for (uint32_t r = 0; r < map->n_runs; r++)
+            n_pages[map->runs[r].tier] += map->runs[r].n_blocks;
+        kv_map_close(map);
+    }
+    const kv_stats stats = fake_stats(f);
+    ck_assert_uint_gt(stats.host_pages, 0);
+    ck_assert_uint_eq(n_pages[KV_TIER_POOL], stats.pages_used);
+    ck_assert_uint_eq(n_pages[KV_TIER_HOST], stats.host_pages);
+    ck_assert_uint_eq(n_pages[KV_TIER_FILE], stats.disk_pages);
+    close_all(f, seqs);
 }
 END_TEST
 
@@ -303,7 +328,7 @@ static void check_long(const char *codec, split s)
     fake_seq_close(f, &seq, true);
     seq = fake_seq_open(f, ids);
     ck_assert_uint_gt(kv_seq_take_prefix(seq.seq, seq.tokens, 200), 190);
-    if (!kv_cache_is_exact(f->cache)) { /* a prefix was encoded earlier than this one would be */
+    if (!f->cache->methods.is_exact) { /* a prefix was encoded earlier than this one would be */
         fake_seq_close(f, &seq, false);
         seq = fake_seq_open(f, ids);
     }
@@ -506,6 +531,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(every_codec_has_the_same_bits_in_every_tier, 250),
     TEST_CASE_SECONDS(every_routing_has_the_same_bits_in_every_tier, 250),
     TEST_CASE_SECONDS(pages_that_are_not_chosen_are_not_read, 250),
+    TEST_CASE_SECONDS(the_map_shows_where_every_page_lies, 120),
     TEST_CASE_SECONDS(cached_prefixes_are_demoted_before_they_are_given_up, 120),
     TEST_CASE_SECONDS(full_tiers_give_up_the_oldest_prefix, 120),
     TEST_CASE_SECONDS(a_hit_brings_pages_back_if_there_is_room, 120),
