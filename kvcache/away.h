@@ -25,7 +25,9 @@ static inline uint8_t *kv_landing(const kv_cache *cache, uint32_t worker)
 bool kv_source_is_sound(const kv_cache *cache, const kv_prefix_source *source, uint32_t n_tokens);
 
 /* Starts reading what the step's rows will read of this layer from the file: everything, or under a
- * routing that chooses, what was chosen in the last step. */
+ * routing that chooses, what was chosen in the last step. Inside a step this is a system call for each row
+ * of neighbours in the file: without it, every page would be waited for when attention comes to it, and
+ * the layer before would be computed beside an idle disk. */
 void kv_hint_layer(const kv_cache *cache, uint32_t layer);
 
 #endif

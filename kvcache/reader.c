@@ -491,7 +491,7 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     loop.n_tiles = cut_tiles(cache, shape, &work);
     const size_t n_jobs = (size_t)loop.n_tiles * shape->n_kv_heads;
     const bool is_small = work * shape->n_kv_heads < SERIAL_WORK_MAX;
-    kv_hint_layer(cache, args->layer + 1);
+    kv_hint_layer(cache, args->layer + 1); /* a call that starts reading and does not wait for it */
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
     gather_misses(cache, shape->n_kv_heads);
 }
