@@ -51,7 +51,7 @@ static uint64_t next_change(const kv_seq *seq)
 
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 {
-    if (seq->methods.codec->is_exact) return UINT32_MAX;
+    if (seq->methods.codec->is_exact && !seq->methods.policy.evicts) return UINT32_MAX;
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
@@ -64,15 +64,14 @@ attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch)
                kv_pool_pages(cache->pool)->n_slots[page], scratch);
 }
 
-void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page,
-                       uint32_t worker)
+void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t page, uint32_t worker)
 {
     if (!cache->has_boxes) return;
     const attn_span span =
         kv_page_load(cache, page, cache->decoded + worker * cache->decoded_bytes);
     const kv_box_keys keys = {.spans = &span,
                               .n_spans = 1,
-                              .n_left_out = block == 0 ? cache->sink_tokens : 0,
+                              .n_left_out = kv_page_sinks(cache, page),
                               .is_rounded = kv_is_coded_page(cache, page)};
     kv_box_write(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
 }
@@ -90,9 +89,14 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
     const kv_cache *cache = seq->cache;
     const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
+        uint64_t *need = &cache->need[kv_coded_class(cache, &seq->methods, l)];
         for (uint32_t b = first_to_encode(seq); b < end; b++) {
-            if (kv_block_passed(cache, l, b, goal->length)) continue; /* freed before */
-            cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
+            if (!seq->is_thinned && kv_block_passed(cache, l, b, goal->length))
+                continue; /* freed before */
+            for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+                const uint32_t page = kv_table_page(&seq->table, kv_list(cache, l, h, 0), b);
+                *need += page != KV_PAGE_NONE && !kv_is_coded_page(cache, page);
+            }
         }
     }
 }
@@ -118,7 +122,7 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
                                    .n_spans = 1,
                                    .page = kv_pool_data(cache->pool, sealing->to)};
         kv_codec_of(cache, sealing->to)->seal(&args);
-        kv_page_box_write(cache, sealing->layer, sealing->block, sealing->to, worker);
+        kv_page_box_write(cache, sealing->layer, sealing->to, worker);
     }
 }
 
@@ -130,7 +134,7 @@ static void seal_all(kv_cache *cache, uint32_t n)
 }
 
 /* The table sees the new page from now on, with the slots that it saw of the old one. */
-static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32_t block)
+static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry)
 {
     kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
@@ -138,11 +142,11 @@ static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32
     const uint32_t to = kv_pool_alloc_page(cache->pool, kv_coded_class(cache, &seq->methods, layer),
                                            KV_HELD_BY_SEQ);
     assert(to != KV_PAGE_NONE);
-    kv_pool_fill(cache->pool, to, block * cache->page_tokens, pages->n_slots[from],
-                 pages->owner[from]);
+    kv_pool_rewrite(cache->pool, to, pages->positions + (size_t)from * cache->page_tokens,
+                    pages->n_slots[from], pages->owner[from]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
-    return (kv_sealing){layer, block, from, to};
+    return (kv_sealing){layer, from, to};
 }
 
 void kv_encode(kv_seq *seq, uint32_t end)
@@ -156,7 +160,7 @@ void kv_encode(kv_seq *seq, uint32_t end)
                 const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
                 const uint32_t page = seq->table.page[entry];
                 if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
-                cache->sealings[n++] = replace_page(seq, l, entry, b);
+                cache->sealings[n++] = replace_page(seq, l, entry);
                 if (n < KV_SEALING_MAX) continue;
                 seal_all(cache, n);
                 n = 0;

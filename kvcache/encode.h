@@ -14,7 +14,10 @@
  * A page says by its size class which of the two it is, and tables mix them freely. A raw page is
  * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
  * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
- * one section. */
+ * one section.
+ *
+ * Of a sequence that evicts entries all pages are raw until the next step begins: first it is chosen
+ * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h). */
 #ifndef KVCACHE_ENCODE_H
 #define KVCACHE_ENCODE_H
 
@@ -24,7 +27,7 @@ enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
 /* One raw page on its way. */
 typedef struct kv_sealing {
-    uint32_t layer, block;
+    uint32_t layer;
     uint32_t from, to;
 } kv_sealing;
 
@@ -60,9 +63,17 @@ static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
  * must be. */
 attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch);
 
+/* Slots of the page, from the first, that hold sinks: the sequence reads those from its ring. */
+static inline uint32_t kv_page_sinks(const kv_cache *cache, uint32_t page)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t n_slots = pages->n_slots[page], n_sinks = cache->sink_tokens;
+    if (pages->positions[(size_t)page * cache->page_tokens] != 0) return 0;
+    return n_sinks < n_slots ? n_sinks : n_slots;
+}
+
 /* Writes the box of a sealed page, from what attention reads; nothing if no routing asks for boxes. */
-void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page,
-                       uint32_t worker);
+void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t page, uint32_t worker);
 
 /* What a sequence is to have in pages when it holds `length` tokens. */
 typedef struct kv_goal {

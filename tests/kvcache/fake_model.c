@@ -32,6 +32,7 @@ kv_config fake_defaults(void)
                        .sink_tokens = 2,
                        .prefix_caching = true,
                        .n_shards = 1,
+                       .budget = 1,
                        .routing = (char *)(uintptr_t) "full",
                        .scheduling = (char *)(uintptr_t) "none",
                        .placement = (char *)(uintptr_t) "block",
@@ -190,7 +191,13 @@ static void run_layer(fake *f, uint32_t l, const fake_token *batch, uint32_t n_t
     }
     const kv_append_args append = {.layer = l, .k = f->k, .v = layer->v_in_k ? NULL : f->v};
     kv_append(f->cache, &append);
-    const kv_attend_args attend = {.layer = l, .q = f->q, .out = f->out};
+    /* No rotation: queries are the same before it. They may lie where the output will. */
+    if (kv_cache_wants_q_nope(f->cache))
+        memcpy(f->out, f->q, (size_t)n_tokens * layer->n_heads * layer->k_dim * sizeof *f->q);
+    const kv_attend_args attend = {.layer = l,
+                                   .q = f->q,
+                                   .q_nope = kv_cache_wants_q_nope(f->cache) ? f->out : NULL,
+                                   .out = f->out};
     kv_attend(f->cache, &attend);
     if (layer->has_router) kv_note_experts(f->cache, l, f->experts, 1);
 }
