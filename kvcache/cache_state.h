@@ -34,6 +34,7 @@
 #include "kvcache/reader.h"
 #include "kvcache/recent_ring.h"
 #include "kvcache/stats_board.h"
+#include "kvcache/step_state.h"
 
 enum { KV_CODECS_MAX = 16 };
 #define KV_CLASS_NONE UINT32_MAX
@@ -61,23 +62,6 @@ struct kv_seq {
     kv_ring *ring;        /* NULL while closed */
     kv_observed observed; /* what its scorer needs beside the entries */
 };
-
-/* Entries of the step's tokens, until its end. */
-typedef struct kv_staging {
-    kv_strips strips; /* n_step_tokens_max slots each: token t of the batch at slot t */
-    uint8_t *bytes;
-    uint16_t *expert; /* [n_layers][n_step_tokens_max] */
-    size_t total_bytes;
-} kv_staging;
-
-typedef struct kv_step {
-    bool is_open;
-    kv_row *rows; /* [n_seqs_max]; n_rows valid */
-    uint32_t n_rows;
-    uint32_t n_tokens;
-    uint32_t n_appended; /* layers whose keys and values have come */
-    bool *has_experts;   /* [n_layers]: kv_note_experts was called */
-} kv_step;
 
 struct kv_cache {
     dev *d;

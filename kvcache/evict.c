@@ -191,11 +191,17 @@ static void list_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
         kv_view_list(loop->seq, loop->layer, (uint32_t)h, head_view(loop, h));
 }
 
-/* Last use and number of uses of every entry's page. Appending is a use. */
+/* Last use and number of uses of every entry's page, by decode queries. Appending is a use. Where routing
+ * leaves nothing out, every query behind the prompt uses everything, and nothing had to be noted. */
 static void list_uses(const kv_seq *seq, uint32_t list, kv_head_view *view)
 {
+    const uint32_t n_prompt = seq->n_prompt_tokens;
     for (uint32_t i = 0; i < view->n; i++) {
-        kv_uses uses = {.last_use = view->positions[i]};
+        const uint32_t position = view->positions[i];
+        const uint32_t first = position < n_prompt ? n_prompt : position + 1;
+        kv_uses uses = {.last_use = position};
+        if (seq->methods.reads_all && first < seq->length)
+            uses = (kv_uses){.last_use = seq->length - 1, .n_uses = seq->length - first};
         if (view->entry[i] != KV_ENTRY_NONE)
             kv_uses_join(&uses, kv_observed_uses(seq, list, view->entry[i]));
         view->last_use[i] = uses.last_use;
@@ -207,7 +213,7 @@ static void list_uses(const kv_seq *seq, uint32_t list, kv_head_view *view)
 static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_worker *worker)
 {
     const kv_seq *seq = loop->seq;
-    const uint32_t needs = seq->observed.needs;
+    const uint32_t needs = seq->methods.policy.scorer->needs;
     kv_head_view *view = head_view(loop, args->head);
     if ((needs & KV_SCORE_QUERIES) != 0) {
         kv_observed_queries(seq, args->layer, args->head, worker->queries, worker->query_positions);

@@ -69,6 +69,7 @@ err_t kv_observed_open(kv_seq *seq)
     if (!policy->evicts) return ERR_OK;
     const kv_observers *all = &cache->observers;
     o->needs = policy->scorer->needs;
+    if (seq->methods.reads_all) o->needs &= ~(uint32_t)KV_SCORE_USES;
     if ((o->needs & KV_SCORE_QUERIES) != 0) {
         const size_t row_bytes = all->first_query[cache->n_layers] * sizeof(float);
         o->window = policy->scorer->n_queries;

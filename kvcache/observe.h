@@ -5,7 +5,8 @@
  *             doubles, added in position order, so that the cut of the prompt changes no bit
  *   mass      for every position the attention that it got, a mean over the heads of its group summed
  *             over the queries in their order (dev_ops.attend_mass: a second pass over the keys)
- *   uses      of pages: the position of the last decode query that read it, and how many did
+ *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
+ *             if routing leaves pages out
  *
  * A sequence has what its scorer asks for, allocated when it opens and when its table grows. What a step
  * adds goes to a second copy that takes the place of the first when the step ends: an aborted step

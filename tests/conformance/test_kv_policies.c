@@ -16,7 +16,7 @@ enum { PROMPT = 110, TOKENS = 160, SECTION = 48, D_MODEL = 24 };
 
 static const fake_ids IDS = {.seed = 3, .n_prompt = PROMPT};
 
-static const char *const suffixes[] = {"",         "+uniform", "+adakv",
+static const char *const suffixes[] = {"",         "+uniform",       "+adakv",
                                        "+pyramid", "+duo_attention", "+pyramid+adakv"};
 static const char *const codecs[] = {"none", "int8", "int4"};
 static const double budgets[] = {0.5, 0.2, 40};
@@ -90,8 +90,8 @@ static void for_each_policy(void (*check)(const char *policy, uint32_t i))
             kv_policy policy;
             snprintf(name, sizeof name, "%s%s", kv_scorers[s]->name, suffixes[a]);
             const err_t err = kv_policy_parse(name, 0.5, &policy, NULL);
-            ck_assert_int_eq(err != ERR_OK, kv_scorers[s]->over_heads && policy.heads == NULL &&
-                                                a > 0 && a != 3);
+            ck_assert_int_eq(err != ERR_OK,
+                             kv_scorers[s]->over_heads && policy.heads == NULL && a > 0 && a != 3);
             if (err == ERR_OK) check(name, i++);
         }
     }
@@ -122,7 +122,8 @@ static void check_layer(const fake *f, const kv_seq *seq, uint32_t l, uint32_t s
     for (uint32_t h = 0; h < n_heads; h++) {
         const uint32_t list = kv_list(cache, l, h, 0);
         n_live += seq->table.n_live[list];
-        n_live += n_seen(f, seq, l, 0, cache->sink_tokens) + n_seen(f, seq, l, in_pages, seq->length);
+        n_live +=
+            n_seen(f, seq, l, 0, cache->sink_tokens) + n_seen(f, seq, l, in_pages, seq->length);
         uint32_t n_pages_of_head = 0;
         for (uint32_t b = 0; b < seq->n_blocks; b++)
             n_pages_of_head += kv_table_page(&seq->table, list, b) != KV_PAGE_NONE;
@@ -268,9 +269,8 @@ static void check_crowd(const char *policy, uint32_t i)
         uint32_t n_rows = 0, n_tokens[3];
         for (uint32_t k = 0; k < 3; k++) {
             const uint32_t length = kv_seq_length(seqs[k].seq), left = TOKENS - length;
-            const uint32_t most =
-                (uint32_t)min_size(length >= seqs[k].n_prompt ? 1 : 5 + 9 * k,
-                                   kv_seq_step_tokens_max(seqs[k].seq));
+            const uint32_t most = (uint32_t)min_size(length >= seqs[k].n_prompt ? 1 : 5 + 9 * k,
+                                                     kv_seq_step_tokens_max(seqs[k].seq));
             if (left == 0) continue;
             n_tokens[n_rows] = most < left ? most : left;
             rows[n_rows++] = &seqs[k];
@@ -350,6 +350,50 @@ START_TEST(shares_are_rounded_as_published_methods_round)
 }
 END_TEST
 
+/* ---- quest --------------------------------------------------------------------------------------- */
+
+START_TEST(quest_is_routing_by_its_budget)
+{
+    kv_methods methods;
+    kv_config config = fake_defaults();
+    err_info info = {0};
+    config.scheduling = (char *)(uintptr_t) "quest";
+    config.budget = 0.3;
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_str_eq(methods.routing->name, "topk");
+    ck_assert_double_eq(methods.route.k, 0.3);
+    ck_assert(!methods.policy.evicts && !methods.is_exact && !methods.reads_all);
+    config.budget = 33; /* pages of 4 */
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_double_eq(methods.route.k, 8);
+    config.budget = 1;
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert(methods.is_exact);
+    config.budget = 0.5;
+    config.routing = (char *)(uintptr_t) "certified";
+    config.routing_eps = 0.1;
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, &info), ERR_BAD_CONFIG);
+    ck_assert_str_eq(info.message,
+                     "kv-scheduling: quest chooses pages, and so does kv-routing: certified");
+}
+END_TEST
+
+START_TEST(a_cache_says_what_it_keeps_for_no_scorer)
+{
+    fake_options options = options_of("none", 0.5);
+    options.config.scheduling = (char *)(uintptr_t) "knorm";
+    fake *f = fake_open(&options);
+    kv_config config = options.config;
+    kv_methods methods;
+    err_info info = {0};
+    config.scheduling = (char *)(uintptr_t) "h2o";
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_int_eq(kv_cache_check_methods(f->cache, &methods, &info), ERR_UNSUPPORTED);
+    ck_assert_str_eq(info.message, "kv-scheduling: the cache keeps nothing for h2o");
+    fake_close(f);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(no_policy_exceeds_its_budget_or_leaves_a_page_behind, 250),
     TEST_CASE_SECONDS(a_budget_for_everything_has_the_bits_of_none, 250),
@@ -358,5 +402,7 @@ const test_case test_cases[] = {
     TEST_CASE(what_makes_no_policy_is_said),
     TEST_CASE(short_names_are_what_they_stand_for),
     TEST_CASE(shares_are_rounded_as_published_methods_round),
+    TEST_CASE(quest_is_routing_by_its_budget),
+    TEST_CASE(a_cache_says_what_it_keeps_for_no_scorer),
     TEST_CASES_END,
 };

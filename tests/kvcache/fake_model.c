@@ -179,7 +179,8 @@ static void run_layer(fake *f, uint32_t l, const fake_token *batch, uint32_t n_t
     for (uint32_t t = 0; t < n_tokens; t++) {
         const uint32_t p = batch[t].position, id = batch[t].s->tokens[p];
         for (uint32_t h = 0; h < layer->n_heads; h++)
-            fake_fill(FAKE_QUERY, l, h, id, p, layer->k_dim, f->q + (t * layer->n_heads + h) * layer->k_dim);
+            fake_fill(FAKE_QUERY, l, h, id, p, layer->k_dim,
+                      f->q + (t * layer->n_heads + h) * layer->k_dim);
         for (uint32_t h = 0; h < layer->n_kv_heads; h++) {
             const size_t row = (size_t)t * layer->n_kv_heads + h;
             fake_fill(FAKE_KEY, l, h, id, p, layer->k_dim, f->k + row * layer->k_dim);

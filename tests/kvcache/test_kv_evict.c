@@ -93,7 +93,8 @@ typedef struct plain {
     uint32_t positions[N_MAX];
 } plain;
 
-static void load_plain(const kv_score_view *view, uint32_t first, uint32_t count, float *k, float *v)
+static void load_plain(const kv_score_view *view, uint32_t first, uint32_t count, float *k,
+                       float *v)
 {
     const plain *from = view->ctx;
     const kv_layer_shape *layer = &from->o->f->layers[from->layer];
@@ -130,8 +131,8 @@ static void find_stats(const oracle *o, kv_score_args *args, float *mean, float 
         double m[64] = {0}, c[64 * 64] = {0};
         for (uint32_t pass = 0; pass < 2; pass++) {
             for (uint32_t p = 4; p < end; p++) {
-                fake_fill(FAKE_QUERY, args->layer, args->head * args->group + g, o->s->tokens[p],
-                          p, dim, q);
+                fake_fill(FAKE_QUERY, args->layer, args->head * args->group + g, o->s->tokens[p], p,
+                          dim, q);
                 for (uint32_t r = 0; r < dim && pass == 0; r++)
                     m[r] += (double)q[r] / (end - 4);
                 for (uint32_t r = 0; r < dim * dim && pass == 1; r++)
@@ -260,7 +261,8 @@ static void compare_entries(const oracle *o)
                     ck_abort_msg("layer %u head %u position %u is missing at %u", l, h, p,
                                  seq->length);
                 if (is_live[p] && !keeps(o, key, seq->length))
-                    ck_abort_msg("layer %u head %u position %u is left at %u", l, h, p, seq->length);
+                    ck_abort_msg("layer %u head %u position %u is left at %u", l, h, p,
+                                 seq->length);
             }
         }
     }
@@ -294,10 +296,9 @@ static void follow(const char *policy, double budget)
 
 START_TEST(what_stays_is_what_a_slow_reference_keeps)
 {
-    static const char *const policies[] = {"streaming_llm", "random",
-                                           "knorm",         "snapkv",
-                                           "h2o",           "expected_attention",
-                                           "keydiff",       "observed_attention"};
+    static const char *const policies[] = {
+        "streaming_llm",     "random", "knorm", "snapkv", "h2o", "expected_attention", "keydiff",
+        "observed_attention"};
     for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
         follow(policies[i], 0.4);
         follow(policies[i], 48);
@@ -382,7 +383,8 @@ START_TEST(policies_do_not_share_prefixes)
     kv_seq_share_prompt(source.seq, source.tokens, 56);
     for (uint32_t i = 0; i < 3; i++) {
         kv_seq *seq;
-        const kv_seq_options seq_options = {.methods = &others[i], .salt = "", .n_prompt_tokens = 56};
+        const kv_seq_options seq_options = {
+            .methods = &others[i], .salt = "", .n_prompt_tokens = 56};
         ck_assert_int_eq(kv_seq_open(f->cache, &seq_options, &seq), ERR_OK);
         ck_assert_uint_eq(kv_seq_take_prefix(seq, source.tokens, 56), i == 0 ? 40 : 0);
         kv_seq_close(seq, NULL);
@@ -512,8 +514,8 @@ START_TEST(an_aborted_step_leaves_no_trace)
                 for (size_t k = 0; k < n_floats; k++)
                     f->q[k] = f->k[k] = f->v[k] = (float)(k % 7) - 3;
                 kv_append(f->cache, &(kv_append_args){.layer = l, .k = f->k, .v = f->v});
-                kv_attend(f->cache, &(kv_attend_args){
-                                        .layer = l, .q = f->q, .q_nope = f->q, .out = f->out});
+                kv_attend(f->cache,
+                          &(kv_attend_args){.layer = l, .q = f->q, .q_nope = f->q, .out = f->out});
             }
             kv_step_abort(f->cache);
             fake_check(f);
@@ -544,57 +546,14 @@ START_TEST(scorers_of_pages_evict_whole_pages)
         for (uint32_t b = 0; b < s.seq->n_blocks; b++) {
             const size_t entry = kv_table_entry(&s.seq->table, kv_list(f->cache, 0, h, 0), b);
             const uint64_t live = s.seq->table.live[entry];
-            const uint64_t all = kv_slot_mask(page_tokens) &
-                                 ~kv_slot_mask(b == 0 ? f->cache->sink_tokens : 0);
+            const uint64_t all =
+                kv_slot_mask(page_tokens) & ~kv_slot_mask(b == 0 ? f->cache->sink_tokens : 0);
             ck_assert(live == 0 || live == all);
             n_gone += live == 0;
         }
     }
     ck_assert_uint_gt(n_gone, 10);
     fake_seq_close(f, &s, false);
-    fake_close(f);
-}
-END_TEST
-
-/* ---- quest --------------------------------------------------------------------------------------- */
-
-START_TEST(quest_is_routing_by_its_budget)
-{
-    kv_methods methods;
-    kv_config config = fake_defaults();
-    err_info info = {0};
-    config.scheduling = text("quest");
-    config.budget = 0.3;
-    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
-    ck_assert_str_eq(methods.routing->name, "topk");
-    ck_assert_double_eq(methods.route.k, 0.3);
-    ck_assert(!methods.policy.evicts && !methods.is_exact && !methods.reads_all);
-    config.budget = 33; /* pages of 4 */
-    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
-    ck_assert_double_eq(methods.route.k, 8);
-    config.budget = 1;
-    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
-    ck_assert(methods.is_exact);
-    config.budget = 0.5;
-    config.routing = text("certified");
-    config.routing_eps = 0.1;
-    ck_assert_int_eq(kv_methods_resolve(&config, &methods, &info), ERR_BAD_CONFIG);
-    ck_assert_str_eq(info.message,
-                     "kv-scheduling: quest chooses pages, and so does kv-routing: certified");
-}
-END_TEST
-
-START_TEST(a_cache_says_what_it_keeps_for_no_scorer)
-{
-    const fake_options options = options_of("knorm", 0.5, "none");
-    fake *f = fake_open(&options);
-    kv_config config = options.config;
-    kv_methods methods;
-    err_info info = {0};
-    config.scheduling = text("h2o");
-    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
-    ck_assert_int_eq(kv_cache_check_methods(f->cache, &methods, &info), ERR_UNSUPPORTED);
-    ck_assert_str_eq(info.message, "kv-scheduling: the cache keeps nothing for h2o");
     fake_close(f);
 }
 END_TEST
@@ -609,7 +568,5 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(what_could_fit_does_fit, 250),
     TEST_CASE_SECONDS(an_aborted_step_leaves_no_trace, 250),
     TEST_CASE(scorers_of_pages_evict_whole_pages),
-    TEST_CASE(quest_is_routing_by_its_budget),
-    TEST_CASE(a_cache_says_what_it_keeps_for_no_scorer),
     TEST_CASES_END,
 };

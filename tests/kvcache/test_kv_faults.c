@@ -64,7 +64,7 @@ static kv_config with_boxes(void)
     return config;
 }
 
-/* Room for whatever a request may bring; the cache's own sequences evict. */
+/* What this policy needs beside them. */
 static kv_config evicting(const char *policy)
 {
     kv_config config = with_boxes();
