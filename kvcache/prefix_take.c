@@ -99,7 +99,7 @@ static void take_all(const take *t)
         kv_runs_write(t->seq, l, 0, t->n_blocks);
         take_experts(t, l);
     }
-    t->seq->length = t->n_tokens;
+    t->seq->length = t->seq->observed.first = t->n_tokens;
     t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
     t->seq->n_coded = kv_encode_taken(t->seq);
     t->seq->is_taken = true;
