@@ -17,11 +17,11 @@ const uint8_t *kv_seq_read_page(kv_seq *seq, uint32_t page, uint8_t *landing)
     return landing;
 }
 
-attn_span kv_seq_load_page(kv_seq *seq, const kv_page_place *at, uint32_t n_slots)
+attn_span kv_seq_load_page(kv_seq *seq, const kv_page_place *at, uint32_t n_slots, uint32_t worker)
 {
     const kv_cache *cache = seq->cache;
-    const uint8_t *data = kv_seq_read_page(seq, at->page, kv_landing(cache, 0));
-    return kv_page_decode(cache, at, data, n_slots, cache->decoded);
+    const uint8_t *data = kv_seq_read_page(seq, at->page, kv_landing(cache, worker));
+    return kv_page_decode(cache, at, data, n_slots, cache->decoded + worker * cache->decoded_bytes);
 }
 
 bool kv_seq_is_lost(const kv_seq *seq)

@@ -7,13 +7,14 @@
 #define KVCACHE_AWAY_H
 
 #include "kvcache/encode.h"
+#include "kvcache/kv_lost.h"
 
 /* The bytes of a page that the sequence sees: in place, or at `landing` (of cache->landing_bytes). Any
  * worker. */
 const uint8_t *kv_seq_read_page(kv_seq *seq, uint32_t page, uint8_t *landing);
 
-/* Slots [0, n_slots) of a sealed page in the cache type. The owner; valid until it loads another. */
-attn_span kv_seq_load_page(kv_seq *seq, const kv_page_place *at, uint32_t n_slots);
+/* Slots [0, n_slots) of a sealed page in the cache type, in place or in a worker's scratch. */
+attn_span kv_seq_load_page(kv_seq *seq, const kv_page_place *at, uint32_t n_slots, uint32_t worker);
 
 /* Where worker w lets a page land that is not in memory. */
 static inline uint8_t *kv_landing(const kv_cache *cache, uint32_t worker)

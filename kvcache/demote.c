@@ -97,7 +97,8 @@ static bool demote_seqs(kv_cache *cache)
     for (;;) {
         uint32_t n = 0, n_moved = 0;
         for (uint32_t s = 0; s < cache->limits.n_seqs_max; s++) {
-            if (cache->seqs[s].is_open) list_victims(cache, &cache->seqs[s], &n);
+            kv_seq *seq = &cache->seqs[s];
+            if (seq->is_open && !seq->methods.policy.evicts) list_victims(cache, seq, &n);
         }
         for (uint32_t i = 0; i < n; i++) {
             const kv_victim *victim = &cache->victims[i];
@@ -109,6 +110,12 @@ static bool demote_seqs(kv_cache *cache)
         }
         if (n_moved == 0) return false;
     }
+}
+
+bool kv_may_demote(const kv_cache *cache)
+{
+    return cache->tiers != NULL &&
+           !kv_pool_is_full_below(cache->pool, !kv_tiers_count(cache->tiers).is_off);
 }
 
 bool kv_demote_until_room(kv_cache *cache)

@@ -7,7 +7,8 @@
  *      positions of everybody, and those of sequences that do not run, first.
  * Only pages with one holder move, since his table alone has to learn the new id. Sinks and the recent
  * window are in the ring, open pages have no entries yet, and raw pages that will be encoded stay, so
- * none of these ever leaves.
+ * none of these ever leaves. Nor do those of sequences that evict: they are scored and packed again and
+ * again (compact.h), and become fewer instead.
  *
  * Up, while an eighth of the pool is free: what the sequences of a step read, and what a new sequence takes
  * from a cached prefix. The gap between the two rules keeps pages from going round in circles.
@@ -26,6 +27,9 @@ typedef struct kv_victim {
     kv_seq *seq;
     uint32_t list, block;
 } kv_victim;
+
+/* Are there tiers, with a slab to spare? */
+bool kv_may_demote(const kv_cache *cache);
 
 /* Demotes until cache->need fits; false if what may leave has left, or the tiers are full. */
 bool kv_demote_until_room(kv_cache *cache);

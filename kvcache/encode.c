@@ -52,7 +52,7 @@ static uint64_t next_change(const kv_seq *seq)
 
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 {
-    if (seq->methods.codec->is_exact) return UINT32_MAX;
+    if (seq->methods.codec->is_exact && !seq->methods.policy.evicts) return UINT32_MAX;
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
@@ -76,33 +76,37 @@ attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t 
     return kv_page_decode(cache, at, kv_pool_data(cache->pool, at->page), n_slots, scratch);
 }
 
-/* From what attention reads; nothing if no routing asks for boxes. */
-static void write_box(const kv_cache *cache, const kv_page_place *at, uint32_t block,
-                      uint32_t worker)
+void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker)
 {
     if (!cache->has_boxes) return;
     const attn_span span = kv_page_load(cache, at, kv_pool_pages(cache->pool)->n_slots[at->page],
                                         cache->decoded + worker * cache->decoded_bytes);
     const kv_box_keys keys = {.spans = &span,
                               .n_spans = 1,
-                              .n_left_out = block == 0 ? cache->sink_tokens : 0,
+                              .n_left_out = kv_page_sinks(cache, at->page),
                               .is_rounded = kv_is_coded_page(cache, at->page)};
     kv_box_write(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
 }
 
-void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const kv_page_entries *entries,
-                  uint32_t worker)
+void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                   uint32_t n_spans)
 {
     const kv_seal_args args = {
         .layout = kv_layout_of(cache, at->page),
-        .spans = entries->spans,
-        .n_spans = entries->n_spans,
+        .spans = spans,
+        .n_spans = n_spans,
         .page = kv_pool_data(cache->pool, at->page),
         .v_weight = kv_value_weight(cache, at->layer, at->head),
         .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head),
     };
     kv_codec_of(cache, at->page)->seal(&args);
-    write_box(cache, at, entries->block, worker);
+}
+
+void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                  uint32_t n_spans, uint32_t worker)
+{
+    kv_page_write(cache, at, spans, n_spans);
+    kv_page_box_write(cache, at, worker);
 }
 
 /* ---- encoding ------------------------------------------------------------------------------------ */
@@ -118,9 +122,14 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
     const kv_cache *cache = seq->cache;
     const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
+        uint64_t *need = &cache->need[kv_coded_class(cache, &seq->methods, l)];
         for (uint32_t b = first_to_encode(seq); b < end; b++) {
-            if (kv_block_passed(cache, l, b, goal->length)) continue; /* freed before */
-            cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
+            if (!seq->is_thinned && kv_block_passed(cache, l, b, goal->length))
+                continue; /* freed before */
+            for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+                const uint32_t page = kv_table_page(&seq->table, kv_list(cache, l, h, 0), b);
+                *need += page != KV_PAGE_NONE && !kv_is_coded_page(cache, page);
+            }
         }
     }
 }
@@ -143,8 +152,7 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
         const attn_span span =
             kv_page_span(kv_layout_of(cache, sealing->from), data, pages->n_slots[sealing->from]);
         const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
-        const kv_page_entries entries = {.spans = &span, .n_spans = 1, .block = sealing->block};
-        kv_page_seal(cache, &to, &entries, worker);
+        kv_page_seal(cache, &to, &span, 1, worker);
     }
 }
 
@@ -156,7 +164,7 @@ static void seal_all(kv_cache *cache, uint32_t n)
 }
 
 /* The table sees the new page from now on, with the slots that it saw of the old one. */
-static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32_t block)
+static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
 {
     kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
@@ -164,8 +172,8 @@ static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32_t
     const uint32_t to = kv_pool_alloc_page(cache->pool, kv_coded_class(cache, &seq->methods, layer),
                                            KV_HELD_BY_SEQ);
     assert(to != KV_PAGE_NONE);
-    kv_pool_fill(cache->pool, to, block * cache->page_tokens, pages->n_slots[from],
-                 pages->owner[from]);
+    kv_pool_rewrite(cache->pool, to, pages->positions + (size_t)from * cache->page_tokens,
+                    pages->n_slots[from], pages->owner[from]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
     return to;
@@ -182,8 +190,8 @@ void kv_encode(kv_seq *seq, uint32_t end)
                 const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
                 const uint32_t page = seq->table.page[entry];
                 if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
-                const uint32_t to = replace_page(seq, l, entry, b);
-                cache->sealings[n++] = (kv_sealing){l, h, b, page, to, seq};
+                const uint32_t to = replace_page(seq, l, entry);
+                cache->sealings[n++] = (kv_sealing){l, h, page, to, seq};
                 if (n < KV_SEALING_MAX) continue;
                 seal_all(cache, n);
                 n = 0;

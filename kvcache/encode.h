@@ -14,17 +14,20 @@
  * A page says by its size class which of the two it is, and tables mix them freely. A raw page is
  * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
  * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
- * one section. */
+ * one section.
+ *
+ * Of a sequence that evicts entries all pages are raw until the next step begins: first it is chosen
+ * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h). */
 #ifndef KVCACHE_ENCODE_H
 #define KVCACHE_ENCODE_H
 
-#include "kvcache/cache_state.h"
+#include "kvcache/blocks.h"
 
 enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
 /* One raw page on its way. */
 typedef struct kv_sealing {
-    uint32_t layer, head, block;
+    uint32_t layer, head;
     uint32_t from, to;
     kv_seq *seq;
 } kv_sealing;
@@ -63,15 +66,6 @@ static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
     return cache->class_codec[kv_pool_class(cache->pool, page)];
 }
 
-/* No query at `length` or later sees this block in this layer. */
-static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32_t block,
-                                   uint32_t length)
-{
-    const uint64_t window = cache->layer[layer].window;
-    const uint64_t end = ((uint64_t)block + 1) * cache->page_tokens;
-    return window != 0 && end + window <= (uint64_t)length + 1;
-}
-
 /* [v_dim] of the channels of a head's values, or NULL: not known. */
 static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer, uint32_t head)
 {
@@ -92,14 +86,26 @@ static inline kv_head_bases kv_bases_of_head(const kv_cache *cache, const kv_cod
                            .v_up = bases->v.up + v};
 }
 
-/* Writes the entries of a block into its page, and its box, in the scratch of a worker. */
-typedef struct kv_page_entries {
-    const attn_span *spans; /* [n_spans] in the cache type */
-    uint32_t n_spans;
-    uint32_t block;
-} kv_page_entries;
-void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const kv_page_entries *entries,
-                  uint32_t worker);
+/* Slots of the page, from the first, that hold sinks: the sequence reads those from its ring. */
+static inline uint32_t kv_page_sinks(const kv_cache *cache, uint32_t page)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t n_slots = pages->n_slots[page], n_sinks = cache->sink_tokens;
+    if (pages->positions[(size_t)page * cache->page_tokens] != 0) return 0;
+    return n_sinks < n_slots ? n_sinks : n_slots;
+}
+
+/* Writes entries into a page by its codec: spans[n_spans] in the cache type, in the page's order. */
+void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                   uint32_t n_spans);
+
+/* Writes the box of a page, from what attention reads; nothing if no routing asks for boxes. The pool knows
+ * the page's slots and positions. */
+void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker);
+
+/* Both, with the scratch of a worker. */
+void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                  uint32_t n_spans, uint32_t worker);
 
 /* The first n_slots entries of a sealed page in the cache type; decoded to `scratch` (of
  * cache->decoded_bytes) if they must be. */

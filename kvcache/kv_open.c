@@ -6,6 +6,7 @@
 
 #include "kvcache/compression/value_weight.h"
 #include "kvcache/demote.h"
+#include "kvcache/evict.h"
 #include "kvcache/key_box.h"
 #include "kvcache/memory_available.h"
 
@@ -63,11 +64,14 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
         return err_set(info, ERR_BAD_CONFIG, "kv-placement: '%s' is unknown; known are:%s",
                        config->placement != NULL ? config->placement : "", kv_placement_names);
     cache->request_methods = config->request_methods;
+    cache->n_shards = config->n_shards;
     cache->has_boxes = cache->request_methods || !cache->methods.reads_all;
+    if (cache->methods.policy.evicts && cache->n_shards != 1)
+        return err_set(info, ERR_BAD_CONFIG, "kv-shards: %u; kv-scheduling: %s needs one shard",
+                       cache->n_shards, cache->methods.policy.name);
     cache->page_tokens = config->page_tokens;
     cache->window_tokens = config->window_tokens;
     cache->sink_tokens = config->sink_tokens;
-    cache->n_shards = config->n_shards;
     cache->section_tokens = KV_SECTION_TOKENS;
     cache->prefix_caching = config->prefix_caching;
     cache->has_file = config->disk_bytes > 0;
@@ -132,7 +136,7 @@ static err_t read_bases(const kv_codec *codec, const kv_layer_shape *shape, uint
     const kv_bases *bases = codec->bases(shape);
     if (bases->k.rank == 0 || bases->v.rank == 0)
         return err_set(
-            info, ERR_UNSUPPORTED,
+            info, ERR_BAD_CONFIG,
             "kv-compression: %s needs kv_bases.safetensors beside the model, with bases of "
             "layer %u; tools/calibrate_kv.py makes it",
             codec->name, layer);
@@ -208,7 +212,7 @@ static err_t find_classes(kv_cache *cache, err_info *info)
     for (uint32_t codec = 0; cache->request_methods && kv_codecs[codec] != NULL; codec++) {
         if (cache->first_class[codec] != KV_CLASS_NONE) continue;
         const err_t err = add_classes(cache, codec, NULL);
-        if (err != ERR_OK && err != ERR_UNSUPPORTED) return err;
+        if (err != ERR_OK && err != ERR_UNSUPPORTED && err != ERR_BAD_CONFIG) return err;
     }
     return ERR_OK;
 }
@@ -279,7 +283,8 @@ static err_t place_work(kv_cache *cache, arena *a)
     cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
     cache->step.has_experts = arena_take(a, cache->n_layers, sizeof *cache->step.has_experts);
     cache->seqs = arena_take(a, n_seqs, sizeof *cache->seqs);
-    cache->n_keep = arena_take(a, cache->n_kv_heads_max, sizeof *cache->n_keep);
+    kv_evict_place(a, cache, &cache->evict);
+    kv_observers_place(a, cache, &cache->observers);
     return ERR_OK;
 }
 
@@ -383,6 +388,7 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     TRY(read_shape(cache, shape, info));
     cache->prefix.n_objects_max = 4 * cache->limits.n_seqs_max + 64;
     TRY(place(cache, place_work, &cache->work_memory));
+    TRY(kv_evict_check(cache, &cache->methods.policy, info));
     init_seqs(cache);
     weigh_values(cache);
     memset(cache->staging.expert, 0xff, /* KV_EXPERT_NONE: layers without a router */

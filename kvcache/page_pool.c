@@ -384,6 +384,19 @@ void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_
     pool->n_slots_live += n_slots;
 }
 
+void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
+                     uint32_t owner)
+{
+    assert(kv_page_is_held(pool, page));
+    assert(n_slots <= pool->page_tokens);
+    memcpy(pool->pages.positions + (size_t)page * pool->page_tokens, positions,
+           n_slots * sizeof *positions);
+    pool->n_slots_live += n_slots;
+    pool->n_slots_live -= pool->pages.n_slots[page];
+    pool->pages.n_slots[page] = (uint8_t)n_slots;
+    pool->pages.owner[page] = (uint16_t)owner;
+}
+
 /* ---- queries ------------------------------------------------------------------------------------- */
 
 size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page)

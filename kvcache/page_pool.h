@@ -87,8 +87,12 @@ void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
                   uint32_t owner);
 
-uint8_t *kv_pool_data(const kv_pool *pool,
-                      uint32_t page); /* while held; none in the file: page_tiers.h */
+/* Slots 0 .. n_slots of the page now hold these positions (rising), whatever they held before. */
+void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
+                     uint32_t owner);
+
+/* Valid while the page is held; there is none in the file: page_tiers.h. */
+uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page);
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page);
 size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page);
 uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page); /* NULL if there are none */

@@ -47,7 +47,7 @@ static bool load_block(const take *t, const kv_ring_place *at, uint32_t n_slots,
     const uint32_t page = kv_table_page(t->source.table, list, block);
     if (page == KV_PAGE_NONE) return false;
     const kv_page_place from = {at->layer, at->head, page};
-    *out = kv_seq_load_page(t->seq, &from, n_slots);
+    *out = kv_seq_load_page(t->seq, &from, n_slots, 0);
     return true;
 }
 
@@ -101,7 +101,7 @@ static void take_all(const take *t)
         kv_runs_write(t->seq, l, 0, t->n_blocks);
         take_experts(t, l);
     }
-    t->seq->length = t->n_tokens;
+    t->seq->length = t->seq->observed.first = t->n_tokens;
     t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
     t->seq->n_coded = kv_encode_taken(t->seq);
     t->seq->is_taken = true;

@@ -26,8 +26,11 @@ typedef struct job {
     attn_query query;
     uint32_t layer, head;
     bool is_decode, is_probe;
-    bool has_low;               /* the sequence has pages of coefficients */
-    kv_misses *misses;          /* the job's own; written if is_decode */
+    bool has_low;      /* the sequence has pages of coefficients */
+    kv_misses *misses; /* the job's own; written if is_decode */
+    const float
+        *lse;    /* [n_queries][group]: what has been read is read again for its mass; or NULL */
+    float *mass; /* by position; valid with lse */
     uint32_t n_spans, n_blocks; /* listed and not yet folded */
     uint32_t n_landed;          /* pages of those blocks that were read from the file */
 } job;
@@ -139,29 +142,45 @@ static void begin_low(job *j)
 static void fold_low(job *j)
 {
     kv_low_reader *low = &j->worker->low;
+    const dev_ops *ops = j->cache->d->ops;
     const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
     if (!j->has_low || low->n_blocks == 0) return;
     for (uint32_t s = 0; s < low->n_blocks && !j->is_probe; s++)
         j->worker->bytes_read += kv_page_read_bytes(coded, low->spans[s].n_slots);
     j->worker->blocks_read += j->is_probe ? 0 : low->n_blocks;
-    kv_low_fold(low, j->cache->d->ops);
+    if (j->lse != NULL) {
+        kv_low_add_mass(low, ops, j->lse, j->mass);
+    } else {
+        kv_low_fold(low, ops);
+    }
 }
 
-static void fold_blocks(job *j)
+static void count_read(const job *j)
 {
-    fold_low(j);
-    if (j->n_blocks == 0) return;
     const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
     const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
-    for (uint32_t s = 0; s < j->n_spans && !j->is_probe; s++) {
+    for (uint32_t s = 0; s < j->n_spans; s++) {
         const attn_span *span = &j->worker->spans[s];
         j->worker->bytes_read +=
             kv_page_read_bytes(span->coding == ATTN_PLAIN ? raw : coded, span->n_slots);
     }
-    j->worker->blocks_read += j->is_probe ? 0 : j->n_blocks;
+    j->worker->blocks_read += j->n_blocks;
+}
+
+static void fold_blocks(job *j)
+{
+    const dev_ops *ops = j->cache->d->ops;
+    fold_low(j);
+    if (j->n_blocks == 0) return;
+    if (!j->is_probe) count_read(j);
     const attn_blocks blocks = {
         .spans = j->worker->spans, .blocks = j->worker->blocks, .n_blocks = j->n_blocks};
-    j->cache->d->ops->attend(&j->query, &blocks, j->state);
+    if (j->lse != NULL) {
+        ops->attend_mass(&(attn_mass_args){
+            .query = &j->query, .blocks = &blocks, .lse = j->lse, .mass = j->mass});
+    } else {
+        ops->attend(&j->query, &blocks, j->state);
+    }
     j->n_blocks = 0;
     j->n_spans = 0;
     j->n_landed = 0;
@@ -218,9 +237,10 @@ static uint32_t page_span(job *j, uint32_t block, attn_span *out)
     const kv_table *table = &j->seq->table;
     const size_t entry = kv_table_entry(table, kv_list(cache, j->layer, j->head, 0), block);
     const uint32_t page = table->page[entry];
-    assert(page != KV_PAGE_NONE);
+    assert(page != KV_PAGE_NONE || j->seq->is_thinned);
+    if (page == KV_PAGE_NONE) return 0;
     const kv_pages *pages = kv_pool_pages(cache->pool);
-    const uint32_t n_slots = pages->n_slots[page], n_sinks = block == 0 ? cache->sink_tokens : 0;
+    const uint32_t n_slots = pages->n_slots[page], n_sinks = kv_page_sinks(cache, page);
     if (n_sinks >= n_slots || table->live[entry] == 0) return 0;
     attn_span span = kv_page_span(kv_layout_of(cache, page), page_bytes(j, page), n_slots);
     span.positions = pages->positions + (size_t)page * cache->page_tokens;
@@ -254,6 +274,8 @@ static void add_page_block(job *j, uint32_t block)
     }
     uint32_t n = block == 0 ? sink_span(j, spans) : 0;
     n += page_span(j, block, spans + n);
+    if (j->is_decode && !j->is_probe && j->lse == NULL)
+        kv_observe_use(j->seq, kv_list(j->cache, j->layer, j->head, 0), block, j->seq->length);
     add_block(j, spans, n);
 }
 
@@ -352,7 +374,19 @@ static void note_misses(const job *j, const float *sink_logit)
 
 /* ---- jobs ---------------------------------------------------------------------------------------- */
 
-/* Reads, in position order, what the job's queries see. */
+/* A full read of entries [first, end). */
+static void count_open(const job *j, uint32_t first, uint32_t end)
+{
+    const kv_table *table = &j->seq->table;
+    uint32_t n = end - first;
+    for (uint32_t b = first; b < end && j->seq->is_thinned; b++)
+        n -= kv_table_page(table, kv_list(j->cache, j->layer, j->head, 0), b) == KV_PAGE_NONE;
+    j->worker->pages_open += n;
+    j->worker->pages_read += n;
+}
+
+/* Reads, in position order, what the job's queries see. The second time, for mass, a decode query reads what
+ * was chosen the first time. */
 static void read_blocks(job *j)
 {
     const attn_query *query = &j->query;
@@ -361,16 +395,15 @@ static void read_blocks(job *j)
     const uint32_t end = query->positions[query->n_queries - 1] + 1;
     const uint32_t n_blocks = j->seq->n_blocks;
     uint32_t first = 0;
-    if (query->window != 0 && oldest >= query->window)
+    if (query->window != 0 && oldest >= query->window && !j->seq->is_thinned)
         first = (oldest - query->window + 1) / page_tokens;
     if (j->is_decode) {
         const uint32_t n_old = kv_blocks_left(j->cache, j->seq->length);
         const uint32_t n_open = n_old > first ? n_old - first : 0;
         if (j->seq->methods.reads_all) {
-            j->worker->pages_open += n_open;
-            j->worker->pages_read += n_open;
+            if (j->lse == NULL) count_open(j, first, first + n_open);
         } else {
-            choose_pages(j, first, n_old, end);
+            if (j->lse == NULL) choose_pages(j, first, n_old, end);
             begin_low(j); /* a probe may have used it */
             add_chosen_blocks(j, first, n_old);
             first += n_open;
@@ -388,8 +421,8 @@ static kv_misses *misses_of(const kv_cache *cache, uint32_t row, uint32_t head)
     return cache->reader.job_misses + (size_t)row * cache->n_kv_heads_max + head;
 }
 
-static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
-                        kv_reader_worker *worker)
+static job make_job(const attend_loop *loop, const kv_tile *tile, uint32_t head,
+                    kv_reader_worker *worker)
 {
     kv_cache *cache = loop->cache;
     const kv_row *row = &cache->step.rows[tile->row];
@@ -397,30 +430,57 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     const uint32_t group = shape->n_heads / shape->n_kv_heads;
     const size_t token = (size_t)row->first_token + tile->first;
     const size_t q_stride = (size_t)shape->n_heads * shape->k_dim;
-    const size_t o_stride = (size_t)shape->n_heads * shape->v_dim;
     for (uint32_t i = 0; i < tile->n_queries; i++)
         worker->positions[i] = row->seq->length + tile->first + i;
-    job j = {.cache = cache,
-             .seq = row->seq,
-             .worker = worker,
-             .state = &worker->state,
-             .is_decode = row->is_decode,
-             .has_low = row->seq->methods.codec->bases != NULL && row->seq->n_coded > 0,
-             .misses = misses_of(cache, tile->row, head),
-             .layer = loop->args->layer,
-             .head = head,
-             .query = {
-                 .q = loop->args->q + token * q_stride + (size_t)head * group * shape->k_dim,
-                 .q_stride = q_stride,
-                 .positions = worker->positions,
-                 .n_queries = tile->n_queries,
-                 .group = group,
-                 .k_dim = shape->k_dim,
-                 .v_dim = shape->v_dim,
-                 .window = shape->window,
-                 .scale = shape->scale,
-                 .type = cache->type,
-             }};
+    return (job){.cache = cache,
+                 .seq = row->seq,
+                 .worker = worker,
+                 .state = &worker->state,
+                 .is_decode = row->is_decode,
+                 .has_low = row->seq->methods.codec->bases != NULL && row->seq->n_coded > 0,
+                 .misses = misses_of(cache, tile->row, head),
+                 .layer = loop->args->layer,
+                 .head = head,
+                 .query = {
+                     .q = loop->args->q + token * q_stride + (size_t)head * group * shape->k_dim,
+                     .q_stride = q_stride,
+                     .positions = worker->positions,
+                     .n_queries = tile->n_queries,
+                     .group = group,
+                     .k_dim = shape->k_dim,
+                     .v_dim = shape->v_dim,
+                     .window = shape->window,
+                     .scale = shape->scale,
+                     .type = cache->type,
+                 }};
+}
+
+static bool wants_mass(const kv_seq *seq)
+{
+    return (seq->observed.needs & KV_SCORE_MASS) != 0;
+}
+
+/* Where the lse of a tile's queries is kept; NULL if nobody asks for mass. */
+static float *lse_of(const attend_loop *loop, const kv_tile *tile, uint32_t head)
+{
+    const kv_cache *cache = loop->cache;
+    const kv_row *row = &cache->step.rows[tile->row];
+    const kv_layer_shape *shape = &cache->layer[loop->args->layer];
+    const size_t token = (size_t)row->first_token + tile->first;
+    if (!wants_mass(row->seq)) return NULL;
+    return cache->observers.lse + head * cache->observers.lse_stride +
+           token * (shape->n_heads / shape->n_kv_heads);
+}
+
+static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
+                        kv_reader_worker *worker)
+{
+    const kv_row *row = &loop->cache->step.rows[tile->row];
+    const kv_layer_shape *shape = &loop->cache->layer[loop->args->layer];
+    const uint32_t group = shape->n_heads / shape->n_kv_heads;
+    const size_t token = (size_t)row->first_token + tile->first;
+    const size_t o_stride = (size_t)shape->n_heads * shape->v_dim;
+    job j = make_job(loop, tile, head, worker);
     attn_state_reset(&worker->state, (size_t)tile->n_queries * group, shape->v_dim);
     begin_low(&j);
     read_blocks(&j);
@@ -430,9 +490,14 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     const attn_result result = {
         .o = loop->args->out + token * o_stride + (size_t)head * group * shape->v_dim,
         .o_stride = o_stride,
+        .lse = lse_of(loop, tile, head),
         .sink_logit = sink_logit,
     };
     attn_finish(&j.query, &worker->state, &result);
+    if (!j.is_decode || result.lse == NULL) return;
+    j.lse = result.lse; /* now, while the choice of pages is known */
+    j.mass = kv_observe_mass(j.seq, j.layer, head);
+    read_blocks(&j);
 }
 
 /* Job i: tile i mod n_tiles of head i / n_tiles, so that neighbours share keys. */
@@ -443,6 +508,37 @@ static void attend_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     for (size_t i = begin; i < end; i++) {
         const kv_tile *tile = &reader->tiles[i % loop->n_tiles];
         attend_tile(loop, tile, (uint32_t)(i / loop->n_tiles), &reader->workers[worker]);
+    }
+}
+
+/* The mass that one row's queries leave in one head: tile after tile, since every sum has one order. */
+static void add_row_mass(const attend_loop *loop, uint32_t row, uint32_t head,
+                         kv_reader_worker *worker)
+{
+    const kv_reader *reader = &loop->cache->reader;
+    float *mass = NULL;
+    for (uint32_t t = 0; t < loop->n_tiles; t++) {
+        const kv_tile *tile = &reader->tiles[t];
+        if (tile->row != row) continue;
+        job j = make_job(loop, tile, head, worker);
+        if (mass == NULL) mass = kv_observe_mass(j.seq, j.layer, head);
+        j.lse = lse_of(loop, tile, head);
+        j.mass = mass;
+        begin_low(&j);
+        read_blocks(&j);
+    }
+}
+
+/* Job i: row i mod n_rows of head i / n_rows. Decode rows have been dealt with. */
+static void mass_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const attend_loop *loop = ctx;
+    const kv_step *step = &loop->cache->step;
+    for (size_t i = begin; i < end; i++) {
+        const kv_row *row = &step->rows[i % step->n_rows];
+        if (row->is_decode || !wants_mass(row->seq)) continue;
+        add_row_mass(loop, (uint32_t)(i % step->n_rows), (uint32_t)(i / step->n_rows),
+                     &loop->cache->reader.workers[worker]);
     }
 }
 
@@ -488,10 +584,14 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     const kv_layer_shape *shape = &cache->layer[args->layer];
     double work;
     attend_loop loop = {.cache = cache, .args = args};
+    kv_observe_queries(cache, args);
     loop.n_tiles = cut_tiles(cache, shape, &work);
     const size_t n_jobs = (size_t)loop.n_tiles * shape->n_kv_heads;
     const bool is_small = work * shape->n_kv_heads < SERIAL_WORK_MAX;
     kv_hint_layer(cache, args->layer + 1); /* a call that starts reading and does not wait for it */
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
     gather_misses(cache, shape->n_kv_heads);
+    if (cache->observers.lse == NULL) return;
+    const size_t n_row_jobs = (size_t)cache->step.n_rows * shape->n_kv_heads;
+    parallel_for(cache->d->pool, n_row_jobs, is_small ? n_row_jobs : 1, mass_jobs, &loop);
 }

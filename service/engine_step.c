@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "kvcache/kv_lost.h"
 
 static void count_experts(void *ctx, uint32_t layer, const uint32_t *chosen, uint32_t n_tokens,
                           uint32_t top_k)

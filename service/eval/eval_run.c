@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "kvcache/kv_lost.h"
 #include "model/sampler.h"
 #include "service/eval/eval_watch.h"
 

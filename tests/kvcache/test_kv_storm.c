@@ -1,5 +1,6 @@
 /* tests/kvcache/test_kv_storm.c - thousands of random operations on a pool that is too small, with
  * every invariant checked after each, and a sample of answers checked by the reference. */
+#include "kvcache/kv_lost.h"
 #include "tests/kvcache/bad_disk.h"
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
@@ -15,7 +16,7 @@ typedef struct storm {
     fake_seq seqs[N_SEQS]; /* seq == NULL: closed */
     uint64_t seed;
     uint32_t n_draws;
-    uint32_t n_prompt_max; /* lossy codecs: of the drawn lengths of prompts */
+    uint32_t n_prompt_max; /* lossy codecs, eviction: of the drawn lengths of prompts */
     uint32_t n_full, n_hits, n_given_up, n_aborts, n_lost;
 } storm;
 
@@ -133,8 +134,9 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
 {
     options.isa = "auto";
     options.limits = (kv_limits){N_SEQS, STEP_TOKENS, N_TOKENS_MAX};
-    const bool is_lossy = strcmp(options.config.compression, "none") != 0;
-    options.config.memory_bytes = (is_lossy ? 7 : 5) * KV_SLAB_BYTES;
+    const bool is_evicting = strcmp(options.config.scheduling, "none") != 0;
+    const bool is_lossy = is_evicting || strcmp(options.config.compression, "none") != 0;
+    options.config.memory_bytes = (is_evicting ? 5 : is_lossy ? 7 : 5) * KV_SLAB_BYTES;
     storm s = {.f = fake_open(&options), .seed = seed, .n_prompt_max = is_lossy ? 300 : 0};
     if (is_lossy) s.f->cache->section_tokens = 64;
     const kv_stats empty = fake_stats(s.f);
@@ -147,10 +149,13 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
     ck_assert(s.n_full > 0 || has_tiers); /* the storm went where it was meant to go */
     ck_assert_uint_ge(s.n_hits, n_hits_least);
     ck_assert_uint_gt(s.n_aborts, 20);
-    ck_assert_uint_gt(fake_stats(s.f).pages_given_up, 100);
+    if (is_evicting) ck_assert_uint_gt(fake_stats(s.f).pages_evicted, 100);
+    if (is_evicting && !s.f->cache->methods.policy.scorer->by_page)
+        ck_assert_uint_gt(fake_stats(s.f).pages_compacted, 100);
+    ck_assert_uint_gt(fake_stats(s.f).pages_given_up, is_evicting ? 10 : 100);
     kv_cache_drop_prefixes(s.f->cache);
     const kv_stats end = fake_stats(s.f);
-    ck_assert_int_eq(end.pages_demoted > 500, has_tiers);
+    ck_assert_int_eq(end.pages_demoted > 100, has_tiers);
     ck_assert_int_eq(end.disk_read_bytes > 0, options.config.disk_bytes > 0);
     ck_assert_int_eq(s.n_lost > 0, the_disk.flips_every > 0);
     ck_assert_uint_eq(end.host_bytes + end.host_pages + end.disk_bytes + end.disk_pages, 0);
@@ -253,6 +258,27 @@ START_TEST(a_storm_over_tiers_with_codes_and_boxes_leaves_nothing_behind)
 }
 END_TEST
 
+/* Sequences that evict take prefixes whose pages have left the pool, and pack what is left of them. */
+START_TEST(a_storm_of_evictions_over_tiers_leaves_nothing_behind)
+{
+    static const char *const policies[] = {"h2o+adakv", "lru_plus"};
+    static const char *const codecs[] = {"int8", "none"};
+    bad_disk_mend();
+    for (uint32_t i = 0; i < 2; i++) {
+        kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
+        layers[1].window = 120;
+        fake_options options = {
+            .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_coded(codecs[i])};
+        options.config.scheduling = (char *)(uintptr_t)policies[i];
+        options.config.budget = 0.5;
+        options.config.routing = (char *)(uintptr_t)(i == 0 ? "hierarchical" : "full");
+        options.config.routing_k = 0.5;
+        the_disk.flips_every = i == 0 ? 0 : 11; /* there are few reads */
+        run_storm(30 + i, with_tiers(options, 0, 2 + i), 3);
+    }
+}
+END_TEST
+
 /* Bits come back wrong now and then, and calls are cut short. */
 START_TEST(a_storm_over_a_failing_disk_leaves_nothing_behind)
 {
@@ -266,6 +292,27 @@ START_TEST(a_storm_over_a_failing_disk_leaves_nothing_behind)
 }
 END_TEST
 
+/* What is cached was shared before it was thinned; boxes of packed pages are checked, too. */
+START_TEST(a_storm_of_evictions_leaves_nothing_behind)
+{
+    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random"};
+    static const char *const codecs[] = {"none", "int8", "none", "int4"};
+    static const double budgets[] = {0.6, 0.4, 0.5, 60};
+    for (uint32_t i = 0; i < 4; i++) {
+        kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
+        layers[1].window = i % 2 == 0 ? 0 : 120;
+        fake_options options = {
+            .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_coded(codecs[i])};
+        options.config.scheduling = (char *)(uintptr_t)policies[i];
+        options.config.budget = budgets[i];
+        options.config.routing = (char *)(uintptr_t)(i < 2 ? "full" : "hierarchical");
+        options.config.routing_k = 0.5;
+        options.config.sink_tokens = i == 3 ? 0 : 3;
+        run_storm(20 + i, options, 3);
+    }
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_under_lossy_codecs_leaves_nothing_behind, 250),
@@ -275,6 +322,8 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_with_boxes_of_codes_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_over_tiers_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_over_tiers_with_codes_and_boxes_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_of_evictions_over_tiers_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_over_a_failing_disk_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 250),
     TEST_CASES_END,
 };

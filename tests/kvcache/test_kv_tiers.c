@@ -1,5 +1,6 @@
 /* tests/kvcache/test_kv_tiers.c - promises of a cache whose pages leave the pool: the same bits wherever they
  * lie, nothing wrong when the disk fails, nothing left behind. */
+#include "kvcache/kv_lost.h"
 #include "kvcache/kv_map.h"
 #include "tests/kvcache/bad_disk.h"
 #include "tests/kvcache/fake_model.h"
