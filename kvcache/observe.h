@@ -47,8 +47,8 @@ typedef struct kv_observed {
 typedef struct kv_observers {
     size_t *first_query; /* [n_layers + 1]: floats of one position in the layers before */
     size_t *first_sum;   /* [n_layers + 1]: doubles of the layers before */
-    float *lse; /* [n_kv_heads_max][n_step_tokens_max][group_max]; NULL unless mass is asked for */
-    size_t lse_stride; /* floats of a KV head */
+    float *lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass is asked for */
+    size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
 } kv_observers;
 
 /* Run over a measuring and then a real arena; after kv_evict_place. */
