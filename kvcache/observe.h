@@ -33,10 +33,11 @@ typedef struct kv_observed {
     uint32_t first; /* positions below were taken from a prefix: their queries were not seen */
     float *queries, *new_queries; /* layer l at window * observers.first_query[l]:
                                    * [window][n_heads][k_dim] */
-    double *sums, *new_sums; /* layer l at observers.first_sum[l]: of each query head [k_dim], then
-                                   * of products c <= r at r (r + 1) / 2 + c */
-    uint32_t n_summed;       /* queries in sums */
-    float *mass, *new_mass;  /* per head [n_positions] */
+    double *sums,
+        *new_sums;     /* the second only in the prompt; layer l at observers.first_sum[l]: of each
+                              * query head [k_dim], then of products c <= r at r (r + 1) / 2 + c */
+    uint32_t n_summed; /* queries in sums */
+    float *mass, *new_mass; /* per head [n_positions] */
     uint32_t n_positions;
     kv_uses *uses; /* [n_lists][n_entries] */
     uint32_t n_entries;
