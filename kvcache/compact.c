@@ -5,6 +5,7 @@
 #include "kvcache/compact.h"
 
 #include "kvcache/encode.h"
+#include "kvcache/evict.h"
 #include "kvcache/run_box.h"
 
 #include <string.h>
@@ -185,11 +186,13 @@ static void move_row(const kv_strip *strip, uint8_t *to, uint32_t slot, const at
 }
 
 /* Rows of encoded pages are gathered beside them; raw ones go to their new places one by one. */
-static void move_run(const compact_loop *loop, uint32_t list, const kv_compact_plan *plan,
-                     const kv_compact_run *run, uint32_t worker)
+static void move_run(const compact_loop *loop, uint32_t head, const kv_compact_run *run,
+                     uint32_t worker)
 {
     const kv_seq *seq = loop->seq;
     const kv_cache *cache = seq->cache;
+    const kv_compact_plan *plan = &cache->evict.plans[head];
+    const uint32_t list = kv_list(cache, loop->layer, head, 0);
     const kv_strip *strip = &cache->layout[cache->layer_class[loop->layer]].strip;
     uint8_t *scratch = cache->decoded + worker * cache->decoded_bytes;
     uint8_t *gathered = cache->evict.workers[worker].gathered;
@@ -198,7 +201,9 @@ static void move_run(const compact_loop *loop, uint32_t list, const kv_compact_p
     for (uint32_t b = run->first; b < run->end; b++) {
         if (!has_page(seq, list, b)) continue;
         const size_t entry = kv_table_entry(&seq->table, list, b);
-        const attn_span from = kv_page_load(cache, seq->table.page[entry], scratch);
+        const kv_page_place place = {loop->layer, head, seq->table.page[entry]};
+        const attn_span from =
+            kv_page_load(cache, &place, kv_pool_pages(cache->pool)->n_slots[place.page], scratch);
         for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1) {
             const attn_span row = kv_span_cut(&from, (uint32_t)__builtin_ctzll(live), 1);
             uint8_t *to = run->is_coded ? gathered : kv_pool_data(cache->pool, at.target->to);
@@ -208,11 +213,7 @@ static void move_run(const compact_loop *loop, uint32_t list, const kv_compact_p
     }
     if (!run->is_coded) return;
     const attn_span all = kv_strip_span(strip, gathered, 0, first->n_slots);
-    const kv_seal_args args = {.layout = kv_layout_of(cache, first->to),
-                               .spans = &all,
-                               .n_spans = 1,
-                               .page = kv_pool_data(cache->pool, first->to)};
-    kv_codec_of(cache, first->to)->seal(&args);
+    kv_page_write(cache, &(kv_page_place){loop->layer, head, first->to}, &all, 1);
 }
 
 static void move_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -222,8 +223,7 @@ static void move_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     for (size_t h = begin; h < end; h++) {
         const kv_compact_plan *plan = &cache->evict.plans[h];
         for (uint32_t r = 0; r < plan->n_runs; r++)
-            move_run(loop, kv_list(cache, loop->layer, (uint32_t)h, 0), plan, &plan->runs[r],
-                     worker);
+            move_run(loop, (uint32_t)h, &plan->runs[r], worker);
     }
 }
 
@@ -290,8 +290,8 @@ static void close_run(kv_seq *seq, uint32_t list, const kv_compact_plan *plan,
         if (target < end && target->entry == b) {
             target++;
         } else {
-            cache->stats.pages_evicted +=
-                kv_table_drop_entry(&seq->table, cache->pool, list, b, KV_HELD_BY_SEQ);
+            kv_count_evicted(
+                seq, kv_table_drop_entry(&seq->table, cache->pool, list, b, KV_HELD_BY_SEQ));
         }
     }
 }
@@ -303,7 +303,8 @@ static void box_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     for (size_t h = begin; h < end; h++) {
         const kv_compact_plan *plan = &cache->evict.plans[h];
         for (uint32_t t = 0; t < plan->n_targets; t++)
-            kv_page_box_write(cache, loop->layer, plan->targets[t].to, worker);
+            kv_page_box_write(
+                cache, &(kv_page_place){loop->layer, (uint32_t)h, plan->targets[t].to}, worker);
     }
 }
 

@@ -55,25 +55,51 @@ uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
-/* ---- boxes --------------------------------------------------------------------------------------- */
+/* ---- one page ------------------------------------------------------------------------------------ */
 
-attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch)
+attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
+                       uint8_t *scratch)
 {
-    return kv_codec_of(cache, page)
-        ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page),
-               kv_pool_pages(cache->pool)->n_slots[page], scratch);
+    const kv_load_args args = {
+        .layout = kv_layout_of(cache, at->page),
+        .page = kv_pool_data(cache->pool, at->page),
+        .n_slots = n_slots,
+        .scratch = scratch,
+        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head)};
+    return kv_codec_of(cache, at->page)->load(&args);
 }
 
-void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t page, uint32_t worker)
+void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker)
 {
     if (!cache->has_boxes) return;
-    const attn_span span =
-        kv_page_load(cache, page, cache->decoded + worker * cache->decoded_bytes);
+    const attn_span span = kv_page_load(cache, at, kv_pool_pages(cache->pool)->n_slots[at->page],
+                                        cache->decoded + worker * cache->decoded_bytes);
     const kv_box_keys keys = {.spans = &span,
                               .n_spans = 1,
-                              .n_left_out = kv_page_sinks(cache, page),
-                              .is_rounded = kv_is_coded_page(cache, page)};
-    kv_box_write(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+                              .n_left_out = kv_page_sinks(cache, at->page),
+                              .is_rounded = kv_is_coded_page(cache, at->page)};
+    kv_box_write(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
+}
+
+void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                   uint32_t n_spans)
+{
+    const kv_seal_args args = {
+        .layout = kv_layout_of(cache, at->page),
+        .spans = spans,
+        .n_spans = n_spans,
+        .page = kv_pool_data(cache->pool, at->page),
+        .v_weight = kv_value_weight(cache, at->layer, at->head),
+        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head),
+    };
+    kv_codec_of(cache, at->page)->seal(&args);
+}
+
+void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                  uint32_t n_spans, uint32_t worker)
+{
+    kv_page_write(cache, at, spans, n_spans);
+    kv_page_box_write(cache, at, worker);
 }
 
 /* ---- encoding ------------------------------------------------------------------------------------ */
@@ -119,12 +145,8 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
         const attn_span span =
             kv_page_span(kv_layout_of(cache, sealing->from),
                          kv_pool_data(cache->pool, sealing->from), pages->n_slots[sealing->from]);
-        const kv_seal_args args = {.layout = kv_layout_of(cache, sealing->to),
-                                   .spans = &span,
-                                   .n_spans = 1,
-                                   .page = kv_pool_data(cache->pool, sealing->to)};
-        kv_codec_of(cache, sealing->to)->seal(&args);
-        kv_page_box_write(cache, sealing->layer, sealing->to, worker);
+        const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
+        kv_page_seal(cache, &to, &span, 1, worker);
     }
 }
 
@@ -136,7 +158,7 @@ static void seal_all(kv_cache *cache, uint32_t n)
 }
 
 /* The table sees the new page from now on, with the slots that it saw of the old one. */
-static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry)
+static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
 {
     kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
@@ -148,7 +170,7 @@ static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry)
                     pages->n_slots[from], pages->owner[from]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
-    return (kv_sealing){layer, from, to};
+    return to;
 }
 
 void kv_encode(kv_seq *seq, uint32_t end)
@@ -162,7 +184,8 @@ void kv_encode(kv_seq *seq, uint32_t end)
                 const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
                 const uint32_t page = seq->table.page[entry];
                 if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
-                cache->sealings[n++] = replace_page(seq, l, entry);
+                const uint32_t to = replace_page(seq, l, entry);
+                cache->sealings[n++] = (kv_sealing){l, h, page, to};
                 if (n < KV_SEALING_MAX) continue;
                 seal_all(cache, n);
                 n = 0;

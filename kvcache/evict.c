@@ -418,8 +418,8 @@ static void drop_empty(kv_seq *seq, uint32_t list)
     kv_cache *cache = seq->cache;
     for (uint32_t b = 0; b < seq->n_blocks; b++) {
         if (seq->table.live[kv_table_entry(&seq->table, list, b)] != 0) continue;
-        cache->stats.pages_evicted +=
-            kv_table_drop_entry(&seq->table, cache->pool, list, b, KV_HELD_BY_SEQ);
+        kv_count_evicted(seq,
+                         kv_table_drop_entry(&seq->table, cache->pool, list, b, KV_HELD_BY_SEQ));
     }
 }
 

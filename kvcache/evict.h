@@ -21,6 +21,12 @@
 
 #include "kvcache/cache_state.h"
 
+static inline void kv_count_evicted(kv_seq *seq, uint64_t n_pages)
+{
+    seq->n_pages_evicted += n_pages;
+    seq->cache->stats.pages_evicted += n_pages;
+}
+
 /* Run over a measuring and then a real arena, for the methods that sequences may have. */
 void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict);
 

@@ -31,12 +31,13 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
 }
 
 /* No live key lies outside the box of its page. */
-static bool is_box_sane(const kv_cache *cache, uint32_t layer, uint32_t page)
+static bool is_box_sane(const kv_cache *cache, const kv_page_place *at)
 {
-    const attn_span span = kv_page_load(cache, page, cache->decoded);
+    const attn_span span =
+        kv_page_load(cache, at, kv_pool_pages(cache->pool)->n_slots[at->page], cache->decoded);
     const kv_box_keys keys = {
-        .spans = &span, .n_spans = 1, .n_left_out = kv_page_sinks(cache, page)};
-    return kv_box_holds(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+        .spans = &span, .n_spans = 1, .n_left_out = kv_page_sinks(cache, at->page)};
+    return kv_box_holds(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
 }
 
 /* The page of a thinned sequence's entry: some live slots, none of them a sink, all positions rising, also
@@ -73,7 +74,8 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     kv_pool_check_ref(cache->pool, page, v->holder);
     if (!is_class_sane(cache, v, layer, block, page)) return false;
     if (block >= v->n_blocks) return live == 0 && pages->n_slots[page] == 0;
-    if (cache->has_boxes && !is_box_sane(cache, layer, page)) return false;
+    const kv_page_place at = {layer, (list - cache->first_list[layer]) / cache->n_shards, page};
+    if (cache->has_boxes && !is_box_sane(cache, &at)) return false;
     if (v->is_thinned)
         return pages->owner[page] < cache->n_shards &&
                is_thinned_page_sane(cache, v, page, live, next);
@@ -120,7 +122,8 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     if (seq->n_coded > seq->n_blocks || (seq->methods.codec->is_exact && seq->n_coded > 0))
         return false;
     const bool is_settled = !seq->methods.policy.evicts || seq->settled_length == seq->length;
-    if (!cache->step.is_open && is_settled && seq->n_coded < kv_goal_at(seq, seq->length).n_coded)
+    if (!cache->step.is_open && !seq->is_taken && is_settled &&
+        seq->n_coded < kv_goal_at(seq, seq->length).n_coded)
         return false;
     if (seq->settled_length > seq->chosen_length || seq->chosen_length > seq->length) return false;
     if (seq->is_thinned && !seq->methods.policy.evicts) return false;

@@ -44,9 +44,8 @@ static bool load_block(const take *t, const kv_ring_place *at, uint32_t n_slots,
     const uint32_t list = kv_list(cache, at->layer, at->head, 0);
     const uint32_t page = kv_table_page(t->source.table, list, block);
     if (page == KV_PAGE_NONE) return false;
-    *out = kv_codec_of(cache, page)
-               ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots,
-                      cache->decoded);
+    const kv_page_place from = {at->layer, at->head, page};
+    *out = kv_page_load(cache, &from, n_slots, cache->decoded);
     return true;
 }
 
@@ -103,6 +102,7 @@ static void take_all(const take *t)
     t->seq->length = t->seq->observed.first = t->n_tokens;
     t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
     t->seq->n_coded = kv_encode_taken(t->seq);
+    t->seq->is_taken = true;
 }
 
 uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)

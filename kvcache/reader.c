@@ -25,6 +25,8 @@ typedef struct job {
     attn_query query;
     uint32_t layer, head;
     bool is_decode, is_probe;
+    bool has_low;      /* the sequence has pages of coefficients */
+    kv_misses *misses; /* the job's own; written if is_decode */
     const float
         *lse;    /* [n_queries][group]: what has been read is read again for its mass; or NULL */
     float *mass; /* by position; valid with lse */
@@ -37,8 +39,35 @@ static uint32_t tile_queries(const kv_layer_shape *shape)
     return n < 1 ? 1 : n > KV_TILE_QUERIES_MAX ? KV_TILE_QUERIES_MAX : n;
 }
 
+/* Adds what the largest tile of any layer needs for pages of one codec's coefficients. */
+static void add_low_sizes(const kv_cache *cache, uint32_t codec, kv_low_sizes *sizes)
+{
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_layer_shape *shape = &cache->layer[l];
+        const uint32_t page_class = cache->first_class[codec] + cache->layer_class[l];
+        const kv_head_shape *head = &cache->layout[page_class].shape;
+        const size_t n_rows = (size_t)tile_queries(shape) * (shape->n_heads / shape->n_kv_heads);
+        sizes->n_rows = max_size(sizes->n_rows, n_rows);
+        sizes->k_rank = (uint32_t)max_size(sizes->k_rank, head->k_rank);
+        sizes->v_rank = (uint32_t)max_size(sizes->v_rank, head->v_rank);
+        sizes->v_dim = (uint32_t)max_size(sizes->v_dim, head->v_dim);
+    }
+}
+
+/* Zeros if no codec of the cache has coefficients. */
+static kv_low_sizes low_sizes(const kv_cache *cache)
+{
+    kv_low_sizes sizes = {0};
+    for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
+        if (kv_codecs[codec]->bases != NULL && cache->first_class[codec] != KV_CLASS_NONE)
+            add_low_sizes(cache, codec, &sizes);
+    }
+    return sizes;
+}
+
 void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
 {
+    const kv_low_sizes low = low_sizes(cache);
     size_t rows_max = 0, acc_max = 0, group_max = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
@@ -63,22 +92,24 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
         };
         placed.probe.acc = placed.state.acc; /* never written: no channels */
         kv_choice_place(a, cache, &placed.choice);
+        if (low.n_rows > 0) kv_low_place(a, &low, &placed.low);
         if (workers != NULL) workers[w] = placed;
     }
     reader->n_workers = n_workers;
     reader->workers = workers;
     reader->tiles = arena_take(a, cache->limits.n_step_tokens_max, sizeof *reader->tiles);
+    reader->job_misses = arena_take(a, (size_t)cache->limits.n_seqs_max * cache->n_kv_heads_max,
+                                    sizeof *reader->job_misses);
 }
 
 void kv_reader_begin_step(kv_reader *reader)
 {
-    for (uint32_t w = 0; w < reader->n_workers; w++)
-        reader->workers[w].step_misses = (kv_misses){0};
+    reader->step_misses = (kv_misses){0};
 }
 
 void kv_reader_count(const kv_reader *reader, kv_stats *stats)
 {
-    kv_misses all = {0}, step = {0};
+    const kv_misses all = reader->misses, step = reader->step_misses;
     stats->bytes_read = stats->blocks_read = stats->pages_open = stats->pages_read = 0;
     for (uint32_t w = 0; w < reader->n_workers; w++) {
         const kv_reader_worker *worker = &reader->workers[w];
@@ -86,8 +117,6 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
         stats->blocks_read += worker->blocks_read;
         stats->pages_open += worker->pages_open;
         stats->pages_read += worker->pages_read;
-        kv_misses_add(&all, &worker->misses);
-        kv_misses_add(&step, &worker->step_misses);
     }
     stats->certificates = all.n;
     stats->certificate_sum = all.sum;
@@ -97,6 +126,31 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
 }
 
 /* ---- blocks -------------------------------------------------------------------------------------- */
+
+static void begin_low(job *j)
+{
+    if (!j->has_low) return;
+    const kv_methods *methods = &j->seq->methods;
+    const kv_head_bases bases = kv_bases_of_head(j->cache, methods->codec, j->layer, j->head);
+    const kv_page_layout *layout = kv_coded_layout(j->cache, methods, j->layer);
+    kv_low_begin(&j->worker->low, &layout->shape, &bases, &j->query);
+}
+
+static void fold_low(job *j)
+{
+    kv_low_reader *low = &j->worker->low;
+    const dev_ops *ops = j->cache->d->ops;
+    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
+    if (!j->has_low || low->n_blocks == 0) return;
+    for (uint32_t s = 0; s < low->n_blocks && !j->is_probe; s++)
+        j->worker->bytes_read += kv_page_read_bytes(coded, low->spans[s].n_slots);
+    j->worker->blocks_read += j->is_probe ? 0 : low->n_blocks;
+    if (j->lse != NULL) {
+        kv_low_add_mass(low, ops, j->lse, j->mass);
+    } else {
+        kv_low_fold(low, ops);
+    }
+}
 
 static void count_read(const job *j)
 {
@@ -113,6 +167,7 @@ static void count_read(const job *j)
 static void fold_blocks(job *j)
 {
     const dev_ops *ops = j->cache->d->ops;
+    fold_low(j);
     if (j->n_blocks == 0) return;
     if (!j->is_probe) count_read(j);
     const attn_blocks blocks = {
@@ -125,6 +180,13 @@ static void fold_blocks(job *j)
     }
     j->n_blocks = 0;
     j->n_spans = 0;
+}
+
+/* All that is listed goes into the state. */
+static void finish_blocks(job *j)
+{
+    fold_blocks(j);
+    if (j->has_low) kv_low_merge(&j->worker->low, &j->query, j->state);
 }
 
 /* Lists one block of spans; those without a live slot are left out. */
@@ -170,9 +232,29 @@ static uint32_t page_span(const job *j, uint32_t block, attn_span *out)
     return 1;
 }
 
+static bool is_low_page(const job *j, uint32_t block)
+{
+    if (!j->has_low) return false;
+    const uint32_t list = kv_list(j->cache, j->layer, j->head, 0);
+    return kv_is_coded_page(j->cache, kv_table_page(&j->seq->table, list, block));
+}
+
+/* The block that has the sinks is never one. */
+static void add_low_block(job *j, uint32_t block)
+{
+    attn_span span;
+    if (page_span(j, block, &span) == 0 || span.live == 0) return;
+    kv_low_add(&j->worker->low, &span);
+    if (j->worker->low.n_blocks == KV_LOW_BLOCKS) fold_low(j);
+}
+
 static void add_page_block(job *j, uint32_t block)
 {
     attn_span spans[2];
+    if (is_low_page(j, block)) {
+        add_low_block(j, block);
+        return;
+    }
     uint32_t n = block == 0 ? sink_span(j, spans) : 0;
     n += page_span(j, block, spans + n);
     if (j->is_decode && !j->is_probe && j->lse == NULL)
@@ -211,9 +293,14 @@ static void note_log_read(const job *probe)
 static void probe_page(void *ctx, uint32_t page)
 {
     job *probe = ctx;
+    const uint32_t block = probe->worker->choice.block[page];
     attn_span span;
-    add_block(probe, &span, page_span(probe, probe->worker->choice.block[page], &span));
-    fold_blocks(probe);
+    if (is_low_page(probe, block)) {
+        add_low_block(probe, block);
+    } else {
+        add_block(probe, &span, page_span(probe, block, &span));
+    }
+    finish_blocks(probe);
     note_log_read(probe);
 }
 
@@ -222,11 +309,12 @@ static void probe_page(void *ctx, uint32_t page)
 static void probe_recent(job *probe, uint32_t first, uint32_t n_old, uint32_t end)
 {
     attn_state_reset(probe->state, probe->query.group, 0);
+    begin_low(probe);
     if (first == 0 && n_old > 0) add_sinks(probe);
     for (uint32_t b = n_old > first ? n_old : first; b < probe->seq->n_blocks; b++)
         add_page_block(probe, b);
     add_recent_blocks(probe, first > probe->seq->n_blocks ? first : probe->seq->n_blocks, end);
-    fold_blocks(probe);
+    finish_blocks(probe);
     note_log_read(probe);
 }
 
@@ -261,14 +349,10 @@ static void add_chosen_blocks(job *j, uint32_t first, uint32_t n_old)
 
 static void note_misses(const job *j, const float *sink_logit)
 {
-    kv_reader_worker *worker = j->worker;
-    kv_misses misses = {.n = j->query.group}; /* nothing is missed */
-    if (!j->seq->methods.reads_all) {
-        misses.n = 0;
-        kv_choice_certify(&worker->choice, &j->query, j->state, sink_logit, &misses);
-    }
-    kv_misses_add(&worker->misses, &misses);
-    kv_misses_add(&worker->step_misses, &misses);
+    *j->misses = (kv_misses){.n = j->query.group}; /* nothing is missed */
+    if (j->seq->methods.reads_all) return;
+    j->misses->n = 0;
+    kv_choice_certify(&j->worker->choice, &j->query, j->state, sink_logit, j->misses);
 }
 
 /* ---- jobs ---------------------------------------------------------------------------------------- */
@@ -303,6 +387,7 @@ static void read_blocks(job *j)
             if (j->lse == NULL) count_open(j, first, first + n_open);
         } else {
             if (j->lse == NULL) choose_pages(j, first, n_old, end);
+            begin_low(j); /* a probe may have used it */
             add_chosen_blocks(j, first, n_old);
             first += n_open;
         }
@@ -310,7 +395,13 @@ static void read_blocks(job *j)
     for (uint32_t b = first; b < n_blocks; b++)
         add_page_block(j, b);
     add_recent_blocks(j, first > n_blocks ? first : n_blocks, end);
-    fold_blocks(j);
+    finish_blocks(j);
+}
+
+/* The slot of a job, which only it writes: a decode row has one tile. */
+static kv_misses *misses_of(const kv_cache *cache, uint32_t row, uint32_t head)
+{
+    return cache->reader.job_misses + (size_t)row * cache->n_kv_heads_max + head;
 }
 
 static job make_job(const attend_loop *loop, const kv_tile *tile, uint32_t head,
@@ -329,6 +420,8 @@ static job make_job(const attend_loop *loop, const kv_tile *tile, uint32_t head,
                  .worker = worker,
                  .state = &worker->state,
                  .is_decode = row->is_decode,
+                 .has_low = row->seq->methods.codec->bases != NULL && row->seq->n_coded > 0,
+                 .misses = misses_of(cache, tile->row, head),
                  .layer = loop->args->layer,
                  .head = head,
                  .query = {
@@ -372,6 +465,7 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     const size_t o_stride = (size_t)shape->n_heads * shape->v_dim;
     job j = make_job(loop, tile, head, worker);
     attn_state_reset(&worker->state, (size_t)tile->n_queries * group, shape->v_dim);
+    begin_low(&j);
     read_blocks(&j);
     const float *sink_logit =
         shape->sink_logit != NULL ? shape->sink_logit + (size_t)head * group : NULL;
@@ -413,6 +507,7 @@ static void add_row_mass(const attend_loop *loop, uint32_t row, uint32_t head,
         if (mass == NULL) mass = kv_observe_mass(j.seq, j.layer, head);
         j.lse = lse_of(loop, tile, head);
         j.mass = mass;
+        begin_low(&j);
         read_blocks(&j);
     }
 }
@@ -449,6 +544,21 @@ static uint32_t cut_tiles(kv_cache *cache, const kv_layer_shape *shape, double *
     return n_tiles;
 }
 
+/* In the order of rows and heads, whoever ran the jobs: sums of doubles depend on it. */
+static void gather_misses(kv_cache *cache, uint32_t n_kv_heads)
+{
+    kv_reader *reader = &cache->reader;
+    for (uint32_t r = 0; r < cache->step.n_rows; r++) {
+        const kv_row *row = &cache->step.rows[r];
+        for (uint32_t h = 0; h < n_kv_heads && row->is_decode; h++) {
+            const kv_misses *misses = misses_of(cache, r, h);
+            kv_misses_add(&row->seq->step_misses, misses);
+            kv_misses_add(&reader->step_misses, misses);
+            kv_misses_add(&reader->misses, misses);
+        }
+    }
+}
+
 void kv_attend(kv_cache *cache, const kv_attend_args *args)
 {
     assert(cache->step.is_open);
@@ -462,6 +572,7 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     const size_t n_jobs = (size_t)loop.n_tiles * shape->n_kv_heads;
     const bool is_small = work * shape->n_kv_heads < SERIAL_WORK_MAX;
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
+    gather_misses(cache, shape->n_kv_heads);
     if (cache->observers.lse == NULL) return;
     const size_t n_row_jobs = (size_t)cache->step.n_rows * shape->n_kv_heads;
     parallel_for(cache->d->pool, n_row_jobs, is_small ? n_row_jobs : 1, mass_jobs, &loop);

@@ -48,8 +48,7 @@ err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape 
 
 /* seal and load of the integer codecs. */
 void kv_quant_seal(const kv_seal_args *args);
-attn_span kv_quant_load(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots,
-                        uint8_t *scratch);
+attn_span kv_quant_load(const kv_load_args *args);
 
 /* ---- rows of the cache type ---- */
 

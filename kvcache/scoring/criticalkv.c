@@ -118,10 +118,8 @@ static void find_gram(const critical *c, uint32_t g)
         c->gram[i] = 0;
     for (uint32_t r = 0; r < c->args->out_proj->rows; r++) {
         read_weights(c, g, r);
-        for (uint32_t i = 0; i < v_dim; i++) {
-            for (uint32_t j = i; j < v_dim; j++)
-                c->gram[(size_t)i * v_dim + j] += c->weights[i] * c->weights[j];
-        }
+        for (uint32_t i = 0; i < v_dim; i++)
+            kv_row_add(c->weights[i], c->weights + i, v_dim - i, c->gram + (size_t)i * v_dim + i);
     }
 }
 

@@ -49,10 +49,8 @@ static void add_outputs(drop *d, uint32_t first)
     for (uint32_t row = 0; row < d->window.n_rows; row++) {
         float p[KV_SCORE_CHUNK], *output = d->output + (size_t)row * v_dim;
         kv_window_shares(&d->window, row, first, p);
-        for (uint32_t i = 0; i < count; i++) {
-            for (uint32_t c = 0; c < v_dim; c++)
-                output[c] += p[i] * d->values[(size_t)i * v_dim + c];
-        }
+        for (uint32_t i = 0; i < count; i++)
+            kv_row_add(p[i], d->values + (size_t)i * v_dim, v_dim, output);
     }
 }
 

@@ -40,19 +40,18 @@ void kv_chunk_dots(const float *x, const float *columns, uint32_t dim, float out
     }
 }
 
+/* Sums in memory: gcc 12 keeps those of differences in registers one by one. */
 void kv_chunk_distances(const float *x, const float *columns, uint32_t dim,
                         float out[KV_SCORE_CHUNK])
 {
-    for (uint32_t first = 0; first < KV_SCORE_CHUNK; first += LANES) {
-        float sum[LANES] = {0};
-        for (uint32_t c = 0; c < dim; c++) {
-            const float *column = columns + (size_t)c * KV_SCORE_CHUNK + first;
-            for (uint32_t i = 0; i < LANES; i++)
-                sum[i] += (x[c] - column[i]) * (x[c] - column[i]);
-        }
-        for (uint32_t i = 0; i < LANES; i++)
-            out[first + i] = sum[i];
+    float sum[KV_SCORE_CHUNK] = {0};
+    for (uint32_t c = 0; c < dim; c++) {
+        const float *column = columns + (size_t)c * KV_SCORE_CHUNK;
+        for (uint32_t i = 0; i < KV_SCORE_CHUNK; i++)
+            sum[i] += (x[c] - column[i]) * (x[c] - column[i]);
     }
+    for (uint32_t i = 0; i < KV_SCORE_CHUNK; i++)
+        out[i] = sum[i];
 }
 
 void kv_chunk_forms(const float *m, const float *columns, uint32_t dim, float out[KV_SCORE_CHUNK])
@@ -74,6 +73,12 @@ void kv_chunk_forms(const float *m, const float *columns, uint32_t dim, float ou
         for (uint32_t i = 0; i < LANES; i++)
             out[first + i] = sum[i];
     }
+}
+
+void kv_row_add(float scale, const float *x, uint32_t dim, float *out)
+{
+    for (uint32_t c = 0; c < dim; c++)
+        out[c] += scale * x[c];
 }
 
 double kv_row_square(const float *x, uint32_t dim)

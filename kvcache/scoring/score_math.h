@@ -29,6 +29,9 @@ void kv_chunk_distances(const float *x, const float *columns, uint32_t dim,
 /* sum_rc columns[r][i] m[r][c] columns[c][i]; m[dim][dim] is symmetric, its lower half is not read. */
 void kv_chunk_forms(const float *m, const float *columns, uint32_t dim, float out[KV_SCORE_CHUNK]);
 
+/* out[c] += scale x[c] */
+void kv_row_add(float scale, const float *x, uint32_t dim, float *out);
+
 /* sum_c x[c]^2. */
 double kv_row_square(const float *x, uint32_t dim);
 

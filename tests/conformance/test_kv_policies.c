@@ -173,7 +173,7 @@ static void check_run(const char *policy, uint32_t i)
         ck_assert_float_finite(s.out[k]);
     ck_assert_uint_gt(fake_stats(f).entries_evicted, 100);
     ck_assert_uint_gt(fake_stats(f).pages_evicted, 10);
-    ck_assert(!kv_cache_is_exact(f->cache));
+    ck_assert(!kv_cache_methods(f->cache)->is_exact);
     fake_seq_close(f, &s, true);
     ck_assert_uint_eq(fake_stats(f).slab_bytes, 0);
     ck_assert_uint_eq(fake_stats(f).observed_bytes, 0);
