@@ -131,6 +131,9 @@ void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
 err_t kv_evict_check(const kv_cache *cache, const kv_policy *policy, err_info *info)
 {
     if (!policy->evicts) return ERR_OK;
+    if (cache->n_shards != 1)
+        return err_set(info, ERR_UNSUPPORTED, "kv-scheduling: %s needs one shard, not %u",
+                       policy->name, cache->n_shards);
     if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer))
         return err_set(info, ERR_UNSUPPORTED, "kv-scheduling: the cache keeps nothing for %s",
                        policy->name);

@@ -18,7 +18,9 @@ CHOICES = [EXACT,
            {"routing": "hierarchical", "routing_k": 0.25},
            {"routing": "adaptive", "routing_tau": 0.2, "compression": "fp8"},
            {"compression": "int8"},
-           {"compression": "int2"}]
+           {"compression": "int2"},
+           {"scheduling": "snapkv", "budget": 0.5},
+           {"scheduling": "h2o+adakv", "budget": 0.4, "compression": "int4"}]
 
 
 @pytest.fixture(scope="module")
