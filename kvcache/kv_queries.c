@@ -1,4 +1,5 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/evict.h"
 
@@ -92,10 +93,17 @@ static void add_list(const kv_seq *seq, uint32_t layer, uint32_t list, kv_usage 
 {
     const kv_cache *cache = seq->cache;
     const uint64_t raw_bytes = kv_pool_share_bytes(cache->pool, cache->layer_class[layer]);
+    uint32_t basis = KV_PAGE_NONE; /* pages that share one follow each other */
     for (uint32_t b = 0; b < seq->n_blocks; b++) {
         const uint32_t page = kv_table_page(&seq->table, list, b);
         if (!kv_block_passed(cache, layer, b, seq->length)) usage->uncompressed_bytes += raw_bytes;
         if (page == KV_PAGE_NONE) continue;
+        const uint32_t on = kv_pool_leans_on(cache->pool, page);
+        if (on != KV_PAGE_NONE && on != basis) {
+            basis = on;
+            usage->resident_bytes +=
+                kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, on));
+        }
         usage->resident_bytes += kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, page));
     }
 }
@@ -139,6 +147,8 @@ static bool could_spill(const kv_cache *cache, const kv_methods *methods, uint64
     const uint64_t n_resident = resident_blocks(cache, methods);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         kv_need_blocks(cache, methods, l, n_blocks < n_resident ? n_blocks : n_resident, resident);
+    for (uint32_t l = 0; l < cache->n_layers && methods->codec->has_own_bases; l++)
+        resident[kv_basis_class(cache, l)] = need[kv_basis_class(cache, l)]; /* never demoted */
     return kv_pool_could_hold(cache->pool, resident) &&
            kv_pool_could_spill(cache->pool, need, !kv_tiers_count(cache->tiers).is_off);
 }

@@ -54,6 +54,7 @@ static void place_arrays(kv_pool *pool, arena *a)
         pool->view.n_refs[i] = pool->pages.n_refs[i];
     }
     pool->pages.next_free = arena_take(a, n_pages, sizeof *pool->pages.next_free);
+    pool->pages.leans_on = arena_take(a, n_pages, sizeof *pool->pages.leans_on);
     pool->pages.owner = arena_take(a, n_pages, sizeof *pool->pages.owner);
     pool->pages.n_slots = arena_take(a, n_pages, sizeof *pool->pages.n_slots);
     const size_t row_bytes = pool->page_tokens * sizeof *pool->pages.positions;
@@ -313,6 +314,7 @@ uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_
     if (pool->slabs.first_free[slab] == KV_INDEX_NONE) unlink_partial(pool, slab);
     assert(!kv_page_is_held(pool, page));
     pool->pages.n_refs[holder][page] = 1;
+    pool->pages.leans_on[page] = KV_PAGE_NONE;
     pool->pages.n_slots[page] = 0;
     count_held(pool, page, false);
     kv_pool_use(pool, page);
@@ -342,15 +344,15 @@ static void free_page(kv_pool *pool, uint32_t page)
     if (pool->slabs.n_used[slab] == 0) return_slab(pool, slab);
 }
 
-void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
+static void add_refs(kv_pool *pool, uint32_t page, kv_holder holder, uint32_t n)
 {
     assert(kv_page_is_held(pool, page));
     count_held(pool, page, true);
-    pool->pages.n_refs[holder][page]++;
+    pool->pages.n_refs[holder][page] += n;
     count_held(pool, page, false);
 }
 
-bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
+static bool drop_ref(kv_pool *pool, uint32_t page, kv_holder holder)
 {
     assert(pool->pages.n_refs[holder][page] > 0);
     count_held(pool, page, true);
@@ -361,6 +363,36 @@ bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
     }
     free_page(pool, page);
     return true;
+}
+
+void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
+{
+    const uint32_t on = pool->pages.leans_on[page];
+    add_refs(pool, page, holder, 1);
+    if (on != KV_PAGE_NONE) add_refs(pool, on, holder, 1);
+}
+
+bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
+{
+    const uint32_t on = pool->pages.leans_on[page];
+    if (on != KV_PAGE_NONE) (void)drop_ref(pool, on, holder);
+    return drop_ref(pool, page, holder);
+}
+
+void kv_pool_lean(kv_pool *pool, uint32_t page, uint32_t on)
+{
+    assert(kv_page_is_held(pool, page));
+    assert(pool->pages.leans_on[page] == KV_PAGE_NONE);
+    assert(pool->pages.leans_on[on] == KV_PAGE_NONE);
+    pool->pages.leans_on[page] = on;
+    for (int i = 0; i < KV_N_HOLDERS; i++)
+        add_refs(pool, on, (kv_holder)i, pool->pages.n_refs[i][page]);
+}
+
+uint32_t kv_pool_leans_on(const kv_pool *pool, uint32_t page)
+{
+    assert(kv_page_is_held(pool, page));
+    return pool->pages.leans_on[page];
 }
 
 void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to)

@@ -14,7 +14,8 @@
  * Pages may also lie in lower tiers: page_tiers.h. New ones are always the pool's.
  *
  * References are counted by kind of holder, since a page held by cached objects alone can be had
- * back. A page is freed when its last reference is dropped.
+ * back. A page is freed when its last reference is dropped. A page may lean on another, which is then
+ * held by all who hold it: such pages are no business of tables.
  *
  * Threads: one owner. Concurrent reads, and writes to the data of different pages, are fine while
  * nobody allocates or drops. */
@@ -82,6 +83,11 @@ void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder);
 bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder);
 /* One reference passes from one kind of holder to the other. */
 void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
+
+/* From now on, until it is freed, who holds `page` also holds `on`, once more; pages lean on one page, and
+ * only on such as lean on none. */
+void kv_pool_lean(kv_pool *pool, uint32_t page, uint32_t on);
+uint32_t kv_pool_leans_on(const kv_pool *pool, uint32_t page); /* or KV_PAGE_NONE */
 
 /* The page gets slots 0 .. n_slots at first_position and up; its owner is written once, here. */
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
