@@ -5,6 +5,7 @@
  *   kv_seq.c        sequences: open, truncate, close
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
+ *   scatter.c       the same for layers whose entries are placed one by one
  *   encode.c        which blocks are encoded, and when
  *   reader.c        attention
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
@@ -14,7 +15,8 @@
  *
  * Blocks: position p lies in block p / page_tokens. Of a sequence, blocks [0, n_blocks) lie in pages
  * and positions [n_blocks * page_tokens, length) in its ring; during a step, positions [length,
- * length + n_step_tokens) lie in staging, and blocks [n_blocks, n_reserved) have empty pages. */
+ * length + n_step_tokens) lie in staging, and blocks [n_blocks, n_reserved) have empty pages - but in
+ * layers whose entries are placed one by one, where pages are taken when the step ends (scatter.h). */
 #ifndef KVCACHE_CACHE_STATE_H
 #define KVCACHE_CACHE_STATE_H
 
@@ -22,6 +24,7 @@
 #include "base/check.h"
 #include "kvcache/kv_cache.h"
 #include "kvcache/page_table.h"
+#include "kvcache/placement/expert_map.h"
 #include "kvcache/placement/placement.h"
 #include "kvcache/prefix_cache.h"
 #include "kvcache/reader.h"
@@ -82,20 +85,24 @@ struct kv_cache {
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
-    uint32_t n_layers, n_lists, n_kv_heads_max;
+    uint32_t n_layers, n_lists, n_kv_heads_max, n_experts;
     uint32_t n_classes, n_raw_classes;
     uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */
     kv_layer_shape *layer;               /* [n_layers] */
     kv_head_shape *heads;                /* [n_layers] */
     uint32_t *n_kv_heads;                /* [n_layers]: layer[l].n_kv_heads */
     uint32_t *first_list;                /* [n_layers]: in page tables; see kv_list */
+    bool has_scattered;                  /* layers */
+    bool *scatters;         /* [n_layers]: its entries are placed one by one; see scatter.h */
     uint32_t *layer_class;  /* [n_layers]: size class of its raw pages; see kv_coded_class */
     kv_page_layout *layout; /* [n_classes]: raw ones, then those of each codec in their order */
     const kv_codec **class_codec; /* [n_classes] */
     uint64_t *need;               /* [n_classes]: pages to find room for */
-    uint32_t *n_keep;             /* [n_kv_heads_max]: what scheduling answers */
+    uint32_t *n_keep, *n_live; /* [n_kv_heads_max]: what scheduling answers, and is asked about */
 
+    kv_expert_map experts; /* which shard has which */
     kv_pool *pool;
+    uint64_t quota_bytes; /* of the pool, for what one shard owns; see kv_choose_owner */
     kv_rings rings;
     kv_staging staging;
     kv_reader reader;
@@ -117,6 +124,13 @@ static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t h
     return cache->first_list[layer] + head * cache->n_shards + shard;
 }
 
+/* Where a block's page is in a layer that is placed by blocks. */
+static inline uint32_t kv_home_list(const kv_cache *cache, uint32_t layer, uint32_t head,
+                                    uint32_t block)
+{
+    return kv_list(cache, layer, head, kv_block_shard(cache->n_shards, block));
+}
+
 /* No query at `length` or later sees this block in this layer. */
 static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32_t block,
                                    uint32_t length)
@@ -130,6 +144,14 @@ static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32
 static inline uint32_t kv_blocks_left(const kv_cache *cache, uint32_t length)
 {
     return length < cache->window_tokens ? 0 : (length - cache->window_tokens) / cache->page_tokens;
+}
+
+/* Blocks in pages of a sequence that is cut to n_tokens, or takes as many. What has been in pages may
+ * stay there; but which entries share a page shows in the roundings of scattered layers, so there it is
+ * what any sequence of this length has. */
+static inline uint32_t kv_blocks_kept(const kv_cache *cache, uint32_t n_tokens)
+{
+    return cache->has_scattered ? kv_blocks_left(cache, n_tokens) : n_tokens / cache->page_tokens;
 }
 
 static inline uint64_t kv_slot_mask(uint32_t n_slots)

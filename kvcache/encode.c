@@ -3,6 +3,7 @@
 
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
+#include "kvcache/scatter.h"
 
 /* ---- goals --------------------------------------------------------------------------------------- */
 
@@ -25,7 +26,8 @@ void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t l
     /* The section begins and ends within a block; one more has the sinks. */
     const uint64_t n_section = cache->section_tokens / cache->page_tokens + 3;
     const uint64_t n_raw = is_exact || n_blocks < n_section ? n_blocks : n_section;
-    need[cache->layer_class[layer]] += n_raw * cache->n_kv_heads[layer];
+    need[cache->layer_class[layer]] +=
+        kv_pages_most(cache, layer, n_raw) * cache->n_kv_heads[layer];
     if (is_exact) return;
     need[kv_coded_class(cache, methods, layer)] += n_blocks * cache->n_kv_heads[layer];
 }
@@ -64,15 +66,15 @@ attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch)
                kv_pool_pages(cache->pool)->n_slots[page], scratch);
 }
 
-void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page,
-                       uint32_t worker)
+void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t page, uint32_t worker)
 {
     if (!cache->has_boxes) return;
     const attn_span span =
         kv_page_load(cache, page, cache->decoded + worker * cache->decoded_bytes);
     const kv_box_keys keys = {.spans = &span,
                               .n_spans = 1,
-                              .n_left_out = block == 0 ? cache->sink_tokens : 0,
+                              .n_left_out =
+                                  kv_pool_slots_below(cache->pool, page, cache->sink_tokens),
                               .is_rounded = kv_is_coded_page(cache, page)};
     kv_box_write(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
 }
@@ -85,12 +87,32 @@ static uint32_t first_to_encode(const kv_seq *seq)
     return seq->n_coded == 0 && seq->cache->sink_tokens > 0 ? 1 : seq->n_coded;
 }
 
+/* Of every page that is encoded then, all positions lie in the goal's blocks. So there are at most as
+ * many as blocks, with those that are encoded now. */
+static void need_scattered(const kv_seq *seq, const kv_goal *goal, uint32_t layer)
+{
+    const kv_cache *cache = seq->cache;
+    if (goal->n_coded <= seq->n_coded) return;
+    for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
+        uint32_t n_raw = kv_pages_to_open(cache, layer, goal->n_blocks - seq->n_blocks);
+        uint32_t n_coded = 0;
+        kv_page_at at;
+        kv_walk walk;
+        kv_walk_begin(&walk, cache, &seq->table, layer, h, seq->n_blocks);
+        while (kv_walk_next(&walk, &at))
+            *(kv_is_coded_page(cache, at.page) ? &n_coded : &n_raw) += 1;
+        const uint32_t n_most = goal->n_coded > n_coded ? goal->n_coded - n_coded : 0;
+        cache->need[kv_coded_class(cache, &seq->methods, layer)] += min_size(n_raw, n_most);
+    }
+}
+
 void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
 {
     const kv_cache *cache = seq->cache;
     const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
-        for (uint32_t b = first_to_encode(seq); b < end; b++) {
+        if (cache->scatters[l]) need_scattered(seq, goal, l);
+        for (uint32_t b = first_to_encode(seq); b < end && !cache->scatters[l]; b++) {
             if (kv_block_passed(cache, l, b, goal->length)) continue; /* freed before */
             cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
         }
@@ -118,7 +140,7 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
                                    .n_spans = 1,
                                    .page = kv_pool_data(cache->pool, sealing->to)};
         kv_codec_of(cache, sealing->to)->seal(&args);
-        kv_page_box_write(cache, sealing->layer, sealing->block, sealing->to, worker);
+        kv_page_box_write(cache, sealing->layer, sealing->to, worker);
     }
 }
 
@@ -130,7 +152,7 @@ static void seal_all(kv_cache *cache, uint32_t n)
 }
 
 /* The table sees the new page from now on, with the slots that it saw of the old one. */
-static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32_t block)
+static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry)
 {
     kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
@@ -138,11 +160,42 @@ static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32
     const uint32_t to = kv_pool_alloc_page(cache->pool, kv_coded_class(cache, &seq->methods, layer),
                                            KV_HELD_BY_SEQ);
     assert(to != KV_PAGE_NONE);
-    kv_pool_fill(cache->pool, to, block * cache->page_tokens, pages->n_slots[from],
-                 pages->owner[from]);
+    kv_pool_fill_from(cache->pool, to, from, pages->n_slots[from], pages->owner[from]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
-    return (kv_sealing){layer, block, from, to};
+    return (kv_sealing){layer, from, to};
+}
+
+/* Full, raw, not where a cached prefix keeps sinks, and with no position from block `end` on. */
+static bool is_to_encode(const kv_cache *cache, uint32_t page, uint32_t end)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    return pages->n_slots[page] == cache->page_tokens && !kv_is_coded_page(cache, page) &&
+           pages->positions[(size_t)page * cache->page_tokens] >= cache->sink_tokens &&
+           kv_last_position(cache, page) / cache->page_tokens < end;
+}
+
+/* Pages on their way, encoded whenever there are KV_SEALING_MAX. */
+static void add_sealing(kv_cache *cache, kv_sealing sealing, uint32_t *n)
+{
+    cache->sealings[(*n)++] = sealing;
+    if (*n < KV_SEALING_MAX) return;
+    seal_all(cache, *n);
+    *n = 0;
+}
+
+static void encode_scattered(kv_seq *seq, const kv_ring_place *at, uint32_t end, uint32_t *n)
+{
+    const kv_cache *cache = seq->cache;
+    kv_page_at page;
+    kv_walk walk;
+    kv_walk_begin(&walk, cache, &seq->table, at->layer, at->head, seq->n_blocks);
+    while (kv_walk_next(&walk, &page)) {
+        if (!is_to_encode(cache, page.page, end)) continue;
+        const uint32_t list = kv_list(cache, at->layer, at->head, page.shard);
+        const size_t entry = kv_table_entry(&seq->table, list, page.block);
+        add_sealing(seq->cache, replace_page(seq, at->layer, entry), n);
+    }
 }
 
 void kv_encode(kv_seq *seq, uint32_t end)
@@ -152,14 +205,12 @@ void kv_encode(kv_seq *seq, uint32_t end)
     if (end <= seq->n_coded) return;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            for (uint32_t b = first_to_encode(seq); b < end; b++) {
-                const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
+            if (cache->scatters[l]) encode_scattered(seq, &(kv_ring_place){l, h, 0}, end, &n);
+            for (uint32_t b = first_to_encode(seq); b < end && !cache->scatters[l]; b++) {
+                const size_t entry = kv_table_entry(&seq->table, kv_home_list(cache, l, h, b), b);
                 const uint32_t page = seq->table.page[entry];
                 if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
-                cache->sealings[n++] = replace_page(seq, l, entry, b);
-                if (n < KV_SEALING_MAX) continue;
-                seal_all(cache, n);
-                n = 0;
+                add_sealing(cache, replace_page(seq, l, entry), &n);
             }
         }
     }
@@ -173,11 +224,13 @@ uint32_t kv_encode_taken(const kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
     if (seq->methods.codec->is_exact) return 0;
-    for (uint32_t b = first_to_encode(seq); b < seq->n_blocks; b++) {
-        for (uint32_t list = 0; list < cache->n_lists; list++) {
+    uint32_t n_coded = seq->n_blocks;
+    for (uint32_t list = 0; list < cache->n_lists; list++) {
+        for (uint32_t b = 0; b < seq->n_blocks; b++) {
             const uint32_t page = kv_table_page(&seq->table, list, b);
-            if (page != KV_PAGE_NONE && !kv_is_coded_page(cache, page)) return b;
+            if (page == KV_PAGE_NONE || !is_to_encode(cache, page, n_coded)) continue;
+            n_coded = kv_last_position(cache, page) / cache->page_tokens;
         }
     }
-    return seq->n_blocks;
+    return n_coded;
 }

@@ -11,6 +11,9 @@
  * find what they found one by one. The ring is never encoded, nor are the sinks: block 0, whose page is
  * where a cached prefix keeps them, stays raw if there are any.
  *
+ * Where entries are placed one by one (scatter.h), a page is encoded once it is full and all its positions
+ * lie in blocks that are encoded elsewhere.
+ *
  * A page says by its size class which of the two it is, and tables mix them freely. A raw page is
  * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
  * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
@@ -24,7 +27,7 @@ enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
 /* One raw page on its way. */
 typedef struct kv_sealing {
-    uint32_t layer, block;
+    uint32_t layer;
     uint32_t from, to;
 } kv_sealing;
 
@@ -61,8 +64,7 @@ static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
 attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch);
 
 /* Writes the box of a sealed page, from what attention reads; nothing if no routing asks for boxes. */
-void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page,
-                       uint32_t worker);
+void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t page, uint32_t worker);
 
 /* What a sequence is to have in pages when it holds `length` tokens. */
 typedef struct kv_goal {
@@ -90,7 +92,7 @@ void kv_encode(kv_seq *seq, uint32_t end);
 /* Notes in the counters that a page was encoded. */
 void kv_encode_count(kv_cache *cache, uint32_t layer, uint32_t page);
 
-/* Blocks before the first raw one, of a table that was taken over. */
+/* Blocks before the first raw one, of a table that was taken over, its open pages left out. */
 uint32_t kv_encode_taken(const kv_seq *seq);
 
 #endif

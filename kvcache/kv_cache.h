@@ -72,7 +72,8 @@ uint32_t kv_seq_step_tokens_max(const kv_seq *seq);
 
 /* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes.
  * Returns the tokens held then: n_tokens, or 0 if a layer's sliding window has freed what the cut
- * needs, and the sequence must be computed again. */
+ * needs, or (placement by expert or hash) there is no room for a copy of pages that are shared and not
+ * full any more; then the sequence must be computed again. */
 uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
 
 /* Gives up every cached object that no open sequence uses. */

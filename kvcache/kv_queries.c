@@ -1,5 +1,6 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
 #include "kvcache/encode.h"
+#include "kvcache/scatter.h"
 
 void kv_publish(kv_cache *cache)
 {
@@ -20,6 +21,14 @@ void kv_publish(kv_cache *cache)
     stats->used_bytes = pool.used_bytes;
     stats->slots_live = pool.slots_live;
     stats->prefix_objects = prefix->n_objects;
+    stats->n_shards = cache->n_shards;
+    stats->experts_packed = cache->experts.n_packed;
+    const kv_pool_shard *shards = kv_pool_shards(cache->pool);
+    for (uint32_t s = 0; s < cache->n_shards; s++) {
+        stats->shards[s].pages = shards[s].n_pages;
+        stats->shards[s].slots = shards[s].n_slots;
+        stats->shards[s].bytes = shards[s].bytes;
+    }
     kv_reader_count(&cache->reader, stats);
     kv_stats_board_write(&cache->board, stats);
     paranoid_assert(kv_cache_is_sane(cache));

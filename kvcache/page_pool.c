@@ -4,9 +4,8 @@
  * mapping are touched only as far as the pool was ever full (n_touched slabs). A class keeps the
  * slabs that have a free page in a doubly linked list; a slab keeps its free pages in a singly
  * linked one. */
-#include "kvcache/page_pool.h"
+#include "kvcache/page_pool_state.h"
 
-#include "base/arena.h"
 #include "base/check.h"
 
 #include <stdlib.h>
@@ -29,48 +28,6 @@
 #define POISON(data, bytes)   ((void)(data), (void)(bytes))
 #define UNPOISON(data, bytes) ((void)(data), (void)(bytes))
 #endif
-
-#define SLAB_NONE  UINT32_MAX
-#define INDEX_NONE UINT16_MAX /* end of a slab's free pages */
-
-struct kv_pool {
-    uint8_t *base; /* [n_slabs][slab_bytes]: the mapping, or NULL */
-    size_t slab_bytes;
-    uint32_t n_slabs;
-    uint32_t n_touched;  /* slabs [0, n_touched) were in use at some time */
-    uint32_t n_in_use;   /* slabs that belong to a class now */
-    uint32_t free_slabs; /* list of slabs below n_touched without a class */
-    uint32_t page_tokens;
-    uint32_t pages_per_slab_max;
-    arena memory;
-    struct {
-        uint32_t n;
-        size_t *page_bytes;       /* [n] */
-        uint32_t *pages_per_slab; /* [n] */
-        uint32_t *partial;        /* [n]: first slab with a free page, or SLAB_NONE */
-        uint64_t *n_free;         /* [n]: free pages in the slabs of the class */
-    } classes;
-    struct {
-        uint16_t *page_class; /* [n_slabs]; valid while n_used > 0 */
-        uint16_t *n_used;     /* [n_slabs]: pages held */
-        uint16_t *first_free; /* [n_slabs]: index of a free page, or INDEX_NONE */
-        uint32_t *next;       /* [n_slabs]: in `partial` or `free_slabs` */
-        uint32_t *prev;       /* [n_slabs]: in `partial` */
-    } slabs;
-    struct {
-        uint32_t *n_refs[KV_N_HOLDERS]; /* [n_pages] */
-        uint16_t *next_free;            /* [n_pages]: index within the slab */
-        uint16_t *owner;                /* [n_pages] */
-        uint8_t *n_slots;               /* [n_pages] */
-        uint32_t *positions;            /* [n_pages][page_tokens] */
-        uint8_t *boxes;                 /* [n_pages][box_bytes], or NULL */
-        uint32_t *seen[KV_N_HOLDERS];   /* [n_pages]: references told to a check */
-    } pages;
-    kv_pages view;
-    uint64_t n_held[2]; /* pages: held by a sequence, by objects alone */
-    uint64_t used_bytes;
-    uint64_t n_slots_live;
-};
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
@@ -99,6 +56,7 @@ static void place_arrays(kv_pool *pool, arena *a)
     const size_t row_bytes = pool->page_tokens * sizeof *pool->pages.positions;
     pool->pages.positions = arena_take(a, n_pages, row_bytes);
     if (pool->view.box_bytes > 0) pool->pages.boxes = arena_take(a, n_pages, pool->view.box_bytes);
+    pool->shards = arena_take(a, pool->n_shards, sizeof *pool->shards);
     pool->view.boxes = pool->pages.boxes;
     pool->view.owner = pool->pages.owner;
     pool->view.n_slots = pool->pages.n_slots;
@@ -178,11 +136,14 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
     *out = NULL;
     assert(config->n_classes >= 1);
     assert(config->n_classes <= KV_CLASSES_MAX);
+    assert(config->n_shards >= 1);
+    assert(config->n_shards < KV_OWNER_NONE);
     kv_pool *pool = calloc(1, sizeof *pool);
     if (pool == NULL) return ERR_NO_MEMORY;
     pool->page_tokens = config->page_tokens;
     pool->classes.n = config->n_classes;
     pool->view.box_bytes = config->box_bytes;
+    pool->n_shards = config->n_shards;
     pool->free_slabs = SLAB_NONE;
     const err_t err = open_memory(pool, config);
     if (err != ERR_OK) {
@@ -270,6 +231,11 @@ static void return_slab(kv_pool *pool, uint32_t slab)
 
 /* ---- pages --------------------------------------------------------------------------------------- */
 
+uint64_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page_class)
+{
+    return pool->slab_bytes / pool->classes.pages_per_slab[page_class];
+}
+
 static uint32_t slab_of(const kv_pool *pool, uint32_t page)
 {
     assert(page / pool->pages_per_slab_max < pool->n_touched);
@@ -281,17 +247,11 @@ uint32_t kv_pool_class(const kv_pool *pool, uint32_t page)
     return pool->slabs.page_class[slab_of(pool, page)];
 }
 
-/* A slab's bytes over the pages that it holds. */
-static uint64_t share_bytes(const kv_pool *pool, uint32_t page)
-{
-    return pool->slab_bytes / pool->classes.pages_per_slab[kv_pool_class(pool, page)];
-}
-
 /* Counts a held page in (or, with is_out, out again) under who holds it now. */
 static void count_held(kv_pool *pool, uint32_t page, bool is_out)
 {
     const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
-    const uint64_t bytes = is_used ? share_bytes(pool, page) : 0;
+    const uint64_t bytes = is_used ? kv_pool_page_bytes(pool, kv_pool_class(pool, page)) : 0;
     if (is_out) {
         pool->n_held[is_used ? 0 : 1]--;
         pool->used_bytes -= bytes;
@@ -299,12 +259,6 @@ static void count_held(kv_pool *pool, uint32_t page, bool is_out)
         pool->n_held[is_used ? 0 : 1]++;
         pool->used_bytes += bytes;
     }
-}
-
-static bool is_held(const kv_pool *pool, uint32_t page)
-{
-    return pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0 ||
-           pool->pages.n_refs[KV_HELD_BY_OBJECT][page] > 0;
 }
 
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page)
@@ -330,12 +284,24 @@ uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder
     pool->slabs.n_used[slab]++;
     pool->classes.n_free[page_class]--;
     if (pool->slabs.first_free[slab] == INDEX_NONE) unlink_partial(pool, slab);
-    assert(!is_held(pool, page));
+    assert(!kv_pool_is_held(pool, page));
     pool->pages.n_refs[holder][page] = 1;
     pool->pages.n_slots[page] = 0;
+    pool->pages.owner[page] = KV_OWNER_NONE;
     count_held(pool, page, false);
     UNPOISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     return page;
+}
+
+/* The page's slots and bytes are nobody's any more. */
+static void disown(kv_pool *pool, uint32_t page)
+{
+    if (pool->pages.owner[page] == KV_OWNER_NONE) return;
+    kv_pool_shard *shard = &pool->shards[pool->pages.owner[page]];
+    shard->n_pages--;
+    shard->n_slots -= pool->pages.n_slots[page];
+    shard->bytes -= kv_pool_page_bytes(pool, kv_pool_class(pool, page));
+    pool->n_slots_live -= pool->pages.n_slots[page];
 }
 
 static void free_page(kv_pool *pool, uint32_t page)
@@ -343,7 +309,7 @@ static void free_page(kv_pool *pool, uint32_t page)
     const uint32_t slab = slab_of(pool, page);
     const uint32_t page_class = pool->slabs.page_class[slab];
     POISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
-    pool->n_slots_live -= pool->pages.n_slots[page];
+    disown(pool, page);
     const bool was_full = pool->slabs.first_free[slab] == INDEX_NONE;
     pool->pages.next_free[page] = pool->slabs.first_free[slab];
     pool->slabs.first_free[slab] = (uint16_t)(page % pool->pages_per_slab_max);
@@ -355,7 +321,7 @@ static void free_page(kv_pool *pool, uint32_t page)
 
 void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
 {
-    assert(is_held(pool, page));
+    assert(kv_pool_is_held(pool, page));
     count_held(pool, page, true);
     pool->pages.n_refs[holder][page]++;
     count_held(pool, page, false);
@@ -367,7 +333,7 @@ bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
     assert(pool->pages.n_refs[holder][page] > 0);
     count_held(pool, page, true);
     pool->pages.n_refs[holder][page]--;
-    if (is_held(pool, page)) {
+    if (kv_pool_is_held(pool, page)) {
         count_held(pool, page, false);
         return false;
     }
@@ -382,18 +348,78 @@ void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to)
     assert(!is_freed);
 }
 
+/* ---- slots --------------------------------------------------------------------------------------- */
+
+static uint32_t *positions_of(const kv_pool *pool, uint32_t page)
+{
+    return pool->pages.positions + (size_t)page * pool->page_tokens;
+}
+
+static void count_slots(kv_pool *pool, uint32_t page, uint32_t n_slots)
+{
+    const uint32_t n_before = pool->pages.n_slots[page];
+    pool->n_slots_live += n_slots - (uint64_t)n_before;
+    pool->shards[pool->pages.owner[page]].n_slots += n_slots - (uint64_t)n_before;
+    pool->pages.n_slots[page] = (uint8_t)n_slots;
+}
+
+void kv_pool_own(kv_pool *pool, uint32_t page, uint32_t owner)
+{
+    assert(kv_pool_is_held(pool, page));
+    assert(pool->pages.owner[page] == KV_OWNER_NONE);
+    assert(owner < pool->n_shards);
+    pool->pages.owner[page] = (uint16_t)owner;
+    pool->shards[owner].n_pages++;
+    pool->shards[owner].bytes += kv_pool_page_bytes(pool, kv_pool_class(pool, page));
+}
+
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
                   uint32_t owner)
 {
-    assert(is_held(pool, page));
-    assert(pool->pages.n_slots[page] == 0);
     assert(n_slots <= pool->page_tokens);
-    uint32_t *positions = pool->pages.positions + (size_t)page * pool->page_tokens;
+    kv_pool_own(pool, page, owner);
+    uint32_t *positions = positions_of(pool, page);
     for (uint32_t i = 0; i < n_slots; i++)
         positions[i] = first_position + i;
-    pool->pages.n_slots[page] = (uint8_t)n_slots;
-    pool->pages.owner[page] = (uint16_t)owner;
-    pool->n_slots_live += n_slots;
+    count_slots(pool, page, n_slots);
+}
+
+void kv_pool_fill_from(kv_pool *pool, uint32_t page, uint32_t from, uint32_t n_slots,
+                       uint32_t owner)
+{
+    assert(n_slots <= pool->pages.n_slots[from]);
+    kv_pool_own(pool, page, owner);
+    memcpy(positions_of(pool, page), positions_of(pool, from),
+           n_slots * sizeof *pool->pages.positions);
+    count_slots(pool, page, n_slots);
+}
+
+uint32_t kv_pool_append(kv_pool *pool, uint32_t page, uint32_t position)
+{
+    const uint32_t slot = pool->pages.n_slots[page];
+    uint32_t *positions = positions_of(pool, page);
+    assert(pool->pages.owner[page] != KV_OWNER_NONE);
+    assert(slot < pool->page_tokens);
+    assert(slot == 0 || positions[slot - 1] < position);
+    positions[slot] = position;
+    count_slots(pool, page, slot + 1);
+    return slot;
+}
+
+void kv_pool_shrink(kv_pool *pool, uint32_t page, uint32_t n_slots)
+{
+    assert(pool->pages.owner[page] != KV_OWNER_NONE);
+    assert(n_slots <= pool->pages.n_slots[page]);
+    count_slots(pool, page, n_slots);
+}
+
+uint32_t kv_pool_slots_below(const kv_pool *pool, uint32_t page, uint32_t position)
+{
+    const uint32_t *positions = positions_of(pool, page);
+    uint32_t n = pool->pages.n_slots[page];
+    while (n > 0 && positions[n - 1] >= position)
+        n--;
+    return n;
 }
 
 /* ---- queries ------------------------------------------------------------------------------------- */
@@ -423,6 +449,11 @@ const kv_pages *kv_pool_pages(const kv_pool *pool)
     return &pool->view;
 }
 
+const kv_pool_shard *kv_pool_shards(const kv_pool *pool)
+{
+    return pool->shards;
+}
+
 kv_pool_counts kv_pool_count(const kv_pool *pool)
 {
     uint32_t pages_per_slab_min = UINT32_MAX;
@@ -443,96 +474,4 @@ kv_pool_counts kv_pool_count(const kv_pool *pool)
         .slots_live = pool->n_slots_live,
         .used_bytes = pool->used_bytes,
     };
-}
-
-/* ---- checks -------------------------------------------------------------------------------------- */
-
-void kv_pool_check_begin(const kv_pool *pool)
-{
-    const size_t n_pages = (size_t)pool->n_touched * pool->pages_per_slab_max;
-    for (int i = 0; i < KV_N_HOLDERS; i++)
-        memset(pool->pages.seen[i], 0, n_pages * sizeof *pool->pages.seen[i]);
-}
-
-void kv_pool_check_ref(const kv_pool *pool, uint32_t page, kv_holder holder)
-{
-    assert(slab_of(pool, page) < pool->n_slabs);
-    pool->pages.seen[holder][page]++;
-}
-
-/* The counts that a walk over the slabs finds. */
-typedef struct walk {
-    uint64_t n_held[2];
-    uint64_t n_slots;
-    uint64_t used_bytes;
-    uint32_t n_in_use;
-} walk;
-
-static bool is_page_sane(const kv_pool *pool, uint32_t page, walk *found)
-{
-    for (int i = 0; i < KV_N_HOLDERS; i++) {
-        if (pool->pages.seen[i][page] != pool->pages.n_refs[i][page]) return false;
-    }
-    if (!is_held(pool, page)) return true;
-    if (pool->pages.n_slots[page] > pool->page_tokens) return false;
-    const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
-    found->n_held[is_used ? 0 : 1]++;
-    found->used_bytes += is_used ? share_bytes(pool, page) : 0;
-    found->n_slots += pool->pages.n_slots[page];
-    return true;
-}
-
-static bool is_slab_sane(const kv_pool *pool, uint32_t slab, walk *found)
-{
-    const uint32_t first = slab * pool->pages_per_slab_max;
-    uint32_t n_held = 0, n_listed = 0;
-    for (uint32_t i = 0; i < pool->pages_per_slab_max; i++) {
-        if (!is_page_sane(pool, first + i, found)) return false;
-        n_held += is_held(pool, first + i) ? 1 : 0;
-    }
-    if (n_held != pool->slabs.n_used[slab]) return false;
-    if (n_held == 0) return true;
-    const uint32_t n_pages = pool->classes.pages_per_slab[pool->slabs.page_class[slab]];
-    for (uint32_t i = pool->slabs.first_free[slab]; i != INDEX_NONE && n_listed <= n_pages;
-         n_listed++) {
-        if (is_held(pool, first + i)) return false;
-        i = pool->pages.next_free[first + i];
-    }
-    found->n_in_use++;
-    return n_held + n_listed == n_pages;
-}
-
-/* Every slab of the list belongs to the class and has a free page; together they have n_free. */
-static bool is_class_sane(const kv_pool *pool, uint32_t page_class)
-{
-    uint64_t n_free = 0;
-    uint32_t n_steps = 0, prev = SLAB_NONE;
-    for (uint32_t slab = pool->classes.partial[page_class]; slab != SLAB_NONE;) {
-        if (pool->slabs.page_class[slab] != page_class || pool->slabs.prev[slab] != prev)
-            return false;
-        if (n_steps++ > pool->n_slabs || pool->slabs.n_used[slab] == 0) return false;
-        if (pool->slabs.first_free[slab] == INDEX_NONE) return false;
-        n_free += pool->classes.pages_per_slab[page_class] - pool->slabs.n_used[slab];
-        prev = slab;
-        slab = pool->slabs.next[slab];
-    }
-    return n_free == pool->classes.n_free[page_class];
-}
-
-bool kv_pool_check_end(const kv_pool *pool)
-{
-    walk found = {0};
-    for (uint32_t slab = 0; slab < pool->n_touched; slab++) {
-        if (!is_slab_sane(pool, slab, &found)) return false;
-    }
-    for (uint32_t c = 0; c < pool->classes.n; c++) {
-        if (!is_class_sane(pool, c)) return false;
-    }
-    uint32_t n_free_slabs = 0;
-    for (uint32_t slab = pool->free_slabs; slab != SLAB_NONE; slab = pool->slabs.next[slab]) {
-        if (n_free_slabs++ > pool->n_touched || pool->slabs.n_used[slab] != 0) return false;
-    }
-    return found.n_in_use == pool->n_in_use && n_free_slabs + pool->n_in_use == pool->n_touched &&
-           found.n_held[0] == pool->n_held[0] && found.n_held[1] == pool->n_held[1] &&
-           found.n_slots == pool->n_slots_live && found.used_bytes == pool->used_bytes;
 }

@@ -14,6 +14,10 @@
  * References are counted by kind of holder, since a page held by cached objects alone can be had
  * back. A page is freed when its last reference is dropped.
  *
+ * Slots are written in order and positions rise with them. A page gets them all at once (fill), or is
+ * open and gets one after the other (append). It has an owner from its first slot on: the shard that
+ * its bytes are charged to, for as long as anybody holds it.
+ *
  * Threads: one owner. Concurrent reads, and writes to the data of different pages, are fine while
  * nobody allocates or drops. */
 #ifndef KVCACHE_PAGE_POOL_H
@@ -27,7 +31,8 @@
 
 typedef struct kv_pool kv_pool;
 
-#define KV_PAGE_NONE UINT32_MAX
+#define KV_PAGE_NONE  UINT32_MAX
+#define KV_OWNER_NONE UINT16_MAX
 
 enum { KV_SLAB_BYTES = 64 * 1024 };
 
@@ -39,6 +44,7 @@ typedef struct kv_pool_config {
     uint32_t n_classes;       /* at most KV_CLASSES_MAX */
     const size_t *page_bytes; /* [n_classes]; a slab is 64 KiB, or the largest page rounded up */
     size_t box_bytes;         /* of a page's key box, beside the page; 0: there are none */
+    uint32_t n_shards;        /* that pages may have as owners, >= 1 */
 } kv_pool_config;
 
 enum { KV_CLASSES_MAX = 4096 };
@@ -46,7 +52,7 @@ enum { KV_CLASSES_MAX = 4096 };
 /* What the cache knows of every page, as arrays by page id; borrowed until kv_pool_close. */
 typedef struct kv_pages {
     const uint32_t *n_refs[KV_N_HOLDERS]; /* [n_pages] each */
-    const uint16_t *owner;                /* [n_pages]: shard */
+    const uint16_t *owner;                /* [n_pages]: shard; KV_OWNER_NONE without slots */
     const uint8_t *n_slots;               /* [n_pages]: slots written */
     const uint32_t *positions;            /* [n_pages][page_tokens]; valid below n_slots */
     const uint8_t *boxes; /* [n_pages][box_bytes], or NULL; valid once the page is sealed */
@@ -62,6 +68,12 @@ typedef struct kv_pool_counts {
     uint64_t slots_live;
     uint64_t used_bytes; /* of pages_used, each with its share of its slab */
 } kv_pool_counts;
+
+/* What one shard owns, whoever holds it. */
+typedef struct kv_pool_shard {
+    uint64_t n_pages, n_slots;
+    uint64_t bytes; /* each page with its share of its slab */
+} kv_pool_shard;
 
 /* ---- life cycle ---- */
 
@@ -79,9 +91,22 @@ bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder);
 /* One reference passes from one kind of holder to the other. */
 void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
 
-/* The page gets slots 0 .. n_slots at first_position and up; its owner is written once, here. */
+/* Written once, before the page has slots. */
+void kv_pool_own(kv_pool *pool, uint32_t page, uint32_t owner);
+
+/* The page gets an owner, and slots 0 .. n_slots at first_position and up. */
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
                   uint32_t owner);
+/* The page gets an owner, and the positions of the first n_slots of another one. */
+void kv_pool_fill_from(kv_pool *pool, uint32_t page, uint32_t from, uint32_t n_slots,
+                       uint32_t owner);
+/* One more slot of an owned page, at a position above those before; returns its index. */
+uint32_t kv_pool_append(kv_pool *pool, uint32_t page, uint32_t position);
+/* Only the first n_slots of an owned page stay. */
+void kv_pool_shrink(kv_pool *pool, uint32_t page, uint32_t n_slots);
+
+/* Slots of the page at positions below `position`. */
+uint32_t kv_pool_slots_below(const kv_pool *pool, uint32_t page, uint32_t position);
 
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page); /* valid while the page is held */
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page);
@@ -98,6 +123,9 @@ bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
 
 const kv_pages *kv_pool_pages(const kv_pool *pool);
 kv_pool_counts kv_pool_count(const kv_pool *pool);
+const kv_pool_shard *kv_pool_shards(const kv_pool *pool); /* [n_shards] */
+/* A page's share of its slab. */
+uint64_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page_class);
 
 /* Checking: begin, tell every reference that is known, end. The end also walks slabs and free lists,
  * and is false if anything disagrees. No allocation. */

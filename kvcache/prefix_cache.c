@@ -2,6 +2,7 @@
 #include "kvcache/prefix_cache.h"
 
 #include "kvcache/commit.h"
+#include "kvcache/scatter.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -217,6 +218,16 @@ kv_prefix_source kv_prefix_get_source(const kv_cache *cache, uint32_t object)
                               .n_blocks = (o->n_tokens - 1) / cache->page_tokens + 1};
 }
 
+/* Does the table have all positions from `oldest` on that are in pages? Heads are alike. */
+static bool has_scattered(const kv_cache *cache, const kv_prefix_source *source, uint32_t layer,
+                          uint32_t oldest)
+{
+    for (uint32_t s = 0; s < cache->n_shards && source->n_blocks > 0; s++) {
+        if (source->table->marks[kv_list(cache, layer, 0, s)].passed > oldest) return false;
+    }
+    return true;
+}
+
 bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uint32_t n_tokens)
 {
     for (uint32_t l = 0; l < cache->n_layers; l++) {
@@ -226,9 +237,11 @@ bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uin
         if (oldest >= n_tokens) continue; /* a window of one sees itself only */
         uint32_t end = (n_tokens - 1) / cache->page_tokens + 1;
         if (end > source->n_blocks) end = source->n_blocks;
+        if (cache->scatters[l] && !has_scattered(cache, source, l, oldest)) return false;
+        if (cache->scatters[l]) continue;
         for (uint32_t b = oldest / cache->page_tokens; b < end; b++) {
             /* All heads of a layer keep and free together. */
-            if (kv_table_page(source->table, kv_list(cache, l, 0, 0), b) == KV_PAGE_NONE)
+            if (kv_table_page(source->table, kv_home_list(cache, l, 0, b), b) == KV_PAGE_NONE)
                 return false;
         }
     }
@@ -354,16 +367,15 @@ static void pass_table(kv_seq *seq, uint32_t object)
 {
     kv_cache *cache = seq->cache;
     kv_table *table = &seq->table;
-    const kv_pages *pages = kv_pool_pages(cache->pool);
     for (uint32_t list = 0; list < table->n_lists; list++) {
         for (uint32_t b = 0; b < seq->n_blocks; b++) {
             const size_t entry = kv_table_entry(table, list, b);
             const uint32_t page = table->page[entry];
             if (page == KV_PAGE_NONE) continue;
             kv_pool_pass(cache->pool, page, KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT);
-            const uint32_t n_slots = pages->n_slots[page];
-            const uint64_t sinks = kv_slot_mask(cache->sink_tokens) & kv_slot_mask(n_slots);
-            if (b == 0) kv_table_see(table, list, b, table->live[entry] | sinks);
+            if (b > 0) continue;
+            const uint32_t n_sinks = kv_pool_slots_below(cache->pool, page, cache->sink_tokens);
+            kv_table_see(table, list, b, table->live[entry] | kv_slot_mask(n_sinks));
         }
     }
     cache->table_bytes -= kv_table_bytes(table);
@@ -422,15 +434,37 @@ void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens)
 
 /* ---- giving up ----------------------------------------------------------------------------------- */
 
-/* Does a sequence hold a page of the object's block? Then giving it up gains nothing. */
+static bool is_held_by_seq(const kv_cache *cache, uint32_t page)
+{
+    return kv_pool_pages(cache->pool)->n_refs[KV_HELD_BY_SEQ][page] > 0;
+}
+
+/* Does a sequence hold a page of the object's block? */
 static bool is_block_held(const kv_cache *cache, const kv_prefix_object *o, uint32_t block)
 {
-    const uint32_t *n_refs = kv_pool_pages(cache->pool)->n_refs[KV_HELD_BY_SEQ];
     for (uint32_t list = 0; list < o->table.n_lists; list++) {
         const uint32_t page = kv_table_page(&o->table, list, block);
-        if (page != KV_PAGE_NONE && n_refs[page] > 0) return true;
+        if (page != KV_PAGE_NONE && is_held_by_seq(cache, page)) return true;
     }
     return false;
+}
+
+/* Would giving up the object's last block free nothing? Of a prefix that a sequence has taken it holds
+ * all pages - but for those of scattered layers that were not full then: it has copies of these. */
+static bool is_end_held(const kv_cache *cache, const kv_prefix_object *o, uint32_t last)
+{
+    bool is_held = is_block_held(cache, o, last);
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t i = 0; cache->scatters[l] && i < cache->n_kv_heads[l] * cache->n_shards;
+             i++) {
+            const uint32_t list = kv_list(cache, l, 0, 0) + i;
+            const uint32_t tail = o->table.marks[list].tail;
+            if (tail == KV_PAGE_NONE) continue;
+            if (!is_held_by_seq(cache, kv_table_page(&o->table, list, tail))) return false;
+            is_held = true;
+        }
+    }
+    return is_held;
 }
 
 bool kv_prefix_give_up_block(kv_cache *cache)
@@ -440,14 +474,16 @@ bool kv_prefix_give_up_block(kv_cache *cache)
         kv_prefix_object *o = &cache->prefix.objects[i];
         if (o->seq != NULL) continue;
         const uint32_t last = (o->n_tokens - 1) / cache->page_tokens;
-        if (is_block_held(cache, o, last)) continue;
+        if (is_end_held(cache, o, last)) continue;
         if (last == 0) {
             cache->stats.pages_given_up += drop_object(cache, i);
             return true;
         }
+        const uint32_t n_left = last * cache->page_tokens;
         cache->stats.pages_given_up +=
+            kv_scatter_cut(cache, &o->table, n_left, KV_HELD_BY_OBJECT) +
             kv_table_drop(&o->table, cache->pool, last, last + 1, KV_HELD_BY_OBJECT);
-        o->n_tokens = last * cache->page_tokens;
+        o->n_tokens = n_left;
         if (prefix->index.keys[i].n_keys > last) kv_prefix_index_cut(&cache->prefix.index, i, last);
         return true;
     }

@@ -3,6 +3,7 @@
 
 #include "kvcache/commit.h"
 #include "kvcache/key_box.h"
+#include "kvcache/scatter.h"
 
 /* Query rows (queries x heads) of a tile: bounds the scratch of wide groups. */
 enum { TILE_ROWS_MAX = 128 };
@@ -136,16 +137,18 @@ static uint32_t sink_span(const job *j, attn_span *out)
     return 1;
 }
 
-/* The entries of a page, without the sinks. */
-static uint32_t page_span(const job *j, uint32_t block, attn_span *out)
+/* The entries of a page, without the sinks: they come first. */
+static uint32_t page_span(const job *j, uint32_t shard, uint32_t block, attn_span *out)
 {
     const kv_cache *cache = j->cache;
     const kv_table *table = &j->seq->table;
-    const size_t entry = kv_table_entry(table, kv_list(cache, j->layer, j->head, 0), block);
+    const size_t entry = kv_table_entry(table, kv_list(cache, j->layer, j->head, shard), block);
     const uint32_t page = table->page[entry];
     assert(page != KV_PAGE_NONE);
     const kv_pages *pages = kv_pool_pages(cache->pool);
-    const uint32_t n_slots = pages->n_slots[page], n_sinks = block == 0 ? cache->sink_tokens : 0;
+    const uint32_t n_slots = pages->n_slots[page];
+    const uint32_t n_sinks =
+        block == 0 ? kv_pool_slots_below(cache->pool, page, cache->sink_tokens) : 0;
     if (n_sinks >= n_slots) return 0;
     attn_span span =
         kv_page_span(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots);
@@ -159,8 +162,15 @@ static void add_page_block(job *j, uint32_t block)
 {
     attn_span spans[2];
     uint32_t n = block == 0 ? sink_span(j, spans) : 0;
-    n += page_span(j, block, spans + n);
+    n += page_span(j, kv_block_shard(j->cache->n_shards, block), block, spans + n);
     add_block(j, spans, n);
+}
+
+/* A page of a scattered layer: a block of its own. */
+static void add_scattered_page(job *j, const kv_page_at *at)
+{
+    attn_span span;
+    add_block(j, &span, page_span(j, at->shard, at->block, &span));
 }
 
 /* Block 0 without its page. */
@@ -182,6 +192,27 @@ static void add_recent_blocks(job *j, uint32_t first, uint32_t end)
     }
 }
 
+/* Pages of a scattered layer that the query sees, in their order; returns their number. With a choice,
+ * candidates that were not chosen are left out; a probe of what is read in any case leaves out all. */
+static uint32_t add_scattered(job *j, const kv_choice_range *range, const kv_choice *choice)
+{
+    uint32_t n = 0, next = 0;
+    kv_page_at at;
+    kv_walk walk;
+    kv_walk_begin(&walk, j->cache, &j->seq->table, j->layer, j->head, j->seq->n_blocks);
+    while (kv_walk_next(&walk, &at)) {
+        if (kv_last_position(j->cache, at.page) < range->first_seen) continue;
+        if ((choice != NULL || j->is_probe) && kv_choice_has(range, &at)) {
+            if (j->is_probe || next == choice->n_chosen) continue;
+            if (choice->page[choice->chosen[next]] != at.page) continue;
+            next++;
+        }
+        add_scattered_page(j, &at);
+        n++;
+    }
+    return n;
+}
+
 /* ---- a choice of pages --------------------------------------------------------------------------- */
 
 static void note_log_read(const job *probe)
@@ -194,49 +225,55 @@ static void note_log_read(const job *probe)
 static void probe_page(void *ctx, uint32_t page)
 {
     job *probe = ctx;
+    const kv_choice *choice = &probe->worker->choice;
     attn_span span;
-    add_block(probe, &span, page_span(probe, probe->worker->choice.block[page], &span));
+    add_block(probe, &span, page_span(probe, choice->shard[page], choice->block[page], &span));
     fold_blocks(probe);
     note_log_read(probe);
 }
 
-/* Of the job's blocks, from `first`, those that are read whatever is chosen: sinks, and what is not
- * among the first n_old blocks. */
-static void probe_recent(job *probe, uint32_t first, uint32_t n_old, uint32_t end)
+/* Of the range, what is read whatever is chosen: sinks, and what are no candidates; then the rest of the
+ * sequence, up to position `end`. */
+static void probe_recent(job *probe, const kv_choice_range *range, uint32_t end)
 {
+    const uint32_t n_blocks = probe->seq->n_blocks;
     attn_state_reset(probe->state, probe->query.group, 0);
-    if (first == 0 && n_old > 0) add_sinks(probe);
-    for (uint32_t b = n_old > first ? n_old : first; b < probe->seq->n_blocks; b++)
-        add_page_block(probe, b);
-    add_recent_blocks(probe, first > probe->seq->n_blocks ? first : probe->seq->n_blocks, end);
+    if (range->first == 0 && range->end > 0) add_sinks(probe);
+    if (probe->cache->scatters[probe->layer]) {
+        add_scattered(probe, range, NULL);
+    } else {
+        for (uint32_t b = range->end > range->first ? range->end : range->first; b < n_blocks; b++)
+            add_page_block(probe, b);
+    }
+    add_recent_blocks(probe, range->first > n_blocks ? range->first : n_blocks, end);
     fold_blocks(probe);
     note_log_read(probe);
 }
 
-/* Chooses among blocks [first, n_old); the rest of the sequence, up to position `end`, is read. */
-static void choose_pages(job *j, uint32_t first, uint32_t n_old, uint32_t end)
+/* Chooses among the candidates of the range; the rest of the sequence, up to position `end`, is read. */
+static void choose_pages(job *j, const kv_choice_range *range, uint32_t end)
 {
     kv_choice *choice = &j->worker->choice;
-    const kv_choice_range range = {j->seq, j->layer, j->head, first, n_old};
     job probe = *j;
     probe.state = &j->worker->probe;
     probe.query.v_dim = 0;
     probe.is_probe = true;
-    kv_choice_list(choice, &range, &j->query);
+    kv_choice_list(choice, range, &j->query);
     if (j->seq->methods.routing->needs_log_read && choice->n_pages > 0)
-        probe_recent(&probe, first, n_old, end);
-    kv_choice_make(choice, &j->seq->methods, j->query.group, probe_page, &probe);
+        probe_recent(&probe, range, end);
+    kv_choice_make(choice, range, j->query.group, probe_page, &probe);
     j->worker->bytes_read +=
         (choice->n_pages + choice->runs.n) * kv_box_bytes(&j->cache->heads[j->layer]);
     j->worker->pages_open += choice->n_open;
     j->worker->pages_read += choice->n_chosen;
 }
 
-/* Pages of blocks [first, n_old) as far as they were chosen. */
-static void add_chosen_blocks(job *j, uint32_t first, uint32_t n_old)
+/* Pages of the range as far as they were chosen. */
+static void add_chosen_blocks(job *j, const kv_choice_range *range)
 {
     const kv_choice *choice = &j->worker->choice;
-    if (first == 0 && n_old > 0 && (choice->n_chosen == 0 || choice->block[choice->chosen[0]] != 0))
+    if (range->first == 0 && range->end > 0 &&
+        (choice->n_chosen == 0 || choice->block[choice->chosen[0]] != 0))
         add_sinks(j);
     for (uint32_t i = 0; i < choice->n_chosen; i++)
         add_page_block(j, choice->block[choice->chosen[i]]);
@@ -256,32 +293,54 @@ static void note_misses(const job *j, const float *sink_logit)
 
 /* ---- jobs ---------------------------------------------------------------------------------------- */
 
+/* What a layer that is placed by blocks has in pages; returns the first block that is not read yet. */
+static uint32_t read_pages(job *j, const kv_choice_range *range, uint32_t end)
+{
+    const uint32_t n_open = range->end > range->first ? range->end - range->first : 0;
+    const bool is_chosen = j->is_decode && !j->seq->methods.reads_all;
+    uint32_t first = range->first;
+    if (is_chosen) {
+        choose_pages(j, range, end);
+        add_chosen_blocks(j, range);
+        first += n_open;
+    } else if (j->is_decode) {
+        j->worker->pages_open += n_open;
+        j->worker->pages_read += n_open;
+    }
+    for (; first < j->seq->n_blocks; first++)
+        add_page_block(j, first);
+    return first;
+}
+
+/* The same of a layer whose entries are placed one by one. */
+static uint32_t read_scattered(job *j, const kv_choice_range *range, uint32_t end)
+{
+    const uint32_t n_blocks = j->seq->n_blocks;
+    const bool is_chosen = j->is_decode && !j->seq->methods.reads_all;
+    if (is_chosen) choose_pages(j, range, end);
+    if (range->first == 0 && n_blocks > 0) add_sinks(j);
+    const uint32_t n = add_scattered(j, range, is_chosen ? &j->worker->choice : NULL);
+    if (j->is_decode && !is_chosen) {
+        j->worker->pages_open += n;
+        j->worker->pages_read += n;
+    }
+    return n_blocks;
+}
+
 /* Reads, in position order, what the job's queries see. */
 static void read_blocks(job *j)
 {
     const attn_query *query = &j->query;
-    const uint32_t page_tokens = j->cache->page_tokens;
     const uint32_t oldest = query->positions[0];
     const uint32_t end = query->positions[query->n_queries - 1] + 1;
-    const uint32_t n_blocks = j->seq->n_blocks;
-    uint32_t first = 0;
+    kv_choice_range range = {.seq = j->seq, .layer = j->layer, .head = j->head};
     if (query->window != 0 && oldest >= query->window)
-        first = (oldest - query->window + 1) / page_tokens;
-    if (j->is_decode) {
-        const uint32_t n_old = kv_blocks_left(j->cache, j->seq->length);
-        const uint32_t n_open = n_old > first ? n_old - first : 0;
-        if (j->seq->methods.reads_all) {
-            j->worker->pages_open += n_open;
-            j->worker->pages_read += n_open;
-        } else {
-            choose_pages(j, first, n_old, end);
-            add_chosen_blocks(j, first, n_old);
-            first += n_open;
-        }
-    }
-    for (uint32_t b = first; b < n_blocks; b++)
-        add_page_block(j, b);
-    add_recent_blocks(j, first > n_blocks ? first : n_blocks, end);
+        range.first_seen = oldest - query->window + 1;
+    range.first = range.first_seen / j->cache->page_tokens;
+    range.end = kv_blocks_left(j->cache, j->seq->length);
+    const uint32_t n_read =
+        (j->cache->scatters[j->layer] ? read_scattered : read_pages)(j, &range, end);
+    add_recent_blocks(j, range.first > n_read ? range.first : n_read, end);
     fold_blocks(j);
 }
 

@@ -205,6 +205,38 @@ START_TEST(a_storm_with_boxes_of_codes_leaves_nothing_behind)
 }
 END_TEST
 
+/* Pages of several lists, spilled ones among them, owned tails and copies of tails. */
+START_TEST(a_storm_over_shards_leaves_nothing_behind)
+{
+    static const char *const placements[] = {"block", "expert", "hash", "expert"};
+    for (uint32_t i = 0; i < 4; i++) {
+        kv_layer_shape layers[3] = {fake_layers[0], fake_layers[1], fake_layers[2]};
+        layers[1].window = 90;
+        layers[1].has_router = i != 2; /* of hash: beside a layer that is placed by blocks */
+        fake_options options = {
+            .n_threads = 2, .layers = layers, .n_layers = 3, .config = fake_defaults()};
+        options.config.placement = (char *)(uintptr_t)placements[i];
+        options.config.n_shards = i == 0 ? 3 : 4;
+        options.config.eplb = true;
+        if (i == 3) options.config.routing = (char *)(uintptr_t) "hierarchical";
+        options.config.routing_k = 0.5;
+        run_storm(10 + i, options, 5);
+    }
+}
+END_TEST
+
+START_TEST(a_storm_of_codes_over_shards_leaves_nothing_behind)
+{
+    fake_options options = {
+        .n_threads = 2, .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4")};
+    options.config.placement = (char *)(uintptr_t) "expert";
+    options.config.n_shards = 3;
+    options.config.routing = (char *)(uintptr_t) "topk_balanced";
+    options.config.routing_k = 0.5;
+    run_storm(20, options, 5);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_under_lossy_codecs_leaves_nothing_behind, 250),
@@ -212,5 +244,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_with_boxes_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_with_boxes_of_codes_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_over_shards_leaves_nothing_behind, 500),
+    TEST_CASE_SECONDS(a_storm_of_codes_over_shards_leaves_nothing_behind, 250),
     TEST_CASES_END,
 };
