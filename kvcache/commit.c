@@ -73,7 +73,9 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
 bool kv_make_room(kv_cache *cache)
 {
     while (!kv_pool_has_room(cache->pool, cache->need)) {
-        if (!kv_prefix_give_up_block(cache)) return false;
+        if (kv_prefix_give_up_block(cache)) continue;
+        kv_scatter_pack(cache);
+        return kv_pool_has_room(cache->pool, cache->need);
     }
     return true;
 }

@@ -272,12 +272,10 @@ uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
     return pool->pages.boxes != NULL ? pool->pages.boxes + page * pool->view.box_bytes : NULL;
 }
 
-uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder)
+/* A page of a slab that has one. */
+static uint32_t take_page(kv_pool *pool, uint32_t slab, kv_holder holder)
 {
-    assert(page_class < pool->classes.n);
-    uint32_t slab = pool->classes.partial[page_class];
-    if (slab == SLAB_NONE) slab = take_slab(pool, page_class);
-    if (slab == SLAB_NONE) return KV_PAGE_NONE;
+    const uint32_t page_class = pool->slabs.page_class[slab];
     const uint32_t index = pool->slabs.first_free[slab];
     const uint32_t page = slab * pool->pages_per_slab_max + index;
     pool->slabs.first_free[slab] = pool->pages.next_free[page];
@@ -291,6 +289,14 @@ uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder
     count_held(pool, page, false);
     UNPOISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     return page;
+}
+
+uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder)
+{
+    assert(page_class < pool->classes.n);
+    uint32_t slab = pool->classes.partial[page_class];
+    if (slab == SLAB_NONE) slab = take_slab(pool, page_class);
+    return slab == SLAB_NONE ? KV_PAGE_NONE : take_page(pool, slab, holder);
 }
 
 /* The page's slots and bytes are nobody's any more. */
@@ -392,6 +398,30 @@ void kv_pool_fill_from(kv_pool *pool, uint32_t page, uint32_t from, uint32_t n_s
     memcpy(positions_of(pool, page), positions_of(pool, from),
            n_slots * sizeof *pool->pages.positions);
     count_slots(pool, page, n_slots);
+}
+
+uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page)
+{
+    const uint32_t own = slab_of(pool, page), page_class = pool->slabs.page_class[own];
+    uint32_t best = SLAB_NONE, n_most = pool->slabs.n_used[own];
+    assert(pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0);
+    for (uint32_t s = pool->classes.partial[page_class]; s != SLAB_NONE; s = pool->slabs.next[s]) {
+        if (s == own || pool->slabs.n_used[s] < n_most) continue;
+        best = s;
+        n_most = pool->slabs.n_used[s];
+    }
+    if (best == SLAB_NONE) return page;
+    const uint32_t to = take_page(pool, best, KV_HELD_BY_SEQ);
+    kv_pool_fill_from(pool, to, page, pool->pages.n_slots[page], pool->pages.owner[page]);
+    memcpy(kv_pool_data(pool, to), kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
+    if (pool->pages.boxes != NULL)
+        memcpy(kv_pool_box(pool, to), kv_pool_box(pool, page), pool->view.box_bytes);
+    for (int i = 0; i < KV_N_HOLDERS; i++) {
+        pool->pages.n_refs[i][to] = pool->pages.n_refs[i][page];
+        pool->pages.n_refs[i][page] = i == KV_HELD_BY_SEQ ? 1 : 0;
+    }
+    (void)kv_pool_drop(pool, page, KV_HELD_BY_SEQ);
+    return to;
 }
 
 uint32_t kv_pool_append(kv_pool *pool, uint32_t page, uint32_t position)

@@ -88,6 +88,9 @@ uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder
 void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder);
 /* True if that was the last reference and the page is free now. */
 bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder);
+/* Moves a page that a sequence holds into the fullest slab of its class that has room, if that is no emptier
+ * than its own; returns the page's id from then on, which all of its holders must be told. */
+uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page);
 /* One reference passes from one kind of holder to the other. */
 void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
 

@@ -367,6 +367,47 @@ bool kv_scatter_own_tails(kv_seq *seq)
     return true;
 }
 
+static void replace_in(kv_table *table, const kv_page_at *at, uint32_t list, uint32_t to)
+{
+    if (kv_table_page(table, list, at->block) == at->page)
+        table->page[kv_table_entry(table, list, at->block)] = to;
+}
+
+/* Whoever sees a page sees it at the same entry of the same list. */
+static void move_page(kv_cache *cache, const kv_page_at *at, uint32_t list)
+{
+    const uint32_t to = kv_pool_move_page(cache->pool, at->page);
+    if (to == at->page) return;
+    for (uint32_t s = 0; s < cache->limits.n_seqs_max; s++)
+        replace_in(&cache->seqs[s].table, at, list, to);
+    for (uint32_t o = 0; o < cache->prefix.n_objects_max; o++)
+        replace_in(&cache->prefix.objects[o].table, at, list, to);
+}
+
+static void pack_list(kv_seq *seq, uint32_t list)
+{
+    const kv_list_marks *marks = &seq->table.marks[list];
+    if (marks->tail == KV_PAGE_NONE) return;
+    for (uint32_t b = marks->first; b <= marks->tail; b++) {
+        const kv_page_at at = {.block = b, .page = kv_table_page(&seq->table, list, b)};
+        if (at.page != KV_PAGE_NONE && !kv_is_coded_page(seq->cache, at.page))
+            move_page(seq->cache, &at, list);
+    }
+}
+
+void kv_scatter_pack(kv_cache *cache)
+{
+    for (uint32_t s = 0; s < cache->limits.n_seqs_max && cache->has_scattered; s++) {
+        kv_seq *seq = &cache->seqs[s];
+        if (!seq->is_open || seq->table.capacity == 0) continue;
+        for (uint32_t l = 0; l < cache->n_layers; l++) {
+            const uint32_t n = cache->scatters[l] ? cache->n_kv_heads[l] * cache->n_shards : 0;
+            for (uint32_t i = 0; i < n; i++)
+                pack_list(seq, kv_list(cache, l, 0, 0) + i);
+        }
+    }
+}
+
 /* ---- back to a ring ------------------------------------------------------------------------------ */
 
 /* Slots of a page in the range, one by one, to the ring. */

@@ -86,6 +86,10 @@ void kv_scatter_take(kv_seq *seq, const kv_scatter_source *source);
  * has changed, if there is no room for the copies. */
 bool kv_scatter_own_tails(kv_seq *seq);
 
+/* Moves the raw pages of scattered layers together. When all around them has been encoded they are few in
+ * many slabs, which then lack for encoded pages. */
+void kv_scatter_pack(kv_cache *cache);
+
 /* Entries of a KV head whose pages a table sees, at positions [first, end), to the recent part of a ring,
  * with their shards; or to its sinks. */
 typedef struct kv_scatter_range {

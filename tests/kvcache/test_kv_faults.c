@@ -64,11 +64,21 @@ static kv_config with_boxes(void)
     return config;
 }
 
+/* The placement that allocates most: lists and marks per shard, the map of experts. */
+static kv_config with_shards(void)
+{
+    kv_config config = with_boxes();
+    config.placement = (char *)(uintptr_t) "expert";
+    config.n_shards = 4;
+    config.eplb = true;
+    return config;
+}
+
 START_TEST(a_cache_opens_wholly_or_not_at_all)
 {
     dev *d;
     ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
-    const kv_config config = with_boxes();
+    const kv_config config = with_shards();
     const kv_shape shape = {.n_layers = 3, .layer = fake_layers, .n_experts = 8};
     const kv_limits limits = {4, 64, 512};
     kv_cache *cache = NULL;
@@ -127,14 +137,14 @@ static void live(fake *f, const uint32_t *tokens)
     kv_cache_drop_prefixes(f->cache);
 }
 
-START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
+static void check_failures(kv_config config)
 {
     uint32_t tokens[256];
     for (uint32_t p = 0; p < 256; p++)
         tokens[p] = p;
     unsigned long n_needed = 1;
     for (unsigned long n = 0; n < n_needed; n++) {
-        fake *f = fake_open(&(fake_options){.config = with_boxes()});
+        fake *f = fake_open(&(fake_options){.config = config});
         const size_t n_floats = (size_t)64 * 64; /* the widest layer and the longest step */
         memset(f->q, 0, n_floats * sizeof *f->q);
         memset(f->k, 0, n_floats * sizeof *f->k);
@@ -150,6 +160,12 @@ START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
         fake_close(f);
     }
     ck_assert_uint_gt(n_needed, 20);
+}
+
+START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
+{
+    check_failures(with_boxes());
+    check_failures(with_shards());
 }
 END_TEST
 
@@ -170,8 +186,14 @@ static void check_steps(const fake_options *options)
 START_TEST(nothing_is_allocated_inside_a_step)
 {
     check_steps(&(fake_options){0});
+    check_steps(&(fake_options){.config = with_shards()});
     check_steps(&(fake_options){
         .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4"), .n_threads = 2});
+    kv_config shards_of_codes = fake_coded("int4");
+    shards_of_codes.placement = (char *)(uintptr_t) "expert";
+    shards_of_codes.n_shards = 3;
+    check_steps(
+        &(fake_options){.layers = fake_coded_layers, .n_layers = 2, .config = shards_of_codes});
 }
 END_TEST
 

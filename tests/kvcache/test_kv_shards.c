@@ -291,6 +291,50 @@ START_TEST(an_aborted_step_leaves_all_shards_as_they_were)
 }
 END_TEST
 
+/* A sequence alone fits if it could, whatever cached prefixes it shares pages with: of those the pages that
+ * it has copies of can be given up. */
+static void check_fit(const kv_layer_shape *layers, uint32_t n_layers, kv_config config)
+{
+    fake_options options = {.layers = layers, .n_layers = n_layers, .config = config};
+    options.config.memory_bytes = (n_layers + 4) * KV_SLAB_BYTES;
+    options.limits.n_seq_tokens_max = 2000;
+    fake *f = fake_open(&options);
+    f->cache->section_tokens = 64;
+    uint32_t n = 0;
+    while (kv_cache_could_fit(f->cache, NULL, n + 1))
+        n++;
+    ck_assert_uint_gt(n, 200);
+    ck_assert_uint_lt(n, 2000);
+    for (uint32_t i = 0; i < 40; i++) {
+        fake_seq s = fake_seq_open(
+            f,
+            (fake_ids){.seed = 100 + i, .shared_seed = 9, .n_shared = 10 + 2 * i, .n_prompt = 90});
+        (void)kv_seq_take_prefix(s.seq, s.tokens, 10 + 2 * i);
+        fake_run(f, &s, 100, 64);
+        fake_seq_close(f, &s, true);
+    }
+    fake_seq s = fake_seq_open(f, (fake_ids){.seed = 9, .n_prompt = 200});
+    ck_assert_uint_gt(kv_seq_take_prefix(s.seq, s.tokens, n), 70);
+    fake_run(f, &s, n, 11);
+    ck_assert_uint_gt(fake_stats(f).pages_given_up, 0);
+    fake_seq_close(f, &s, true);
+    fake_close(f);
+}
+
+START_TEST(what_could_fit_does_fit_on_any_shards)
+{
+    static const char *const placements[] = {"block", "expert", "hash"};
+    const kv_layer_shape layers[2] = {fake_layers[0], fake_layers[0]};
+    for (uint32_t i = 0; i < 3; i++) {
+        kv_config config = fake_defaults(), coded = fake_coded("int8");
+        config.placement = coded.placement = (char *)(uintptr_t)placements[i];
+        config.n_shards = coded.n_shards = 4;
+        check_fit(layers, 2, config);
+        check_fit(fake_coded_layers, 1, coded);
+    }
+}
+END_TEST
+
 /* ---- load ---------------------------------------------------------------------------------------- */
 
 /* A sequence whose tokens go to the experts below n_experts alone. */
@@ -327,9 +371,7 @@ START_TEST(a_full_shard_spills_to_the_emptiest_and_counts_it)
     ck_assert_uint_gt(stats.shards[0].spilled, 1000); /* all entries are its */
     ck_assert_uint_eq(spilled, stats.shards[0].spilled);
     ck_assert_uint_eq(spilled, stats.entries_spilled);
-    ck_assert_uint_eq(stats.entries_spilled, slots - stats.shards[0].slots +
-                                                 (stats.entries_spilled + stats.shards[0].slots -
-                                                  slots)); /* what windows freed was counted */
+    ck_assert_uint_ge(spilled, slots - stats.shards[0].slots); /* windows have freed some */
     for (uint32_t i = 0; i < 4; i++)
         fake_seq_close(f, &s[i], false);
     fake_close(f);
@@ -388,6 +430,7 @@ const test_case test_cases[] = {
     TEST_CASE(entries_lie_where_their_placement_says),
     TEST_CASE_SECONDS(a_prefix_is_shared_on_any_shards, 100),
     TEST_CASE_SECONDS(a_cut_sequence_goes_on_as_if_it_had_never_been_longer, 100),
+    TEST_CASE_SECONDS(what_could_fit_does_fit_on_any_shards, 250),
     TEST_CASE_SECONDS(an_aborted_step_leaves_all_shards_as_they_were, 100),
     TEST_CASE_SECONDS(a_full_shard_spills_to_the_emptiest_and_counts_it, 100),
     TEST_CASE_SECONDS(experts_are_packed_onto_shards_by_load_while_sequences_run, 100),

@@ -31,7 +31,10 @@ static const metrics_gauges GAUGES = {.n_running = 3,
                                              .certificate_sum = 0.5,
                                              .certificate_max = 0.25,
                                              .step_certificate_mean = 0.125,
-                                             .step_certificate_max = 0.1875},
+                                             .step_certificate_max = 0.1875,
+                                             .n_shards = 2,
+                                             .experts_packed = 5,
+                                             .shards = {{3, 90, 4096, 0}, {1, 17, 1024, 12}}},
                                       .dev_name = "avx2",
                                       .kv_type = "bf16",
                                       .page_tokens = 32,
@@ -82,6 +85,25 @@ START_TEST(what_is_counted_is_written)
     ck_assert(value_of(text, "process_resident_memory_bytes") > 1e5);
     ck_assert(value_of(text, "process_start_time_seconds") > 1.5e9);
     ck_assert(value_of(text, "process_open_fds") >= 3);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(the_page_says_what_each_shard_owns)
+{
+    metrics *m = open_metrics("s");
+    char *text = write_page(m);
+    ck_assert(value_of(text, "pikv_kv_shard_blocks{model_name=\"s\",shard=\"0\"}") == 3);
+    ck_assert(value_of(text, "pikv_kv_shard_blocks{model_name=\"s\",shard=\"1\"}") == 1);
+    ck_assert(value_of(text, "pikv_kv_shard_slots_live{model_name=\"s\",shard=\"0\"}") == 90);
+    ck_assert(value_of(text, "pikv_kv_shard_bytes{model_name=\"s\",shard=\"1\"}") == 1024);
+    ck_assert(value_of(text, "pikv_kv_shard_spilled_entries_total{model_name=\"s\",shard=\"1\"}") ==
+              12);
+    ck_assert(value_of(text, "pikv_kv_expert_packings_total{model_name=\"s\"}") == 5);
+    ck_assert_ptr_nonnull(strstr(text, "# TYPE pikv_kv_shard_spilled_entries_total counter"));
+    ck_assert_ptr_nonnull(strstr(text, "# TYPE pikv_kv_shard_bytes gauge"));
+    ck_assert_ptr_null(strstr(text, "shard=\"2\""));
     free(text);
     metrics_close(m);
 }
@@ -360,6 +382,7 @@ START_TEST(nothing_is_lost_while_pages_are_written)
 END_TEST
 
 const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
+                                TEST_CASE(the_page_says_what_each_shard_owns),
                                 TEST_CASE(the_page_says_what_decode_steps_have_not_read),
                                 TEST_CASE(a_pause_counts_nothing_but_refusals),
                                 TEST_CASE(a_model_name_cannot_break_the_page),
