@@ -7,10 +7,10 @@
  *   commit.c        what step begin reserves and step end writes to pages
  *   scatter.c       the same for layers whose entries are placed one by one
  *   encode.c        which blocks are encoded, and when
- *   reader.c        attention
+ *   reader.c        attention (low_reader.c: over coefficients)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
- *   kv_queries.c    numbers for others
+ *   kv_queries.c    numbers for others (kv_map.c: what lies where)
  *   kv_sane.c       the invariants
  *
  * Blocks: position p lies in block p / page_tokens. Of a sequence, blocks [0, n_blocks) lie in pages
@@ -38,10 +38,12 @@ struct kv_seq {
     kv_cache *cache;
     kv_methods methods;
     kv_seq *next_free; /* valid only while closed */
+    uint64_t id;       /* see kv_map.h */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
-    uint32_t length;     /* tokens held, a step's not included */
-    uint32_t n_blocks;   /* in pages: the first n_blocks * page_tokens positions */
+    bool is_taken;     /* over from a prefix, and no step since: n_coded may lag behind the goal */
+    uint32_t length;   /* tokens held, a step's not included */
+    uint32_t n_blocks; /* in pages: the first n_blocks * page_tokens positions */
     uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */
     uint32_t n_coded; /* blocks below lie in encoded pages, from there on in raw ones; encode.h */
     uint32_t n_coded_goal; /* valid only inside a step: n_coded after it */
@@ -50,6 +52,7 @@ struct kv_seq {
     uint32_t n_step_tokens; /* 0 outside a step */
     uint32_t object;        /* the cached object that borrows this table, or KV_OBJECT_NONE */
     hash128 seed;           /* of its prefix keys: salt and settings */
+    kv_misses misses, step_misses; /* of its decode queries; of the step that is open */
     kv_table table;
     kv_ring *ring; /* NULL while closed */
 };
@@ -85,7 +88,7 @@ struct kv_cache {
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
-    uint32_t n_layers, n_lists, n_kv_heads_max, n_experts;
+    uint32_t n_layers, n_lists, n_kv_heads_max, n_experts, v_dim_max;
     uint32_t n_classes, n_raw_classes;
     uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */
     kv_layer_shape *layer;               /* [n_layers] */
@@ -109,10 +112,12 @@ struct kv_cache {
     kv_prefix prefix;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
-    uint8_t *decoded;            /* [n_threads][decoded_bytes]: what codecs decode a page to */
+    float *v_weight;  /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
+    uint8_t *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to */
     size_t decoded_bytes;
     kv_seq *seqs;       /* [n_seqs_max] */
     kv_seq *free_seqs;  /* closed ones */
+    uint64_t last_id;   /* of sequences */
     size_t table_bytes; /* of the tables of open sequences */
     kv_stats stats;     /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;
@@ -152,11 +157,6 @@ static inline uint32_t kv_blocks_left(const kv_cache *cache, uint32_t length)
 static inline uint32_t kv_blocks_kept(const kv_cache *cache, uint32_t n_tokens)
 {
     return cache->has_scattered ? kv_blocks_left(cache, n_tokens) : n_tokens / cache->page_tokens;
-}
-
-static inline uint64_t kv_slot_mask(uint32_t n_slots)
-{
-    return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
 }
 
 /* ---- kv_seq.c ---- */

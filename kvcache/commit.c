@@ -226,14 +226,11 @@ static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t
     if (page == KV_PAGE_NONE) return;
     attn_span spans[2];
     const kv_ring_place at = {layer, head, block * cache->page_tokens};
-    const kv_seal_args args = {
-        .layout = kv_layout_of(cache, page),
+    const kv_page_entries entries = {
         .spans = spans,
         .n_spans = kv_recent_spans(seq, &at, block_slots(seq, block), spans),
-        .page = kv_pool_data(cache->pool, page),
     };
-    kv_codec_of(cache, page)->seal(&args);
-    kv_page_box_write(cache, layer, page, worker);
+    kv_page_seal(cache, &(kv_page_place){layer, head, page}, &entries, worker);
 }
 
 /* Copies staged positions [first, end) of one head to the ring. */
@@ -335,6 +332,7 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         const uint32_t old_length = seq->length;
         seq->length += seq->n_step_tokens;
         seq->n_step_tokens = 0;
+        seq->is_taken = false;
         seq->n_blocks = seq->n_reserved;
         drop_passed(seq, old_length);
         kv_encode(seq, (uint32_t)min_size(seq->n_coded_goal, seq->n_blocks));

@@ -57,26 +57,46 @@ uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
-/* ---- boxes --------------------------------------------------------------------------------------- */
+/* ---- one page ------------------------------------------------------------------------------------ */
 
-attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch)
+attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
+                       uint8_t *scratch)
 {
-    return kv_codec_of(cache, page)
-        ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page),
-               kv_pool_pages(cache->pool)->n_slots[page], scratch);
+    const kv_load_args args = {
+        .layout = kv_layout_of(cache, at->page),
+        .page = kv_pool_data(cache->pool, at->page),
+        .n_slots = n_slots,
+        .scratch = scratch,
+        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head)};
+    return kv_codec_of(cache, at->page)->load(&args);
 }
 
-void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t page, uint32_t worker)
+void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker)
 {
     if (!cache->has_boxes) return;
-    const attn_span span =
-        kv_page_load(cache, page, cache->decoded + worker * cache->decoded_bytes);
+    const attn_span span = kv_page_load(cache, at, kv_pool_pages(cache->pool)->n_slots[at->page],
+                                        cache->decoded + worker * cache->decoded_bytes);
     const kv_box_keys keys = {.spans = &span,
                               .n_spans = 1,
                               .n_left_out =
-                                  kv_pool_slots_below(cache->pool, page, cache->sink_tokens),
-                              .is_rounded = kv_is_coded_page(cache, page)};
-    kv_box_write(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+                                  kv_pool_slots_below(cache->pool, at->page, cache->sink_tokens),
+                              .is_rounded = kv_is_coded_page(cache, at->page)};
+    kv_box_write(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
+}
+
+void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const kv_page_entries *entries,
+                  uint32_t worker)
+{
+    const kv_seal_args args = {
+        .layout = kv_layout_of(cache, at->page),
+        .spans = entries->spans,
+        .n_spans = entries->n_spans,
+        .page = kv_pool_data(cache->pool, at->page),
+        .v_weight = kv_value_weight(cache, at->layer, at->head),
+        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head),
+    };
+    kv_codec_of(cache, at->page)->seal(&args);
+    kv_page_box_write(cache, at, worker);
 }
 
 /* ---- encoding ------------------------------------------------------------------------------------ */
@@ -135,12 +155,9 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
         const attn_span span =
             kv_page_span(kv_layout_of(cache, sealing->from),
                          kv_pool_data(cache->pool, sealing->from), pages->n_slots[sealing->from]);
-        const kv_seal_args args = {.layout = kv_layout_of(cache, sealing->to),
-                                   .spans = &span,
-                                   .n_spans = 1,
-                                   .page = kv_pool_data(cache->pool, sealing->to)};
-        kv_codec_of(cache, sealing->to)->seal(&args);
-        kv_page_box_write(cache, sealing->layer, sealing->to, worker);
+        const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
+        const kv_page_entries entries = {.spans = &span, .n_spans = 1};
+        kv_page_seal(cache, &to, &entries, worker);
     }
 }
 
@@ -152,7 +169,7 @@ static void seal_all(kv_cache *cache, uint32_t n)
 }
 
 /* The table sees the new page from now on, with the slots that it saw of the old one. */
-static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry)
+static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
 {
     kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
@@ -163,7 +180,7 @@ static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry)
     kv_pool_fill_from(cache->pool, to, from, pages->n_slots[from], pages->owner[from]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
-    return (kv_sealing){layer, from, to};
+    return to;
 }
 
 /* Full, raw, not where a cached prefix keeps sinks, and with no position from block `end` on. */
@@ -176,25 +193,27 @@ static bool is_to_encode(const kv_cache *cache, uint32_t page, uint32_t end)
 }
 
 /* Pages on their way, encoded whenever there are KV_SEALING_MAX. */
-static void add_sealing(kv_cache *cache, kv_sealing sealing, uint32_t *n)
+static void add_sealing(kv_seq *seq, const kv_page_place *from, size_t entry, uint32_t *n)
 {
-    cache->sealings[(*n)++] = sealing;
+    kv_cache *cache = seq->cache;
+    const uint32_t to = replace_page(seq, from->layer, entry);
+    cache->sealings[(*n)++] = (kv_sealing){from->layer, from->head, from->page, to};
     if (*n < KV_SEALING_MAX) return;
     seal_all(cache, *n);
     *n = 0;
 }
 
-static void encode_scattered(kv_seq *seq, const kv_ring_place *at, uint32_t end, uint32_t *n)
+static void encode_scattered(kv_seq *seq, uint32_t layer, uint32_t head, uint32_t end, uint32_t *n)
 {
     const kv_cache *cache = seq->cache;
-    kv_page_at page;
+    kv_page_at at;
     kv_walk walk;
-    kv_walk_begin(&walk, cache, &seq->table, at->layer, at->head, seq->n_blocks);
-    while (kv_walk_next(&walk, &page)) {
-        if (!is_to_encode(cache, page.page, end)) continue;
-        const uint32_t list = kv_list(cache, at->layer, at->head, page.shard);
-        const size_t entry = kv_table_entry(&seq->table, list, page.block);
-        add_sealing(seq->cache, replace_page(seq, at->layer, entry), n);
+    kv_walk_begin(&walk, cache, &seq->table, layer, head, seq->n_blocks);
+    while (kv_walk_next(&walk, &at)) {
+        if (!is_to_encode(cache, at.page, end)) continue;
+        const size_t entry =
+            kv_table_entry(&seq->table, kv_list(cache, layer, head, at.shard), at.block);
+        add_sealing(seq, &(kv_page_place){layer, head, at.page}, entry, n);
     }
 }
 
@@ -205,12 +224,12 @@ void kv_encode(kv_seq *seq, uint32_t end)
     if (end <= seq->n_coded) return;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            if (cache->scatters[l]) encode_scattered(seq, &(kv_ring_place){l, h, 0}, end, &n);
+            if (cache->scatters[l]) encode_scattered(seq, l, h, end, &n);
             for (uint32_t b = first_to_encode(seq); b < end && !cache->scatters[l]; b++) {
                 const size_t entry = kv_table_entry(&seq->table, kv_home_list(cache, l, h, b), b);
                 const uint32_t page = seq->table.page[entry];
                 if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
-                add_sealing(cache, replace_page(seq, l, entry), &n);
+                add_sealing(seq, &(kv_page_place){l, h, page}, entry, &n);
             }
         }
     }

@@ -27,9 +27,15 @@ enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
 /* One raw page on its way. */
 typedef struct kv_sealing {
-    uint32_t layer;
+    uint32_t layer, head;
     uint32_t from, to;
 } kv_sealing;
+
+/* A page and whose entries it has. */
+typedef struct kv_page_place {
+    uint32_t layer, head;
+    uint32_t page;
+} kv_page_place;
 
 /* The size class of a layer's encoded pages; of all its pages under `none`. */
 static inline uint32_t kv_coded_class(const kv_cache *cache, const kv_methods *methods,
@@ -59,12 +65,41 @@ static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
     return cache->class_codec[kv_pool_class(cache->pool, page)];
 }
 
-/* The entries of a sealed page in the cache type; decoded to `scratch` (of cache->decoded_bytes) if they
- * must be. */
-attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch);
+/* [v_dim] of the channels of a head's values, or NULL: not known. */
+static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer, uint32_t head)
+{
+    if (cache->v_weight == NULL || cache->layer[layer].out_proj == NULL) return NULL;
+    return cache->v_weight + (size_t)kv_list(cache, layer, head, 0) * cache->v_dim_max;
+}
+
+static inline kv_head_bases kv_bases_of_head(const kv_cache *cache, const kv_codec *codec,
+                                             uint32_t layer, uint32_t head)
+{
+    if (codec->bases == NULL) return (kv_head_bases){0};
+    const kv_bases *bases = codec->bases(&cache->layer[layer]);
+    const size_t k = (size_t)head * bases->k.rank * cache->layer[layer].k_dim;
+    const size_t v = (size_t)head * bases->v.rank * cache->layer[layer].v_dim;
+    return (kv_head_bases){.k_down = bases->k.down + k,
+                           .k_up = bases->k.up + k,
+                           .v_down = bases->v.down + v,
+                           .v_up = bases->v.up + v};
+}
+
+/* Writes entries into their page, and its box, in the scratch of a worker. */
+typedef struct kv_page_entries {
+    const attn_span *spans; /* [n_spans] in the cache type */
+    uint32_t n_spans;
+} kv_page_entries;
+void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const kv_page_entries *entries,
+                  uint32_t worker);
 
 /* Writes the box of a sealed page, from what attention reads; nothing if no routing asks for boxes. */
-void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t page, uint32_t worker);
+void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker);
+
+/* The first n_slots entries of a sealed page in the cache type; decoded to `scratch` (of
+ * cache->decoded_bytes) if they must be. */
+attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
+                       uint8_t *scratch);
 
 /* What a sequence is to have in pages when it holds `length` tokens. */
 typedef struct kv_goal {

@@ -13,8 +13,8 @@
  * The calls of one step come in this order, with the layers rising:
  *   kv_step_begin, { kv_append, kv_attend, kv_note_experts } per layer, kv_step_end (or _abort)
  *
- * Threads: one owner (the engine) calls everything here except kv_stats_read, which any thread may
- * call at any time. Nothing is allocated between kv_step_begin and kv_step_end.
+ * Threads: one owner (the engine) calls everything here except kv_stats_read and what looks at settings
+ * alone (kv_cache_could_fit, _methods, _check_methods, _type), which any thread may call at any time. Nothing is allocated between kv_step_begin and kv_step_end.
  * Ownership: a kv_seq belongs to its cache; close every sequence before the cache. */
 #ifndef KVCACHE_KV_CACHE_H
 #define KVCACHE_KV_CACHE_H
@@ -70,6 +70,9 @@ uint32_t kv_seq_length(const kv_seq *seq); /* tokens held */
  * cross such a position, or what it reads would depend on how the sequence was cut. At least 1. */
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq);
 
+/* Between steps; walks the whole table. */
+void kv_seq_usage(const kv_seq *seq, kv_usage *out);
+
 /* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes.
  * Returns the tokens held then: n_tokens, or 0 if a layer's sliding window has freed what the cut
  * needs, or (placement by expert or hash) there is no room for a copy of pages that are shared and not
@@ -120,16 +123,16 @@ void kv_step_abort(kv_cache *cache); /* as if the step had never begun */
 
 /* ---- queries ---- */
 dtype kv_cache_type(const kv_cache *cache); /* after `auto` */
-/* False under methods that change values: a result then depends on prefixes that were in the cache. */
-bool kv_cache_is_exact(const kv_cache *cache);
+/* Those of sequences that bring none. */
+const kv_methods *kv_cache_methods(const kv_cache *cache);
 /* May a sequence have these methods? ERR_UNSUPPORTED names what the cache does not keep: without
  * kv-request-methods it has what its own methods need. */
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods,
                              err_info *info) MUST_CHECK;
 /* Bytes of one position over all layers, as pages of the present codec hold them. */
 size_t kv_cache_bytes_per_token(const kv_cache *cache);
-/* Positions that fit in the pool, all sequences together. */
-uint64_t kv_cache_capacity_tokens(const kv_cache *cache);
+/* Positions that fit in the pool, all sequences together, if all had these methods (NULL: the cache's). */
+uint64_t kv_cache_capacity_tokens(const kv_cache *cache, const kv_methods *methods);
 
 /* A consistent copy of the counters as of the last step or call of the owner. Any thread; never waits. */
 void kv_stats_read(const kv_cache *cache, kv_stats *out);

@@ -36,7 +36,8 @@ static const cfg_field fields[] = {
     CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME",
              "which shard owns an entry: block, expert or hash"),
     CFG_TEXT(kv_config, compression, "kv-compression", "none", "NAME",
-             "how pages are encoded: none, fp8, int8, int4 or int2"),
+             "how pages are encoded: none, fp8, int8, int4, int2, prune, "
+             "think, lora or lora_plus"),
 };
 
 const cfg_table kv_config_table = {

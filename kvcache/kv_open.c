@@ -4,6 +4,7 @@
  * of the others follow from them, then staging, scratch and tables of sequences, then the pool. */
 #include "kvcache/encode.h"
 
+#include "kvcache/compression/value_weight.h"
 #include "kvcache/key_box.h"
 #include "kvcache/memory_available.h"
 
@@ -112,32 +113,74 @@ static void check_layer(const kv_layer_shape *shape)
     assert(!shape->v_in_k || shape->v_dim <= shape->k_dim);
 }
 
+/* The first layer whose raw pages have this class. */
+static uint32_t layer_of_class(const kv_cache *cache, uint32_t page_class)
+{
+    uint32_t layer = 0;
+    while (cache->layer_class[layer] != page_class)
+        layer++;
+    return layer;
+}
+
+/* The ranks that a low-rank codec has in a layer. */
+static err_t read_bases(const kv_codec *codec, const kv_layer_shape *shape, uint32_t layer,
+                        kv_head_shape *head, err_info *info)
+{
+    if (codec->bases == NULL) return ERR_OK;
+    const kv_bases *bases = codec->bases(shape);
+    if (bases->k.rank == 0 || bases->v.rank == 0)
+        return err_set(
+            info, ERR_UNSUPPORTED,
+            "kv-compression: %s needs kv_bases.safetensors beside the model, with bases of "
+            "layer %u; tools/calibrate_kv.py makes it",
+            codec->name, layer);
+    head->k_rank = bases->k.rank;
+    head->v_rank = bases->v.rank;
+    return ERR_OK;
+}
+
+static err_t add_class(kv_cache *cache, const kv_codec *codec, uint32_t raw_class, err_info *info)
+{
+    const uint32_t layer = layer_of_class(cache, raw_class);
+    kv_head_shape head = cache->heads[layer];
+    TRY(read_bases(codec, &cache->layer[layer], layer, &head, info));
+    const err_t err = codec->layout(&head, cache->page_tokens, &cache->layout[cache->n_classes]);
+    if (err != ERR_OK)
+        return err_set(info, err,
+                       "kv-compression: %s cannot encode, or make smaller, pages of %u keys "
+                       "of %u and values of %u channels%s",
+                       codec->name, cache->page_tokens, head.k_dim, head.v_dim,
+                       head.v_in_k ? " in one" : "");
+    cache->class_codec[cache->n_classes++] = codec;
+    return ERR_OK;
+}
+
 /* The classes of one codec, in the order of the raw ones. A codec that cannot encode one of the shapes
  * gets none. */
 static err_t add_classes(kv_cache *cache, uint32_t codec, err_info *info)
 {
     const uint32_t first = cache->n_classes;
     for (uint32_t c = 0; c < cache->n_raw_classes; c++) {
-        const kv_head_shape *head = &cache->layout[c].shape;
-        const err_t err =
-            kv_codecs[codec]->layout(head, cache->page_tokens, &cache->layout[cache->n_classes]);
-        if (err != ERR_OK) {
-            cache->n_classes = first;
-            return err_set(info, err,
-                           "kv-compression: %s cannot encode, or make smaller, pages of %u keys "
-                           "of %u and values of %u channels%s",
-                           kv_codecs[codec]->name, cache->page_tokens, head->k_dim, head->v_dim,
-                           head->v_in_k ? " in one" : "");
-        }
-        cache->class_codec[cache->n_classes++] = kv_codecs[codec];
+        const err_t err = add_class(cache, kv_codecs[codec], c, info);
+        if (err == ERR_OK) continue;
+        cache->n_classes = first;
+        return err;
     }
     cache->first_class[codec] = first;
     return ERR_OK;
 }
 
-static bool is_same_shape(const kv_head_shape *a, const kv_head_shape *b)
+static bool has_same_ranks(const kv_bases *a, const kv_bases *b)
 {
-    return a->k_dim == b->k_dim && a->v_dim == b->v_dim && a->v_in_k == b->v_in_k;
+    return a->k.rank == b->k.rank && a->v.rank == b->v.rank;
+}
+
+static bool is_same_shape(const kv_cache *cache, uint32_t one, uint32_t other)
+{
+    const kv_head_shape *a = &cache->heads[one], *b = &cache->heads[other];
+    return a->k_dim == b->k_dim && a->v_dim == b->v_dim && a->v_in_k == b->v_in_k &&
+           has_same_ranks(&cache->layer[one].lora, &cache->layer[other].lora) &&
+           has_same_ranks(&cache->layer[one].lora_plus, &cache->layer[other].lora_plus);
 }
 
 /* Layers whose heads have one shape share a size class, raw and encoded by every codec that a sequence
@@ -146,7 +189,7 @@ static err_t find_classes(kv_cache *cache, err_info *info)
 {
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         uint32_t same = 0;
-        while (same < l && !is_same_shape(&cache->heads[same], &cache->heads[l]))
+        while (same < l && !is_same_shape(cache, same, l))
             same++;
         cache->layer_class[l] = same < l ? cache->layer_class[same] : cache->n_classes;
         if (same < l) continue;
@@ -193,6 +236,7 @@ static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
         cache->first_list[l] = cache->n_lists;
         cache->n_lists += layer->n_kv_heads * cache->n_shards;
         if (layer->n_kv_heads > cache->n_kv_heads_max) cache->n_kv_heads_max = layer->n_kv_heads;
+        if (layer->v_dim > cache->v_dim_max) cache->v_dim_max = layer->v_dim;
     }
     return find_classes(cache, info);
 }
@@ -229,6 +273,8 @@ static err_t place_work(kv_cache *cache, arena *a)
         page_bytes = max_size(page_bytes, cache->layout[c].page_bytes);
     cache->decoded_bytes = page_bytes;
     cache->decoded = arena_take(a, thread_pool_n_threads(cache->d->pool), page_bytes);
+    if (cache->request_methods || cache->methods.codec->weighs_values)
+        cache->v_weight = arena_take(a, cache->n_lists, cache->v_dim_max * sizeof(float));
     cache->sealings = arena_take(a, KV_SEALING_MAX, sizeof *cache->sealings);
     cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
     cache->step.has_experts = arena_take(a, cache->n_layers, sizeof *cache->step.has_experts);
@@ -290,6 +336,16 @@ static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
 
 /* ---- open and close ------------------------------------------------------------------------------ */
 
+static void weigh_values(kv_cache *cache)
+{
+    for (uint32_t l = 0; l < cache->n_layers && cache->v_weight != NULL; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l] && cache->layer[l].out_proj != NULL; h++)
+            kv_value_weight_fill(&cache->layer[l], h,
+                                 cache->v_weight +
+                                     (size_t)kv_list(cache, l, h, 0) * cache->v_dim_max);
+    }
+}
+
 static void init_seqs(kv_cache *cache)
 {
     for (uint32_t s = cache->limits.n_seqs_max; s-- > 0;) {
@@ -311,6 +367,7 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     TRY(place(cache, place_work, &cache->work_memory));
     init_seqs(cache);
     kv_expert_map_init(&cache->experts);
+    weigh_values(cache);
     memset(cache->staging.expert, 0xff, /* KV_EXPERT_NONE: layers without a router */
            cache->staging.total_bytes - cache->staging.strips.total_bytes);
     TRY(open_pool(cache, config->memory_bytes, info));

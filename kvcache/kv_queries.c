@@ -44,9 +44,9 @@ dtype kv_cache_type(const kv_cache *cache)
     return cache->type;
 }
 
-bool kv_cache_is_exact(const kv_cache *cache)
+const kv_methods *kv_cache_methods(const kv_cache *cache)
 {
-    return cache->methods.is_exact;
+    return &cache->methods;
 }
 
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
@@ -66,6 +66,38 @@ size_t kv_cache_bytes_per_token(const kv_cache *cache)
     for (uint32_t l = 0; l < cache->n_layers; l++)
         bytes += cache->n_kv_heads[l] * kv_coded_layout(cache, &cache->methods, l)->page_bytes;
     return bytes / cache->page_tokens;
+}
+
+/* Adds the pages of one KV head, as they are and as raw ones would be. */
+static void add_head(const kv_seq *seq, uint32_t layer, uint32_t head, kv_usage *usage)
+{
+    const kv_cache *cache = seq->cache;
+    const uint64_t raw_bytes = kv_pool_share_bytes(cache->pool, cache->layer_class[layer]);
+    for (uint32_t b = 0; b < seq->n_blocks; b++) {
+        if (!kv_block_passed(cache, layer, b, seq->length)) usage->uncompressed_bytes += raw_bytes;
+        for (uint32_t s = 0; s < cache->n_shards; s++) {
+            const uint32_t page = kv_table_page(&seq->table, kv_list(cache, layer, head, s), b);
+            if (page == KV_PAGE_NONE) continue;
+            usage->resident_bytes +=
+                kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, page));
+        }
+    }
+}
+
+void kv_seq_usage(const kv_seq *seq, kv_usage *out)
+{
+    const kv_cache *cache = seq->cache;
+    const uint64_t own_bytes = kv_table_bytes(&seq->table) + cache->rings.ring_bytes;
+    assert(seq->is_open);
+    assert(!cache->step.is_open);
+    *out = (kv_usage){.resident_bytes = own_bytes,
+                      .uncompressed_bytes = own_bytes,
+                      .certificates = seq->misses.n,
+                      .certificate_sum = seq->misses.sum};
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++)
+            add_head(seq, l, h, out);
+    }
 }
 
 /* What layers with a sliding window keep: everything, or what the window spans. */
@@ -91,14 +123,15 @@ static bool could_hold(const kv_cache *cache, const kv_methods *methods, uint64_
     return kv_pool_could_hold(cache->pool, need);
 }
 
-uint64_t kv_cache_capacity_tokens(const kv_cache *cache)
+uint64_t kv_cache_capacity_tokens(const kv_cache *cache, const kv_methods *methods)
 {
+    if (methods == NULL) methods = &cache->methods;
     uint64_t low =
         0; /* blocks that fit, and that do not: a page has KV_STRIP_ALIGN bytes or more */
     uint64_t high = kv_pool_count(cache->pool).budget_bytes / KV_STRIP_ALIGN + 1;
     while (high - low > 1) {
         const uint64_t middle = low + (high - low) / 2;
-        if (could_hold(cache, &cache->methods, middle, WINDOWS_KEEP_ALL)) {
+        if (could_hold(cache, methods, middle, WINDOWS_KEEP_ALL)) {
             low = middle;
         } else {
             high = middle;

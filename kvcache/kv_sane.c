@@ -30,14 +30,15 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
 }
 
 /* No live key lies outside the box of its page. */
-static bool is_box_sane(const kv_cache *cache, uint32_t layer, uint32_t page)
+static bool is_box_sane(const kv_cache *cache, const kv_page_place *at)
 {
-    const attn_span span = kv_page_load(cache, page, cache->decoded);
+    const attn_span span =
+        kv_page_load(cache, at, kv_pool_pages(cache->pool)->n_slots[at->page], cache->decoded);
     const kv_box_keys keys = {.spans = &span,
                               .n_spans = 1,
                               .n_left_out =
-                                  kv_pool_slots_below(cache->pool, page, cache->sink_tokens)};
-    return kv_box_holds(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+                                  kv_pool_slots_below(cache->pool, at->page, cache->sink_tokens)};
+    return kv_box_holds(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
 }
 
 /* ---- layers that are placed by blocks ------------------------------------------------------------ */
@@ -64,7 +65,8 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     for (uint32_t i = 0; i < n_slots; i++) {
         if (pages->positions[(size_t)page * cache->page_tokens + i] != first + i) return false;
     }
-    if (cache->has_boxes && !is_box_sane(cache, layer, page)) return false;
+    const kv_page_place at = {layer, (list - cache->first_list[layer]) / cache->n_shards, page};
+    if (cache->has_boxes && !is_box_sane(cache, &at)) return false;
     uint64_t expected = kv_slot_mask(n_slots);
     if (block == 0 && v->has_sinks) expected &= ~kv_slot_mask(cache->sink_tokens);
     return live == expected;
@@ -122,7 +124,8 @@ static bool is_scattered_page_sane(const kv_cache *cache, const view *v, const k
         return false; /* it goes on here, and must be its own */
     if (!is_scattered_class_sane(cache, v, at->layer, page->page)) return false;
     const bool is_sealed = n_slots == cache->page_tokens;
-    if (cache->has_boxes && is_sealed && !is_box_sane(cache, at->layer, page->page)) return false;
+    const kv_page_place place = {at->layer, at->head, page->page};
+    if (cache->has_boxes && is_sealed && !is_box_sane(cache, &place)) return false;
     for (uint32_t i = 0; i < n; i++) {
         if (positions[i] >= at->position) add_position(sums, positions[i]);
     }
@@ -218,7 +221,9 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     if (seq->n_blocks < kv_blocks_left(cache, seq->length)) return false;
     if (seq->n_coded > seq->n_blocks || (seq->methods.codec->is_exact && seq->n_coded > 0))
         return false;
-    if (!cache->step.is_open && seq->n_coded < kv_goal_at(seq, seq->length).n_coded) return false;
+    if (!cache->step.is_open && !seq->is_taken &&
+        seq->n_coded < kv_goal_at(seq, seq->length).n_coded)
+        return false;
     if (!cache->step.is_open && (seq->n_step_tokens != 0 || seq->n_reserved != seq->n_blocks))
         return false;
     if (seq->object != KV_OBJECT_NONE && cache->prefix.objects[seq->object].seq != seq)

@@ -16,6 +16,7 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
     *seq = (kv_seq){
         .cache = cache,
         .methods = *methods,
+        .id = ++cache->last_id,
         .is_open = true,
         .no_prefix_read = options->no_prefix_read,
         .no_prefix_write = options->no_prefix_write,
@@ -73,10 +74,8 @@ static void unseal_block(kv_seq *seq, uint32_t block, uint32_t n_slots)
                 kv_table_page(&seq->table, kv_home_list(cache, l, h, block), block);
             if (page == KV_PAGE_NONE) continue; /* no query of this layer will ask for it */
             const kv_ring_place at = {l, h, first};
-            const attn_span span =
-                kv_codec_of(cache, page)
-                    ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots,
-                           cache->decoded);
+            const kv_page_place from = {l, h, page};
+            const attn_span span = kv_page_load(cache, &from, n_slots, cache->decoded);
             kv_ring_write(&cache->rings, seq->ring, &at, &span);
         }
     }

@@ -56,4 +56,12 @@ typedef struct kv_stats {
     kv_shard_stats shards[KV_SHARDS_MAX];
 } kv_stats;
 
+/* What one sequence costs. Pages that it shares with others count in full. */
+typedef struct kv_usage {
+    uint64_t resident_bytes;     /* shares of slabs and page descriptors, its tables, its ring */
+    uint64_t uncompressed_bytes; /* the same if all its entries lay in raw pages */
+    uint64_t certificates;       /* of its decode queries, one per head and layer */
+    double certificate_sum;
+} kv_usage;
+
 #endif

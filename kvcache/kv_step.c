@@ -66,6 +66,7 @@ err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         kv_reserve(seq, &goal);
         seq->first_token = rows[r].first_token;
         seq->n_step_tokens = rows[r].n_tokens;
+        seq->step_misses = (kv_misses){0};
         step->n_tokens += rows[r].n_tokens;
     }
     if (has_decode) kv_reader_begin_step(&cache->reader);
@@ -139,6 +140,8 @@ void kv_step_end(kv_cache *cache)
     assert(step->n_appended == cache->n_layers);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         assert(step->has_experts[l] || !cache->layer[l].has_router);
+    for (uint32_t r = 0; r < step->n_rows; r++)
+        kv_misses_add(&step->rows[r].seq->misses, &step->rows[r].seq->step_misses);
     kv_commit(cache, step->rows, step->n_rows);
     cache->stats.tokens_appended += step->n_tokens;
     step->is_open = false;

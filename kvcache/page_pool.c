@@ -109,6 +109,9 @@ static err_t map_budget(kv_pool *pool)
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return ERR_NO_MEMORY;
+    /* Attention goes from page to page of a large pool: with small ones each is a walk through the page tables, too. That it
+     * may be refused changes nothing but speed. */
+    (void)madvise(base, bytes, MADV_HUGEPAGE);
     pool->base = base;
     return ERR_OK;
 }
@@ -472,6 +475,12 @@ bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need)
         if (need[c] > 0) n_slabs += (need[c] - 1) / pool->classes.pages_per_slab[c] + 1;
     }
     return n_slabs <= pool->n_slabs;
+}
+
+uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class)
+{
+    const uint64_t descriptor_bytes = pool->memory.used_bytes / pool->n_slabs;
+    return (pool->slab_bytes + descriptor_bytes) / pool->classes.pages_per_slab[page_class];
 }
 
 const kv_pages *kv_pool_pages(const kv_pool *pool)

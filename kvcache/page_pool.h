@@ -124,11 +124,14 @@ uint64_t kv_pool_least_bytes(const kv_pool_config *config, const uint64_t *need)
 bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need);
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
 
+/* A page's part of its slab. */
+uint64_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page_class);
+/* The same, and of the slab's descriptors and boxes. */
+uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class);
+
 const kv_pages *kv_pool_pages(const kv_pool *pool);
 kv_pool_counts kv_pool_count(const kv_pool *pool);
 const kv_pool_shard *kv_pool_shards(const kv_pool *pool); /* [n_shards] */
-/* A page's share of its slab. */
-uint64_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page_class);
 
 /* Checking: begin, tell every reference that is known, end. The end also walks slabs and free lists,
  * and is false if anything disagrees. No allocation. */

@@ -2,8 +2,10 @@
 #include "kvcache/prefix_cache.h"
 
 #include "kvcache/commit.h"
+#include "kvcache/compression/low_rank.h"
 #include "kvcache/scatter.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +36,15 @@ static void describe_routing(const kv_methods *methods, char text[KV_SETTINGS_BY
     assert(n > 0 && n < KV_SETTINGS_BYTES / 2);
 }
 
+/* A number for the bases of all layers; 0 under a codec that has none. */
+static uint64_t mark_bases(const kv_cache *cache, const kv_codec *codec)
+{
+    uint64_t mark = 0;
+    for (uint32_t l = 0; l < cache->n_layers && codec->bases != NULL; l++)
+        mark = mark * 31 + kv_low_rank_mark(&cache->layer[l], codec->bases(&cache->layer[l]));
+    return mark;
+}
+
 void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
                         char text[KV_SETTINGS_BYTES])
 {
@@ -42,8 +53,9 @@ void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
     int n = snprintf(text, KV_SETTINGS_BYTES, "type=%s page=%u%s", dtype_name(cache->type),
                      cache->page_tokens, routing);
     if (!methods->is_exact) /* lossy values depend on what is left alone */
-        n += snprintf(text + n, KV_SETTINGS_BYTES - (size_t)n, " %s %s window=%u sinks=%u",
-                      methods->scheduling->name, methods->codec->name, cache->window_tokens,
+        n += snprintf(text + n, KV_SETTINGS_BYTES - (size_t)n,
+                      " %s %s bases=%" PRIx64 " window=%u sinks=%u", methods->scheduling->name,
+                      methods->codec->name, mark_bases(cache, methods->codec), cache->window_tokens,
                       cache->sink_tokens);
     assert(n > 0 && n < KV_SETTINGS_BYTES);
 }

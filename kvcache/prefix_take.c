@@ -48,9 +48,8 @@ static bool load_block(const take *t, const kv_ring_place *at, uint32_t n_slots,
     const uint32_t list = kv_home_list(cache, at->layer, at->head, block);
     const uint32_t page = kv_table_page(t->source.table, list, block);
     if (page == KV_PAGE_NONE) return false;
-    *out = kv_codec_of(cache, page)
-               ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots,
-                      cache->decoded);
+    const kv_page_place from = {at->layer, at->head, page};
+    *out = kv_page_load(cache, &from, n_slots, cache->decoded);
     return true;
 }
 
@@ -124,6 +123,7 @@ static void take_all(const take *t)
     }
     t->seq->length = t->n_tokens;
     t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
+    t->seq->is_taken = true;
 }
 
 /* The sequence holds nothing again. */
@@ -133,6 +133,7 @@ static void give_back(kv_seq *seq)
     (void)kv_scatter_cut(cache, &seq->table, 0, KV_HELD_BY_SEQ);
     (void)kv_table_drop(&seq->table, cache->pool, 0, seq->n_blocks, KV_HELD_BY_SEQ);
     seq->length = seq->n_blocks = seq->n_reserved = 0;
+    seq->is_taken = false;
 }
 
 uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)

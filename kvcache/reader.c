@@ -26,6 +26,8 @@ typedef struct job {
     attn_query query;
     uint32_t layer, head;
     bool is_decode, is_probe;
+    bool has_low;               /* the sequence has pages of coefficients */
+    kv_misses *misses;          /* the job's own; written if is_decode */
     uint32_t n_spans, n_blocks; /* listed and not yet folded */
 } job;
 
@@ -35,8 +37,35 @@ static uint32_t tile_queries(const kv_layer_shape *shape)
     return n < 1 ? 1 : n > KV_TILE_QUERIES_MAX ? KV_TILE_QUERIES_MAX : n;
 }
 
+/* Adds what the largest tile of any layer needs for pages of one codec's coefficients. */
+static void add_low_sizes(const kv_cache *cache, uint32_t codec, kv_low_sizes *sizes)
+{
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_layer_shape *shape = &cache->layer[l];
+        const uint32_t page_class = cache->first_class[codec] + cache->layer_class[l];
+        const kv_head_shape *head = &cache->layout[page_class].shape;
+        const size_t n_rows = (size_t)tile_queries(shape) * (shape->n_heads / shape->n_kv_heads);
+        sizes->n_rows = max_size(sizes->n_rows, n_rows);
+        sizes->k_rank = (uint32_t)max_size(sizes->k_rank, head->k_rank);
+        sizes->v_rank = (uint32_t)max_size(sizes->v_rank, head->v_rank);
+        sizes->v_dim = (uint32_t)max_size(sizes->v_dim, head->v_dim);
+    }
+}
+
+/* Zeros if no codec of the cache has coefficients. */
+static kv_low_sizes low_sizes(const kv_cache *cache)
+{
+    kv_low_sizes sizes = {0};
+    for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
+        if (kv_codecs[codec]->bases != NULL && cache->first_class[codec] != KV_CLASS_NONE)
+            add_low_sizes(cache, codec, &sizes);
+    }
+    return sizes;
+}
+
 void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
 {
+    const kv_low_sizes low = low_sizes(cache);
     size_t rows_max = 0, acc_max = 0, group_max = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
@@ -61,22 +90,24 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
         };
         placed.probe.acc = placed.state.acc; /* never written: no channels */
         kv_choice_place(a, cache, &placed.choice);
+        if (low.n_rows > 0) kv_low_place(a, &low, &placed.low);
         if (workers != NULL) workers[w] = placed;
     }
     reader->n_workers = n_workers;
     reader->workers = workers;
     reader->tiles = arena_take(a, cache->limits.n_step_tokens_max, sizeof *reader->tiles);
+    reader->job_misses = arena_take(a, (size_t)cache->limits.n_seqs_max * cache->n_kv_heads_max,
+                                    sizeof *reader->job_misses);
 }
 
 void kv_reader_begin_step(kv_reader *reader)
 {
-    for (uint32_t w = 0; w < reader->n_workers; w++)
-        reader->workers[w].step_misses = (kv_misses){0};
+    reader->step_misses = (kv_misses){0};
 }
 
 void kv_reader_count(const kv_reader *reader, kv_stats *stats)
 {
-    kv_misses all = {0}, step = {0};
+    const kv_misses all = reader->misses, step = reader->step_misses;
     stats->bytes_read = stats->blocks_read = stats->pages_open = stats->pages_read = 0;
     for (uint32_t w = 0; w < reader->n_workers; w++) {
         const kv_reader_worker *worker = &reader->workers[w];
@@ -84,8 +115,6 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
         stats->blocks_read += worker->blocks_read;
         stats->pages_open += worker->pages_open;
         stats->pages_read += worker->pages_read;
-        kv_misses_add(&all, &worker->misses);
-        kv_misses_add(&step, &worker->step_misses);
     }
     stats->certificates = all.n;
     stats->certificate_sum = all.sum;
@@ -96,8 +125,29 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
 
 /* ---- blocks -------------------------------------------------------------------------------------- */
 
+static void begin_low(job *j)
+{
+    if (!j->has_low) return;
+    const kv_methods *methods = &j->seq->methods;
+    const kv_head_bases bases = kv_bases_of_head(j->cache, methods->codec, j->layer, j->head);
+    const kv_page_layout *layout = kv_coded_layout(j->cache, methods, j->layer);
+    kv_low_begin(&j->worker->low, &layout->shape, &bases, &j->query);
+}
+
+static void fold_low(job *j)
+{
+    kv_low_reader *low = &j->worker->low;
+    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
+    if (!j->has_low || low->n_blocks == 0) return;
+    for (uint32_t s = 0; s < low->n_blocks && !j->is_probe; s++)
+        j->worker->bytes_read += kv_page_read_bytes(coded, low->spans[s].n_slots);
+    j->worker->blocks_read += j->is_probe ? 0 : low->n_blocks;
+    kv_low_fold(low, j->cache->d->ops);
+}
+
 static void fold_blocks(job *j)
 {
+    fold_low(j);
     if (j->n_blocks == 0) return;
     const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
     const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
@@ -112,6 +162,13 @@ static void fold_blocks(job *j)
     j->cache->d->ops->attend(&j->query, &blocks, j->state);
     j->n_blocks = 0;
     j->n_spans = 0;
+}
+
+/* All that is listed goes into the state. */
+static void finish_blocks(job *j)
+{
+    fold_blocks(j);
+    if (j->has_low) kv_low_merge(&j->worker->low, &j->query, j->state);
 }
 
 /* Lists one block of spans; those without a live slot are left out. */
@@ -138,39 +195,62 @@ static uint32_t sink_span(const job *j, attn_span *out)
 }
 
 /* The entries of a page, without the sinks: they come first. */
-static uint32_t page_span(const job *j, uint32_t shard, uint32_t block, attn_span *out)
+static uint32_t page_span(const job *j, const kv_page_at *at, attn_span *out)
 {
     const kv_cache *cache = j->cache;
-    const kv_table *table = &j->seq->table;
-    const size_t entry = kv_table_entry(table, kv_list(cache, j->layer, j->head, shard), block);
-    const uint32_t page = table->page[entry];
-    assert(page != KV_PAGE_NONE);
     const kv_pages *pages = kv_pool_pages(cache->pool);
-    const uint32_t n_slots = pages->n_slots[page];
+    const uint32_t list = kv_list(cache, j->layer, j->head, at->shard);
+    const uint32_t n_slots = pages->n_slots[at->page];
     const uint32_t n_sinks =
-        block == 0 ? kv_pool_slots_below(cache->pool, page, cache->sink_tokens) : 0;
+        at->block == 0 ? kv_pool_slots_below(cache->pool, at->page, cache->sink_tokens) : 0;
     if (n_sinks >= n_slots) return 0;
     attn_span span =
-        kv_page_span(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots);
-    span.positions = pages->positions + (size_t)page * cache->page_tokens;
-    span.live = table->live[entry];
+        kv_page_span(kv_layout_of(cache, at->page), kv_pool_data(cache->pool, at->page), n_slots);
+    span.positions = pages->positions + (size_t)at->page * cache->page_tokens;
+    span.live = j->seq->table.live[kv_table_entry(&j->seq->table, list, at->block)];
     *out = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
     return 1;
+}
+
+static bool is_low_page(const job *j, uint32_t page)
+{
+    return j->has_low && kv_is_coded_page(j->cache, page);
+}
+
+/* A page that has sinks is never one. */
+static void add_low_page(job *j, const kv_page_at *at)
+{
+    attn_span span;
+    if (page_span(j, at, &span) == 0 || span.live == 0) return;
+    kv_low_add(&j->worker->low, &span);
+    if (j->worker->low.n_blocks == KV_LOW_BLOCKS) fold_low(j);
+}
+
+/* A page by itself; its sinks have been read. */
+static void add_page(job *j, const kv_page_at *at)
+{
+    attn_span span;
+    if (is_low_page(j, at->page)) {
+        add_low_page(j, at);
+    } else {
+        add_block(j, &span, page_span(j, at, &span));
+    }
 }
 
 static void add_page_block(job *j, uint32_t block)
 {
     attn_span spans[2];
-    uint32_t n = block == 0 ? sink_span(j, spans) : 0;
-    n += page_span(j, kv_block_shard(j->cache->n_shards, block), block, spans + n);
+    const uint32_t list = kv_home_list(j->cache, j->layer, j->head, block);
+    const kv_page_at at = {kv_block_shard(j->cache->n_shards, block), block,
+                           kv_table_page(&j->seq->table, list, block)};
+    assert(at.page != KV_PAGE_NONE);
+    if (block > 0 || j->cache->sink_tokens == 0) {
+        add_page(j, &at);
+        return;
+    }
+    uint32_t n = sink_span(j, spans);
+    n += page_span(j, &at, spans + n);
     add_block(j, spans, n);
-}
-
-/* A page of a scattered layer: a block of its own. */
-static void add_scattered_page(job *j, const kv_page_at *at)
-{
-    attn_span span;
-    add_block(j, &span, page_span(j, at->shard, at->block, &span));
 }
 
 /* Block 0 without its page. */
@@ -207,7 +287,7 @@ static uint32_t add_scattered(job *j, const kv_choice_range *range, const kv_cho
             if (choice->page[choice->chosen[next]] != at.page) continue;
             next++;
         }
-        add_scattered_page(j, &at);
+        add_page(j, &at);
         n++;
     }
     return n;
@@ -226,9 +306,8 @@ static void probe_page(void *ctx, uint32_t page)
 {
     job *probe = ctx;
     const kv_choice *choice = &probe->worker->choice;
-    attn_span span;
-    add_block(probe, &span, page_span(probe, choice->shard[page], choice->block[page], &span));
-    fold_blocks(probe);
+    add_page(probe, &(kv_page_at){choice->shard[page], choice->block[page], choice->page[page]});
+    finish_blocks(probe);
     note_log_read(probe);
 }
 
@@ -238,6 +317,7 @@ static void probe_recent(job *probe, const kv_choice_range *range, uint32_t end)
 {
     const uint32_t n_blocks = probe->seq->n_blocks;
     attn_state_reset(probe->state, probe->query.group, 0);
+    begin_low(probe);
     if (range->first == 0 && range->end > 0) add_sinks(probe);
     if (probe->cache->scatters[probe->layer]) {
         add_scattered(probe, range, NULL);
@@ -246,7 +326,7 @@ static void probe_recent(job *probe, const kv_choice_range *range, uint32_t end)
             add_page_block(probe, b);
     }
     add_recent_blocks(probe, range->first > n_blocks ? range->first : n_blocks, end);
-    fold_blocks(probe);
+    finish_blocks(probe);
     note_log_read(probe);
 }
 
@@ -281,14 +361,10 @@ static void add_chosen_blocks(job *j, const kv_choice_range *range)
 
 static void note_misses(const job *j, const float *sink_logit)
 {
-    kv_reader_worker *worker = j->worker;
-    kv_misses misses = {.n = j->query.group}; /* nothing is missed */
-    if (!j->seq->methods.reads_all) {
-        misses.n = 0;
-        kv_choice_certify(&worker->choice, &j->query, j->state, sink_logit, &misses);
-    }
-    kv_misses_add(&worker->misses, &misses);
-    kv_misses_add(&worker->step_misses, &misses);
+    *j->misses = (kv_misses){.n = j->query.group}; /* nothing is missed */
+    if (j->seq->methods.reads_all) return;
+    j->misses->n = 0;
+    kv_choice_certify(&j->worker->choice, &j->query, j->state, sink_logit, j->misses);
 }
 
 /* ---- jobs ---------------------------------------------------------------------------------------- */
@@ -301,6 +377,7 @@ static uint32_t read_pages(job *j, const kv_choice_range *range, uint32_t end)
     uint32_t first = range->first;
     if (is_chosen) {
         choose_pages(j, range, end);
+        begin_low(j); /* a probe may have used it */
         add_chosen_blocks(j, range);
         first += n_open;
     } else if (j->is_decode) {
@@ -318,6 +395,7 @@ static uint32_t read_scattered(job *j, const kv_choice_range *range, uint32_t en
     const uint32_t n_blocks = j->seq->n_blocks;
     const bool is_chosen = j->is_decode && !j->seq->methods.reads_all;
     if (is_chosen) choose_pages(j, range, end);
+    if (is_chosen) begin_low(j); /* a probe may have used it */
     if (range->first == 0 && n_blocks > 0) add_sinks(j);
     const uint32_t n = add_scattered(j, range, is_chosen ? &j->worker->choice : NULL);
     if (j->is_decode && !is_chosen) {
@@ -341,7 +419,13 @@ static void read_blocks(job *j)
     const uint32_t n_read =
         (j->cache->scatters[j->layer] ? read_scattered : read_pages)(j, &range, end);
     add_recent_blocks(j, range.first > n_read ? range.first : n_read, end);
-    fold_blocks(j);
+    finish_blocks(j);
+}
+
+/* The slot of a job, which only it writes: a decode row has one tile. */
+static kv_misses *misses_of(const kv_cache *cache, uint32_t row, uint32_t head)
+{
+    return cache->reader.job_misses + (size_t)row * cache->n_kv_heads_max + head;
 }
 
 static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
@@ -361,6 +445,8 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
              .worker = worker,
              .state = &worker->state,
              .is_decode = row->is_decode,
+             .has_low = row->seq->methods.codec->bases != NULL && row->seq->n_coded > 0,
+             .misses = misses_of(cache, tile->row, head),
              .layer = loop->args->layer,
              .head = head,
              .query = {
@@ -376,6 +462,7 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
                  .type = cache->type,
              }};
     attn_state_reset(&worker->state, (size_t)tile->n_queries * group, shape->v_dim);
+    begin_low(&j);
     read_blocks(&j);
     const float *sink_logit =
         shape->sink_logit != NULL ? shape->sink_logit + (size_t)head * group : NULL;
@@ -418,6 +505,21 @@ static uint32_t cut_tiles(kv_cache *cache, const kv_layer_shape *shape, double *
     return n_tiles;
 }
 
+/* In the order of rows and heads, whoever ran the jobs: sums of doubles depend on it. */
+static void gather_misses(kv_cache *cache, uint32_t n_kv_heads)
+{
+    kv_reader *reader = &cache->reader;
+    for (uint32_t r = 0; r < cache->step.n_rows; r++) {
+        const kv_row *row = &cache->step.rows[r];
+        for (uint32_t h = 0; h < n_kv_heads && row->is_decode; h++) {
+            const kv_misses *misses = misses_of(cache, r, h);
+            kv_misses_add(&row->seq->step_misses, misses);
+            kv_misses_add(&reader->step_misses, misses);
+            kv_misses_add(&reader->misses, misses);
+        }
+    }
+}
+
 void kv_attend(kv_cache *cache, const kv_attend_args *args)
 {
     assert(cache->step.is_open);
@@ -430,4 +532,5 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     const size_t n_jobs = (size_t)loop.n_tiles * shape->n_kv_heads;
     const bool is_small = work * shape->n_kv_heads < SERIAL_WORK_MAX;
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
+    gather_misses(cache, shape->n_kv_heads);
 }

@@ -192,7 +192,8 @@ void kv_scatter_write(const kv_seq *seq, uint32_t layer, uint32_t worker)
                 const uint32_t end = kv_pool_pages(cache->pool)->n_slots[page];
                 if (first == end) break;
                 write_slots(seq, (kv_ring_place){.layer = layer, .head = h}, page, first, end);
-                if (end == cache->page_tokens) kv_page_box_write(cache, layer, page, worker);
+                if (end == cache->page_tokens)
+                    kv_page_box_write(cache, &(kv_page_place){layer, h, page}, worker);
                 block = first > 0 ? KV_PAGE_NONE : entry_before(table, list, block);
             }
         }
@@ -320,16 +321,15 @@ static bool is_own(const kv_cache *cache, uint32_t page)
            pages->n_refs[KV_HELD_BY_OBJECT][page] == 0 && !kv_is_coded_page(cache, page);
 }
 
-static void copy_tail(kv_seq *seq, uint32_t layer, uint32_t shard, const open_tail *tail)
+static void copy_tail(kv_seq *seq, uint32_t layer, uint32_t list, const open_tail *tail)
 {
     kv_cache *cache = seq->cache;
+    const uint32_t i = list - kv_list(cache, layer, 0, 0), shard = i % cache->n_shards;
     const uint32_t page_class = cache->layer_class[layer];
     const uint32_t page = kv_pool_alloc_page(cache->pool, page_class, KV_HELD_BY_SEQ);
     assert(page != KV_PAGE_NONE);
-    const kv_codec *codec = kv_codec_of(cache, tail->page);
-    const attn_span span =
-        codec->load(kv_layout_of(cache, tail->page), kv_pool_data(cache->pool, tail->page),
-                    tail->n_slots, cache->decoded);
+    const kv_page_place from = {layer, i / cache->n_shards, tail->page};
+    const attn_span span = kv_page_load(cache, &from, tail->n_slots, cache->decoded);
     kv_pool_fill_from(cache->pool, page, tail->page, tail->n_slots,
                       kv_choose_owner(cache, shard, page_class));
     kv_strip_write(&cache->layout[page_class].strip, kv_pool_data(cache->pool, page), 0, &span);
@@ -360,7 +360,7 @@ bool kv_scatter_own_tails(kv_seq *seq)
             if (is_own(cache, tail.page)) {
                 kv_pool_shrink(cache->pool, tail.page, tail.n_slots);
             } else {
-                copy_tail(seq, l, i % cache->n_shards, &tail);
+                copy_tail(seq, l, kv_list(cache, l, 0, 0) + i, &tail);
             }
         }
     }
@@ -420,9 +420,8 @@ page_to_ring(const kv_cache *cache, const kv_scatter_range *range, uint32_t page
     if (first == end) return;
     const uint32_t *positions =
         kv_pool_pages(cache->pool)->positions + (size_t)page * cache->page_tokens;
-    const attn_span span =
-        kv_codec_of(cache, page)
-            ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), end, cache->decoded);
+    const kv_page_place from = {range->layer, range->head, page};
+    const attn_span span = kv_page_load(cache, &from, end, cache->decoded);
     for (uint32_t i = first; i < end; i++) {
         const kv_ring_place at = {range->layer, range->head, positions[i]};
         const attn_span slot = kv_span_cut(&span, i, 1);

@@ -1,4 +1,5 @@
 /* model/model.c - see model.h: opening, closing, queries. The arithmetic is in forward.c. */
+#include "model/kv_bases.h"
 #include "model/model_internal.h"
 
 #include "base/check.h"
@@ -111,6 +112,8 @@ err_t model_open(dev *d, const char *dir, const model_options *options, model **
     assert(m->weights.n_params == m->config.n_params);
     err = fill_tables(m, info);
     if (err != ERR_OK) goto fail;
+    err = model_kv_bases_load(dir, m->kv_layer, m->config.n_layers, &m->kv_bases, info);
+    if (err != ERR_OK) goto fail;
     err = alloc_scratch(m, info);
     if (err != ERR_OK) goto fail;
     *out = m;
@@ -126,6 +129,7 @@ void model_close(model *m)
     arena_deinit(&m->memory);
     model_weights_deinit(&m->weights);
     free(m->kv_layer);
+    free(m->kv_bases);
     free(m->inv_freq);
     free(m);
 }

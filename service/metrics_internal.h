@@ -33,6 +33,10 @@ struct metrics {
     _Atomic uint64_t rejects[REJECT_COUNT];
     histogram histograms[METRIC_HISTOGRAM_COUNT];
     _Atomic uint64_t *experts; /* [n_layers][n_experts]; tokens routed */
+    struct {
+        uint32_t n_routings, n_schedulings, n_codecs; /* entries of the registries */
+        _Atomic uint64_t *ended; /* [n_routings][n_schedulings][n_codecs]: sequences */
+    } methods;
 };
 
 #endif

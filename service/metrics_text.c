@@ -111,6 +111,28 @@ static void write_requests(page *p)
     write_labelled(p, "request_rejections_total", "reason", samples, REJECT_COUNT);
 }
 
+/* Combinations that were never asked for are left out: there are hundreds of them. */
+static void write_methods(page *p)
+{
+    const metrics *m = p->m;
+    char labels[192];
+    size_t i = 0;
+    write_family(p, "requests_by_method_total", "counter",
+                 "Sequences finished, by the methods of their KV entries");
+    for (uint32_t r = 0; r < m->methods.n_routings; r++) {
+        for (uint32_t s = 0; s < m->methods.n_schedulings; s++) {
+            for (uint32_t c = 0; c < m->methods.n_codecs; c++, i++) {
+                const uint64_t n = load(&m->methods.ended[i]);
+                if (n == 0) continue;
+                snprintf(labels, sizeof labels,
+                         "routing=\"%s\",scheduling=\"%s\",compression=\"%s\"",
+                         kv_routings[r]->name, kv_schedulings[s]->name, kv_codecs[c]->name);
+                write_count(p, "requests_by_method_total", labels, n);
+            }
+        }
+    }
+}
+
 static void write_histogram(page *p, metric_histogram which, const histogram_shape *shape)
 {
     const histogram *h = &p->m->histograms[which];
@@ -181,6 +203,8 @@ static void write_kv_gauges(page *p, const kv_stats *kv)
     write_labelled(p, "kv_cache_bytes", "part", parts, sizeof parts / sizeof *parts);
     write_gauge(p, "kv_pool_budget_bytes", (double)kv->pool_budget_bytes,
                 "Budget of the page pool");
+    write_gauge(p, "kv_used_bytes", (double)kv->used_bytes,
+                "Shares of slabs that the pages of open sequences take");
     write_gauge(p, "kv_slots_live", (double)kv->slots_live, "Entries that lie in pages");
     write_gauge(p, "kv_sequences_open", kv->seqs_open, "Sequences open in the KV cache");
     write_gauge(p, "prefix_cache_objects", kv->prefix_objects, "Cached prefixes");
@@ -383,6 +407,7 @@ err_t metrics_write(const metrics *m, const metrics_gauges *gauges, char **text,
     page p = {.out = open_memstream(text, n_bytes), .m = m};
     if (p.out == NULL) return ERR_NO_MEMORY;
     write_requests(&p);
+    write_methods(&p);
     write_counters(&p);
     write_load(&p, gauges);
     write_kv_gauges(&p, &gauges->kv);

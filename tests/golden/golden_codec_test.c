@@ -10,22 +10,33 @@
 
 static const char *const fixtures[] = {"mixtral-base-f32", "mixtral-gqa-bf16",
                                        "mixtral-window-f16"};
-static const char *const codecs[] = {"fp8", "int8", "int4", "int2"};
+static const char *const codecs[] = {"fp8", "int8", "int4", "int2", "prune"};
+
+/* Codecs that need bases, and the fixture that has some. */
+static const char *const codecs_with_bases[] = {"lora", "lora_plus"};
+static const char *const fixture_with_bases = "mixtral-gqa-bf16";
+
+static void run_setup(const char *isa, const char *fixture, const char *codec,
+                      void (*body)(golden *g))
+{
+    golden g;
+    golden_open(&(golden_setup){.fixture = fixture,
+                                .isa = isa,
+                                .n_threads = 2,
+                                .cache_type = KV_DTYPE_BF16,
+                                .compression = codec},
+                &g);
+    body(&g);
+    golden_close(&g);
+}
 
 static void for_each_setup(void (*body)(golden *g))
 {
     for (const dev_ops *const *table = dev_cpu_tables(); *table != NULL; table++) {
-        for (size_t i = 0; i < 3 * 4; i++) {
-            golden g;
-            golden_open(&(golden_setup){.fixture = fixtures[i / 4],
-                                        .isa = (*table)->name,
-                                        .n_threads = 2,
-                                        .cache_type = KV_DTYPE_BF16,
-                                        .compression = codecs[i % 4]},
-                        &g);
-            body(&g);
-            golden_close(&g);
-        }
+        for (size_t i = 0; i < 3 * 5; i++)
+            run_setup((*table)->name, fixtures[i / 5], codecs[i % 5], body);
+        for (size_t i = 0; i < 2; i++)
+            run_setup((*table)->name, fixture_with_bases, codecs_with_bases[i], body);
     }
 }
 

@@ -62,6 +62,44 @@ void fake_check(const fake *f)
 #endif
 }
 
+/* Low frequencies of a cosine transform: orthonormal, and every entry takes part. */
+kv_basis fake_basis(float *memory, uint32_t n_kv_heads, uint32_t dim, bool with_mean)
+{
+    const uint32_t rank = (dim + 1) / 2;
+    float *down = memory, *up = memory + (size_t)n_kv_heads * rank * dim;
+    for (uint32_t i = 0; i < n_kv_heads * rank * dim; i++) {
+        const double pi = 3.14159265358979323846;
+        const uint32_t r = i / dim % rank, c = i % dim;
+        const double wave = cos(pi * r * (c + 0.5) / dim) * sqrt((r == 0 ? 1.0 : 2.0) / dim);
+        const bool is_mean = with_mean && r == rank - 1;
+        down[i] = is_mean ? NAN : (float)wave; /* never used */
+        up[i] = is_mean ? (c % 2 == 0 ? 0.05f : -0.05f) : (float)wave;
+    }
+    return (kv_basis){.rank = rank, .down = down, .up = up};
+}
+
+static void make_bases(fake *f)
+{
+    size_t n = 0;
+    for (uint32_t l = 0; l < f->n_layers; l++) {
+        const kv_layer_shape *layer = &f->layers[l];
+        const size_t k = (size_t)layer->k_dim * (layer->k_dim + 1);
+        n += 2 * layer->n_kv_heads * (k + (size_t)layer->v_dim * (layer->v_dim + 1));
+    }
+    float *at = f->bases = malloc(n * sizeof *f->bases);
+    for (uint32_t l = 0; l < f->n_layers; l++) {
+        kv_layer_shape *layer = &f->layers[l];
+        const size_t k = (size_t)layer->n_kv_heads * layer->k_dim * (layer->k_dim + 1);
+        const size_t v = (size_t)layer->n_kv_heads * layer->v_dim * (layer->v_dim + 1);
+        layer->lora = (kv_bases){fake_basis(at, layer->n_kv_heads, layer->k_dim, false),
+                                 fake_basis(at + k, layer->n_kv_heads, layer->v_dim, false)};
+        at += k + v;
+        layer->lora_plus = (kv_bases){fake_basis(at, layer->n_kv_heads, layer->k_dim, true),
+                                      fake_basis(at + k, layer->n_kv_heads, layer->v_dim, true)};
+        at += k + v;
+    }
+}
+
 static void open_cache(fake *f, const fake_options *options)
 {
     const kv_shape shape = {.n_layers = f->n_layers,
@@ -85,6 +123,7 @@ fake *fake_open(const fake_options *options)
     f->n_layers = options->layers != NULL ? options->n_layers : 3;
     memcpy(f->layers, options->layers != NULL ? options->layers : fake_layers,
            f->n_layers * sizeof *f->layers);
+    make_bases(f);
     f->limits = options->limits;
     if (f->limits.n_seqs_max == 0) f->limits.n_seqs_max = 8;
     if (f->limits.n_step_tokens_max == 0) f->limits.n_step_tokens_max = 64;
@@ -114,6 +153,7 @@ void fake_close(fake *f)
     free(f->v);
     free(f->out);
     free(f->experts);
+    free(f->bases);
     free(f);
 }
 
@@ -142,8 +182,10 @@ fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt)
                   .n_prompt = UINT32_MAX};
     for (uint32_t p = 0; p < n_max; p++)
         s.tokens[p] = draw_token(p < ids.n_shared ? ids.shared_seed : ids.seed, p);
-    const kv_seq_options options = {
-        .salt = salt, .salt_bytes = strlen(salt), .n_prompt_tokens = ids.n_prompt};
+    const kv_seq_options options = {.methods = ids.methods,
+                                    .salt = salt,
+                                    .salt_bytes = strlen(salt),
+                                    .n_prompt_tokens = ids.n_prompt};
     ck_assert_int_eq(kv_seq_open(f->cache, &options, &s.seq), ERR_OK);
     return s;
 }

@@ -30,6 +30,7 @@ typedef struct fake {
     size_t n_out;           /* floats that attention returns of one token, all layers */
     float *q, *k, *v, *out; /* of one layer and step */
     uint32_t *experts;
+    float *bases; /* of all layers that have none of their own */
 } fake;
 
 typedef struct fake_seq {
@@ -49,13 +50,18 @@ extern const kv_layer_shape fake_coded_layers[2];
 kv_config fake_coded(const char *codec);
 
 fake *fake_open(const fake_options *options); /* fails the test on an error */
+
+/* A basis of a random subspace of half as many directions, the same for all heads, in [2][heads][rank][dim]
+ * floats of `memory`; with_mean: its last direction is a mean instead. */
+kv_basis fake_basis(float *memory, uint32_t n_kv_heads, uint32_t dim, bool with_mean);
 void fake_close(fake *f);
 
 /* A sequence whose ids are drawn from `seed`; the first n_shared from `shared_seed`. */
 typedef struct fake_ids {
     uint64_t seed, shared_seed;
     uint32_t n_shared;
-    uint32_t n_prompt; /* what the cache is told; only lossy codecs mind */
+    uint32_t n_prompt;         /* what the cache is told; only lossy codecs mind */
+    const kv_methods *methods; /* NULL: the cache's */
 } fake_ids;
 fake_seq fake_seq_open(fake *f, fake_ids ids);
 fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt);

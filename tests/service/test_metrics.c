@@ -24,6 +24,7 @@ static const metrics_gauges GAUGES = {.n_running = 3,
                                       .is_ready = true,
                                       .kv = {.pages_total = 10,
                                              .pages_used = 4,
+                                             .used_bytes = 4096,
                                              .pages_free = 6,
                                              .pages_open = 100,
                                              .pages_read = 25,
@@ -81,6 +82,7 @@ START_TEST(what_is_counted_is_written)
                  "pikv_request_rejections_total{model_name=\"story\",reason=\"queue_full\"}") == 1);
     ck_assert(value_of(text, "pikv_requests_running{model_name=\"story\"}") == 3);
     ck_assert(value_of(text, "pikv_kv_blocks{model_name=\"story\",state=\"used\"}") == 4);
+    ck_assert(value_of(text, "pikv_kv_used_bytes{model_name=\"story\"}") == 4096);
     ck_assert(value_of(text, "pikv_model_load_seconds{model_name=\"story\"}") == 1.5);
     ck_assert(value_of(text, "process_resident_memory_bytes") > 1e5);
     ck_assert(value_of(text, "process_start_time_seconds") > 1.5e9);
@@ -124,6 +126,37 @@ START_TEST(the_page_says_what_decode_steps_have_not_read)
     ck_assert(value_of(text, "pikv_kv_unread_mass_bound_max{model_name=\"s\"}") == 0.25);
     ck_assert(value_of(text, mean) == 0.125);
     ck_assert(value_of(text, max) == 0.1875);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+static kv_methods methods_of(const char *routing, const char *compression)
+{
+    kv_methods methods;
+    const kv_config config = {.routing = (char *)(uintptr_t)routing,
+                              .routing_k = 0.5,
+                              .scheduling = (char *)(uintptr_t) "none",
+                              .compression = (char *)(uintptr_t)compression};
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    return methods;
+}
+
+START_TEST(sequences_are_counted_by_their_methods)
+{
+    metrics *m = open_metrics("s");
+    const kv_methods exact = methods_of("full", "none"), lossy = methods_of("topk", "int4");
+    metrics_count_methods(m, &exact);
+    metrics_count_methods(m, &lossy);
+    metrics_count_methods(m, &lossy);
+    char *text = write_page(m);
+#define BY_METHOD(routing, compression)                                 \
+    "pikv_requests_by_method_total{model_name=\"s\",routing=\"" routing \
+    "\",scheduling=\"none\",compression=\"" compression "\"}"
+    ck_assert(value_of(text, BY_METHOD("full", "none")) == 1);
+    ck_assert(value_of(text, BY_METHOD("topk", "int4")) == 2);
+    ck_assert_ptr_null(strstr(text, BY_METHOD("topk", "none"))); /* nobody asked for it */
+#undef BY_METHOD
     free(text);
     metrics_close(m);
 }
@@ -384,6 +417,7 @@ END_TEST
 const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
                                 TEST_CASE(the_page_says_what_each_shard_owns),
                                 TEST_CASE(the_page_says_what_decode_steps_have_not_read),
+                                TEST_CASE(sequences_are_counted_by_their_methods),
                                 TEST_CASE(a_pause_counts_nothing_but_refusals),
                                 TEST_CASE(a_model_name_cannot_break_the_page),
                                 TEST_CASE(experts_are_counted_per_layer),
