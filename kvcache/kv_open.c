@@ -130,7 +130,7 @@ static err_t read_bases(const kv_codec *codec, const kv_layer_shape *shape, uint
     const kv_bases *bases = codec->bases(shape);
     if (bases->k.rank == 0 || bases->v.rank == 0)
         return err_set(
-            info, ERR_UNSUPPORTED,
+            info, ERR_BAD_CONFIG,
             "kv-compression: %s needs kv_bases.safetensors beside the model, with bases of "
             "layer %u; tools/calibrate_kv.py makes it",
             codec->name, layer);
@@ -206,7 +206,7 @@ static err_t find_classes(kv_cache *cache, err_info *info)
     for (uint32_t codec = 0; cache->request_methods && kv_codecs[codec] != NULL; codec++) {
         if (cache->first_class[codec] != KV_CLASS_NONE) continue;
         const err_t err = add_classes(cache, codec, NULL);
-        if (err != ERR_OK && err != ERR_UNSUPPORTED) return err;
+        if (err != ERR_OK && err != ERR_UNSUPPORTED && err != ERR_BAD_CONFIG) return err;
     }
     return ERR_OK;
 }
