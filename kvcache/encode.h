@@ -21,7 +21,7 @@
 #ifndef KVCACHE_ENCODE_H
 #define KVCACHE_ENCODE_H
 
-#include "kvcache/cache_state.h"
+#include "kvcache/block_math.h"
 
 enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 

@@ -19,7 +19,7 @@
 #ifndef KVCACHE_SCATTER_H
 #define KVCACHE_SCATTER_H
 
-#include "kvcache/cache_state.h"
+#include "kvcache/block_math.h"
 
 /* ---- pages in order ---- */
 
