@@ -119,6 +119,18 @@ typedef struct attn_result {
 } attn_result;
 void attn_finish(const attn_query *query, const attn_state *state, const attn_result *result);
 
+/* A second pass, once the first has given lse: every query in its order adds to the mass of each slot that
+ * it sees, at position p,
+ *     mass[p] += 1 / group * sum_g exp(s_pg - lse_g),
+ * the attention that the slot got, a mean over the heads; a query without a key (lse -inf) adds nothing.
+ * Neither blocks, spans nor the number of queries handled together change a bit. */
+typedef struct attn_mass_args {
+    const attn_query *query;
+    const attn_blocks *blocks;
+    const float *lse; /* [n_queries][group] */
+    float *mass;      /* by position */
+} attn_mass_args;
+
 /* Merge of n_parts partials of one row, in the order given:
  *     M = max lse_r, w_r = exp(lse_r - M), o = sum w_r o_r / sum w_r, lse = M + ln sum w_r.
  * part r: o + r * part_stride, lse[r]. All parts empty: o = 0, lse = -inf. */

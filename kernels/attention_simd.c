@@ -338,4 +338,6 @@ static void attend_simd(const attn_query *query, const attn_blocks *blocks, attn
     }
 }
 
+#include "kernels/attention_mass_simd.c"
+
 #endif

@@ -7,7 +7,9 @@
  *   commit.c        what step begin reserves and step end writes to pages
  *   scatter.c       the same for layers whose entries are placed one by one
  *   encode.c        which blocks are encoded, and when
- *   reader.c        attention (low_reader.c: over coefficients)
+ *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
+ *   compact.c       pages with holes become fewer
+ *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
  *   kv_queries.c    numbers for others (kv_map.c: what lies where)
@@ -16,13 +18,18 @@
  * Blocks: position p lies in block p / page_tokens. Of a sequence, blocks [0, n_blocks) lie in pages
  * and positions [n_blocks * page_tokens, length) in its ring; during a step, positions [length,
  * length + n_step_tokens) lie in staging, and blocks [n_blocks, n_reserved) have empty pages - but in
- * layers whose entries are placed one by one, where pages are taken when the step ends (scatter.h). */
+ * layers whose entries are placed one by one, where pages are taken when the step ends (scatter.h).
+ *
+ * Scheduling thins a sequence out: from then on an entry of its table is no block any more, but up to a
+ * page of entries in position order, those of all entries before it being older. */
 #ifndef KVCACHE_CACHE_STATE_H
 #define KVCACHE_CACHE_STATE_H
 
 #include "base/arena.h"
 #include "base/check.h"
+#include "kvcache/evict_state.h"
 #include "kvcache/kv_cache.h"
+#include "kvcache/observe.h"
 #include "kvcache/page_table.h"
 #include "kvcache/placement/expert_map.h"
 #include "kvcache/placement/placement.h"
@@ -30,6 +37,7 @@
 #include "kvcache/reader.h"
 #include "kvcache/recent_ring.h"
 #include "kvcache/stats_board.h"
+#include "kvcache/step_state.h"
 
 enum { KV_CODECS_MAX = 16 };
 #define KV_CLASS_NONE UINT32_MAX
@@ -41,12 +49,16 @@ struct kv_seq {
     uint64_t id;       /* see kv_map.h */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
-    bool is_taken;     /* over from a prefix, and no step since: n_coded may lag behind the goal */
-    uint32_t length;   /* tokens held, a step's not included */
-    uint32_t n_blocks; /* in pages: the first n_blocks * page_tokens positions */
+    bool is_taken;   /* over from a prefix, and no step since: n_coded may lag behind the goal */
+    bool is_thinned; /* scheduling has evicted entries */
+    uint64_t n_pages_evicted;
+    uint32_t length;     /* tokens held, a step's not included */
+    uint32_t n_blocks;   /* in pages: the first n_blocks * page_tokens positions */
     uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */
     uint32_t n_coded; /* blocks below lie in encoded pages, from there on in raw ones; encode.h */
-    uint32_t n_coded_goal; /* valid only inside a step: n_coded after it */
+    uint32_t n_coded_goal;   /* valid only inside a step: n_coded after it */
+    uint32_t settled_length; /* at which scheduling last had its way; evict.h */
+    uint32_t chosen_length; /* at which it last chose what stays; settled_length when all is done */
     uint32_t n_prompt_tokens;
     uint32_t first_token;   /* of its tokens in the step's batch; valid only inside a step */
     uint32_t n_step_tokens; /* 0 outside a step */
@@ -54,25 +66,9 @@ struct kv_seq {
     hash128 seed;           /* of its prefix keys: salt and settings */
     kv_misses misses, step_misses; /* of its decode queries; of the step that is open */
     kv_table table;
-    kv_ring *ring; /* NULL while closed */
+    kv_ring *ring;        /* NULL while closed */
+    kv_observed observed; /* what its scorer needs beside the entries */
 };
-
-/* Entries of the step's tokens, until its end. */
-typedef struct kv_staging {
-    kv_strips strips; /* n_step_tokens_max slots each: token t of the batch at slot t */
-    uint8_t *bytes;
-    uint16_t *expert; /* [n_layers][n_step_tokens_max] */
-    size_t total_bytes;
-} kv_staging;
-
-typedef struct kv_step {
-    bool is_open;
-    kv_row *rows; /* [n_seqs_max]; n_rows valid */
-    uint32_t n_rows;
-    uint32_t n_tokens;
-    uint32_t n_appended; /* layers whose keys and values have come */
-    bool *has_experts;   /* [n_layers]: kv_note_experts was called */
-} kv_step;
 
 struct kv_cache {
     dev *d;
@@ -101,7 +97,6 @@ struct kv_cache {
     kv_page_layout *layout; /* [n_classes]: raw ones, then those of each codec in their order */
     const kv_codec **class_codec; /* [n_classes] */
     uint64_t *need;               /* [n_classes]: pages to find room for */
-    uint32_t *n_keep, *n_live; /* [n_kv_heads_max]: what scheduling answers, and is asked about */
 
     kv_expert_map experts; /* which shard has which */
     kv_pool *pool;
@@ -110,6 +105,8 @@ struct kv_cache {
     kv_staging staging;
     kv_reader reader;
     kv_prefix prefix;
+    kv_evict evict;
+    kv_observers observers;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
     float *v_weight;  /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */

@@ -115,26 +115,6 @@ static uint32_t block_slots(const kv_seq *seq, uint32_t block)
     return (uint32_t)min_size(page_tokens, (size_t)end - block * page_tokens);
 }
 
-/* Asks what stays of each layer. Only policies that keep everything exist: see scheduling.h. */
-static void ask_budgets(const kv_seq *seq)
-{
-    const kv_cache *cache = seq->cache;
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            cache->n_live[h] = 0;
-            for (uint32_t s = 0; s < cache->n_shards; s++)
-                cache->n_live[h] += seq->table.n_live[kv_list(cache, l, h, s)];
-        }
-        const kv_budget_args args = {.layer = l,
-                                     .n_kv_heads = cache->n_kv_heads[l],
-                                     .length = seq->length + seq->n_step_tokens,
-                                     .n_live = cache->n_live};
-        seq->methods.scheduling->budget(&args, cache->n_keep);
-        for (uint32_t h = 0; h < args.n_kv_heads; h++)
-            assert(cache->n_keep[h] == args.n_live[h]);
-    }
-}
-
 /* The expert of a position that is not in a page yet. */
 static uint16_t expert_of(const kv_seq *seq, uint32_t layer, uint32_t position)
 {
@@ -226,11 +206,8 @@ static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t
     if (page == KV_PAGE_NONE) return;
     attn_span spans[2];
     const kv_ring_place at = {layer, head, block * cache->page_tokens};
-    const kv_page_entries entries = {
-        .spans = spans,
-        .n_spans = kv_recent_spans(seq, &at, block_slots(seq, block), spans),
-    };
-    kv_page_seal(cache, &(kv_page_place){layer, head, page}, &entries, worker);
+    const uint32_t n_spans = kv_recent_spans(seq, &at, block_slots(seq, block), spans);
+    kv_page_seal(cache, &(kv_page_place){layer, head, page}, spans, n_spans, worker);
 }
 
 /* Copies staged positions [first, end) of one head to the ring. */
@@ -320,7 +297,6 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
     for (uint32_t r = 0; r < n_rows; r++) {
         const kv_seq *seq = rows[r].seq;
         describe_pages(rows[r].seq);
-        if (seq->n_blocks < seq->n_reserved) ask_budgets(seq);
         n_tokens += seq->n_step_tokens + (seq->n_reserved - seq->n_blocks) * cache->page_tokens;
     }
     const commit_loop loop = {.cache = cache, .rows = rows};
@@ -334,7 +310,8 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         seq->n_step_tokens = 0;
         seq->is_taken = false;
         seq->n_blocks = seq->n_reserved;
-        drop_passed(seq, old_length);
+        if (!seq->is_thinned)
+            drop_passed(seq, old_length); /* else its blocks are no longer whole */
         kv_encode(seq, (uint32_t)min_size(seq->n_coded_goal, seq->n_blocks));
     }
     kv_expert_map_update(&cache->experts);

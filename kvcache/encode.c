@@ -53,7 +53,7 @@ static uint64_t next_change(const kv_seq *seq)
 
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 {
-    if (seq->methods.codec->is_exact) return UINT32_MAX;
+    if (seq->methods.codec->is_exact && !seq->methods.policy.evicts) return UINT32_MAX;
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
@@ -78,24 +78,29 @@ void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t 
                                         cache->decoded + worker * cache->decoded_bytes);
     const kv_box_keys keys = {.spans = &span,
                               .n_spans = 1,
-                              .n_left_out =
-                                  kv_pool_slots_below(cache->pool, at->page, cache->sink_tokens),
+                              .n_left_out = kv_page_sinks(cache, at->page),
                               .is_rounded = kv_is_coded_page(cache, at->page)};
     kv_box_write(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
 }
 
-void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const kv_page_entries *entries,
-                  uint32_t worker)
+void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                   uint32_t n_spans)
 {
     const kv_seal_args args = {
         .layout = kv_layout_of(cache, at->page),
-        .spans = entries->spans,
-        .n_spans = entries->n_spans,
+        .spans = spans,
+        .n_spans = n_spans,
         .page = kv_pool_data(cache->pool, at->page),
         .v_weight = kv_value_weight(cache, at->layer, at->head),
         .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head),
     };
     kv_codec_of(cache, at->page)->seal(&args);
+}
+
+void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                  uint32_t n_spans, uint32_t worker)
+{
+    kv_page_write(cache, at, spans, n_spans);
     kv_page_box_write(cache, at, worker);
 }
 
@@ -132,9 +137,14 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
     const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         if (cache->scatters[l]) need_scattered(seq, goal, l);
+        uint64_t *need = &cache->need[kv_coded_class(cache, &seq->methods, l)];
         for (uint32_t b = first_to_encode(seq); b < end && !cache->scatters[l]; b++) {
-            if (kv_block_passed(cache, l, b, goal->length)) continue; /* freed before */
-            cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
+            if (!seq->is_thinned && kv_block_passed(cache, l, b, goal->length))
+                continue; /* freed before */
+            for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+                const uint32_t page = kv_table_page(&seq->table, kv_home_list(cache, l, h, b), b);
+                *need += page != KV_PAGE_NONE && !kv_is_coded_page(cache, page);
+            }
         }
     }
 }
@@ -156,8 +166,7 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
             kv_page_span(kv_layout_of(cache, sealing->from),
                          kv_pool_data(cache->pool, sealing->from), pages->n_slots[sealing->from]);
         const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
-        const kv_page_entries entries = {.spans = &span, .n_spans = 1};
-        kv_page_seal(cache, &to, &entries, worker);
+        kv_page_seal(cache, &to, &span, 1, worker);
     }
 }
 
@@ -177,7 +186,8 @@ static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
     const uint32_t to = kv_pool_alloc_page(cache->pool, kv_coded_class(cache, &seq->methods, layer),
                                            KV_HELD_BY_SEQ);
     assert(to != KV_PAGE_NONE);
-    kv_pool_fill_from(cache->pool, to, from, pages->n_slots[from], pages->owner[from]);
+    kv_pool_rewrite(cache->pool, to, pages->positions + (size_t)from * cache->page_tokens,
+                    pages->n_slots[from], pages->owner[from]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
     return to;

@@ -17,7 +17,10 @@
  * A page says by its size class which of the two it is, and tables mix them freely. A raw page is
  * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
  * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
- * one section. */
+ * one section.
+ *
+ * Of a sequence that evicts entries all pages are raw until the next step begins: first it is chosen
+ * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h). */
 #ifndef KVCACHE_ENCODE_H
 #define KVCACHE_ENCODE_H
 
@@ -85,16 +88,25 @@ static inline kv_head_bases kv_bases_of_head(const kv_cache *cache, const kv_cod
                            .v_up = bases->v.up + v};
 }
 
-/* Writes entries into their page, and its box, in the scratch of a worker. */
-typedef struct kv_page_entries {
-    const attn_span *spans; /* [n_spans] in the cache type */
-    uint32_t n_spans;
-} kv_page_entries;
-void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const kv_page_entries *entries,
-                  uint32_t worker);
+/* Slots of the page, from the first, that hold sinks: the sequence reads those from its ring. */
+static inline uint32_t kv_page_sinks(const kv_cache *cache, uint32_t page)
+{
+    const uint32_t first = kv_pool_pages(cache->pool)->positions[(size_t)page * cache->page_tokens];
+    return first < cache->sink_tokens ? kv_pool_slots_below(cache->pool, page, cache->sink_tokens)
+                                      : 0;
+}
 
-/* Writes the box of a sealed page, from what attention reads; nothing if no routing asks for boxes. */
+/* Writes entries into a page by its codec: spans[n_spans] in the cache type, in the page's order. */
+void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                   uint32_t n_spans);
+
+/* Writes the box of a page, from what attention reads; nothing if no routing asks for boxes. The pool knows
+ * the page's slots and positions. */
 void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker);
+
+/* Both, with the scratch of a worker. */
+void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                  uint32_t n_spans, uint32_t worker);
 
 /* The first n_slots entries of a sealed page in the cache type; decoded to `scratch` (of
  * cache->decoded_bytes) if they must be. */

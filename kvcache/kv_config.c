@@ -33,6 +33,8 @@ static const cfg_field fields[] = {
     CFG_REAL(kv_config, routing_tau, "kv-routing-tau", 0, 1, "0.95",
              "adaptive: estimated attention mass that a query reads"),
     CFG_TEXT(kv_config, scheduling, "kv-scheduling", "none", "NAME", "which entries stay"),
+    CFG_REAL(kv_config, budget, "kv-budget", 0, 4294967295.0, "1",
+             "share of its entries that a sequence keeps, or above 1 their number"),
     CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME",
              "which shard owns an entry: block, expert or hash"),
     CFG_TEXT(kv_config, compression, "kv-compression", "none", "NAME",

@@ -21,6 +21,7 @@ typedef struct kv_config {
     double routing_k;     /* see kv_route_settings; each is obeyed by some of the methods */
     double routing_eps;
     double routing_tau;
+    double budget; /* see kv_policy; `none` has no use for it */
     char *routing; /* names of registry entries, resolved once in kv_cache_open */
     char *scheduling;
     char *placement;

@@ -5,6 +5,7 @@
 #include "kvcache/encode.h"
 
 #include "kvcache/compression/value_weight.h"
+#include "kvcache/evict.h"
 #include "kvcache/key_box.h"
 #include "kvcache/memory_available.h"
 
@@ -64,6 +65,9 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
     TRY(read_placement(cache, config, info));
     cache->request_methods = config->request_methods;
     cache->has_boxes = cache->request_methods || !cache->methods.reads_all;
+    if (cache->methods.policy.evicts && cache->n_shards != 1)
+        return err_set(info, ERR_BAD_CONFIG, "kv-shards: %u; kv-scheduling: %s needs one shard",
+                       cache->n_shards, cache->methods.policy.name);
     cache->page_tokens = config->page_tokens;
     cache->window_tokens = config->window_tokens;
     cache->sink_tokens = config->sink_tokens;
@@ -279,9 +283,9 @@ static err_t place_work(kv_cache *cache, arena *a)
     cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
     cache->step.has_experts = arena_take(a, cache->n_layers, sizeof *cache->step.has_experts);
     cache->seqs = arena_take(a, n_seqs, sizeof *cache->seqs);
-    cache->n_keep = arena_take(a, cache->n_kv_heads_max, sizeof *cache->n_keep);
-    cache->n_live = arena_take(a, cache->n_kv_heads_max, sizeof *cache->n_live);
     kv_expert_map_place(a, &cache->experts);
+    kv_evict_place(a, cache, &cache->evict);
+    kv_observers_place(a, cache, &cache->observers);
     return ERR_OK;
 }
 
@@ -365,6 +369,7 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     cache->experts.n_shards = cache->n_shards;
     cache->prefix.n_objects_max = 4 * cache->limits.n_seqs_max + 64;
     TRY(place(cache, place_work, &cache->work_memory));
+    TRY(kv_evict_check(cache, &cache->methods.policy, info));
     init_seqs(cache);
     kv_expert_map_init(&cache->experts);
     weigh_values(cache);

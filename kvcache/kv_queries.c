@@ -1,5 +1,6 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
 #include "kvcache/encode.h"
+#include "kvcache/evict.h"
 #include "kvcache/scatter.h"
 
 void kv_publish(kv_cache *cache)
@@ -49,6 +50,11 @@ const kv_methods *kv_cache_methods(const kv_cache *cache)
     return &cache->methods;
 }
 
+bool kv_cache_wants_q_nope(const kv_cache *cache)
+{
+    return (cache->evict.needs & KV_SCORE_STATS) != 0;
+}
+
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
 {
     if (cache->first_class[methods->codec_index] == KV_CLASS_NONE)
@@ -57,7 +63,7 @@ err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, e
     if (!methods->reads_all && !cache->has_boxes)
         return err_set(info, ERR_UNSUPPORTED, "kv-routing: the cache keeps no bounds for %s",
                        methods->routing->name);
-    return ERR_OK;
+    return kv_evict_check(cache, &methods->policy, info);
 }
 
 size_t kv_cache_bytes_per_token(const kv_cache *cache)
@@ -87,11 +93,13 @@ static void add_head(const kv_seq *seq, uint32_t layer, uint32_t head, kv_usage 
 void kv_seq_usage(const kv_seq *seq, kv_usage *out)
 {
     const kv_cache *cache = seq->cache;
-    const uint64_t own_bytes = kv_table_bytes(&seq->table) + cache->rings.ring_bytes;
+    const uint64_t own_bytes =
+        kv_table_bytes(&seq->table) + cache->rings.ring_bytes + seq->observed.bytes;
     assert(seq->is_open);
     assert(!cache->step.is_open);
     *out = (kv_usage){.resident_bytes = own_bytes,
                       .uncompressed_bytes = own_bytes,
+                      .pages_evicted = seq->n_pages_evicted,
                       .certificates = seq->misses.n,
                       .certificate_sum = seq->misses.sum};
     for (uint32_t l = 0; l < cache->n_layers; l++) {

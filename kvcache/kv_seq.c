@@ -29,6 +29,13 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
                                        : 0},
         .ring = ring,
     };
+    const err_t err = kv_observed_open(seq);
+    if (err != ERR_OK) {
+        kv_ring_give(&cache->rings, ring);
+        *seq = (kv_seq){.cache = cache, .next_free = cache->free_seqs, .object = KV_OBJECT_NONE};
+        cache->free_seqs = seq;
+        return err;
+    }
     cache->stats.seqs_open++;
     kv_publish(cache);
     *out = seq;
@@ -41,7 +48,7 @@ err_t kv_seq_grow(kv_seq *seq, uint32_t n_tokens)
     const size_t before = kv_table_bytes(&seq->table);
     TRY(kv_table_grow(&seq->table, (n_tokens + page_tokens - 1) / page_tokens));
     seq->cache->table_bytes += kv_table_bytes(&seq->table) - before;
-    return ERR_OK;
+    return kv_observed_grow(seq);
 }
 
 void kv_seq_share_prompt(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
@@ -98,7 +105,9 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
     assert(!cache->step.is_open);
     assert(n_tokens <= seq->length);
     const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
-    if (n_tokens < seq->length && !kv_prefix_serves(cache, &self, n_tokens)) n_tokens = 0;
+    if (n_tokens < seq->length &&
+        (seq->methods.policy.evicts || !kv_prefix_serves(cache, &self, n_tokens)))
+        n_tokens = 0;
     const uint32_t n_blocks = kv_blocks_kept(cache, n_tokens);
     if (n_blocks < seq->n_blocks) {
         for (uint32_t b = n_blocks; b < seq->n_blocks && b * cache->page_tokens < n_tokens; b++) {
@@ -109,6 +118,11 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
         if (!kv_scatter_own_tails(seq)) cut_pages(seq, n_tokens = 0);
     }
     seq->length = n_tokens;
+    if (n_tokens == 0) {
+        seq->is_thinned = false;
+        seq->settled_length = seq->chosen_length = 0;
+        kv_observed_forget(seq);
+    }
     kv_prefix_shorten(seq);
     kv_publish(cache);
     return n_tokens;
@@ -119,12 +133,14 @@ void kv_seq_close(kv_seq *seq, const uint32_t *tokens)
     kv_cache *cache = seq->cache;
     assert(seq->is_open);
     assert(!cache->step.is_open);
-    if (cache->prefix_caching && !seq->no_prefix_write) kv_prefix_leave(seq, tokens);
+    if (cache->prefix_caching && !seq->no_prefix_write && !seq->methods.policy.evicts)
+        kv_prefix_leave(seq, tokens);
     assert(seq->object == KV_OBJECT_NONE);
     kv_table_drop(&seq->table, cache->pool, 0, seq->n_blocks, KV_HELD_BY_SEQ);
     cache->table_bytes -= kv_table_bytes(&seq->table);
     kv_table_deinit(&seq->table);
     kv_ring_give(&cache->rings, seq->ring);
+    kv_observed_close(seq);
     *seq = (kv_seq){.cache = cache, .next_free = cache->free_seqs, .object = KV_OBJECT_NONE};
     cache->free_seqs = seq;
     cache->stats.seqs_open--;

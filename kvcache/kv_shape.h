@@ -4,6 +4,7 @@
 
 #include "kernels/dtype.h"
 #include "kernels/matmul.h"
+#include "kvcache/scoring/scorer.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -31,6 +32,7 @@ typedef struct kv_layer_shape {
     float scale;     /* of the scores, usually 1 / sqrt(k_dim) */
     const float *sink_logit;  /* [n_heads] or NULL; borrowed for the cache's life (gpt-oss) */
     const matrix *out_proj;   /* [d_model][n_heads * v_dim] or NULL; borrowed (scorers, prune) */
+    const kv_rope *rope;      /* how keys are turned, or NULL: not at all; borrowed (scorers) */
     kv_bases lora, lora_plus; /* of the codecs of these names; borrowed for the cache's life */
 } kv_layer_shape;
 

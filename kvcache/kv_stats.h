@@ -19,6 +19,7 @@ typedef struct kv_stats {
     uint64_t slab_bytes;  /* slabs in use, pages of live sequences and of cached objects */
     uint64_t table_bytes; /* page tables, descriptors, prefix index */
     uint64_t ring_bytes;
+    uint64_t observed_bytes; /* what scorers need beside the entries */
     uint64_t staging_bytes;
     /* now, pages and slots */
     uint64_t pages_total; /* used, cached and free; free slabs count as pages of the largest size */
@@ -35,7 +36,11 @@ typedef struct kv_stats {
     uint64_t pages_encoded;
     uint64_t encoded_raw_bytes; /* of those pages before, and as they are */
     uint64_t encoded_bytes;
-    uint64_t pages_given_up; /* of cached objects, under pressure */
+    uint64_t pages_given_up;  /* of cached objects, under pressure */
+    uint64_t entries_evicted; /* by scheduling; what windows have passed is not counted */
+    uint64_t pages_evicted;   /* that sequences gave back for it, holes that were closed included */
+    uint64_t pages_compacted; /* written anew from others */
+    double score_seconds;     /* choosing what stays */
     uint64_t prefix_query_tokens;
     uint64_t prefix_hit_tokens;
     uint64_t bytes_read; /* by attention, counted in the reader */
@@ -58,8 +63,10 @@ typedef struct kv_stats {
 
 /* What one sequence costs. Pages that it shares with others count in full. */
 typedef struct kv_usage {
-    uint64_t resident_bytes;     /* shares of slabs and page descriptors, its tables, its ring */
+    uint64_t resident_bytes;     /* shares of slabs and page descriptors, its tables, its ring,
+                                  * what its scorer keeps */
     uint64_t uncompressed_bytes; /* the same if all its entries lay in raw pages */
+    uint64_t pages_evicted;      /* that scheduling gave back, holes that were closed included */
     uint64_t certificates;       /* of its decode queries, one per head and layer */
     double certificate_sum;
 } kv_usage;

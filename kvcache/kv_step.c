@@ -1,5 +1,6 @@
 /* kvcache/kv_step.c - one step: begin, append, experts, end. See kv_cache.h for the order of calls. */
 #include "kvcache/commit.h"
+#include "kvcache/evict.h"
 
 #include <string.h>
 
@@ -26,13 +27,18 @@ static void check_rows(const kv_cache *cache, const kv_row *rows, uint32_t n_row
     }
 }
 
+/* A sequence that evicts encodes nothing before the next step begins. */
 static kv_goal goal_after(const kv_row *row)
 {
-    return kv_goal_at(row->seq, row->seq->length + row->n_tokens);
+    kv_goal goal = kv_goal_at(row->seq, row->seq->length + row->n_tokens);
+    if (row->seq->methods.policy.evicts) goal.n_coded = row->seq->n_coded;
+    return goal;
 }
 
 static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 {
+    for (uint32_t r = 0; r < n_rows; r++)
+        TRY(kv_seq_settle(rows[r].seq));
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
     for (uint32_t r = 0; r < n_rows; r++) {
         const kv_goal goal = goal_after(&rows[r]);
@@ -140,8 +146,10 @@ void kv_step_end(kv_cache *cache)
     assert(step->n_appended == cache->n_layers);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         assert(step->has_experts[l] || !cache->layer[l].has_router);
-    for (uint32_t r = 0; r < step->n_rows; r++)
+    for (uint32_t r = 0; r < step->n_rows; r++) {
         kv_misses_add(&step->rows[r].seq->misses, &step->rows[r].seq->step_misses);
+        kv_observe_commit(step->rows[r].seq);
+    }
     kv_commit(cache, step->rows, step->n_rows);
     cache->stats.tokens_appended += step->n_tokens;
     step->is_open = false;

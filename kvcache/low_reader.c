@@ -59,6 +59,15 @@ void kv_low_fold(kv_low_reader *low, const dev_ops *ops)
     low->n_blocks = 0;
 }
 
+void kv_low_add_mass(kv_low_reader *low, const dev_ops *ops, const float *lse, float *mass)
+{
+    const attn_blocks blocks = {
+        .spans = low->spans, .blocks = low->blocks, .n_blocks = low->n_blocks};
+    ops->attend_mass(
+        &(attn_mass_args){.query = &low->query, .blocks = &blocks, .lse = lse, .mass = mass});
+    low->n_blocks = 0;
+}
+
 /* Like a fold of one more block. */
 static void merge_row(const kv_low_reader *low, size_t row, uint32_t v_dim, attn_state *into)
 {

@@ -43,6 +43,9 @@ void kv_low_begin(kv_low_reader *low, const kv_head_shape *shape, const kv_head_
 void kv_low_add(kv_low_reader *low, const attn_span *span);
 void kv_low_fold(kv_low_reader *low, const dev_ops *ops);
 
+/* Instead of a fold: the mass of the listed entries, as of attn_mass_args. */
+void kv_low_add_mass(kv_low_reader *low, const dev_ops *ops, const float *lse, float *mass);
+
 /* Adds what has been folded since begin, or the last merge, to the state of the tile's `query`. */
 void kv_low_merge(kv_low_reader *low, const attn_query *query, attn_state *into);
 

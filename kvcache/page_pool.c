@@ -393,13 +393,12 @@ void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_
     count_slots(pool, page, n_slots);
 }
 
-void kv_pool_fill_from(kv_pool *pool, uint32_t page, uint32_t from, uint32_t n_slots,
-                       uint32_t owner)
+void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
+                     uint32_t owner)
 {
-    assert(n_slots <= pool->pages.n_slots[from]);
-    kv_pool_own(pool, page, owner);
-    memcpy(positions_of(pool, page), positions_of(pool, from),
-           n_slots * sizeof *pool->pages.positions);
+    assert(n_slots <= pool->page_tokens);
+    if (pool->pages.owner[page] == KV_OWNER_NONE) kv_pool_own(pool, page, owner);
+    memcpy(positions_of(pool, page), positions, n_slots * sizeof *positions);
     count_slots(pool, page, n_slots);
 }
 
@@ -415,7 +414,8 @@ uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page)
     }
     if (best == SLAB_NONE) return page;
     const uint32_t to = take_page(pool, best, KV_HELD_BY_SEQ);
-    kv_pool_fill_from(pool, to, page, pool->pages.n_slots[page], pool->pages.owner[page]);
+    kv_pool_rewrite(pool, to, positions_of(pool, page), pool->pages.n_slots[page],
+                    pool->pages.owner[page]);
     memcpy(kv_pool_data(pool, to), kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     if (pool->pages.boxes != NULL)
         memcpy(kv_pool_box(pool, to), kv_pool_box(pool, page), pool->view.box_bytes);

@@ -100,9 +100,6 @@ void kv_pool_own(kv_pool *pool, uint32_t page, uint32_t owner);
 /* The page gets an owner, and slots 0 .. n_slots at first_position and up. */
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
                   uint32_t owner);
-/* The page gets an owner, and the positions of the first n_slots of another one. */
-void kv_pool_fill_from(kv_pool *pool, uint32_t page, uint32_t from, uint32_t n_slots,
-                       uint32_t owner);
 /* One more slot of an owned page, at a position above those before; returns its index. */
 uint32_t kv_pool_append(kv_pool *pool, uint32_t page, uint32_t position);
 /* Only the first n_slots of an owned page stay. */
@@ -110,6 +107,11 @@ void kv_pool_shrink(kv_pool *pool, uint32_t page, uint32_t n_slots);
 
 /* Slots of the page at positions below `position`. */
 uint32_t kv_pool_slots_below(const kv_pool *pool, uint32_t page, uint32_t position);
+
+/* Slots 0 .. n_slots of the page now hold these positions (rising), whatever they held before. It gets an
+ * owner if it has none. */
+void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
+                     uint32_t owner);
 
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page); /* valid while the page is held */
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page);

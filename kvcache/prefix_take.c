@@ -121,7 +121,7 @@ static void take_all(const take *t)
         }
         kv_runs_write(t->seq, l, 0, t->n_blocks);
     }
-    t->seq->length = t->n_tokens;
+    t->seq->length = t->seq->observed.first = t->n_tokens;
     t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
     t->seq->is_taken = true;
 }

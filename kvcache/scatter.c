@@ -330,8 +330,9 @@ static void copy_tail(kv_seq *seq, uint32_t layer, uint32_t list, const open_tai
     assert(page != KV_PAGE_NONE);
     const kv_page_place from = {layer, i / cache->n_shards, tail->page};
     const attn_span span = kv_page_load(cache, &from, tail->n_slots, cache->decoded);
-    kv_pool_fill_from(cache->pool, page, tail->page, tail->n_slots,
-                      kv_choose_owner(cache, shard, page_class));
+    kv_pool_rewrite(cache->pool, page,
+                    kv_pool_pages(cache->pool)->positions + (size_t)tail->page * cache->page_tokens,
+                    tail->n_slots, kv_choose_owner(cache, shard, page_class));
     kv_strip_write(&cache->layout[page_class].strip, kv_pool_data(cache->pool, page), 0, &span);
     kv_count_spilled(cache, shard, page, tail->n_slots);
     seq->table.page[tail->entry] = page;

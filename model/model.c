@@ -74,8 +74,11 @@ static err_t fill_tables(model *m, err_info *info)
         return err_set(info, ERR_NO_MEMORY, "model: out of memory");
     for (uint32_t i = 0; i < half; i++)
         m->inv_freq[i] = 1.0f / powf(c->rope_theta, (float)(2 * i) / (float)c->head_dim);
-    for (uint32_t l = 0; l < c->n_layers; l++)
+    m->rope = (kv_rope){.freq = m->inv_freq, .n = 2 * half, .scale = 1};
+    for (uint32_t l = 0; l < c->n_layers; l++) {
         m->family->kv_layer(c, &m->weights, l, &m->kv_layer[l]);
+        m->kv_layer[l].rope = &m->rope;
+    }
     m->kv = (kv_shape){.n_layers = c->n_layers,
                        .layer = m->kv_layer,
                        .n_experts = c->n_experts,

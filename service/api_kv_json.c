@@ -22,6 +22,7 @@ static const kv_key keys[] = {
     {"routing_eps", "kv.routing_eps", "kv-routing-eps", KV_ROUTE_EPS},
     {"routing_tau", "kv.routing_tau", "kv-routing-tau", KV_ROUTE_TAU},
     {"scheduling", "kv.scheduling", "kv-scheduling", 0},
+    {"budget", "kv.budget", "kv-budget", 0},
     {"compression", "kv.compression", "kv-compression", 0},
 };
 enum { N_KEYS = sizeof keys / sizeof keys[0] };
@@ -66,6 +67,12 @@ static bool read_name(const kv_key *key, const json_t *value, kv_config *config,
     return true;
 }
 
+/* The server's budget is a bound, in its own unit; everything is a bound for both. */
+static bool exceeds_budget(double budget, double server)
+{
+    return server != 1 && ((budget > 1) != (server > 1) || budget > server);
+}
+
 static bool read_number(const kv_key *key, const json_t *value, kv_config *config, api_error *error)
 {
     if (!json_is_number(value))
@@ -79,6 +86,11 @@ static bool read_number(const kv_key *key, const json_t *value, kv_config *confi
     if (!config->request_methods && (x < *known || x > *known))
         return api_refuse_value(error, key->param, value, "is not the server's %g, which %s",
                                 *known, no_flag);
+    if (strcmp(key->flag, "kv-budget") == 0 && exceeds_budget(x, *known))
+        return api_refuse_value(error, key->param, value,
+                                "is more than the server's %g, or not "
+                                "in its unit: shares are at most 1, tokens are more",
+                                *known);
     *known = x;
     return true;
 }
@@ -107,8 +119,13 @@ static bool refuse_unknown(json_t *object, api_error *error)
 }
 
 /* A number that changes nothing was meant to change something. */
-static bool refuse_idle(const json_t *object, const kv_routing *routing, api_error *error)
+static bool refuse_idle(const json_t *object, const kv_methods *methods, api_error *error)
 {
+    const kv_routing *routing = methods->routing;
+    const json_t *budget = api_field(object, "budget");
+    if (budget != NULL && methods->policy.budget == 0)
+        return api_refuse_value(error, "kv.budget", budget, "has no effect with scheduling \"%s\"",
+                                methods->policy.name);
     for (size_t i = 0; i < N_KEYS; i++) {
         const json_t *value = api_field(object, keys[i].key);
         if (value == NULL || keys[i].obeys == 0 || (keys[i].obeys & routing->obeys) != 0) continue;
@@ -147,7 +164,7 @@ bool api_kv_read(const json_t *body, const kv_config *server, completion_request
     }
     if (kv_methods_resolve(&config, &out->kv, &info) != ERR_OK) return api_kv_refuse(error, &info);
     out->has_kv = true;
-    return refuse_idle(object, out->kv.routing, error);
+    return refuse_idle(object, &out->kv, error);
 }
 
 static bool put_number(json_t *object, const char *key, bool is_obeyed, double value)
@@ -163,7 +180,8 @@ json_t *api_kv_methods_new(const kv_methods *methods)
     if (put_number(object, "routing_k", (obeys & KV_ROUTE_K) != 0, methods->route.k) &&
         put_number(object, "routing_eps", (obeys & KV_ROUTE_EPS) != 0, methods->route.eps) &&
         put_number(object, "routing_tau", (obeys & KV_ROUTE_TAU) != 0, methods->route.tau) &&
-        api_put(object, "scheduling", json_string(methods->scheduling->name)) &&
+        api_put(object, "scheduling", json_string(methods->policy.name)) &&
+        put_number(object, "budget", methods->policy.budget > 0, methods->policy.budget) &&
         api_put(object, "compression", json_string(methods->codec->name)))
         return object;
     json_decref(object);
@@ -172,8 +190,9 @@ json_t *api_kv_methods_new(const kv_methods *methods)
 
 json_t *api_kv_usage_new(const kv_methods *methods, const kv_usage *usage)
 {
-    json_t *object = json_pack("{s:I,s:I}", "resident_bytes", (json_int_t)usage->resident_bytes,
-                               "uncompressed_bytes", (json_int_t)usage->uncompressed_bytes);
+    json_t *object = json_pack("{s:I,s:I,s:I}", "resident_bytes", (json_int_t)usage->resident_bytes,
+                               "uncompressed_bytes", (json_int_t)usage->uncompressed_bytes,
+                               "pages_evicted", (json_int_t)usage->pages_evicted);
     if (object == NULL) return NULL;
     const bool has_mean = !methods->reads_all && usage->certificates > 0;
     const double mean = has_mean ? usage->certificate_sum / (double)usage->certificates : 0;

@@ -70,13 +70,30 @@ static char *escape_label(const char *text)
     return out;
 }
 
+const char *metrics_scheduling_name(uint32_t index)
+{
+    if (index == 0) return "none";
+    if (index == 1) return "quest";
+    return kv_scorers[index - 2] != NULL ? kv_scorers[index - 2]->name : NULL;
+}
+
+static uint32_t scheduling_index(const kv_policy *policy)
+{
+    uint32_t scorer = 0;
+    if (policy->limits_reads) return 1;
+    if (!policy->evicts) return 0;
+    while (kv_scorers[scorer] != policy->scorer)
+        scorer++;
+    return scorer + 2;
+}
+
 /* A counter for every combination of methods. */
 static err_t open_methods(metrics *m)
 {
     size_t n;
     while (kv_routings[m->methods.n_routings] != NULL)
         m->methods.n_routings++;
-    while (kv_schedulings[m->methods.n_schedulings] != NULL)
+    while (metrics_scheduling_name(m->methods.n_schedulings) != NULL)
         m->methods.n_schedulings++;
     while (kv_codecs[m->methods.n_codecs] != NULL)
         m->methods.n_codecs++;
@@ -169,13 +186,12 @@ void metrics_count_outcome(metrics *m, metric_outcome outcome)
 
 void metrics_count_methods(metrics *m, const kv_methods *methods)
 {
-    uint32_t routing = 0, scheduling = 0;
+    uint32_t routing = 0;
     if (!is_counting(m)) return;
     while (kv_routings[routing] != methods->routing)
         routing++;
-    while (kv_schedulings[scheduling] != methods->scheduling)
-        scheduling++;
-    const size_t row = (size_t)routing * m->methods.n_schedulings + scheduling;
+    const size_t row =
+        (size_t)routing * m->methods.n_schedulings + scheduling_index(&methods->policy);
     count(&m->methods.ended[row * m->methods.n_codecs + methods->codec_index], 1);
 }
 

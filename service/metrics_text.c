@@ -126,7 +126,7 @@ static void write_methods(page *p)
                 if (n == 0) continue;
                 snprintf(labels, sizeof labels,
                          "routing=\"%s\",scheduling=\"%s\",compression=\"%s\"",
-                         kv_routings[r]->name, kv_schedulings[s]->name, kv_codecs[c]->name);
+                         kv_routings[r]->name, metrics_scheduling_name(s), kv_codecs[c]->name);
                 write_count(p, "requests_by_method_total", labels, n);
             }
         }
@@ -198,6 +198,7 @@ static void write_kv_gauges(page *p, const kv_stats *kv)
     const labelled parts[] = {{"slabs", kv->slab_bytes},
                               {"tables", kv->table_bytes},
                               {"ring", kv->ring_bytes},
+                              {"scores", kv->observed_bytes},
                               {"staging", kv->staging_bytes}};
     write_family(p, "kv_cache_bytes", "gauge", "Bytes that the KV cache holds, by part");
     write_labelled(p, "kv_cache_bytes", "part", parts, sizeof parts / sizeof *parts);
@@ -261,6 +262,19 @@ static void write_kv_shards(page *p, const kv_stats *kv)
                  offsetof(kv_shard_stats, spilled));
     write_counter(p, "kv_expert_packings_total", kv->experts_packed,
                   "Layers whose experts were packed onto shards anew");
+}
+
+/* What scheduling takes away from running sequences. */
+static void write_kv_scheduling(page *p, const kv_stats *kv)
+{
+    write_counter(p, "kv_entries_evicted_total", kv->entries_evicted,
+                  "Entries that scheduling took from sequences");
+    write_counter(p, "kv_pages_evicted_total", kv->pages_evicted,
+                  "Pages that sequences gave back for it");
+    write_counter(p, "kv_pages_compacted_total", kv->pages_compacted,
+                  "Pages written anew from what was left of others");
+    write_family(p, "kv_score_seconds_total", "counter", "Time spent choosing what stays");
+    write_sample(p, "kv_score_seconds_total", NULL, kv->score_seconds);
 }
 
 /* What routing leaves out of decode steps, and the bound of the attention mass that is missed by it. */
@@ -412,6 +426,7 @@ err_t metrics_write(const metrics *m, const metrics_gauges *gauges, char **text,
     write_load(&p, gauges);
     write_kv_gauges(&p, &gauges->kv);
     write_kv_counters(&p, &gauges->kv);
+    write_kv_scheduling(&p, &gauges->kv);
     write_kv_routing(&p, &gauges->kv);
     write_kv_shards(&p, &gauges->kv);
     write_histograms(&p);

@@ -18,7 +18,9 @@ CHOICES = [EXACT,
            {"routing": "hierarchical", "routing_k": 0.25},
            {"routing": "adaptive", "routing_tau": 0.2, "compression": "fp8"},
            {"compression": "int8"},
-           {"compression": "int2"}]
+           {"compression": "int2"},
+           {"scheduling": "snapkv", "budget": 0.5},
+           {"scheduling": "h2o+adakv", "budget": 0.4, "compression": "int4"}]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_prefixes_cross_exact_methods_only(free):
 def test_usage_speaks_of_kv_when_the_request_does(free):
     assert "kv" not in free.complete(LONG, max_tokens=2)["usage"]
     assert set(ask(free, {}, "u0")["usage"]["kv"]) == \
-           {"resident_bytes", "uncompressed_bytes", "methods"}
+           {"resident_bytes", "uncompressed_bytes", "pages_evicted", "methods"}
     usage = ask(free, CHOICES[4], "u1")["usage"]["kv"]
     assert usage["methods"] == {"scheduling": "none", **CHOICES[4]}
     assert 0 < usage["mean_certificate"] <= 1

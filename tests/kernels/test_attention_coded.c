@@ -111,7 +111,7 @@ static float element(attn_coding coding, const uint8_t *row, uint32_t c, const v
         memcpy(&x, row + row_bytes(coding, c, grid), sizeof x);
         return x;
     }
-    const uint32_t code = row[c * bits / 8] >> c * bits % 8 & ((1u << bits) - 1);
+    const uint32_t code = (uint32_t)row[c * bits / 8] >> c * bits % 8 & ((1u << bits) - 1);
     return (float)code * bf16_at(grid, pair) + bf16_at(grid, n_pairs + pair);
 }
 

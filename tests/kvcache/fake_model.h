@@ -6,7 +6,7 @@
 #ifndef TESTS_KVCACHE_FAKE_MODEL_H
 #define TESTS_KVCACHE_FAKE_MODEL_H
 
-#include "kvcache/cache_state.h"
+#include "kvcache/block_math.h"
 
 enum { FAKE_LAYERS_MAX = 4, FAKE_ROWS_MAX = 16 };
 
@@ -40,6 +40,11 @@ typedef struct fake_seq {
     uint32_t n_prompt; /* what is fed alone behind it is a decode step; at first there is none */
 } fake_seq;
 
+/* n channels of what a token at a position has in a head. */
+typedef enum fake_kind { FAKE_QUERY, FAKE_KEY, FAKE_VALUE } fake_kind;
+void fake_fill(fake_kind what, uint32_t layer, uint32_t head, uint32_t token, uint32_t position,
+               uint32_t n, float *out);
+
 /* The settings that tests use unless they say otherwise: pages of 4, a window of 8, 2 sinks. */
 kv_config fake_defaults(void);
 extern const kv_layer_shape fake_layers[3];
@@ -60,7 +65,7 @@ void fake_close(fake *f);
 typedef struct fake_ids {
     uint64_t seed, shared_seed;
     uint32_t n_shared;
-    uint32_t n_prompt;         /* what the cache is told; only lossy codecs mind */
+    uint32_t n_prompt;         /* what the cache is told; only lossy codecs and eviction mind */
     const kv_methods *methods; /* NULL: the cache's */
 } fake_ids;
 fake_seq fake_seq_open(fake *f, fake_ids ids);
@@ -76,6 +81,17 @@ void fake_run(fake *f, fake_seq *s, uint32_t n_tokens, uint32_t chunk);
 /* Largest difference from the reference over positions [first, end), in units of the tolerance of
  * the cache type: at most 1 is right. */
 double fake_error(const fake *f, const fake_seq *s, uint32_t first, uint32_t end);
+
+/* The same over the entries that a query at `position` still finds. */
+typedef struct fake_key {
+    uint32_t layer, head, position;
+} fake_key;
+typedef bool fake_keeps(const void *ctx, fake_key key, uint32_t position);
+typedef struct fake_range {
+    uint32_t first, end;
+} fake_range;
+double fake_error_of_kept(const fake *f, const fake_seq *s, const fake_range *range,
+                          fake_keeps *keeps, const void *ctx);
 
 /* The same bits at positions [first, end)? */
 bool fake_same(const fake *f, const fake_seq *a, const fake_seq *b, uint32_t first, uint32_t end);

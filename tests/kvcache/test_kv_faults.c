@@ -74,11 +74,21 @@ static kv_config with_shards(void)
     return config;
 }
 
+/* What this policy needs beside them. */
+static kv_config evicting(const char *policy)
+{
+    kv_config config = with_boxes();
+    config.scheduling = (char *)(uintptr_t)policy;
+    config.budget = 0.5;
+    return config;
+}
+
 START_TEST(a_cache_opens_wholly_or_not_at_all)
 {
     dev *d;
     ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
-    const kv_config config = with_shards();
+    kv_config config = evicting("h2o+adakv");
+    config.request_methods = true;
     const kv_shape shape = {.n_layers = 3, .layer = fake_layers, .n_experts = 8};
     const kv_limits limits = {4, 64, 512};
     kv_cache *cache = NULL;
@@ -112,7 +122,8 @@ static bool step(fake *f, kv_seq *seq, uint32_t n_tokens)
     const unsigned long n_before = n_allocations;
     for (uint32_t l = 0; l < f->n_layers; l++) {
         kv_append(f->cache, &(kv_append_args){.layer = l, .k = f->k, .v = f->v});
-        kv_attend(f->cache, &(kv_attend_args){.layer = l, .q = f->q, .out = f->out});
+        kv_attend(f->cache,
+                  &(kv_attend_args){.layer = l, .q = f->q, .q_nope = f->q, .out = f->out});
         if (f->layers[l].has_router) kv_note_experts(f->cache, l, f->experts, 1);
     }
     kv_step_end(f->cache);
@@ -123,12 +134,14 @@ static bool step(fake *f, kv_seq *seq, uint32_t n_tokens)
 /* Some of everything that allocates, with ids of 200 tokens. */
 static void live(fake *f, const uint32_t *tokens)
 {
-    const kv_seq_options options = {.salt = "salt", .salt_bytes = 4};
+    const kv_seq_options options = {.salt = "salt", .salt_bytes = 4, .n_prompt_tokens = 50};
     for (uint32_t i = 0; i < 4; i++) {
         kv_seq *seq;
         if (kv_seq_open(f->cache, &options, &seq) != ERR_OK) continue;
         (void)kv_seq_take_prefix(seq, tokens + i / 2, 150);
-        while (kv_seq_length(seq) < 100 + 20 * i && step(f, seq, 30)) {
+        while (kv_seq_length(seq) < 100 + 20 * i) {
+            const uint32_t most = kv_seq_step_tokens_max(seq);
+            if (!step(f, seq, most < 30 ? most : 30)) break;
             if (kv_seq_length(seq) > 50) kv_seq_share_prompt(seq, tokens + i / 2, 50);
         }
         kv_seq_close(seq, tokens + i / 2);
@@ -137,7 +150,7 @@ static void live(fake *f, const uint32_t *tokens)
     kv_cache_drop_prefixes(f->cache);
 }
 
-static void check_failures(kv_config config)
+static void fail_each_allocation(kv_config config)
 {
     uint32_t tokens[256];
     for (uint32_t p = 0; p < 256; p++)
@@ -164,8 +177,17 @@ static void check_failures(kv_config config)
 
 START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
 {
-    check_failures(with_boxes());
-    check_failures(with_shards());
+    fail_each_allocation(with_boxes());
+    fail_each_allocation(with_shards());
+}
+END_TEST
+
+/* Queries, sums, mass and uses: what scorers need is allocated with the sequence and its table. */
+START_TEST(a_failed_allocation_for_a_scorer_costs_no_more_either)
+{
+    static const char *const policies[] = {"h2o+adakv", "snapkv", "expected_attention", "lru"};
+    for (uint32_t i = 0; i < 4; i++)
+        fail_each_allocation(evicting(policies[i]));
 }
 END_TEST
 
@@ -187,6 +209,9 @@ START_TEST(nothing_is_allocated_inside_a_step)
 {
     check_steps(&(fake_options){0});
     check_steps(&(fake_options){.config = with_shards()});
+    check_steps(&(fake_options){.config = evicting("h2o+adakv")});
+    check_steps(&(fake_options){.config = evicting("snapkv+pyramid"), .n_threads = 2});
+    check_steps(&(fake_options){.config = evicting("expected_attention")});
     check_steps(&(fake_options){
         .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4"), .n_threads = 2});
     kv_config shards_of_codes = fake_coded("int4");
@@ -200,6 +225,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(a_cache_opens_wholly_or_not_at_all),
     TEST_CASE_SECONDS(a_failed_allocation_costs_no_more_than_what_asked_for_it, 250),
+    TEST_CASE_SECONDS(a_failed_allocation_for_a_scorer_costs_no_more_either, 250),
     TEST_CASE(nothing_is_allocated_inside_a_step),
     TEST_CASES_END,
 };

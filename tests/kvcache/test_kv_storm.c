@@ -14,7 +14,7 @@ typedef struct storm {
     fake_seq seqs[N_SEQS]; /* seq == NULL: closed */
     uint64_t seed;
     uint32_t n_draws;
-    uint32_t n_prompt_max; /* lossy codecs: of the drawn lengths of prompts */
+    uint32_t n_prompt_max; /* lossy codecs, eviction: of the drawn lengths of prompts */
     uint32_t n_full, n_hits, n_given_up, n_aborts;
 } storm;
 
@@ -120,8 +120,9 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
 {
     options.isa = "auto";
     options.limits = (kv_limits){N_SEQS, STEP_TOKENS, N_TOKENS_MAX};
-    const bool is_lossy = strcmp(options.config.compression, "none") != 0;
-    options.config.memory_bytes = (is_lossy ? 7 : 5) * KV_SLAB_BYTES;
+    const bool is_evicting = strcmp(options.config.scheduling, "none") != 0;
+    const bool is_lossy = is_evicting || strcmp(options.config.compression, "none") != 0;
+    options.config.memory_bytes = (is_evicting ? 5 : is_lossy ? 7 : 5) * KV_SLAB_BYTES;
     storm s = {.f = fake_open(&options), .seed = seed, .n_prompt_max = is_lossy ? 300 : 0};
     if (is_lossy) s.f->cache->section_tokens = 64;
     const kv_stats empty = fake_stats(s.f);
@@ -133,7 +134,10 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
     ck_assert_uint_gt(s.n_full, 0); /* the storm went where it was meant to go */
     ck_assert_uint_ge(s.n_hits, n_hits_least);
     ck_assert_uint_gt(s.n_aborts, 20);
-    ck_assert_uint_gt(fake_stats(s.f).pages_given_up, 100);
+    if (is_evicting) ck_assert_uint_gt(fake_stats(s.f).pages_evicted, 100);
+    if (is_evicting && !s.f->cache->methods.policy.scorer->by_page)
+        ck_assert_uint_gt(fake_stats(s.f).pages_compacted, 100);
+    ck_assert_uint_gt(fake_stats(s.f).pages_given_up, is_evicting ? 10 : 100);
     kv_cache_drop_prefixes(s.f->cache);
     const kv_stats end = fake_stats(s.f);
     ck_assert_uint_eq(end.slab_bytes, 0);
@@ -225,6 +229,27 @@ START_TEST(a_storm_over_shards_leaves_nothing_behind)
 }
 END_TEST
 
+/* What is cached was shared before it was thinned; boxes of packed pages are checked, too. */
+START_TEST(a_storm_of_evictions_leaves_nothing_behind)
+{
+    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random"};
+    static const char *const codecs[] = {"none", "int8", "none", "int4"};
+    static const double budgets[] = {0.6, 0.4, 0.5, 60};
+    for (uint32_t i = 0; i < 4; i++) {
+        kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
+        layers[1].window = i % 2 == 0 ? 0 : 120;
+        fake_options options = {
+            .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_coded(codecs[i])};
+        options.config.scheduling = (char *)(uintptr_t)policies[i];
+        options.config.budget = budgets[i];
+        options.config.routing = (char *)(uintptr_t)(i < 2 ? "full" : "hierarchical");
+        options.config.routing_k = 0.5;
+        options.config.sink_tokens = i == 3 ? 0 : 3;
+        run_storm(20 + i, options, 3);
+    }
+}
+END_TEST
+
 START_TEST(a_storm_of_codes_over_shards_leaves_nothing_behind)
 {
     fake_options options = {
@@ -246,5 +271,6 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_with_boxes_of_codes_leaves_nothing_behind, 250),
     TEST_CASE_SECONDS(a_storm_over_shards_leaves_nothing_behind, 500),
     TEST_CASE_SECONDS(a_storm_of_codes_over_shards_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 250),
     TEST_CASES_END,
 };

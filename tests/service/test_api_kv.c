@@ -16,6 +16,7 @@ static kv_config settings(const char *routing, bool request_methods)
                        .routing_eps = 0.01,
                        .routing_tau = 0.95,
                        .scheduling = (char *)(uintptr_t) "none",
+                       .budget = 1,
                        .compression = (char *)(uintptr_t) "int8"};
 }
 
@@ -46,7 +47,7 @@ START_TEST(what_is_left_out_is_as_the_server_has_it)
     completion_request r = accept(&server, "{}");
     ck_assert(r.has_kv);
     ck_assert_str_eq(r.kv.routing->name, "topk");
-    ck_assert_str_eq(r.kv.scheduling->name, "none");
+    ck_assert_str_eq(r.kv.policy.name, "none");
     ck_assert_str_eq(r.kv.codec->name, "int8");
     ck_assert(r.kv.route.k == 0.25 && r.kv.route.eps == 0.01 && r.kv.route.tau == 0.95);
     api_completion_deinit(&r);
@@ -113,10 +114,39 @@ START_TEST(what_cannot_be_is_refused_by_key_value_and_limit)
          "kv.routing_tau: 0.95 has no effect with routing \"topk\""},
         {"{\"routing\":\"full\",\"routing_k\":0.5}", "kv.routing_k",
          "kv.routing_k: 0.5 has no effect with routing \"full\""},
+        {"{\"scheduling\":\"snapkv+best\"}", "kv.scheduling", "kv.scheduling: "},
+        {"{\"scheduling\":\"snapkv\",\"budget\":0}", "kv.budget",
+         "kv.budget: 0 is neither a share in (0, 1] nor"},
+        {"{\"scheduling\":\"snapkv\",\"budget\":100.5}", "kv.budget",
+         "kv.budget: 100.5 is neither a share in (0, 1] nor"},
+        {"{\"budget\":0.5}", "kv.budget", "kv.budget: 0.5 has no effect with scheduling \"none\""},
     };
     const kv_config server = settings("topk", true);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         refuse(&server, &cases[i]);
+}
+END_TEST
+
+START_TEST(the_budget_of_the_server_is_a_bound_in_its_unit)
+{
+    kv_config server = settings("full", true);
+    server.budget = 0.5;
+    server.scheduling = (char *)(uintptr_t) "snapkv";
+    refuse(&server, &(bad_case){"{\"budget\":0.6}", "kv.budget",
+                                "kv.budget: 0.6 is more than the server's 0.5"});
+    refuse(&server, &(bad_case){"{\"budget\":64}", "kv.budget",
+                                "kv.budget: 64 is more than the server's 0.5, or not in its unit"});
+    completion_request r = accept(&server, "{\"budget\":0.25}");
+    ck_assert(r.kv.policy.evicts && r.kv.policy.budget == 0.25);
+    api_completion_deinit(&r);
+    server.budget = 512;
+    refuse(&server, &(bad_case){"{\"budget\":513}", "kv.budget", "kv.budget: 513 is more"});
+    refuse(&server, &(bad_case){"{\"budget\":0.5}", "kv.budget", "kv.budget: 0.5 is more"});
+    server.budget = 1; /* no bound */
+    r = accept(&server, "{\"scheduling\":\"h2o+adakv\",\"budget\":100}");
+    ck_assert_str_eq(r.kv.policy.name, "h2o+adakv");
+    ck_assert(r.kv.policy.budget == 100);
+    api_completion_deinit(&r);
 }
 END_TEST
 
@@ -187,11 +217,13 @@ START_TEST(usage_names_the_methods_as_a_request_would)
     const kv_config server = settings("topk", true);
     const kv_usage used = {.resident_bytes = 5,
                            .uncompressed_bytes = 1 << 30,
+                           .pages_evicted = 7,
                            .certificates = 4,
                            .certificate_sum = 0.5};
     check_usage(&server, "{}", &used,
                 "\"kv\":{\"resident_bytes\":5,\"uncompressed_bytes\":1073741824,"
-                "\"mean_certificate\":0.125,\"methods\":{\"routing\":\"topk\",\"routing_k\":0.25,"
+                "\"pages_evicted\":7,\"mean_certificate\":0.125,\"methods\":{\"routing\":\"topk\","
+                "\"routing_k\":0.25,"
                 "\"scheduling\":\"none\",\"compression\":\"int8\"}}}}");
 }
 END_TEST
@@ -200,11 +232,13 @@ START_TEST(without_certificates_there_is_no_mean)
 {
     const kv_config server = settings("certified", true);
     check_usage(&server, "{\"compression\":\"none\"}", &(kv_usage){0},
-                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"methods\":{\"routing\":"
+                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,"
+                "\"methods\":{\"routing\":"
                 "\"certified\",\"routing_eps\":0.01,\"scheduling\":\"none\","
                 "\"compression\":\"none\"}}}}");
     check_usage(&server, "{\"routing\":\"full\"}", &(kv_usage){.certificates = 9},
-                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"methods\":{\"routing\":"
+                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,"
+                "\"methods\":{\"routing\":"
                 "\"full\",\"scheduling\":\"none\",\"compression\":\"int8\"}}}}");
 }
 END_TEST
@@ -212,6 +246,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(what_is_left_out_is_as_the_server_has_it),
     TEST_CASE(what_cannot_be_is_refused_by_key_value_and_limit),
+    TEST_CASE(the_budget_of_the_server_is_a_bound_in_its_unit),
     TEST_CASE(a_number_of_pages_has_a_limit),
     TEST_CASE(without_the_flag_only_the_settings_of_the_server_pass),
     TEST_CASE(a_long_name_gets_a_short_error),
