@@ -78,7 +78,7 @@ static void plan_raw(const kv_seq *seq, uint32_t list, kv_compact_plan *plan)
         if (!has_page(seq, list, b)) continue;
         n_pages++;
         n_live += live_of(seq, list, b);
-        any_hole = any_hole || (has_hole(seq, list, b) && (b > 0 || seq->cache->sink_tokens == 0));
+        any_hole = any_hole || has_hole(seq, list, b);
     }
     if (n_pages == 0) return;
     const uint32_t first_max = slots_max(seq->cache, first), page_tokens = seq->cache->page_tokens;

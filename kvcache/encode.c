@@ -106,9 +106,11 @@ void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_spa
 
 /* ---- encoding ------------------------------------------------------------------------------------ */
 
-/* Blocks that have raw pages now and are to be encoded. */
+/* Blocks that have raw pages now and are to be encoded. The page with the sinks need not stay raw in a thinned
+ * sequence, which nobody takes a prefix from. */
 static uint32_t first_to_encode(const kv_seq *seq)
 {
+    if (seq->is_thinned) return 0;
     return seq->n_coded == 0 && seq->cache->sink_tokens > 0 ? 1 : seq->n_coded;
 }
 

@@ -19,8 +19,9 @@
  * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
  * one section.
  *
- * Of a sequence that evicts entries all pages are raw until the next step begins: first it is chosen
- * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h). */
+ * Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
+ * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h), in
+ * block 0, too: it is no longer the place of the sinks. */
 #ifndef KVCACHE_ENCODE_H
 #define KVCACHE_ENCODE_H
 

@@ -65,9 +65,6 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
     TRY(read_placement(cache, config, info));
     cache->request_methods = config->request_methods;
     cache->has_boxes = cache->request_methods || !cache->methods.reads_all;
-    if (cache->methods.policy.evicts && cache->n_shards != 1)
-        return err_set(info, ERR_BAD_CONFIG, "kv-shards: %u; kv-scheduling: %s needs one shard",
-                       cache->n_shards, cache->methods.policy.name);
     cache->page_tokens = config->page_tokens;
     cache->window_tokens = config->window_tokens;
     cache->sink_tokens = config->sink_tokens;

@@ -27,6 +27,7 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     if (v->methods == NULL || block >= v->n_blocks) return true;
     if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
     if (v->methods->codec->is_exact) return !is_coded;
+    if (v->is_thinned && block == 0) return true;
     return is_coded == (block < v->n_coded && (block > 0 || cache->sink_tokens == 0));
 }
 

@@ -79,7 +79,6 @@ err_t kv_observed_open(kv_seq *seq)
     if ((o->needs & KV_SCORE_STATS) != 0) {
         const size_t n = all->first_sum[cache->n_layers];
         o->sums = take_zeroed(seq, n, sizeof *o->sums, &err);
-        o->new_sums = take_zeroed(seq, n, sizeof *o->new_sums, &err);
     }
     if (err != ERR_OK) kv_observed_close(seq);
     return err;
@@ -155,12 +154,28 @@ static err_t grow_uses(kv_seq *seq, uint32_t n_entries)
     return ERR_OK;
 }
 
+/* The second copy of the sums, while the prompt goes on. */
+static err_t take_new_sums(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    const size_t n =
+        seq->cache->evict.is_open ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
+    const bool is_wanted = o->sums != NULL && seq->length < seq->n_prompt_tokens;
+    err_t err = ERR_OK;
+    if (is_wanted && o->new_sums == NULL) o->new_sums = take_zeroed(seq, n, sizeof *o->sums, &err);
+    if (is_wanted || o->new_sums == NULL) return err;
+    give_back(seq, o->new_sums, n, sizeof *o->sums);
+    o->new_sums = NULL;
+    return ERR_OK;
+}
+
 err_t kv_observed_grow(kv_seq *seq)
 {
     const kv_observed *o = &seq->observed;
     const uint32_t n_entries = seq->table.capacity;
     const uint64_t n_positions = (uint64_t)n_entries * seq->cache->page_tokens;
     if (n_positions > UINT32_MAX) return ERR_OVERFLOW;
+    TRY(take_new_sums(seq));
     if ((o->needs & KV_SCORE_MASS) != 0 && n_positions > o->n_positions)
         TRY(grow_mass(seq, (uint32_t)n_positions));
     if ((o->needs & KV_SCORE_USES) != 0 && n_entries > o->n_entries) TRY(grow_uses(seq, n_entries));

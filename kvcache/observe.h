@@ -33,10 +33,11 @@ typedef struct kv_observed {
     uint32_t first; /* positions below were taken from a prefix: their queries were not seen */
     float *queries, *new_queries; /* layer l at window * observers.first_query[l]:
                                    * [window][n_heads][k_dim] */
-    double *sums, *new_sums; /* layer l at observers.first_sum[l]: of each query head [k_dim], then
-                                   * of products c <= r at r (r + 1) / 2 + c */
-    uint32_t n_summed;       /* queries in sums */
-    float *mass, *new_mass;  /* per head [n_positions] */
+    double *sums,
+        *new_sums;     /* the second only in the prompt; layer l at observers.first_sum[l]: of each
+                              * query head [k_dim], then of products c <= r at r (r + 1) / 2 + c */
+    uint32_t n_summed; /* queries in sums */
+    float *mass, *new_mass; /* per head [n_positions] */
     uint32_t n_positions;
     kv_uses *uses; /* [n_lists][n_entries] */
     uint32_t n_entries;
@@ -47,8 +48,8 @@ typedef struct kv_observed {
 typedef struct kv_observers {
     size_t *first_query; /* [n_layers + 1]: floats of one position in the layers before */
     size_t *first_sum;   /* [n_layers + 1]: doubles of the layers before */
-    float *lse; /* [n_kv_heads_max][n_step_tokens_max][group_max]; NULL unless mass is asked for */
-    size_t lse_stride; /* floats of a KV head */
+    float *lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass is asked for */
+    size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
 } kv_observers;
 
 /* Run over a measuring and then a real arena; after kv_evict_place. */

@@ -352,8 +352,8 @@ static void end_group(eval_run *r)
 {
     kv_stats stats;
     kv_stats_read(r->cache, &stats);
-    r->group_cost.resident_bytes =
-        stats.slab_bytes + stats.table_bytes + stats.ring_bytes + stats.staging_bytes;
+    r->group_cost.resident_bytes = stats.slab_bytes + stats.table_bytes + stats.ring_bytes +
+                                   stats.observed_bytes + stats.staging_bytes;
     for (uint32_t i = 0; i < r->n_lanes; i++) {
         lane *l = &r->lanes[i];
         r->group_cost.resident_tokens += kv_seq_length(l->seq);
