@@ -502,7 +502,7 @@ START_TEST(fewer_bytes_are_held_and_read)
 END_TEST
 
 const test_case test_cases[] = {
-    TEST_CASE_SECONDS(every_entry_comes_back_within_the_bound_of_its_scale, 280),
+    TEST_CASE_SECONDS(every_entry_comes_back_within_the_bound_of_its_scale, 600),
     TEST_CASE(a_page_depends_on_its_entries_alone),
     TEST_CASE(no_codec_makes_a_page_larger),
     TEST_CASE(pages_of_128_channels_and_32_slots_have_the_promised_bytes),

@@ -350,11 +350,11 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE(every_method_is_found_by_its_name_and_by_no_other),
-    TEST_CASE_SECONDS(every_score_is_finite_and_a_function_of_its_arguments, 300),
+    TEST_CASE_SECONDS(every_score_is_finite_and_a_function_of_its_arguments, 600),
     TEST_CASE(no_scorer_needs_queries_statistics_or_rotation_to_exist),
     TEST_CASE(scores_go_with_the_contents_of_entries_or_with_their_positions),
     TEST_CASE(the_newest_entry_is_the_best_where_the_window_is_kept),
     TEST_CASE(layers_share_the_budget_exactly),
-    TEST_CASE_SECONDS(heads_share_the_budget_exactly_under_every_scorer, 300),
+    TEST_CASE_SECONDS(heads_share_the_budget_exactly_under_every_scorer, 600),
     TEST_CASES_END,
 };

@@ -224,8 +224,8 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE(a_cache_opens_wholly_or_not_at_all),
-    TEST_CASE_SECONDS(a_failed_allocation_costs_no_more_than_what_asked_for_it, 250),
-    TEST_CASE_SECONDS(a_failed_allocation_for_a_scorer_costs_no_more_either, 250),
+    TEST_CASE_SECONDS(a_failed_allocation_costs_no_more_than_what_asked_for_it, 600),
+    TEST_CASE_SECONDS(a_failed_allocation_for_a_scorer_costs_no_more_either, 600),
     TEST_CASE(nothing_is_allocated_inside_a_step),
     TEST_CASES_END,
 };

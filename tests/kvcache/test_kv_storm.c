@@ -263,14 +263,14 @@ START_TEST(a_storm_of_codes_over_shards_leaves_nothing_behind)
 END_TEST
 
 const test_case test_cases[] = {
-    TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 250),
-    TEST_CASE_SECONDS(a_storm_under_lossy_codecs_leaves_nothing_behind, 250),
-    TEST_CASE_SECONDS(a_storm_with_many_hits_leaves_nothing_behind, 250),
-    TEST_CASE_SECONDS(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind, 250),
-    TEST_CASE_SECONDS(a_storm_with_boxes_leaves_nothing_behind, 250),
-    TEST_CASE_SECONDS(a_storm_with_boxes_of_codes_leaves_nothing_behind, 250),
-    TEST_CASE_SECONDS(a_storm_over_shards_leaves_nothing_behind, 500),
-    TEST_CASE_SECONDS(a_storm_of_codes_over_shards_leaves_nothing_behind, 250),
-    TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 250),
+    TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_under_lossy_codecs_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_with_many_hits_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_with_odd_pages_and_no_window_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_with_boxes_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_with_boxes_of_codes_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_over_shards_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_of_codes_over_shards_leaves_nothing_behind, 600),
     TEST_CASES_END,
 };
