@@ -7,6 +7,7 @@
  *   commit.c        what step begin reserves and step end writes to pages
  *   scatter.c       the same for layers whose entries are placed one by one
  *   encode.c        which blocks are encoded, and when
+ *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
  *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
  *   compact.c       pages with holes become fewer
  *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients)
@@ -38,6 +39,7 @@
 #include "kvcache/recent_ring.h"
 #include "kvcache/stats_board.h"
 #include "kvcache/step_state.h"
+#include "kvcache/tier/tiers.h"
 
 enum { KV_CODECS_MAX = 16 };
 #define KV_CLASS_NONE UINT32_MAX
@@ -49,6 +51,7 @@ struct kv_seq {
     uint64_t id;       /* see kv_map.h */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
+    _Atomic bool is_lost; /* a page could not be read; see away.h */
     bool is_taken;   /* over from a prefix, and no step since: n_coded may lag behind the goal */
     bool is_thinned; /* scheduling has evicted entries */
     uint64_t n_pages_evicted;
@@ -81,6 +84,7 @@ struct kv_cache {
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
     bool prefix_caching;
+    bool has_tiers, has_file; /* below the pool; tier/tiers.h */
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
@@ -101,6 +105,7 @@ struct kv_cache {
     kv_expert_map experts; /* which shard has which */
     kv_pool *pool;
     uint64_t quota_bytes; /* of the pool, for what one shard owns; see kv_choose_owner */
+    kv_tiers *tiers;      /* NULL: the pool is all there is */
     kv_rings rings;
     kv_staging staging;
     kv_reader reader;
@@ -109,14 +114,17 @@ struct kv_cache {
     kv_observers observers;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
-    float *v_weight;  /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
-    uint8_t *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to */
+    float *v_weight; /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
+    uint8_t
+        *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to; where pages land */
     size_t decoded_bytes;
-    kv_seq *seqs;       /* [n_seqs_max] */
-    kv_seq *free_seqs;  /* closed ones */
-    uint64_t last_id;   /* of sequences */
-    size_t table_bytes; /* of the tables of open sequences */
-    kv_stats stats;     /* counters since start, seqs_open; the rest is filled when published */
+    size_t landing_bytes; /* of the largest page if there is a file, else 0; the end of decoded */
+    struct kv_victim *victims; /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
+    kv_seq *seqs;              /* [n_seqs_max] */
+    kv_seq *free_seqs;         /* closed ones */
+    uint64_t last_id;          /* of sequences */
+    size_t table_bytes;        /* of the tables of open sequences */
+    kv_stats stats; /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;
     arena layer_memory, work_memory; /* every array above */
 };

@@ -4,6 +4,7 @@
  * bookkeeping of pages is done by the owner, before and after. */
 #include "kvcache/commit.h"
 
+#include "kvcache/demote.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 
@@ -72,8 +73,10 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
 
 bool kv_make_room(kv_cache *cache)
 {
-    while (!kv_pool_has_room(cache->pool, cache->need)) {
+    while (!kv_demote_until_room(cache)) {
         if (kv_prefix_give_up_block(cache)) continue;
+        /* Pages that an object shares with a sequence have one holder once it is gone, and may leave. */
+        if (kv_may_demote(cache) && kv_prefix_give_up_object(cache)) continue;
         kv_scatter_pack(cache);
         return kv_pool_has_room(cache->pool, cache->need);
     }

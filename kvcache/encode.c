@@ -1,6 +1,7 @@
 /* kvcache/encode.c - see encode.h. */
 #include "kvcache/encode.h"
 
+#include "kvcache/away.h"
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
@@ -59,16 +60,22 @@ uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 
 /* ---- one page ------------------------------------------------------------------------------------ */
 
-attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
-                       uint8_t *scratch)
+attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const uint8_t *data,
+                         uint32_t n_slots, uint8_t *scratch)
 {
     const kv_load_args args = {
         .layout = kv_layout_of(cache, at->page),
-        .page = kv_pool_data(cache->pool, at->page),
+        .page = data,
         .n_slots = n_slots,
         .scratch = scratch,
         .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head)};
     return kv_codec_of(cache, at->page)->load(&args);
+}
+
+attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
+                       uint8_t *scratch)
+{
+    return kv_page_decode(cache, at, kv_pool_data(cache->pool, at->page), n_slots, scratch);
 }
 
 void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker)
@@ -164,9 +171,10 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     const kv_pages *pages = kv_pool_pages(cache->pool);
     for (size_t i = begin; i < end; i++) {
         const kv_sealing *sealing = &cache->sealings[i];
+        const uint8_t *data =
+            kv_seq_read_page(sealing->seq, sealing->from, kv_landing(cache, worker));
         const attn_span span =
-            kv_page_span(kv_layout_of(cache, sealing->from),
-                         kv_pool_data(cache->pool, sealing->from), pages->n_slots[sealing->from]);
+            kv_page_span(kv_layout_of(cache, sealing->from), data, pages->n_slots[sealing->from]);
         const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
         kv_page_seal(cache, &to, &span, 1, worker);
     }
@@ -209,7 +217,7 @@ static void add_sealing(kv_seq *seq, const kv_page_place *from, size_t entry, ui
 {
     kv_cache *cache = seq->cache;
     const uint32_t to = replace_page(seq, from->layer, entry);
-    cache->sealings[(*n)++] = (kv_sealing){from->layer, from->head, from->page, to};
+    cache->sealings[(*n)++] = (kv_sealing){from->layer, from->head, from->page, to, seq};
     if (*n < KV_SEALING_MAX) return;
     seal_all(cache, *n);
     *n = 0;

@@ -16,8 +16,7 @@
  *
  * A page says by its size class which of the two it is, and tables mix them freely. A raw page is
  * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
- * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
- * one section.
+ * the new ones is found when the step begins, beside the raw ones: the pool must hold both of a section.
  *
  * Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
  * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h), in
@@ -25,7 +24,7 @@
 #ifndef KVCACHE_ENCODE_H
 #define KVCACHE_ENCODE_H
 
-#include "kvcache/block_math.h"
+#include "kvcache/blocks.h"
 
 enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
@@ -33,6 +32,7 @@ enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 typedef struct kv_sealing {
     uint32_t layer, head;
     uint32_t from, to;
+    kv_seq *seq;
 } kv_sealing;
 
 /* A page and whose entries it has. */
@@ -114,9 +114,13 @@ void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_spa
 attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
                        uint8_t *scratch);
 
-/* What a sequence is to have in pages when it holds `length` tokens. */
+/* The same from `data`, where the bytes of a page that is not in the pool have been read to. */
+attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const uint8_t *data,
+                         uint32_t n_slots, uint8_t *scratch);
+
+/* What a sequence is to have in pages. */
 typedef struct kv_goal {
-    uint32_t length;
+    uint32_t length;   /* tokens that it holds then */
     uint32_t n_blocks; /* in pages */
     uint32_t n_coded; /* blocks below are encoded, but for the one with the sinks; 0 under `none` */
 } kv_goal;
@@ -137,7 +141,7 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal);
 /* Encodes the raw pages of blocks [n_coded, end); room was found before. */
 void kv_encode(kv_seq *seq, uint32_t end);
 
-/* Notes in the counters that a page was encoded. */
+/* A page was encoded. */
 void kv_encode_count(kv_cache *cache, uint32_t layer, uint32_t page);
 
 /* Blocks before the first raw one, of a table that was taken over, its open pages left out. */

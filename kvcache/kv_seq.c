@@ -1,5 +1,5 @@
 /* kvcache/kv_seq.c - sequences: open, share, cut, close. */
-#include "kvcache/encode.h"
+#include "kvcache/away.h"
 #include "kvcache/scatter.h"
 
 err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
@@ -55,7 +55,7 @@ void kv_seq_share_prompt(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
     assert(seq->is_open);
     assert(!seq->cache->step.is_open);
-    if (!seq->cache->prefix_caching || seq->no_prefix_write) return;
+    if (!seq->cache->prefix_caching || seq->no_prefix_write || kv_seq_is_lost(seq)) return;
     kv_prefix_share(seq, tokens, n_tokens);
     kv_publish(seq->cache);
 }
@@ -75,14 +75,14 @@ static void unseal_block(kv_seq *seq, uint32_t block, uint32_t n_slots)
             *kv_ring_expert(&cache->rings, seq->ring, l, first + i) = KV_EXPERT_NONE;
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
             const kv_scatter_range range = {&seq->table, l, h, first, first + n_slots};
-            if (cache->scatters[l]) kv_scatter_to_ring(cache, &range, seq->ring);
+            if (cache->scatters[l]) kv_scatter_to_ring(seq, &range);
             if (cache->scatters[l]) continue;
             const uint32_t page =
                 kv_table_page(&seq->table, kv_home_list(cache, l, h, block), block);
             if (page == KV_PAGE_NONE) continue; /* no query of this layer will ask for it */
             const kv_ring_place at = {l, h, first};
             const kv_page_place from = {l, h, page};
-            const attn_span span = kv_page_load(cache, &from, n_slots, cache->decoded);
+            const attn_span span = kv_seq_load_page(seq, &from, n_slots, 0);
             kv_ring_write(&cache->rings, seq->ring, &at, &span);
         }
     }
@@ -108,14 +108,15 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
     if (n_tokens < seq->length &&
         (seq->methods.policy.evicts || !kv_prefix_serves(cache, &self, n_tokens)))
         n_tokens = 0;
-    const uint32_t n_blocks = kv_blocks_kept(cache, n_tokens);
+    uint32_t n_blocks = kv_blocks_kept(cache, n_tokens);
     if (n_blocks < seq->n_blocks) {
         for (uint32_t b = n_blocks; b < seq->n_blocks && b * cache->page_tokens < n_tokens; b++) {
             const size_t n_left = n_tokens - b * cache->page_tokens;
             unseal_block(seq, b, (uint32_t)min_size(n_left, cache->page_tokens));
         }
+        if (kv_seq_is_lost(seq)) n_blocks = n_tokens = 0;
         cut_pages(seq, n_blocks);
-        if (!kv_scatter_own_tails(seq)) cut_pages(seq, n_tokens = 0);
+        if (!kv_scatter_own_tails(seq) || kv_seq_is_lost(seq)) cut_pages(seq, n_tokens = 0);
     }
     seq->length = n_tokens;
     if (n_tokens == 0) {
@@ -133,8 +134,12 @@ void kv_seq_close(kv_seq *seq, const uint32_t *tokens)
     kv_cache *cache = seq->cache;
     assert(seq->is_open);
     assert(!cache->step.is_open);
-    if (cache->prefix_caching && !seq->no_prefix_write && !seq->methods.policy.evicts)
+    if (kv_seq_is_lost(seq)) {
+        cache->stats.seqs_lost++;
+        kv_prefix_forget(seq);
+    } else if (cache->prefix_caching && !seq->no_prefix_write && !seq->methods.policy.evicts) {
         kv_prefix_leave(seq, tokens);
+    }
     assert(seq->object == KV_OBJECT_NONE);
     kv_table_drop(&seq->table, cache->pool, 0, seq->n_blocks, KV_HELD_BY_SEQ);
     cache->table_bytes -= kv_table_bytes(&seq->table);

@@ -1,7 +1,7 @@
 /* kvcache/observe.c - see observe.h. */
 #include "kvcache/observe.h"
 
-#include "kvcache/block_math.h"
+#include "kvcache/blocks.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -3,10 +3,10 @@
  * Slabs are handed out lowest first, and freed slabs before fresh ones, so that descriptors and
  * mapping are touched only as far as the pool was ever full (n_touched slabs). A class keeps the
  * slabs that have a free page in a doubly linked list; a slab keeps its free pages in a singly
- * linked one. */
+ * linked one. Each tier does so for its own slabs.
+ *
+ * page_pool_check.c has the checks. */
 #include "kvcache/page_pool_state.h"
-
-#include "base/check.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -38,8 +38,11 @@ static void place_arrays(kv_pool *pool, arena *a)
     const size_t n_pages = n_slabs * pool->pages_per_slab_max;
     pool->classes.page_bytes = arena_take(a, n_classes, sizeof *pool->classes.page_bytes);
     pool->classes.pages_per_slab = arena_take(a, n_classes, sizeof *pool->classes.pages_per_slab);
-    pool->classes.partial = arena_take(a, n_classes, sizeof *pool->classes.partial);
-    pool->classes.n_free = arena_take(a, n_classes, sizeof *pool->classes.n_free);
+    for (int t = 0; t < KV_N_TIERS; t++) {
+        kv_tier_slabs *tier = &pool->tiers[t];
+        tier->partial = arena_take(a, n_classes, sizeof *tier->partial);
+        tier->n_free = arena_take(a, n_classes, sizeof *tier->n_free);
+    }
     pool->slabs.page_class = arena_take(a, n_slabs, sizeof *pool->slabs.page_class);
     pool->slabs.n_used = arena_take(a, n_slabs, sizeof *pool->slabs.n_used);
     pool->slabs.first_free = arena_take(a, n_slabs, sizeof *pool->slabs.first_free);
@@ -56,6 +59,8 @@ static void place_arrays(kv_pool *pool, arena *a)
     const size_t row_bytes = pool->page_tokens * sizeof *pool->pages.positions;
     pool->pages.positions = arena_take(a, n_pages, row_bytes);
     if (pool->view.box_bytes > 0) pool->pages.boxes = arena_take(a, n_pages, pool->view.box_bytes);
+    if (kv_pool_has_tiers(pool))
+        pool->pages.last_use = arena_take(a, n_pages, sizeof *pool->pages.last_use);
     pool->shards = arena_take(a, pool->n_shards, sizeof *pool->shards);
     pool->view.boxes = pool->pages.boxes;
     pool->view.owner = pool->pages.owner;
@@ -94,25 +99,33 @@ static err_t plan_slabs(kv_pool *pool, const kv_pool_config *config)
     }
     pool->slab_bytes = slab_bytes_for(config);
     const size_t pages_per_slab = pool->slab_bytes / smallest;
-    const uint64_t n_slabs = config->budget_bytes / pool->slab_bytes;
-    if (pages_per_slab >= INDEX_NONE || n_slabs == 0) return ERR_OVERFLOW;
-    if (n_slabs > (KV_PAGE_NONE - 1) / pages_per_slab) return ERR_OVERFLOW;
-    pool->n_slabs = (uint32_t)n_slabs;
+    if (pages_per_slab >= KV_INDEX_NONE) return ERR_OVERFLOW;
     pool->pages_per_slab_max = (uint32_t)pages_per_slab;
-    return ERR_OK;
+    const uint64_t bytes[KV_N_TIERS] = {config->budget_bytes, config->host_bytes,
+                                        config->file_bytes};
+    const uint64_t n_slabs_max = (KV_PAGE_NONE - 1) / pages_per_slab;
+    for (int t = 0; t < KV_N_TIERS; t++) {
+        const uint64_t n = bytes[t] / pool->slab_bytes;
+        if (n > n_slabs_max - pool->n_slabs) return ERR_OVERFLOW;
+        pool->tiers[t].first = pool->n_slabs;
+        pool->tiers[t].n = (uint32_t)n;
+        pool->n_slabs += (uint32_t)n;
+    }
+    return pool->tiers[KV_TIER_POOL].n > 0 ? ERR_OK : ERR_OVERFLOW;
 }
 
-static err_t map_budget(kv_pool *pool)
+static err_t map_tier(const kv_pool *pool, kv_tier_slabs *tier)
 {
     size_t bytes;
-    TRY(size_mul(pool->n_slabs, pool->slab_bytes, &bytes));
+    if (tier->n == 0) return ERR_OK;
+    TRY(size_mul(tier->n, pool->slab_bytes, &bytes));
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return ERR_NO_MEMORY;
     /* Attention goes from page to page of a large pool: with small ones each is a walk through the page tables, too. That it
      * may be refused changes nothing but speed. */
     (void)madvise(base, bytes, MADV_HUGEPAGE);
-    pool->base = base;
+    tier->base = base;
     return ERR_OK;
 }
 
@@ -129,9 +142,11 @@ static err_t open_memory(kv_pool *pool, const kv_pool_config *config)
     for (uint32_t c = 0; c < config->n_classes; c++) {
         pool->classes.page_bytes[c] = config->page_bytes[c];
         pool->classes.pages_per_slab[c] = (uint32_t)(pool->slab_bytes / config->page_bytes[c]);
-        pool->classes.partial[c] = SLAB_NONE;
+        for (int t = 0; t < KV_N_TIERS; t++)
+            pool->tiers[t].partial[c] = KV_SLAB_NONE;
     }
-    return map_budget(pool);
+    TRY(map_tier(pool, &pool->tiers[KV_TIER_POOL]));
+    return map_tier(pool, &pool->tiers[KV_TIER_HOST]);
 }
 
 err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
@@ -147,7 +162,8 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
     pool->classes.n = config->n_classes;
     pool->view.box_bytes = config->box_bytes;
     pool->n_shards = config->n_shards;
-    pool->free_slabs = SLAB_NONE;
+    for (int t = 0; t < KV_N_TIERS; t++)
+        pool->tiers[t].free = KV_SLAB_NONE;
     const err_t err = open_memory(pool, config);
     if (err != ERR_OK) {
         kv_pool_close(pool);
@@ -160,10 +176,12 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
 void kv_pool_close(kv_pool *pool)
 {
     if (pool == NULL) return;
-    if (pool->base != NULL) {
+    for (int t = 0; t < KV_N_TIERS; t++) {
+        const kv_tier_slabs *tier = &pool->tiers[t];
+        if (tier->base == NULL) continue;
         /* The addresses may be mapped again for something else: no poison stays behind. */
-        UNPOISON(pool->base, pool->n_touched * pool->slab_bytes);
-        munmap(pool->base, pool->n_slabs * pool->slab_bytes);
+        UNPOISON(tier->base, tier->n_touched * pool->slab_bytes);
+        munmap(tier->base, tier->n * pool->slab_bytes);
     }
     arena_deinit(&pool->memory);
     free(pool);
@@ -171,51 +189,58 @@ void kv_pool_close(kv_pool *pool)
 
 /* ---- slabs --------------------------------------------------------------------------------------- */
 
+static kv_tier_slabs *tier_of(kv_pool *pool, uint32_t slab)
+{
+    return &pool->tiers[kv_tier_of_slab(pool, slab)];
+}
+
+/* NULL where nothing is mapped. */
 static uint8_t *slab_data(const kv_pool *pool, uint32_t slab)
 {
-    return pool->base + slab * pool->slab_bytes;
+    const kv_tier_slabs *tier = &pool->tiers[kv_tier_of_slab(pool, slab)];
+    return tier->base != NULL ? tier->base + (slab - tier->first) * pool->slab_bytes : NULL;
 }
 
 static void link_partial(kv_pool *pool, uint32_t slab)
 {
-    uint32_t *head = &pool->classes.partial[pool->slabs.page_class[slab]];
-    pool->slabs.prev[slab] = SLAB_NONE;
+    uint32_t *head = &tier_of(pool, slab)->partial[pool->slabs.page_class[slab]];
+    pool->slabs.prev[slab] = KV_SLAB_NONE;
     pool->slabs.next[slab] = *head;
-    if (*head != SLAB_NONE) pool->slabs.prev[*head] = slab;
+    if (*head != KV_SLAB_NONE) pool->slabs.prev[*head] = slab;
     *head = slab;
 }
 
 static void unlink_partial(kv_pool *pool, uint32_t slab)
 {
     const uint32_t next = pool->slabs.next[slab], prev = pool->slabs.prev[slab];
-    if (next != SLAB_NONE) pool->slabs.prev[next] = prev;
-    if (prev != SLAB_NONE) {
+    if (next != KV_SLAB_NONE) pool->slabs.prev[next] = prev;
+    if (prev != KV_SLAB_NONE) {
         pool->slabs.next[prev] = next;
     } else {
-        pool->classes.partial[pool->slabs.page_class[slab]] = next;
+        tier_of(pool, slab)->partial[pool->slabs.page_class[slab]] = next;
     }
 }
 
-/* Gives a free slab to the class and links its pages; SLAB_NONE if there is none. */
-static uint32_t take_slab(kv_pool *pool, uint32_t page_class)
+/* Gives a free slab of the tier to the class and links its pages; KV_SLAB_NONE if there is none. */
+static uint32_t take_slab(kv_pool *pool, kv_tier_slabs *tier, uint32_t page_class)
 {
-    uint32_t slab = pool->free_slabs;
-    if (slab != SLAB_NONE) {
-        pool->free_slabs = pool->slabs.next[slab];
+    uint32_t slab = tier->free;
+    if (slab != KV_SLAB_NONE) {
+        tier->free = pool->slabs.next[slab];
     } else {
-        if (pool->n_touched == pool->n_slabs) return SLAB_NONE;
-        slab = pool->n_touched++;
+        if (tier->n_touched == tier->n) return KV_SLAB_NONE;
+        slab = tier->first + tier->n_touched++;
     }
-    pool->n_in_use++;
+    tier->n_in_use++;
     const uint32_t n = pool->classes.pages_per_slab[page_class];
     uint16_t *next_free = pool->pages.next_free + (size_t)slab * pool->pages_per_slab_max;
     for (uint32_t i = 0; i < n; i++)
-        next_free[i] = (uint16_t)(i + 1 < n ? i + 1 : INDEX_NONE);
+        next_free[i] = (uint16_t)(i + 1 < n ? i + 1 : KV_INDEX_NONE);
     pool->slabs.page_class[slab] = (uint16_t)page_class;
     pool->slabs.n_used[slab] = 0;
     pool->slabs.first_free[slab] = 0;
-    pool->classes.n_free[page_class] += n;
-    POISON(slab_data(pool, slab), pool->slab_bytes);
+    tier->n_free[page_class] += n;
+    if (tier->base != NULL) POISON(slab_data(pool, slab), pool->slab_bytes);
     link_partial(pool, slab);
     return slab;
 }
@@ -224,50 +249,57 @@ static uint32_t take_slab(kv_pool *pool, uint32_t page_class)
 static void return_slab(kv_pool *pool, uint32_t slab)
 {
     const uint32_t page_class = pool->slabs.page_class[slab];
+    kv_tier_slabs *tier = tier_of(pool, slab);
     unlink_partial(pool, slab);
-    pool->classes.n_free[page_class] -= pool->classes.pages_per_slab[page_class];
-    pool->slabs.next[slab] = pool->free_slabs;
-    pool->free_slabs = slab;
-    pool->n_in_use--;
+    tier->n_free[page_class] -= pool->classes.pages_per_slab[page_class];
+    pool->slabs.next[slab] = tier->free;
+    tier->free = slab;
+    tier->n_in_use--;
+    if (tier->base == NULL) return; /* a file's bytes stay, to be written over */
     madvise(slab_data(pool, slab), pool->slab_bytes, MADV_DONTNEED); /* only a hint may fail */
 }
 
 /* ---- pages --------------------------------------------------------------------------------------- */
 
-uint64_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page_class)
+uint64_t kv_pool_part_bytes(const kv_pool *pool, uint32_t page_class)
 {
     return pool->slab_bytes / pool->classes.pages_per_slab[page_class];
 }
 
-static uint32_t slab_of(const kv_pool *pool, uint32_t page)
+uint32_t kv_slab_of(const kv_pool *pool, uint32_t page)
 {
-    assert(page / pool->pages_per_slab_max < pool->n_touched);
-    return page / pool->pages_per_slab_max;
+    const uint32_t slab = page / pool->pages_per_slab_max;
+    const kv_tier_slabs *tier = &pool->tiers[kv_tier_of_slab(pool, slab)];
+    assert(slab - tier->first < tier->n_touched);
+    return slab;
 }
 
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page)
 {
-    return pool->slabs.page_class[slab_of(pool, page)];
+    return pool->slabs.page_class[kv_slab_of(pool, page)];
 }
 
 /* Counts a held page in (or, with is_out, out again) under who holds it now. */
 static void count_held(kv_pool *pool, uint32_t page, bool is_out)
 {
+    kv_tier_slabs *tier = tier_of(pool, kv_slab_of(pool, page));
     const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
-    const uint64_t bytes = is_used ? kv_pool_page_bytes(pool, kv_pool_class(pool, page)) : 0;
+    const uint64_t bytes = is_used ? kv_page_part_bytes(pool, page) : 0;
     if (is_out) {
-        pool->n_held[is_used ? 0 : 1]--;
-        pool->used_bytes -= bytes;
+        tier->n_held[is_used ? 0 : 1]--;
+        tier->used_bytes -= bytes;
     } else {
-        pool->n_held[is_used ? 0 : 1]++;
-        pool->used_bytes += bytes;
+        tier->n_held[is_used ? 0 : 1]++;
+        tier->used_bytes += bytes;
     }
 }
 
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page)
 {
-    const uint32_t slab = slab_of(pool, page), index = page % pool->pages_per_slab_max;
-    return slab_data(pool, slab) + index * pool->classes.page_bytes[pool->slabs.page_class[slab]];
+    const uint32_t slab = kv_slab_of(pool, page), index = page % pool->pages_per_slab_max;
+    uint8_t *data = slab_data(pool, slab);
+    assert(data != NULL); /* pages of the file are read: see tier/tiers.h */
+    return data + index * pool->classes.page_bytes[pool->slabs.page_class[slab]];
 }
 
 uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
@@ -279,27 +311,36 @@ uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
 static uint32_t take_page(kv_pool *pool, uint32_t slab, kv_holder holder)
 {
     const uint32_t page_class = pool->slabs.page_class[slab];
+    kv_tier_slabs *tier = tier_of(pool, slab);
     const uint32_t index = pool->slabs.first_free[slab];
     const uint32_t page = slab * pool->pages_per_slab_max + index;
     pool->slabs.first_free[slab] = pool->pages.next_free[page];
     pool->slabs.n_used[slab]++;
-    pool->classes.n_free[page_class]--;
-    if (pool->slabs.first_free[slab] == INDEX_NONE) unlink_partial(pool, slab);
-    assert(!kv_pool_is_held(pool, page));
+    tier->n_free[page_class]--;
+    if (pool->slabs.first_free[slab] == KV_INDEX_NONE) unlink_partial(pool, slab);
+    assert(!kv_page_is_held(pool, page));
     pool->pages.n_refs[holder][page] = 1;
     pool->pages.n_slots[page] = 0;
     pool->pages.owner[page] = KV_OWNER_NONE;
     count_held(pool, page, false);
-    UNPOISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
+    kv_pool_use(pool, page);
+    if (tier->base != NULL)
+        UNPOISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     return page;
+}
+
+uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_holder holder)
+{
+    assert(page_class < pool->classes.n);
+    kv_tier_slabs *tier = &pool->tiers[where];
+    uint32_t slab = tier->partial[page_class];
+    if (slab == KV_SLAB_NONE) slab = take_slab(pool, tier, page_class);
+    return slab == KV_SLAB_NONE ? KV_PAGE_NONE : take_page(pool, slab, holder);
 }
 
 uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder)
 {
-    assert(page_class < pool->classes.n);
-    uint32_t slab = pool->classes.partial[page_class];
-    if (slab == SLAB_NONE) slab = take_slab(pool, page_class);
-    return slab == SLAB_NONE ? KV_PAGE_NONE : take_page(pool, slab, holder);
+    return kv_pool_alloc_in(pool, KV_TIER_POOL, page_class, holder);
 }
 
 /* The page's slots and bytes are nobody's any more. */
@@ -309,28 +350,29 @@ static void disown(kv_pool *pool, uint32_t page)
     kv_pool_shard *shard = &pool->shards[pool->pages.owner[page]];
     shard->n_pages--;
     shard->n_slots -= pool->pages.n_slots[page];
-    shard->bytes -= kv_pool_page_bytes(pool, kv_pool_class(pool, page));
+    shard->bytes -= kv_page_owned_bytes(pool, page);
     pool->n_slots_live -= pool->pages.n_slots[page];
 }
 
 static void free_page(kv_pool *pool, uint32_t page)
 {
-    const uint32_t slab = slab_of(pool, page);
+    const uint32_t slab = kv_slab_of(pool, page);
     const uint32_t page_class = pool->slabs.page_class[slab];
-    POISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
+    kv_tier_slabs *tier = tier_of(pool, slab);
+    if (tier->base != NULL) POISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     disown(pool, page);
-    const bool was_full = pool->slabs.first_free[slab] == INDEX_NONE;
+    const bool was_full = pool->slabs.first_free[slab] == KV_INDEX_NONE;
     pool->pages.next_free[page] = pool->slabs.first_free[slab];
     pool->slabs.first_free[slab] = (uint16_t)(page % pool->pages_per_slab_max);
     pool->slabs.n_used[slab]--;
-    pool->classes.n_free[page_class]++;
+    tier->n_free[page_class]++;
     if (was_full) link_partial(pool, slab);
     if (pool->slabs.n_used[slab] == 0) return_slab(pool, slab);
 }
 
 void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
 {
-    assert(kv_pool_is_held(pool, page));
+    assert(kv_page_is_held(pool, page));
     count_held(pool, page, true);
     pool->pages.n_refs[holder][page]++;
     count_held(pool, page, false);
@@ -338,11 +380,10 @@ void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
 
 bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
 {
-    assert(slab_of(pool, page) < pool->n_slabs);
     assert(pool->pages.n_refs[holder][page] > 0);
     count_held(pool, page, true);
     pool->pages.n_refs[holder][page]--;
-    if (kv_pool_is_held(pool, page)) {
+    if (kv_page_is_held(pool, page)) {
         count_held(pool, page, false);
         return false;
     }
@@ -359,11 +400,6 @@ void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to)
 
 /* ---- slots --------------------------------------------------------------------------------------- */
 
-static uint32_t *positions_of(const kv_pool *pool, uint32_t page)
-{
-    return pool->pages.positions + (size_t)page * pool->page_tokens;
-}
-
 static void count_slots(kv_pool *pool, uint32_t page, uint32_t n_slots)
 {
     const uint32_t n_before = pool->pages.n_slots[page];
@@ -374,12 +410,12 @@ static void count_slots(kv_pool *pool, uint32_t page, uint32_t n_slots)
 
 void kv_pool_own(kv_pool *pool, uint32_t page, uint32_t owner)
 {
-    assert(kv_pool_is_held(pool, page));
+    assert(kv_page_is_held(pool, page));
     assert(pool->pages.owner[page] == KV_OWNER_NONE);
     assert(owner < pool->n_shards);
     pool->pages.owner[page] = (uint16_t)owner;
     pool->shards[owner].n_pages++;
-    pool->shards[owner].bytes += kv_pool_page_bytes(pool, kv_pool_class(pool, page));
+    pool->shards[owner].bytes += kv_page_owned_bytes(pool, page);
 }
 
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
@@ -387,7 +423,7 @@ void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_
 {
     assert(n_slots <= pool->page_tokens);
     kv_pool_own(pool, page, owner);
-    uint32_t *positions = positions_of(pool, page);
+    uint32_t *positions = kv_page_positions(pool, page);
     for (uint32_t i = 0; i < n_slots; i++)
         positions[i] = first_position + i;
     count_slots(pool, page, n_slots);
@@ -398,23 +434,25 @@ void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, ui
 {
     assert(n_slots <= pool->page_tokens);
     if (pool->pages.owner[page] == KV_OWNER_NONE) kv_pool_own(pool, page, owner);
-    memcpy(positions_of(pool, page), positions, n_slots * sizeof *positions);
+    memcpy(kv_page_positions(pool, page), positions, n_slots * sizeof *positions);
     count_slots(pool, page, n_slots);
 }
 
 uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page)
 {
-    const uint32_t own = slab_of(pool, page), page_class = pool->slabs.page_class[own];
-    uint32_t best = SLAB_NONE, n_most = pool->slabs.n_used[own];
+    const uint32_t own = kv_slab_of(pool, page), page_class = pool->slabs.page_class[own];
+    uint32_t best = KV_SLAB_NONE, n_most = pool->slabs.n_used[own];
+    assert(kv_pool_tier(pool, page) == KV_TIER_POOL);
     assert(pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0);
-    for (uint32_t s = pool->classes.partial[page_class]; s != SLAB_NONE; s = pool->slabs.next[s]) {
+    for (uint32_t s = pool->tiers[KV_TIER_POOL].partial[page_class]; s != KV_SLAB_NONE;
+         s = pool->slabs.next[s]) {
         if (s == own || pool->slabs.n_used[s] < n_most) continue;
         best = s;
         n_most = pool->slabs.n_used[s];
     }
-    if (best == SLAB_NONE) return page;
+    if (best == KV_SLAB_NONE) return page;
     const uint32_t to = take_page(pool, best, KV_HELD_BY_SEQ);
-    kv_pool_rewrite(pool, to, positions_of(pool, page), pool->pages.n_slots[page],
+    kv_pool_rewrite(pool, to, kv_page_positions(pool, page), pool->pages.n_slots[page],
                     pool->pages.owner[page]);
     memcpy(kv_pool_data(pool, to), kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     if (pool->pages.boxes != NULL)
@@ -430,7 +468,7 @@ uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page)
 uint32_t kv_pool_append(kv_pool *pool, uint32_t page, uint32_t position)
 {
     const uint32_t slot = pool->pages.n_slots[page];
-    uint32_t *positions = positions_of(pool, page);
+    uint32_t *positions = kv_page_positions(pool, page);
     assert(pool->pages.owner[page] != KV_OWNER_NONE);
     assert(slot < pool->page_tokens);
     assert(slot == 0 || positions[slot - 1] < position);
@@ -448,7 +486,7 @@ void kv_pool_shrink(kv_pool *pool, uint32_t page, uint32_t n_slots)
 
 uint32_t kv_pool_slots_below(const kv_pool *pool, uint32_t page, uint32_t position)
 {
-    const uint32_t *positions = positions_of(pool, page);
+    const uint32_t *positions = kv_page_positions(pool, page);
     uint32_t n = pool->pages.n_slots[page];
     while (n > 0 && positions[n - 1] >= position)
         n--;
@@ -457,24 +495,39 @@ uint32_t kv_pool_slots_below(const kv_pool *pool, uint32_t page, uint32_t positi
 
 /* ---- queries ------------------------------------------------------------------------------------- */
 
+size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page)
+{
+    return pool->classes.page_bytes[kv_pool_class(pool, page)];
+}
+
 bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need)
 {
+    const kv_tier_slabs *tier = &pool->tiers[KV_TIER_POOL];
     uint64_t n_slabs = 0;
     for (uint32_t c = 0; c < pool->classes.n; c++) {
-        if (need[c] <= pool->classes.n_free[c]) continue;
-        const uint64_t missing = need[c] - pool->classes.n_free[c];
+        if (need[c] <= tier->n_free[c]) continue;
+        const uint64_t missing = need[c] - tier->n_free[c];
         n_slabs += (missing - 1) / pool->classes.pages_per_slab[c] + 1;
     }
-    return n_slabs <= pool->n_slabs - pool->n_in_use;
+    return n_slabs <= tier->n - tier->n_in_use;
+}
+
+uint64_t kv_slabs_of(const kv_pool *pool, const uint64_t *need, uint32_t *n_classes)
+{
+    uint64_t n_slabs = 0;
+    *n_classes = 0;
+    for (uint32_t c = 0; c < pool->classes.n; c++) {
+        if (need[c] == 0) continue;
+        n_slabs += (need[c] - 1) / pool->classes.pages_per_slab[c] + 1;
+        ++*n_classes;
+    }
+    return n_slabs;
 }
 
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need)
 {
-    uint64_t n_slabs = 0;
-    for (uint32_t c = 0; c < pool->classes.n; c++) {
-        if (need[c] > 0) n_slabs += (need[c] - 1) / pool->classes.pages_per_slab[c] + 1;
-    }
-    return n_slabs <= pool->n_slabs;
+    uint32_t n_classes;
+    return kv_slabs_of(pool, need, &n_classes) <= pool->tiers[KV_TIER_POOL].n;
 }
 
 uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class)
@@ -493,24 +546,32 @@ const kv_pool_shard *kv_pool_shards(const kv_pool *pool)
     return pool->shards;
 }
 
-kv_pool_counts kv_pool_count(const kv_pool *pool)
+static uint64_t count_free(const kv_pool *pool, const kv_tier_slabs *tier)
 {
     uint32_t pages_per_slab_min = UINT32_MAX;
     uint64_t n_free = 0;
     for (uint32_t c = 0; c < pool->classes.n; c++) {
         if (pool->classes.pages_per_slab[c] < pages_per_slab_min)
             pages_per_slab_min = pool->classes.pages_per_slab[c];
-        n_free += pool->classes.n_free[c];
+        n_free += tier->n_free[c];
     }
-    const uint64_t n_free_slabs = pool->n_slabs - pool->n_in_use;
+    return n_free + (uint64_t)(tier->n - tier->n_in_use) * pages_per_slab_min;
+}
+
+kv_pool_counts kv_pool_count(const kv_pool *pool)
+{
+    const kv_tier_slabs *tier = &pool->tiers[KV_TIER_POOL];
+    uint64_t n_touched = 0;
+    for (int t = 0; t < KV_N_TIERS; t++)
+        n_touched += pool->tiers[t].n_touched;
     return (kv_pool_counts){
-        .budget_bytes = (uint64_t)pool->n_slabs * pool->slab_bytes,
-        .slab_bytes = (uint64_t)pool->n_in_use * pool->slab_bytes,
-        .descriptor_bytes = pool->memory.used_bytes / pool->n_slabs * pool->n_touched,
-        .pages_used = pool->n_held[0],
-        .pages_cached = pool->n_held[1],
-        .pages_free = n_free + n_free_slabs * pages_per_slab_min,
+        .budget_bytes = (uint64_t)tier->n * pool->slab_bytes,
+        .slab_bytes = (uint64_t)tier->n_in_use * pool->slab_bytes,
+        .descriptor_bytes = pool->memory.used_bytes / pool->n_slabs * n_touched,
+        .pages_used = tier->n_held[0],
+        .pages_cached = tier->n_held[1],
+        .pages_free = count_free(pool, tier),
         .slots_live = pool->n_slots_live,
-        .used_bytes = pool->used_bytes,
+        .used_bytes = tier->used_bytes,
     };
 }

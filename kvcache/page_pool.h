@@ -11,6 +11,8 @@
  * per field, indexed by id. Free pages and free slabs are linked through such arrays as well: nothing
  * here allocates after open. Under AddressSanitizer free pages are poisoned.
  *
+ * Pages may also lie in lower tiers: page_tiers.h. New ones are always the pool's.
+ *
  * References are counted by kind of holder, since a page held by cached objects alone can be had
  * back. A page is freed when its last reference is dropped.
  *
@@ -40,8 +42,9 @@ typedef enum kv_holder { KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT, KV_N_HOLDERS } kv_ho
 
 typedef struct kv_pool_config {
     uint64_t budget_bytes;
-    uint32_t page_tokens;     /* slots of a page */
-    uint32_t n_classes;       /* at most KV_CLASSES_MAX */
+    uint64_t host_bytes, file_bytes; /* of the lower tiers; 0: there is none */
+    uint32_t page_tokens;            /* slots of a page */
+    uint32_t n_classes;              /* at most KV_CLASSES_MAX */
     const size_t *page_bytes; /* [n_classes]; a slab is 64 KiB, or the largest page rounded up */
     size_t box_bytes;         /* of a page's key box, beside the page; 0: there are none */
     uint32_t n_shards;        /* that pages may have as owners, >= 1 */
@@ -59,20 +62,21 @@ typedef struct kv_pages {
     size_t box_bytes;
 } kv_pages;
 
+/* Of the pool itself, except where all tiers are named. */
 typedef struct kv_pool_counts {
     uint64_t budget_bytes;             /* whole slabs */
     uint64_t slab_bytes;               /* slabs in use */
-    uint64_t descriptor_bytes;         /* boxes included */
+    uint64_t descriptor_bytes;         /* boxes included; all tiers */
     uint64_t pages_used, pages_cached; /* held by a sequence; by objects alone */
     uint64_t pages_free; /* in slabs in use, and what free slabs hold of the largest page */
-    uint64_t slots_live;
+    uint64_t slots_live; /* all tiers */
     uint64_t used_bytes; /* of pages_used, each with its share of its slab */
 } kv_pool_counts;
 
-/* What one shard owns, whoever holds it. */
+/* What one shard owns, whoever holds it and wherever it lies. */
 typedef struct kv_pool_shard {
     uint64_t n_pages, n_slots;
-    uint64_t bytes; /* each page with its share of its slab */
+    uint64_t bytes; /* of the pool: each page with its share of its slab */
 } kv_pool_shard;
 
 /* ---- life cycle ---- */
@@ -113,8 +117,10 @@ uint32_t kv_pool_slots_below(const kv_pool *pool, uint32_t page, uint32_t positi
 void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
                      uint32_t owner);
 
-uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page); /* valid while the page is held */
+/* Valid while the page is held; there is none in the file: page_tiers.h. */
+uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page);
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page);
+size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page);
 uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page); /* NULL if there are none */
 
 /* ---- queries ---- */
@@ -127,7 +133,7 @@ bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need);
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
 
 /* A page's part of its slab. */
-uint64_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page_class);
+uint64_t kv_pool_part_bytes(const kv_pool *pool, uint32_t page_class);
 /* The same, and of the slab's descriptors and boxes. */
 uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class);
 

@@ -8,6 +8,8 @@
  *
  * Where entries are placed one by one, the pages that are full with entries of these blocks are shared,
  * and the last page of each list, if it is not, is copied: see scatter.h. */
+#include "kvcache/away.h"
+#include "kvcache/demote.h"
 #include "kvcache/encode.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
@@ -49,7 +51,7 @@ static bool load_block(const take *t, const kv_ring_place *at, uint32_t n_slots,
     const uint32_t page = kv_table_page(t->source.table, list, block);
     if (page == KV_PAGE_NONE) return false;
     const kv_page_place from = {at->layer, at->head, page};
-    *out = kv_page_load(cache, &from, n_slots, cache->decoded);
+    *out = kv_seq_load_page(t->seq, &from, n_slots, 0);
     return true;
 }
 
@@ -62,7 +64,7 @@ static void take_recent(const take *t, uint32_t layer, uint32_t head)
         const uint32_t in_pages = t->source.n_blocks * cache->page_tokens;
         const uint32_t end = (uint32_t)min_size(in_pages, t->n_tokens);
         const kv_scatter_range range = {t->source.table, layer, head, p, end};
-        kv_scatter_to_ring(cache, &range, t->seq->ring);
+        kv_scatter_to_ring(t->seq, &range);
         if (end > p) p = end;
     }
     for (; p < t->n_tokens; p += cache->page_tokens) {
@@ -83,7 +85,7 @@ static void take_sinks(const take *t, uint32_t layer, uint32_t head)
         span = kv_ring_sink_span(&cache->rings, t->source.seq->ring, layer, head, n);
     } else if (cache->scatters[layer]) {
         const kv_scatter_range range = {t->source.table, layer, head, 0, n};
-        kv_scatter_to_sinks(cache, &range, t->seq->ring);
+        kv_scatter_to_sinks(t->seq, &range);
         return;
     } else if (!load_block(t, &at, n, &span)) {
         return;
@@ -147,6 +149,7 @@ uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_toke
     const uint32_t object = kv_prefix_find(cache, seq->seed, tokens, n_tokens, &t.n_tokens);
     cache->stats.prefix_query_tokens += n_tokens;
     if (object != KV_OBJECT_NONE && kv_seq_grow(seq, t.n_tokens) == ERR_OK) {
+        kv_promote_object(cache, object, (t.n_tokens - 1) / cache->page_tokens + 1);
         t.source = kv_prefix_get_source(cache, object);
         t.n_blocks = (uint32_t)min_size(kv_blocks_kept(cache, t.n_tokens), t.source.n_blocks);
         take_all(&t);

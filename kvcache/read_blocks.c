@@ -1,6 +1,7 @@
 /* kvcache/read_blocks.c - see read_blocks.h. */
 #include "kvcache/read_blocks.h"
 
+#include "kvcache/away.h"
 #include "kvcache/commit.h"
 #include "kvcache/key_box.h"
 #include "kvcache/scatter.h"
@@ -60,6 +61,7 @@ static void fold_blocks(kv_read_job *j)
     }
     j->n_blocks = 0;
     j->n_spans = 0;
+    j->n_landed = 0;
 }
 
 /* All that is listed goes into the state. */
@@ -92,18 +94,32 @@ static uint32_t sink_span(const kv_read_job *j, attn_span *out)
     return 1;
 }
 
+/* The bytes of a page, which stay where they are until the blocks are folded. What is in the file is
+ * waited for: that is the price of a cache larger than memory. kv_hint_layer has asked for it while
+ * the layer before was computed, so as a rule the system call copies and does not wait. */
+static const uint8_t *page_bytes(kv_read_job *j, uint32_t page)
+{
+    const kv_cache *cache = j->cache;
+    if (!cache->has_tiers) return kv_pool_data(cache->pool, page);
+    kv_pool_use(cache->pool, page);
+    if (kv_pool_tier(cache->pool, page) != KV_TIER_FILE) return kv_pool_data(cache->pool, page);
+    if (j->n_landed == KV_READ_BLOCKS) fold_blocks(j); /* blocks of both kinds wait together */
+    return kv_seq_read_page(j->seq, page,
+                            j->worker->landings + j->n_landed++ * cache->landing_bytes);
+}
+
 /* The entries of a page, without the sinks: they come first. */
-static uint32_t page_span(const kv_read_job *j, const kv_page_at *at, attn_span *out)
+static uint32_t page_span(kv_read_job *j, const kv_page_at *at, attn_span *out)
 {
     const kv_cache *cache = j->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const uint32_t list = kv_list(cache, j->layer, j->head, at->shard);
     const uint32_t n_slots = pages->n_slots[at->page], n_sinks = kv_page_sinks(cache, at->page);
-    if (n_sinks >= n_slots) return 0;
-    attn_span span =
-        kv_page_span(kv_layout_of(cache, at->page), kv_pool_data(cache->pool, at->page), n_slots);
+    const uint64_t live = j->seq->table.live[kv_table_entry(&j->seq->table, list, at->block)];
+    if (n_sinks >= n_slots || live == 0) return 0;
+    attn_span span = kv_page_span(kv_layout_of(cache, at->page), page_bytes(j, at->page), n_slots);
     span.positions = pages->positions + (size_t)at->page * cache->page_tokens;
-    span.live = j->seq->table.live[kv_table_entry(&j->seq->table, list, at->block)];
+    span.live = live;
     *out = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
     return 1;
 }

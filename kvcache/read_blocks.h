@@ -7,7 +7,7 @@
 /* One KV head of one layer and up to KV_TILE_QUERIES_MAX queries of one sequence, while it runs. */
 typedef struct kv_read_job {
     const kv_cache *cache;
-    const kv_seq *seq;
+    kv_seq *seq;
     kv_reader_worker *worker;
     attn_state *state; /* the worker's, or its probe */
     attn_query query;
@@ -19,6 +19,7 @@ typedef struct kv_read_job {
         *lse;    /* [n_queries][group]: what has been read is read again for its mass; or NULL */
     float *mass; /* by position; valid with lse */
     uint32_t n_spans, n_blocks; /* listed and not yet folded */
+    uint32_t n_landed;          /* pages of those blocks that were read from the file */
 } kv_read_job;
 
 /* Before a state that was reset is read into. */

@@ -1,6 +1,7 @@
 /* kvcache/reader.c - see reader.h. */
 #include "kvcache/reader.h"
 
+#include "kvcache/away.h"
 #include "kvcache/encode.h"
 #include "kvcache/read_blocks.h"
 
@@ -74,6 +75,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
             .probe.sum = arena_take(a, group_max, sizeof *placed.probe.sum),
         };
         placed.probe.acc = placed.state.acc; /* never written: no channels */
+        if (cache->has_file) placed.landings = arena_take(a, KV_READ_BLOCKS, cache->landing_bytes);
         kv_choice_place(a, cache, &placed.choice);
         if (low.n_rows > 0) kv_low_place(a, &low, &placed.low);
         if (workers != NULL) workers[w] = placed;
@@ -284,6 +286,7 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     loop.n_tiles = cut_tiles(cache, shape, &work);
     const size_t n_jobs = (size_t)loop.n_tiles * shape->n_kv_heads;
     const bool is_small = work * shape->n_kv_heads < SERIAL_WORK_MAX;
+    kv_hint_layer(cache, args->layer + 1); /* a call that starts reading and does not wait for it */
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
     gather_misses(cache, shape->n_kv_heads);
     if (cache->observers.lse == NULL) return;

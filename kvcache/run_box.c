@@ -1,7 +1,7 @@
 /* kvcache/run_box.c - see run_box.h. To a run's box, its pages' are so many keys: two each. */
 #include "kvcache/run_box.h"
 
-#include "kvcache/block_math.h"
+#include "kvcache/blocks.h"
 #include "kvcache/key_box.h"
 
 /* The corners of the boxes of the run's pages, as far as it has any that are read. */

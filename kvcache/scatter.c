@@ -1,6 +1,7 @@
 /* kvcache/scatter.c - see scatter.h. */
 #include "kvcache/scatter.h"
 
+#include "kvcache/away.h"
 #include "kvcache/commit.h"
 
 #include <string.h>
@@ -86,7 +87,7 @@ uint64_t kv_pages_most(const kv_cache *cache, uint32_t layer, uint64_t n_blocks)
 uint32_t kv_choose_owner(const kv_cache *cache, uint32_t shard, uint32_t page_class)
 {
     const kv_pool_shard *shards = kv_pool_shards(cache->pool);
-    if (shards[shard].bytes + kv_pool_page_bytes(cache->pool, page_class) <= cache->quota_bytes)
+    if (shards[shard].bytes + kv_pool_part_bytes(cache->pool, page_class) <= cache->quota_bytes)
         return shard;
     uint32_t emptiest = 0;
     for (uint32_t s = 1; s < cache->n_shards; s++) {
@@ -318,7 +319,8 @@ static bool is_own(const kv_cache *cache, uint32_t page)
 {
     const kv_pages *pages = kv_pool_pages(cache->pool);
     return pages->n_refs[KV_HELD_BY_SEQ][page] == 1 &&
-           pages->n_refs[KV_HELD_BY_OBJECT][page] == 0 && !kv_is_coded_page(cache, page);
+           pages->n_refs[KV_HELD_BY_OBJECT][page] == 0 && !kv_is_coded_page(cache, page) &&
+           kv_pool_tier(cache->pool, page) == KV_TIER_POOL;
 }
 
 static void copy_tail(kv_seq *seq, uint32_t layer, uint32_t list, const open_tail *tail)
@@ -329,7 +331,7 @@ static void copy_tail(kv_seq *seq, uint32_t layer, uint32_t list, const open_tai
     const uint32_t page = kv_pool_alloc_page(cache->pool, page_class, KV_HELD_BY_SEQ);
     assert(page != KV_PAGE_NONE);
     const kv_page_place from = {layer, i / cache->n_shards, tail->page};
-    const attn_span span = kv_page_load(cache, &from, tail->n_slots, cache->decoded);
+    const attn_span span = kv_seq_load_page(seq, &from, tail->n_slots, 0);
     kv_pool_rewrite(cache->pool, page,
                     kv_pool_pages(cache->pool)->positions + (size_t)tail->page * cache->page_tokens,
                     tail->n_slots, kv_choose_owner(cache, shard, page_class));
@@ -348,9 +350,12 @@ bool kv_scatter_own_tails(kv_seq *seq)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t i = 0; cache->scatters[l] && i < cache->n_kv_heads[l] * cache->n_shards;
              i++) {
-            if (find_open_tail(seq, kv_list(cache, l, 0, 0) + i, &tail) &&
-                !is_own(cache, tail.page))
+            if (!find_open_tail(seq, kv_list(cache, l, 0, 0) + i, &tail)) continue;
+            if (is_own(cache, tail.page)) {
+                kv_pool_shrink(cache->pool, tail.page, tail.n_slots); /* so it stays in the pool */
+            } else {
                 cache->need[cache->layer_class[l]]++;
+            }
         }
     }
     if (!kv_make_room(cache)) return false;
@@ -391,7 +396,8 @@ static void pack_list(kv_seq *seq, uint32_t list)
     if (marks->tail == KV_PAGE_NONE) return;
     for (uint32_t b = marks->first; b <= marks->tail; b++) {
         const kv_page_at at = {.block = b, .page = kv_table_page(&seq->table, list, b)};
-        if (at.page != KV_PAGE_NONE && !kv_is_coded_page(seq->cache, at.page))
+        if (at.page != KV_PAGE_NONE && !kv_is_coded_page(seq->cache, at.page) &&
+            kv_pool_tier(seq->cache->pool, at.page) == KV_TIER_POOL)
             move_page(seq->cache, &at, list);
     }
 }
@@ -412,45 +418,48 @@ void kv_scatter_pack(kv_cache *cache)
 /* ---- back to a ring ------------------------------------------------------------------------------ */
 
 /* Slots of a page in the range, one by one, to the ring. */
-static void
-page_to_ring(const kv_cache *cache, const kv_scatter_range *range, uint32_t page, kv_ring *ring,
-             void (*write)(const kv_rings *, kv_ring *, const kv_ring_place *, const attn_span *))
+static void page_to_ring(kv_seq *seq, const kv_scatter_range *range, uint32_t page,
+                         void (*write)(const kv_rings *, kv_ring *, const kv_ring_place *,
+                                       const attn_span *))
 {
+    const kv_cache *cache = seq->cache;
     const uint32_t first = kv_pool_slots_below(cache->pool, page, range->first);
     const uint32_t end = kv_pool_slots_below(cache->pool, page, range->end);
     if (first == end) return;
     const uint32_t *positions =
         kv_pool_pages(cache->pool)->positions + (size_t)page * cache->page_tokens;
     const kv_page_place from = {range->layer, range->head, page};
-    const attn_span span = kv_page_load(cache, &from, end, cache->decoded);
+    const attn_span span = kv_seq_load_page(seq, &from, end, 0);
     for (uint32_t i = first; i < end; i++) {
         const kv_ring_place at = {range->layer, range->head, positions[i]};
         const attn_span slot = kv_span_cut(&span, i, 1);
-        write(&cache->rings, ring, &at, &slot);
+        write(&cache->rings, seq->ring, &at, &slot);
     }
 }
 
 /* The next time they leave the ring they go to where they were. */
-static void note_shard(const kv_cache *cache, const kv_scatter_range *range, uint32_t page,
-                       uint32_t shard, kv_ring *ring)
+static void note_shard(const kv_seq *seq, const kv_scatter_range *range, uint32_t page,
+                       uint32_t shard)
 {
+    const kv_cache *cache = seq->cache;
     const uint32_t *positions =
         kv_pool_pages(cache->pool)->positions + (size_t)page * cache->page_tokens;
     const uint32_t end = kv_pool_slots_below(cache->pool, page, range->end);
     for (uint32_t i = kv_pool_slots_below(cache->pool, page, range->first); i < end; i++)
-        *kv_ring_expert(&cache->rings, ring, range->layer, positions[i]) =
+        *kv_ring_expert(&cache->rings, seq->ring, range->layer, positions[i]) =
             (uint16_t)(KV_EXPERT_OF_SHARD + shard);
 }
 
-void kv_scatter_to_ring(const kv_cache *cache, const kv_scatter_range *range, kv_ring *ring)
+void kv_scatter_to_ring(kv_seq *seq, const kv_scatter_range *range)
 {
+    const kv_cache *cache = seq->cache;
     for (uint32_t s = 0; s < cache->n_shards && range->first < range->end; s++) {
         const uint32_t list = kv_list(cache, range->layer, range->head, s);
         uint32_t block = range->table->marks[list].tail;
         while (block != KV_PAGE_NONE) {
             const uint32_t page = range->table->page[kv_table_entry(range->table, list, block)];
-            page_to_ring(cache, range, page, ring, kv_ring_write);
-            if (range->head == 0) note_shard(cache, range, page, s, ring);
+            page_to_ring(seq, range, page, kv_ring_write);
+            if (range->head == 0) note_shard(seq, range, page, s);
             /* Positions rise along the list. */
             if (kv_pool_slots_below(cache->pool, page, range->first) > 0) break;
             block = entry_before(range->table, list, block);
@@ -458,12 +467,13 @@ void kv_scatter_to_ring(const kv_cache *cache, const kv_scatter_range *range, kv
     }
 }
 
-void kv_scatter_to_sinks(const kv_cache *cache, const kv_scatter_range *range, kv_ring *ring)
+void kv_scatter_to_sinks(kv_seq *seq, const kv_scatter_range *range)
 {
+    const kv_cache *cache = seq->cache;
     assert(range->end <= cache->sink_tokens);
     for (uint32_t s = 0; s < cache->n_shards; s++) {
         const uint32_t page =
             kv_table_page(range->table, kv_list(cache, range->layer, range->head, s), 0);
-        if (page != KV_PAGE_NONE) page_to_ring(cache, range, page, ring, kv_ring_write_sinks);
+        if (page != KV_PAGE_NONE) page_to_ring(seq, range, page, kv_ring_write_sinks);
     }
 }

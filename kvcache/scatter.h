@@ -19,7 +19,7 @@
 #ifndef KVCACHE_SCATTER_H
 #define KVCACHE_SCATTER_H
 
-#include "kvcache/block_math.h"
+#include "kvcache/blocks.h"
 
 /* ---- pages in order ---- */
 
@@ -82,22 +82,22 @@ typedef struct kv_scatter_source {
         n_tokens; /* that the sequence will hold: windows may have passed what it does not need */
 } kv_scatter_source;
 void kv_scatter_take(kv_seq *seq, const kv_scatter_source *source);
-/* Makes the tails of a sequence's lists its own, with no slots but those it sees. False, and then nothing
- * has changed, if there is no room for the copies. */
+/* Makes the tails of a sequence's lists its own and the pool's, with no slots but those it sees. False, and
+ * then it sees what it saw, if there is no room for the copies. */
 bool kv_scatter_own_tails(kv_seq *seq);
 
 /* Moves the raw pages of scattered layers together. When all around them has been encoded they are few in
  * many slabs, which then lack for encoded pages. */
 void kv_scatter_pack(kv_cache *cache);
 
-/* Entries of a KV head whose pages a table sees, at positions [first, end), to the recent part of a ring,
- * with their shards; or to its sinks. */
+/* Entries of a KV head whose pages a table sees, at positions [first, end), to the recent part of a
+ * sequence's ring, with their shards; or to its sinks. It is lost if they cannot be read. */
 typedef struct kv_scatter_range {
     const kv_table *table;
     uint32_t layer, head;
     uint32_t first, end;
 } kv_scatter_range;
-void kv_scatter_to_ring(const kv_cache *cache, const kv_scatter_range *range, kv_ring *ring);
-void kv_scatter_to_sinks(const kv_cache *cache, const kv_scatter_range *range, kv_ring *ring);
+void kv_scatter_to_ring(kv_seq *seq, const kv_scatter_range *range);
+void kv_scatter_to_sinks(kv_seq *seq, const kv_scatter_range *range);
 
 #endif

@@ -6,7 +6,7 @@
 #ifndef TESTS_KVCACHE_FAKE_MODEL_H
 #define TESTS_KVCACHE_FAKE_MODEL_H
 
-#include "kvcache/block_math.h"
+#include "kvcache/blocks.h"
 
 enum { FAKE_LAYERS_MAX = 4, FAKE_ROWS_MAX = 16 };
 

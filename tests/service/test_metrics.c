@@ -35,7 +35,19 @@ static const metrics_gauges GAUGES = {.n_running = 3,
                                              .step_certificate_max = 0.1875,
                                              .n_shards = 2,
                                              .experts_packed = 5,
-                                             .shards = {{3, 90, 4096, 0}, {1, 17, 1024, 12}}},
+                                             .shards = {{3, 90, 4096, 0}, {1, 17, 1024, 12}},
+                                             .host_budget_bytes = 4096,
+                                             .disk_budget_bytes = 8192,
+                                             .host_bytes = 2048,
+                                             .disk_bytes = 1024,
+                                             .host_pages = 11,
+                                             .disk_pages = 12,
+                                             .pages_demoted = 13,
+                                             .pages_promoted = 14,
+                                             .disk_read_bytes = 15,
+                                             .disk_read_failures = 16,
+                                             .disk_write_failures = 17,
+                                             .seqs_lost = 18},
                                       .dev_name = "avx2",
                                       .kv_type = "bf16",
                                       .page_tokens = 32,
@@ -106,6 +118,34 @@ START_TEST(the_page_says_what_each_shard_owns)
     ck_assert_ptr_nonnull(strstr(text, "# TYPE pikv_kv_shard_spilled_entries_total counter"));
     ck_assert_ptr_nonnull(strstr(text, "# TYPE pikv_kv_shard_bytes gauge"));
     ck_assert_ptr_null(strstr(text, "shard=\"2\""));
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(the_page_says_what_lies_below_the_pool)
+{
+    static const struct {
+        const char *series;
+        double value;
+    } rows[] = {
+        {"pikv_kv_tier_budget_bytes{model_name=\"s\",tier=\"host\"}", 4096},
+        {"pikv_kv_tier_budget_bytes{model_name=\"s\",tier=\"disk\"}", 8192},
+        {"pikv_kv_tier_bytes{model_name=\"s\",tier=\"host\"}", 2048},
+        {"pikv_kv_tier_bytes{model_name=\"s\",tier=\"disk\"}", 1024},
+        {"pikv_kv_tier_blocks{model_name=\"s\",tier=\"host\"}", 11},
+        {"pikv_kv_tier_blocks{model_name=\"s\",tier=\"disk\"}", 12},
+        {"pikv_kv_demoted_blocks_total{model_name=\"s\"}", 13},
+        {"pikv_kv_promoted_blocks_total{model_name=\"s\"}", 14},
+        {"pikv_kv_disk_read_bytes_total{model_name=\"s\"}", 15},
+        {"pikv_kv_disk_failures_total{model_name=\"s\",op=\"read\"}", 16},
+        {"pikv_kv_disk_failures_total{model_name=\"s\",op=\"write\"}", 17},
+        {"pikv_kv_lost_sequences_total{model_name=\"s\"}", 18},
+    };
+    metrics *m = open_metrics("s");
+    char *text = write_page(m);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        ck_assert_double_eq(value_of(text, rows[i].series), rows[i].value);
     free(text);
     metrics_close(m);
 }
@@ -416,6 +456,7 @@ END_TEST
 
 const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
                                 TEST_CASE(the_page_says_what_each_shard_owns),
+                                TEST_CASE(the_page_says_what_lies_below_the_pool),
                                 TEST_CASE(the_page_says_what_decode_steps_have_not_read),
                                 TEST_CASE(sequences_are_counted_by_their_methods),
                                 TEST_CASE(a_pause_counts_nothing_but_refusals),

@@ -1,6 +1,7 @@
-/* kvcache/block_math.h - which list a page is in, and which blocks of a length are where. */
-#ifndef KVCACHE_BLOCK_MATH_H
-#define KVCACHE_BLOCK_MATH_H
+/* kvcache/blocks.h - which list a page is in, which blocks of a length are where, and which the window of a
+ * layer has passed: their pages are freed, and nothing asks for them any more. */
+#ifndef KVCACHE_BLOCKS_H
+#define KVCACHE_BLOCKS_H
 
 #include "kvcache/cache_state.h"
 
