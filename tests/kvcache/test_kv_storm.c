@@ -178,7 +178,7 @@ END_TEST
 START_TEST(a_storm_under_lossy_codecs_leaves_nothing_behind)
 {
     static const char *const codecs[] = {"int8", "int2", "prune", "lora_plus"};
-    for (uint32_t i = 3; i < 4; i++) {
+    for (uint32_t i = 0; i < 4; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = i == 0 ? 0 : 120;
         fake_options options = {
@@ -264,6 +264,40 @@ START_TEST(a_storm_over_tiers_leaves_nothing_behind)
     bad_disk_mend();
     run_storm(7, with_tiers(options, 2, 0), 100);
     run_storm(8, with_tiers(options, 0, 3), 100);
+}
+END_TEST
+
+START_TEST(a_storm_over_shards_and_tiers_leaves_nothing_behind)
+{
+    static const char *const placements[] = {"block", "expert", "hash", "expert"};
+    for (uint32_t i = 0; i < 4; i++) {
+        kv_layer_shape layers[2] = {fake_layers[0], fake_layers[2]};
+        layers[1].window = i < 2 ? 0 : 120;
+        layers[0].has_router = layers[1].has_router = true;
+        fake_options options = {
+            .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_defaults()};
+        options.config.placement = (char *)(uintptr_t)placements[i];
+        options.config.n_shards = 4;
+        options.config.eplb = true;
+        if (i == 3) options.config.routing = (char *)(uintptr_t) "topk_balanced";
+        options.config.routing_k = 0.5;
+        bad_disk_mend();
+        the_disk.flips_every = i == 1 ? 997 : 0;
+        run_storm(40 + i, with_tiers(options, i % 2, 3), 5);
+    }
+}
+END_TEST
+
+START_TEST(a_storm_over_shards_and_tiers_with_codes_leaves_nothing_behind)
+{
+    fake_options options = {
+        .n_threads = 2, .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int8")};
+    options.config.placement = (char *)(uintptr_t) "expert";
+    options.config.n_shards = 4;
+    options.config.routing = (char *)(uintptr_t) "hierarchical";
+    options.config.routing_k = 0.5;
+    bad_disk_mend();
+    run_storm(45, with_tiers(options, 2, 4), 5);
 }
 END_TEST
 
@@ -354,6 +388,8 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_with_boxes_of_codes_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_over_tiers_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_over_tiers_with_codes_and_boxes_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_over_shards_and_tiers_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_over_shards_and_tiers_with_codes_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_evictions_over_tiers_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_over_a_failing_disk_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 600),
