@@ -203,12 +203,14 @@ static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
     return to;
 }
 
-/* Full, raw, not where a cached prefix keeps sinks, and with no position from block `end` on. */
-static bool is_to_encode(const kv_cache *cache, uint32_t page, uint32_t end)
+/* Full, raw, not where a cached prefix keeps sinks (from a thinned sequence nobody takes one), and with no
+ * position from block `end` on. */
+static bool is_to_encode(const kv_seq *seq, uint32_t page, uint32_t end)
 {
+    const kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     return pages->n_slots[page] == cache->page_tokens && !kv_is_coded_page(cache, page) &&
-           pages->positions[(size_t)page * cache->page_tokens] >= cache->sink_tokens &&
+           (seq->is_thinned || kv_page_sinks(cache, page) == 0) &&
            kv_last_position(cache, page) / cache->page_tokens < end;
 }
 
@@ -230,7 +232,7 @@ static void encode_scattered(kv_seq *seq, uint32_t layer, uint32_t head, uint32_
     kv_walk walk;
     kv_walk_begin(&walk, cache, &seq->table, layer, head, seq->n_blocks);
     while (kv_walk_next(&walk, &at)) {
-        if (!is_to_encode(cache, at.page, end)) continue;
+        if (!is_to_encode(seq, at.page, end)) continue;
         const size_t entry =
             kv_table_entry(&seq->table, kv_list(cache, layer, head, at.shard), at.block);
         add_sealing(seq, &(kv_page_place){layer, head, at.page}, entry, n);
@@ -267,7 +269,7 @@ uint32_t kv_encode_taken(const kv_seq *seq)
     for (uint32_t list = 0; list < cache->n_lists; list++) {
         for (uint32_t b = 0; b < seq->n_blocks; b++) {
             const uint32_t page = kv_table_page(&seq->table, list, b);
-            if (page == KV_PAGE_NONE || !is_to_encode(cache, page, n_coded)) continue;
+            if (page == KV_PAGE_NONE || !is_to_encode(seq, page, n_coded)) continue;
             n_coded = kv_last_position(cache, page) / cache->page_tokens;
         }
     }

@@ -117,7 +117,8 @@ static void add_position(position_sums *sums, uint64_t position)
     sums->squares += position * position;
 }
 
-/* Raw while it is being filled or has sinks; encoded when all of its positions are below. */
+/* Raw while it is being filled or has sinks; encoded when all of its positions are below. Of a thinned
+ * sequence that has not found room to encode everything, a full one may still be raw. */
 static bool is_scattered_class_sane(const kv_cache *cache, const view *v, uint32_t layer,
                                     uint32_t page)
 {
@@ -127,9 +128,30 @@ static bool is_scattered_class_sane(const kv_cache *cache, const view *v, uint32
     if (page_class % cache->n_raw_classes != cache->layer_class[layer]) return false;
     if (v->methods == NULL) return true;
     if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
+    if (v->is_thinned) return !is_coded || !v->methods->codec->is_exact;
     const bool is_below = kv_last_position(cache, page) / cache->page_tokens < v->n_coded;
     const bool has_sinks = kv_pool_slots_below(cache->pool, page, cache->sink_tokens) > 0;
     return is_coded == (is_full && is_below && !has_sinks);
+}
+
+/* Of a thinned sequence. What is not sealed is the list's last page, and its own. */
+static bool is_scattered_rest_sane(const kv_cache *cache, const view *v, const kv_ring_place *at,
+                                   const kv_page_at *page, uint32_t *next)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t list = kv_list(cache, at->layer, at->head, page->shard);
+    const uint64_t live = v->table->live[kv_table_entry(v->table, list, page->block)];
+    const bool is_sealed = kv_is_sealed_page(cache, page->page);
+    const kv_page_place place = {at->layer, at->head, page->page};
+    kv_pool_check_ref(cache->pool, page->page, v->holder);
+    if (pages->owner[page->page] >= cache->n_shards) return false;
+    if (!is_scattered_class_sane(cache, v, at->layer, page->page)) return false;
+    if (!is_sealed && (v->table->marks[list].tail != page->block ||
+                       pages->n_refs[KV_HELD_BY_SEQ][page->page] > 1 ||
+                       pages->n_refs[KV_HELD_BY_OBJECT][page->page] > 0))
+        return false;
+    if (cache->has_boxes && is_sealed && !is_box_sane(cache, &place)) return false;
+    return is_thinned_page_sane(cache, v, page->page, live, next);
 }
 
 /* One page of a list: its positions follow those before, and the live ones are below the end. */
@@ -171,7 +193,7 @@ static bool is_scattered_list_sane(const kv_cache *cache, const view *v, const k
     const kv_table *table = v->table;
     const uint32_t list = kv_list(cache, at->layer, at->head, shard);
     const kv_list_marks *marks = &table->marks[list];
-    uint32_t tail = KV_PAGE_NONE, last = 0;
+    uint32_t tail = KV_PAGE_NONE, last = 0, next = 0;
     for (uint32_t b = 0; b < table->capacity; b++) {
         const kv_page_at page = {shard, b, table->page[kv_table_entry(table, list, b)]};
         if (page.page == KV_PAGE_NONE) {
@@ -182,14 +204,16 @@ static bool is_scattered_list_sane(const kv_cache *cache, const view *v, const k
         const uint32_t first =
             kv_pool_pages(cache->pool)->positions[(size_t)page.page * cache->page_tokens];
         if (tail != KV_PAGE_NONE && first <= last) return false;
-        if (!is_scattered_page_sane(cache, v, at, &page, sums)) return false;
+        const bool is_sane = v->is_thinned ? is_scattered_rest_sane(cache, v, at, &page, &next)
+                                           : is_scattered_page_sane(cache, v, at, &page, sums);
+        if (!is_sane) return false;
         last = kv_last_position(cache, page.page);
         tail = b;
     }
     return table->capacity == 0 || marks->tail == tail;
 }
 
-/* Every position that no window has passed lies on exactly one of the head's lists. */
+/* Every position that no window has passed lies on exactly one of the head's lists, unless evicted. */
 static bool is_scattered_head_sane(const kv_cache *cache, const view *v, uint32_t layer,
                                    uint32_t head)
 {
@@ -206,6 +230,7 @@ static bool is_scattered_head_sane(const kv_cache *cache, const view *v, uint32_
     }
     for (uint32_t p = at.position; p < end; p++)
         add_position(&expected, p);
+    if (v->is_thinned) return true;
     return sums.n == expected.n && sums.sum == expected.sum && sums.squares == expected.squares;
 }
 

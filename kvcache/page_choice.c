@@ -7,8 +7,7 @@
 
 void kv_choice_place(arena *a, const kv_cache *cache, kv_choice *choice)
 {
-    size_t n_max = cache->limits.n_seq_tokens_max / cache->page_tokens + 1;
-    if (!cache->placement->is_exact) n_max += 3 * (size_t)cache->n_shards;
+    const size_t n_max = kv_head_pages_max(cache);
     size_t group_max = 0;
     *choice = (kv_choice){0};
     if (!cache->has_boxes) return;
@@ -49,8 +48,8 @@ bool kv_choice_has(const kv_choice_range *range, const kv_page_at *at)
 {
     const kv_cache *cache = range->seq->cache;
     const uint32_t last = kv_last_position(cache, at->page);
-    return kv_pool_pages(cache->pool)->n_slots[at->page] == cache->page_tokens &&
-           last / cache->page_tokens < range->end && last >= range->first_seen;
+    return kv_is_sealed_page(cache, at->page) && last / cache->page_tokens < range->end &&
+           last >= range->first_seen;
 }
 
 /* Every page with a live slot. */
@@ -112,6 +111,7 @@ static void drop_runs(kv_choice *choice)
             next < choice->runs.n_chosen && choice->runs.index[choice->runs.chosen[next]] == run;
         if (run >= first && run < first + choice->runs.n && !is_chosen) continue;
         choice->block[n] = choice->block[i];
+        choice->shard[n] = choice->shard[i];
         choice->page[n] = choice->page[i];
         choice->n_live[n++] = choice->n_live[i];
     }

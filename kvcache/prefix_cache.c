@@ -363,14 +363,18 @@ static void copy_table(const kv_seq *seq, uint32_t object, uint32_t n_blocks)
     kv_table *table = &cache->prefix.objects[object].table;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     for (uint32_t list = 0; list < table->n_lists; list++) {
+        table->marks[list] = seq->table.marks[list];
+        table->marks[list].tail = KV_PAGE_NONE;
         for (uint32_t b = 0; b < n_blocks; b++) {
             const uint32_t page = kv_table_page(&seq->table, list, b);
             if (page == KV_PAGE_NONE) continue;
+            if (seq->table.marks[list].tail != KV_PAGE_NONE) table->marks[list].tail = b;
             kv_pool_hold(cache->pool, page, KV_HELD_BY_OBJECT);
             table->page[kv_table_entry(table, list, b)] = page;
             kv_table_see(table, list, b, kv_slot_mask(pages->n_slots[page]));
         }
     }
+    (void)kv_scatter_cut(cache, table, n_blocks * cache->page_tokens, KV_HELD_BY_OBJECT);
 }
 
 /* A finished object of the whole blocks that a sequence has in pages: it will evict some of their entries,
@@ -384,6 +388,7 @@ static void share_blocks(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
     n_tokens = n_blocks * page_tokens;
     if (seq->is_thinned || n_blocks == 0 || !kv_prefix_serves(cache, &self, n_tokens)) return;
     if (is_covered(cache, seq, tokens, n_tokens)) return;
+    if (!kv_scatter_find_room_for_tails(seq)) return;
     const uint32_t object = add_object(cache, seq->seed, tokens, n_tokens);
     if (object == KV_OBJECT_NONE) return;
     kv_table *table = &cache->prefix.objects[object].table;
@@ -393,6 +398,8 @@ static void share_blocks(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
     }
     cache->prefix.bytes += kv_table_bytes(table);
     copy_table(seq, object, n_blocks);
+    const bool is_own = kv_scatter_own_tails(seq); /* the object has them now */
+    assert(is_own);
     drop_contained(cache, object);
 }
 

@@ -202,6 +202,10 @@ static uint32_t add_scattered(kv_read_job *j, const kv_choice_range *range, cons
             if (choice->page[choice->chosen[next]] != at.page) continue;
             next++;
         }
+        if (j->is_decode && !j->is_probe && j->lse == NULL) {
+            const uint32_t list = kv_list(j->cache, j->layer, j->head, at.shard);
+            kv_observe_use(j->seq, list, at.block, j->seq->length);
+        }
         add_page(j, &at);
         n++;
     }
@@ -319,12 +323,11 @@ static uint32_t read_scattered(kv_read_job *j, const kv_choice_range *range, uin
 {
     const uint32_t n_blocks = j->seq->n_blocks;
     const bool is_chosen = j->is_decode && !j->seq->methods.reads_all;
-    assert(j->lse == NULL); /* policies that ask for mass have one shard */
-    if (is_chosen) choose_pages(j, range, end);
+    if (is_chosen && j->lse == NULL) choose_pages(j, range, end);
     if (is_chosen) kv_read_begin(j); /* a probe may have used it */
     if (range->first == 0 && n_blocks > 0) add_sinks(j);
     const uint32_t n = add_scattered(j, range, is_chosen ? &j->worker->choice : NULL);
-    if (j->is_decode && !is_chosen) {
+    if (j->is_decode && !is_chosen && j->lse == NULL) {
         j->worker->pages_open += n;
         j->worker->pages_read += n;
     }

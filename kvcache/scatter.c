@@ -84,6 +84,12 @@ uint64_t kv_pages_most(const kv_cache *cache, uint32_t layer, uint64_t n_blocks)
     return n < n_entries ? n : n_entries;
 }
 
+size_t kv_head_pages_max(const kv_cache *cache)
+{
+    const size_t n = cache->limits.n_seq_tokens_max / cache->page_tokens + 1;
+    return cache->placement->is_exact ? n : n + 3 * (size_t)cache->n_shards;
+}
+
 uint32_t kv_choose_owner(const kv_cache *cache, uint32_t shard, uint32_t page_class)
 {
     const kv_pool_shard *shards = kv_pool_shards(cache->pool);
@@ -127,7 +133,7 @@ static void append_entry(kv_seq *seq, uint32_t layer, uint32_t head, uint32_t sh
     const uint32_t list = kv_list(cache, layer, head, shard);
     const uint32_t tail = table->marks[list].tail;
     uint32_t page = tail != KV_PAGE_NONE ? table->page[kv_table_entry(table, list, tail)] : tail;
-    if (page == KV_PAGE_NONE || kv_pool_pages(cache->pool)->n_slots[page] == cache->page_tokens)
+    if (page == KV_PAGE_NONE || kv_is_sealed_page(cache, page))
         page = open_page(seq, layer, list, shard, position / cache->page_tokens);
     const uint32_t block = table->marks[list].tail;
     const uint64_t slot = (uint64_t)1 << kv_pool_append(cache->pool, page, position);
@@ -198,6 +204,20 @@ void kv_scatter_write(const kv_seq *seq, uint32_t layer, uint32_t worker)
                 block = first > 0 ? KV_PAGE_NONE : entry_before(table, list, block);
             }
         }
+    }
+}
+
+void kv_scatter_find_ends(kv_seq *seq, uint32_t layer)
+{
+    const kv_cache *cache = seq->cache;
+    if (!cache->scatters[layer]) return;
+    for (uint32_t i = 0; i < cache->n_kv_heads[layer] * cache->n_shards; i++) {
+        const uint32_t list = kv_list(cache, layer, 0, 0) + i;
+        kv_list_marks *marks = &seq->table.marks[list];
+        marks->tail = entry_before(&seq->table, list, seq->n_blocks);
+        while (marks->first < seq->n_blocks &&
+               kv_table_page(&seq->table, list, marks->first) == KV_PAGE_NONE)
+            marks->first++;
     }
 }
 
@@ -371,6 +391,20 @@ bool kv_scatter_own_tails(kv_seq *seq)
         }
     }
     return true;
+}
+
+bool kv_scatter_find_room_for_tails(kv_seq *seq)
+{
+    kv_cache *cache = seq->cache;
+    open_tail tail;
+    memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
+    for (uint32_t l = 0; l < cache->n_layers && seq->table.capacity > 0; l++) {
+        const uint32_t n = cache->scatters[l] ? cache->n_kv_heads[l] * cache->n_shards : 0;
+        for (uint32_t i = 0; i < n; i++)
+            cache->need[cache->layer_class[l]] +=
+                find_open_tail(seq, kv_list(cache, l, 0, 0) + i, &tail);
+    }
+    return kv_make_room(cache);
 }
 
 static void replace_in(kv_table *table, const kv_page_at *at, uint32_t list, uint32_t to)

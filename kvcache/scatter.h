@@ -14,12 +14,16 @@
  * sequence that takes a prefix shares full pages and copies the tails, so that it goes on as if it had
  * filled them itself, and never needs more pages than n_shards - 1 beyond those of its blocks.
  *
+ * A thinned sequence (evict.h) keeps its lists: their pages become fewer, each within its list, so that
+ * no entry changes its owner, and the last raw page is filled further. Its encoded pages may have fewer
+ * slots than others.
+ *
  * Layers without a router, one shard, and placement by block know nothing of this: there block b is a
  * page of its own, in the list of shard b mod n_shards. */
 #ifndef KVCACHE_SCATTER_H
 #define KVCACHE_SCATTER_H
 
-#include "kvcache/blocks.h"
+#include "kvcache/encode.h"
 
 /* ---- pages in order ---- */
 
@@ -45,12 +49,21 @@ static inline uint32_t kv_last_position(const kv_cache *cache, uint32_t page)
     return pages->positions[(size_t)page * cache->page_tokens + pages->n_slots[page] - 1];
 }
 
+/* Nothing is appended to the page any more; its box is valid. */
+static inline bool kv_is_sealed_page(const kv_cache *cache, uint32_t page)
+{
+    return kv_pool_pages(cache->pool)->n_slots[page] == cache->page_tokens ||
+           kv_is_coded_page(cache, page);
+}
+
 /* ---- commit ---- */
 
 /* Pages that n_blocks blocks of a layer can need per KV head: when they are written, whatever there is
  * already; and at most ever. */
 uint32_t kv_pages_to_open(const kv_cache *cache, uint32_t layer, uint32_t n_blocks);
 uint64_t kv_pages_most(const kv_cache *cache, uint32_t layer, uint64_t n_blocks);
+/* The same for a head of the longest sequence in any layer. */
+size_t kv_head_pages_max(const kv_cache *cache);
 
 /* Gives the page an owner: the shard of its list, or the emptiest one if that has spent its share of the
  * pool. */
@@ -67,6 +80,8 @@ void kv_scatter_skip(kv_seq *seq, uint32_t layer, uint32_t block);
 void kv_scatter_write(const kv_seq *seq, uint32_t layer, uint32_t worker);
 /* Frees the pages that the layer's window has passed wholly. */
 void kv_scatter_drop_passed(kv_seq *seq, uint32_t layer);
+/* Others have dropped pages of a thinned sequence: finds where its lists begin and end now. */
+void kv_scatter_find_ends(kv_seq *seq, uint32_t layer);
 
 /* ---- cutting and sharing; between steps ---- */
 
@@ -85,6 +100,8 @@ void kv_scatter_take(kv_seq *seq, const kv_scatter_source *source);
 /* Makes the tails of a sequence's lists its own and the pool's, with no slots but those it sees. False, and
  * then it sees what it saw, if there is no room for the copies. */
 bool kv_scatter_own_tails(kv_seq *seq);
+/* Makes room for copies of all tails that are not full: then others may hold them, and it can own new ones. */
+bool kv_scatter_find_room_for_tails(kv_seq *seq);
 
 /* Moves the raw pages of scattered layers together. When all around them has been encoded they are few in
  * many slabs, which then lack for encoded pages. */

@@ -335,34 +335,6 @@ START_TEST(what_could_fit_does_fit_on_any_shards)
 }
 END_TEST
 
-/* What is evicted leaves holes that only lists of one shard know how to close. */
-START_TEST(policies_that_evict_are_refused_on_several_shards)
-{
-    dev *d;
-    ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
-    kv_config config = fake_defaults();
-    config.scheduling = (char *)(uintptr_t) "h2o";
-    config.budget = 0.5;
-    config.n_shards = 2;
-    const kv_shape shape = {.n_layers = 3, .layer = fake_layers, .n_experts = 8};
-    const kv_limits limits = {4, 64, 512};
-    kv_cache *cache;
-    err_info info = {0};
-    ck_assert_int_eq(kv_cache_open(d, &config, &shape, &limits, &cache, &info), ERR_UNSUPPORTED);
-    ck_assert_str_eq(info.message, "kv-scheduling: h2o needs one shard, not 2");
-    kv_methods methods;
-    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
-    config.scheduling = (char *)(uintptr_t) "none";
-    config.request_methods = true;
-    info = (err_info){0};
-    ck_assert_int_eq(kv_cache_open(d, &config, &shape, &limits, &cache, &info), ERR_OK);
-    ck_assert_int_eq(kv_cache_check_methods(cache, &methods, &info), ERR_UNSUPPORTED);
-    ck_assert_str_eq(info.message, "kv-scheduling: h2o needs one shard, not 2");
-    kv_cache_close(cache);
-    dev_close(d);
-}
-END_TEST
-
 /* ---- load ---------------------------------------------------------------------------------------- */
 
 /* A sequence whose tokens go to the experts below n_experts alone. */
@@ -458,7 +430,6 @@ const test_case test_cases[] = {
     TEST_CASE(entries_lie_where_their_placement_says),
     TEST_CASE_SECONDS(a_prefix_is_shared_on_any_shards, 600),
     TEST_CASE_SECONDS(a_cut_sequence_goes_on_as_if_it_had_never_been_longer, 600),
-    TEST_CASE(policies_that_evict_are_refused_on_several_shards),
     TEST_CASE_SECONDS(what_could_fit_does_fit_on_any_shards, 600),
     TEST_CASE_SECONDS(an_aborted_step_leaves_all_shards_as_they_were, 600),
     TEST_CASE_SECONDS(a_full_shard_spills_to_the_emptiest_and_counts_it, 600),

@@ -228,6 +228,31 @@ START_TEST(a_storm_with_boxes_of_codes_leaves_nothing_behind)
 }
 END_TEST
 
+/* Prefixes of them too, tails included: shared before anything was evicted, and owned again. */
+START_TEST(a_storm_of_evictions_over_shards_leaves_nothing_behind)
+{
+    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random"};
+    static const char *const codecs[] = {"none", "int8", "none", "int4"};
+    static const char *const placements[] = {"expert", "expert", "hash", "block"};
+    for (uint32_t i = 0; i < 4; i++) {
+        kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
+        layers[0].has_router = true;
+        layers[1].has_router = i != 2;
+        layers[1].window = i % 2 == 0 ? 0 : 120;
+        fake_options options = {
+            .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_coded(codecs[i])};
+        options.config.scheduling = (char *)(uintptr_t)policies[i];
+        options.config.budget = i == 3 ? 60 : 0.5;
+        options.config.placement = (char *)(uintptr_t)placements[i];
+        options.config.n_shards = i == 3 ? 3 : 4;
+        options.config.eplb = true;
+        options.config.routing = (char *)(uintptr_t)(i % 2 == 0 ? "hierarchical" : "topk_balanced");
+        options.config.routing_k = 0.5;
+        run_storm(50 + i, options, 3);
+    }
+}
+END_TEST
+
 /* Pages of several lists, spilled ones among them, owned tails and copies of tails. */
 START_TEST(a_storm_over_shards_leaves_nothing_behind)
 {
@@ -394,6 +419,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_over_a_failing_disk_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_over_shards_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_of_evictions_over_shards_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_codes_over_shards_leaves_nothing_behind, 600),
     TEST_CASES_END,
 };
