@@ -19,6 +19,7 @@ void kv_choice_place(arena *a, const kv_cache *cache, kv_choice *choice)
     choice->n_live = arena_take(a, n_max, sizeof *choice->n_live);
     choice->bound = arena_take(a, n_max, group_max * sizeof *choice->bound);
     choice->chosen = arena_take(a, n_max, sizeof *choice->chosen);
+    if (cache->has_file) choice->misses = arena_take(a, cache->n_shards, sizeof *choice->misses);
     choice->log_read = arena_take(a, group_max, sizeof *choice->log_read);
     choice->runs.index = arena_take(a, n_max, sizeof *choice->runs.index);
     choice->runs.n_live = arena_take(a, n_max, sizeof *choice->runs.n_live);
@@ -170,12 +171,23 @@ void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_
     cache->d->ops->key_bounds(&args);
 }
 
+/* Of the candidates those that would be waited for. */
+static void count_misses(kv_choice *choice, const kv_cache *cache)
+{
+    for (uint32_t s = 0; s < cache->n_shards && choice->misses != NULL; s++)
+        choice->misses[s] = 0;
+    for (uint32_t i = 0; i < choice->n_pages && choice->misses != NULL; i++)
+        choice->misses[choice->shard[i]] +=
+            kv_pool_tier(cache->pool, choice->page[i]) == KV_TIER_FILE ? 1.0f : 0.0f;
+}
+
 void kv_choice_make(kv_choice *choice, const kv_choice_range *range, uint32_t group,
                     void (*read)(void *ctx, uint32_t page), void *ctx)
 {
     const kv_methods *methods = &range->seq->methods;
     choice->n_chosen = 0;
     if (choice->n_pages == 0) return;
+    count_misses(choice, range->seq->cache);
     const kv_route_args args = {.settings = &methods->route,
                                 .n_pages = choice->n_pages,
                                 .n_open = choice->n_open,
@@ -183,6 +195,7 @@ void kv_choice_make(kv_choice *choice, const kv_choice_range *range, uint32_t gr
                                 .n_shards = range->seq->cache->n_shards,
                                 .is_scattered = range->seq->cache->scatters[range->layer],
                                 .shard = choice->shard,
+                                .misses = choice->misses,
                                 .n_live = choice->n_live,
                                 .bound = choice->bound,
                                 .log_read = choice->log_read,

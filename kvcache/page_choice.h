@@ -22,6 +22,7 @@ typedef struct kv_choice {
     uint16_t *n_live; /* [n_max] */
     float *bound;     /* [group_max][n_max], used as [group][n_pages] */
     uint32_t *chosen; /* [n_max]: indices of candidates, rising; n_chosen valid */
+    float *misses;    /* [n_shards]: candidates in the file; NULL if no page can be there */
     double *log_read; /* [group_max]: log of what the probe has read; see kv_route_args */
     kv_route_work work;
     uint32_t n_pages, n_chosen;

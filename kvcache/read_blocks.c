@@ -129,7 +129,7 @@ static bool is_low_page(const kv_read_job *j, uint32_t page)
     return j->has_low && kv_is_coded_page(j->cache, page);
 }
 
-/* A page that has sinks is never one. */
+/* One that has sinks is a thinned sequence's, which reads them from its ring as well. */
 static void add_low_page(kv_read_job *j, const kv_page_at *at)
 {
     attn_span span;
@@ -149,6 +149,13 @@ static void add_page(kv_read_job *j, const kv_page_at *at)
     }
 }
 
+/* Block 0 without its page. */
+static void add_sinks(kv_read_job *j)
+{
+    attn_span span;
+    add_block(j, &span, sink_span(j, &span));
+}
+
 static void add_page_block(kv_read_job *j, uint32_t block)
 {
     const uint32_t list = kv_home_list(j->cache, j->layer, j->head, block);
@@ -160,19 +167,13 @@ static void add_page_block(kv_read_job *j, uint32_t block)
     if (j->is_decode && !j->is_probe && j->lse == NULL)
         kv_observe_use(j->seq, list, block, j->seq->length);
     if (has_page && is_low_page(j, at.page)) {
+        if (block == 0) add_sinks(j);
         add_low_page(j, &at);
         return;
     }
     uint32_t n = block == 0 ? sink_span(j, spans) : 0;
     if (has_page) n += page_span(j, &at, spans + n);
     add_block(j, spans, n);
-}
-
-/* Block 0 without its page. */
-static void add_sinks(kv_read_job *j)
-{
-    attn_span span;
-    add_block(j, &span, sink_span(j, &span));
 }
 
 /* Blocks that begin at or after `first` and hold positions below `end`, in ring and staging. */

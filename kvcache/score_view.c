@@ -147,16 +147,34 @@ static attn_span find_entry(const kv_view_source *from, uint32_t i)
     return kv_span_cut(from->span, from->view->slot[i], 1);
 }
 
+/* Entries [first, first + count) of a view, and where they are wanted. */
+typedef struct wanted_rows {
+    uint32_t first, count;
+    float *k, *v;
+} wanted_rows;
+
+/* Rows of one shard; what lies in the ring goes with the first. */
+static void load_shard(const kv_view_source *from, const wanted_rows *rows, uint32_t shard)
+{
+    const kv_head_shape *shape = &from->seq->cache->heads[from->layer];
+    for (uint32_t i = 0; i < rows->count; i++) {
+        const uint32_t at = rows->first + i;
+        const bool is_recent = from->view->entry[at] == KV_ENTRY_NONE;
+        if ((is_recent ? 0 : from->view->shard[at]) != shard) continue;
+        const attn_span row = find_entry(from, at);
+        if (rows->k != NULL)
+            load_row(row.k, shape->type, shape->k_dim, rows->k + (size_t)i * shape->k_dim);
+        if (rows->v != NULL)
+            load_row(row.v, shape->type, shape->v_dim, rows->v + (size_t)i * shape->v_dim);
+    }
+}
+
 void kv_view_load(const kv_score_view *view, uint32_t first, uint32_t count, float *k, float *v)
 {
     const kv_view_source *from = view->ctx;
-    const kv_cache *cache = from->seq->cache;
-    const kv_head_shape *shape = &cache->heads[from->layer];
     assert(count <= KV_SCORE_CHUNK);
     assert(first + count <= view->n);
-    for (uint32_t i = 0; i < count; i++) {
-        const attn_span row = find_entry(from, first + i);
-        if (k != NULL) load_row(row.k, shape->type, shape->k_dim, k + (size_t)i * shape->k_dim);
-        if (v != NULL) load_row(row.v, shape->type, shape->v_dim, v + (size_t)i * shape->v_dim);
-    }
+    /* Shard by shard: neighbours lie on pages of all of them, and each page is decoded for itself. */
+    for (uint32_t s = 0; s < from->seq->cache->n_shards; s++)
+        load_shard(from, &(wanted_rows){first, count, k, v}, s);
 }

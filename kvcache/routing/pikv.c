@@ -1,8 +1,9 @@
 /* kvcache/routing/pikv.c - the k best shards, those whose pages lie in slower memory at a discount.
  *
  * The cache-aware router of the PiKV paper (arXiv 2508.06526): score - lambda log(1 + misses). Here the score
- * is the bound of what a key on the shard can score, as everywhere; gate scores know nothing of keys. While
- * all pages lie in the pool there are no misses, and the shards with the largest bounds are read. */
+ * is the bound of what a key on the shard can score, as everywhere; gate scores know nothing of keys. Misses
+ * are the shard's pages in the file, which would be waited for; without a file the shards with the largest
+ * bounds are read. So of all methods this one alone reads other pages when others lie in memory. */
 #include "kvcache/routing/ranking.h"
 
 #include <math.h>

@@ -59,8 +59,8 @@ typedef struct kv_route_args {
     uint32_t group;   /* query heads that read together */
     uint32_t n_shards;
     bool is_scattered; /* a page's entries have their owner in common, not a block of positions */
-    const uint16_t *shard; /* [n_pages]: where each is listed; NULL for runs */
-    const float *misses;   /* [n_shards]: reads of late that waited for slower memory; NULL: none */
+    const uint16_t *shard;  /* [n_pages]: where each is listed; NULL for runs */
+    const float *misses;    /* [n_shards]: candidates that lie in the file; NULL: none */
     const uint16_t *n_live; /* [n_pages]: slots, >= 1 */
     const float *bound;     /* [group][n_pages]: no score of a live slot is above */
     double *log_read;       /* [group]: log of Z_read so far; valid for methods that need it */

@@ -170,6 +170,24 @@ START_TEST(pages_that_are_not_chosen_are_not_read)
 }
 END_TEST
 
+/* Both read two of four shards; `pikv` minds which of them lie in the file. */
+START_TEST(a_routing_that_counts_misses_reads_less_of_the_file)
+{
+    uint64_t read_bytes[2];
+    const char *const routings[2] = {"topk_balanced", "pikv"};
+    shards = (struct shards){"expert", 4};
+    for (uint32_t r = 0; r < 2; r++) {
+        fake_seq seqs[N_SEQS];
+        fake *f = open_split("none", routings[r], (split){24, 0, 50});
+        run_all(f, seqs);
+        read_bytes[r] = fake_stats(f).disk_read_bytes;
+        ck_assert_uint_gt(fake_stats(f).disk_pages, 50);
+        close_all(f, seqs);
+    }
+    ck_assert_uint_lt(read_bytes[1], read_bytes[0] * 7 / 10);
+}
+END_TEST
+
 START_TEST(the_map_shows_where_every_page_lies)
 {
     fake_seq seqs[N_SEQS];
@@ -555,6 +573,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(every_routing_has_the_same_bits_in_every_tier, 500),
     TEST_CASE_SECONDS(every_placement_has_the_same_bits_in_every_tier, 500),
     TEST_CASE_SECONDS(pages_that_are_not_chosen_are_not_read, 250),
+    TEST_CASE_SECONDS(a_routing_that_counts_misses_reads_less_of_the_file, 120),
     TEST_CASE_SECONDS(the_map_shows_where_every_page_lies, 120),
     TEST_CASE_SECONDS(cached_prefixes_are_demoted_before_they_are_given_up, 120),
     TEST_CASE_SECONDS(full_tiers_give_up_the_oldest_prefix, 120),
