@@ -1,5 +1,5 @@
 /* tests/kvcache/test_eplb.c - the load balancer against results of the published program. */
-#include "kvcache/placement/eplb.h"
+#include "kvcache/placement/expert_map.h"
 #include "tests/test_main.h"
 
 #include "base/random.h"
@@ -105,7 +105,48 @@ START_TEST(packing_fills_the_lightest_bin_and_keeps_the_order_of_single_items)
 }
 END_TEST
 
+/* ---- the map of a cache's shards ----------------------------------------------------------------- */
+
+static void count_entries(kv_expert_map *map, uint32_t layer, const uint32_t n[4])
+{
+    for (uint32_t e = 0; e < 4; e++) {
+        for (uint32_t i = 0; i < n[e]; i++)
+            kv_expert_map_count(map, layer, e);
+    }
+}
+
+/* At first experts 0 and 1 lie on shard 0, 2 and 3 on shard 1. A layer whose busier shard has 1.05 of the
+ * mean could be balanced and is left alone; one with 1.21 is packed, once enough entries have been counted. */
+START_TEST(experts_move_when_the_busiest_shard_has_too_much)
+{
+    kv_expert_map map = {.n_layers = 2, .n_experts = 4, .n_shards = 2, .is_packed = true};
+    arena memory;
+    ck_assert_int_eq(arena_init(&memory, 1 << 16), ERR_OK);
+    kv_expert_map_place(&memory, &map);
+    ck_assert_int_eq(memory.err, ERR_OK);
+    kv_expert_map_init(&map);
+    count_entries(&map, 0, (const uint32_t[]){270, 270, 242, 242});
+    count_entries(&map, 1, (const uint32_t[]){310, 310, 201, 201});
+    kv_expert_map_update(&map); /* of layer 1 there are 1022 */
+    ck_assert_uint_eq(map.n_packed, 0);
+    count_entries(&map, 1, (const uint32_t[]){0, 0, 1, 1});
+    kv_expert_map_update(&map);
+    ck_assert_uint_eq(map.n_packed, 1);
+    ck_assert_mem_eq(kv_expert_shards(&map, 0), ((const uint16_t[]){0, 0, 1, 1}), 8);
+    ck_assert_mem_eq(kv_expert_shards(&map, 1), ((const uint16_t[]){0, 1, 0, 1}), 8);
+    /* What is older counts for less, and for something: now shard 0 has 512 * 0.9 + 1024. */
+    count_entries(&map, 0, (const uint32_t[]){512, 0, 512, 0});
+    count_entries(&map, 1, (const uint32_t[]){512, 0, 512, 0});
+    kv_expert_map_update(&map);
+    ck_assert_uint_eq(map.n_packed, 2);
+    ck_assert_mem_eq(kv_expert_shards(&map, 0), ((const uint16_t[]){0, 0, 1, 1}), 8);
+    ck_assert_uint_ne(kv_expert_shards(&map, 1)[0], kv_expert_shards(&map, 1)[2]);
+    arena_deinit(&memory);
+}
+END_TEST
+
 const test_case test_cases[] = {
+    TEST_CASE(experts_move_when_the_busiest_shard_has_too_much),
     TEST_CASE(replicas_lie_where_the_published_program_puts_them),
     TEST_CASE(every_expert_has_a_slot_on_the_node_of_its_group),
     TEST_CASE(packing_fills_the_lightest_bin_and_keeps_the_order_of_single_items),

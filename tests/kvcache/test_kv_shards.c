@@ -145,17 +145,19 @@ END_TEST
 
 /* ---- owners -------------------------------------------------------------------------------------- */
 
-static uint32_t owner_of(const fake *f, const fake_seq *s, uint32_t position)
+static uint32_t owner_of(const fake *f, const fake_seq *s, uint32_t layer, uint32_t position)
 {
-    const uint32_t expert = s->tokens[position] % 8, n = f->cache->n_shards;
+    const uint32_t n = f->cache->n_shards;
+    const uint32_t expert = (s->tokens[position] + layer * f->expert_step) % 8;
     if (strcmp(f->cache->placement->name, "hash") == 0) return (position % n) ^ (expert % n);
-    return f->cache->experts.shard[expert]; /* of layer 0: all are alike until they are packed */
+    return kv_expert_shards(&f->cache->experts, layer)[expert];
 }
 
 static void check_owners(const char *placement, uint32_t n_shards)
 {
     fake_options options = options_of(placement, n_shards);
     fake *f = fake_open(&options);
+    f->expert_step = 3; /* each layer has its own */
     fake_seq s = run_some(f, 64);
     uint32_t n_found = 0;
     for (uint32_t l = 0; l < 3; l++) {
@@ -167,7 +169,7 @@ static void check_owners(const char *placement, uint32_t n_shards)
             while (kv_walk_next(&walk, &at)) {
                 ck_assert_uint_eq(pages->owner[at.page], at.shard);
                 for (uint32_t i = 0; i < pages->n_slots[at.page]; i++, n_found++)
-                    ck_assert_uint_eq(owner_of(f, &s, pages->positions[(size_t)at.page * 4 + i]),
+                    ck_assert_uint_eq(owner_of(f, &s, l, pages->positions[(size_t)at.page * 4 + i]),
                                       at.shard);
             }
         }
@@ -335,6 +337,49 @@ START_TEST(what_could_fit_does_fit_on_any_shards)
 }
 END_TEST
 
+/* The same of sequences that evict: packing and encoding find the room that they need. */
+static void check_evicting_fit(const kv_layer_shape *layers, uint32_t n_layers, kv_config config)
+{
+    fake_options options = {.layers = layers, .n_layers = n_layers, .config = config};
+    options.config.memory_bytes = (n_layers + 4) * KV_SLAB_BYTES;
+    options.limits.n_seq_tokens_max = 2000;
+    fake *f = fake_open(&options);
+    f->cache->section_tokens = 64;
+    uint32_t n = 0;
+    while (kv_cache_could_fit(f->cache, NULL, n + 1))
+        n++;
+    ck_assert_uint_gt(n, 200);
+    ck_assert_uint_lt(n, 2000);
+    for (uint32_t n_prompt = 1; n_prompt < n; n_prompt += 700) {
+        fake_seq s = fake_seq_open(f, (fake_ids){.seed = 9, .n_prompt = n_prompt});
+        (void)kv_seq_take_prefix(s.seq, s.tokens, n_prompt);
+        while (kv_seq_length(s.seq) < n) {
+            const uint32_t next = kv_seq_length(s.seq) + kv_seq_step_tokens_max(s.seq);
+            fake_run(f, &s, next < n ? next : n, 11);
+            kv_seq_share_prompt(s.seq, s.tokens, kv_seq_length(s.seq));
+        }
+        fake_seq_close(f, &s, false);
+    }
+    ck_assert_uint_gt(fake_stats(f).entries_evicted, 1000);
+    fake_close(f);
+}
+
+START_TEST(what_could_fit_does_fit_while_entries_are_evicted_on_any_shards)
+{
+    static const char *const placements[] = {"block", "expert", "hash"};
+    const kv_layer_shape layers[2] = {fake_layers[0], fake_layers[0]};
+    for (uint32_t i = 0; i < 3; i++) {
+        kv_config config = fake_defaults(), coded = fake_coded("int8");
+        config.placement = coded.placement = (char *)(uintptr_t)placements[i];
+        config.n_shards = coded.n_shards = 4;
+        config.scheduling = coded.scheduling = (char *)(uintptr_t) "h2o";
+        config.budget = coded.budget = 0.9;
+        check_evicting_fit(layers, 2, config);
+        check_evicting_fit(fake_coded_layers, 1, coded);
+    }
+}
+END_TEST
+
 /* ---- load ---------------------------------------------------------------------------------------- */
 
 /* A sequence whose tokens go to the experts below n_experts alone. */
@@ -431,6 +476,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_prefix_is_shared_on_any_shards, 600),
     TEST_CASE_SECONDS(a_cut_sequence_goes_on_as_if_it_had_never_been_longer, 600),
     TEST_CASE_SECONDS(what_could_fit_does_fit_on_any_shards, 600),
+    TEST_CASE_SECONDS(what_could_fit_does_fit_while_entries_are_evicted_on_any_shards, 600),
     TEST_CASE_SECONDS(an_aborted_step_leaves_all_shards_as_they_were, 600),
     TEST_CASE_SECONDS(a_full_shard_spills_to_the_emptiest_and_counts_it, 600),
     TEST_CASE_SECONDS(experts_are_packed_onto_shards_by_load_while_sequences_run, 600),
