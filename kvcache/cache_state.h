@@ -6,7 +6,7 @@
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
  *   scatter.c       the same for layers whose entries are placed one by one
- *   encode.c        which blocks are encoded, and when
+ *   encode.c        which blocks are encoded, and when (basis.c: in which basis)
  *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
  *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
  *   compact.c       pages with holes become fewer
@@ -28,6 +28,7 @@
 
 #include "base/arena.h"
 #include "base/check.h"
+#include "kvcache/basis_state.h"
 #include "kvcache/evict_state.h"
 #include "kvcache/kv_cache.h"
 #include "kvcache/observe.h"
@@ -117,8 +118,9 @@ struct kv_cache {
     float *v_weight; /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
     uint8_t
         *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to; where pages land */
-    size_t decoded_bytes;
+    size_t decoded_bytes, bases_offset; /* where a worker expands bases, in its part of decoded */
     size_t landing_bytes; /* of the largest page if there is a file, else 0; the end of decoded */
+    kv_own_bases own_bases;
     struct kv_victim *victims; /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
     kv_seq *seqs;              /* [n_seqs_max] */
     kv_seq *free_seqs;         /* closed ones */

@@ -188,9 +188,11 @@ static void alloc_targets(const kv_seq *seq, uint32_t layer)
                 kv_compact_target *target = &plan->targets[t];
                 if (target->to != KV_PAGE_NONE) continue;
                 const uint32_t page = kv_table_page(&seq->table, list, target->entry);
+                const uint32_t on = kv_pool_leans_on(cache->pool, page);
                 target->to = kv_pool_alloc_page(cache->pool, kv_pool_class(cache->pool, page),
                                                 KV_HELD_BY_SEQ);
                 assert(target->to != KV_PAGE_NONE);
+                if (on != KV_PAGE_NONE) kv_pool_lean(cache->pool, target->to, on);
             }
         }
     }
@@ -244,7 +246,7 @@ static void move_run(const compact_loop *loop, uint32_t head, const kv_compact_r
     }
     if (!run->is_coded) return;
     const attn_span all = kv_strip_span(strip, gathered, 0, first->n_slots);
-    kv_page_write(cache, &(kv_page_place){loop->layer, head, first->to}, &all, 1);
+    kv_page_write(cache, &(kv_page_place){loop->layer, head, first->to}, &all, 1, worker);
 }
 
 static void move_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)

@@ -2,6 +2,7 @@
 #include "kvcache/encode.h"
 
 #include "kvcache/away.h"
+#include "kvcache/basis.h"
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
@@ -31,6 +32,7 @@ void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t l
         kv_pages_most(cache, layer, n_raw) * cache->n_kv_heads[layer];
     if (is_exact) return;
     need[kv_coded_class(cache, methods, layer)] += n_blocks * cache->n_kv_heads[layer];
+    if (methods->codec->has_own_bases) kv_basis_need_blocks(cache, layer, n_blocks, need);
 }
 
 bool kv_goal_encodes(const kv_cache *cache, const kv_goal *goal, uint32_t block)
@@ -68,7 +70,7 @@ attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const u
         .page = data,
         .n_slots = n_slots,
         .scratch = scratch,
-        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head)};
+        .bases = kv_page_bases(cache, at, (float *)(void *)(scratch + cache->bases_offset))};
     return kv_codec_of(cache, at->page)->load(&args);
 }
 
@@ -91,15 +93,16 @@ void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t 
 }
 
 void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
-                   uint32_t n_spans)
+                   uint32_t n_spans, uint32_t worker)
 {
+    uint8_t *scratch = cache->decoded + worker * cache->decoded_bytes;
     const kv_seal_args args = {
         .layout = kv_layout_of(cache, at->page),
         .spans = spans,
         .n_spans = n_spans,
         .page = kv_pool_data(cache->pool, at->page),
         .v_weight = kv_value_weight(cache, at->layer, at->head),
-        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head),
+        .bases = kv_page_bases(cache, at, (float *)(void *)(scratch + cache->bases_offset)),
     };
     kv_codec_of(cache, at->page)->seal(&args);
 }
@@ -107,7 +110,7 @@ void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_sp
 void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
                   uint32_t n_spans, uint32_t worker)
 {
-    kv_page_write(cache, at, spans, n_spans);
+    kv_page_write(cache, at, spans, n_spans, worker);
     kv_page_box_write(cache, at, worker);
 }
 
@@ -144,6 +147,8 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
 {
     const kv_cache *cache = seq->cache;
     const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
+    if (seq->methods.codec->has_own_bases && goal->n_coded > seq->n_coded)
+        kv_basis_need(seq, goal->n_coded);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         if (cache->scatters[l]) need_scattered(seq, goal, l);
         uint64_t *need = &cache->need[kv_coded_class(cache, &seq->methods, l)];
@@ -198,6 +203,8 @@ static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
     assert(to != KV_PAGE_NONE);
     kv_pool_rewrite(cache->pool, to, pages->positions + (size_t)from * cache->page_tokens,
                     pages->n_slots[from], pages->owner[from]);
+    if (seq->methods.codec->has_own_bases)
+        kv_pool_lean(cache->pool, to, cache->own_bases.page[entry / seq->table.capacity]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
     return to;
@@ -212,6 +219,14 @@ static bool is_to_encode(const kv_seq *seq, uint32_t page, uint32_t end)
     return pages->n_slots[page] == cache->page_tokens && !kv_is_coded_page(cache, page) &&
            (seq->is_thinned || kv_page_sinks(cache, page) == 0) &&
            kv_last_position(cache, page) / cache->page_tokens < end;
+}
+
+bool kv_encodes(const kv_seq *seq, uint32_t layer, const kv_page_at *at, const kv_encoded *blocks)
+{
+    const kv_cache *cache = seq->cache;
+    if (at->page == KV_PAGE_NONE || kv_is_coded_page(cache, at->page)) return false;
+    if (cache->scatters[layer]) return is_to_encode(seq, at->page, blocks->end);
+    return at->block >= blocks->first && at->block < blocks->end;
 }
 
 /* Pages on their way, encoded whenever there are KV_SEALING_MAX. */
@@ -239,15 +254,15 @@ static void encode_scattered(kv_seq *seq, uint32_t layer, uint32_t head, uint32_
     }
 }
 
-void kv_encode(kv_seq *seq, uint32_t end)
+/* The raw pages of blocks [first, end), as many at a time as there is room to note. */
+static void encode_pages(kv_seq *seq, uint32_t first, uint32_t end)
 {
     kv_cache *cache = seq->cache;
     uint32_t n = 0;
-    if (end <= seq->n_coded) return;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
             if (cache->scatters[l]) encode_scattered(seq, l, h, end, &n);
-            for (uint32_t b = first_to_encode(seq); b < end && !cache->scatters[l]; b++) {
+            for (uint32_t b = first; b < end && !cache->scatters[l]; b++) {
                 const size_t entry = kv_table_entry(&seq->table, kv_home_list(cache, l, h, b), b);
                 const uint32_t page = seq->table.page[entry];
                 if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
@@ -256,6 +271,16 @@ void kv_encode(kv_seq *seq, uint32_t end)
         }
     }
     seal_all(cache, n);
+}
+
+void kv_encode(kv_seq *seq, uint32_t end)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t first = first_to_encode(seq);
+    if (end <= seq->n_coded) return;
+    if (seq->methods.codec->has_own_bases) kv_bases_begin(seq, &(kv_encoded){first, end});
+    encode_pages(seq, first, end);
+    if (seq->methods.codec->has_own_bases) kv_bases_end(seq);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         kv_runs_write(seq, l, seq->n_coded, end);
     seq->n_coded = end;

@@ -45,7 +45,7 @@ static const cfg_field fields[] = {
              "which shard owns an entry: block, expert or hash"),
     CFG_TEXT(kv_config, compression, "kv-compression", "none", "NAME",
              "how pages are encoded: none, fp8, int8, int4, int2, prune, "
-             "think, lora or lora_plus"),
+             "think, lora, lora_plus or svd"),
 };
 
 const cfg_table kv_config_table = {

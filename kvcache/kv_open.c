@@ -2,6 +2,7 @@
  *
  * Everything whose size the settings fix is allocated here: per-layer arrays first, since the sizes
  * of the others follow from them, then staging, scratch and tables of sequences, then the pool. */
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
 
 #include "kvcache/compression/value_weight.h"
@@ -114,7 +115,7 @@ static err_t place_layers(kv_cache *cache, arena *a)
     cache->first_list = arena_take(a, n, sizeof *cache->first_list);
     cache->scatters = arena_take(a, n, sizeof *cache->scatters);
     cache->layer_class = arena_take(a, n, sizeof *cache->layer_class);
-    /* At most a class per layer and codec. */
+    /* At most a class per layer and codec, bases counting as one. */
     cache->layout = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->layout);
     cache->class_codec = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->class_codec);
     cache->need = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->need);
@@ -172,6 +173,19 @@ static err_t add_class(kv_cache *cache, const kv_codec *codec, uint32_t raw_clas
     return ERR_OK;
 }
 
+/* The classes of the bases of a codec that has its own: pages without slots. */
+static err_t add_basis_classes(kv_cache *cache, const kv_codec *codec)
+{
+    cache->own_bases.first_class = cache->n_classes;
+    for (uint32_t c = 0; c < cache->n_raw_classes; c++) {
+        kv_page_layout *layout = &cache->layout[cache->n_classes];
+        *layout = (kv_page_layout){.shape = cache->heads[layer_of_class(cache, c)]};
+        TRY(kv_svd_basis_bytes(&layout->shape, &layout->page_bytes));
+        cache->class_codec[cache->n_classes++] = codec;
+    }
+    return ERR_OK;
+}
+
 /* The classes of one codec, in the order of the raw ones. A codec that cannot encode one of the shapes
  * gets none. */
 static err_t add_classes(kv_cache *cache, uint32_t codec, err_info *info)
@@ -184,7 +198,7 @@ static err_t add_classes(kv_cache *cache, uint32_t codec, err_info *info)
         return err;
     }
     cache->first_class[codec] = first;
-    return ERR_OK;
+    return kv_codecs[codec]->has_own_bases ? add_basis_classes(cache, kv_codecs[codec]) : ERR_OK;
 }
 
 static bool has_same_ranks(const kv_bases *a, const kv_bases *b)
@@ -215,8 +229,9 @@ static err_t find_classes(kv_cache *cache, err_info *info)
         cache->class_codec[cache->n_classes++] = &kv_codec_none;
     }
     cache->n_raw_classes = cache->n_classes;
+    cache->own_bases.first_class = KV_CLASS_NONE;
     for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
-        assert(codec < KV_CODECS_MAX);
+        assert(codec + 1 < KV_CODECS_MAX);
         cache->first_class[codec] = kv_codecs[codec]->is_exact ? 0 : KV_CLASS_NONE;
     }
     if (!cache->methods.codec->is_exact) TRY(add_classes(cache, cache->methods.codec_index, info));
@@ -287,9 +302,13 @@ static err_t place_work(kv_cache *cache, arena *a)
     if (cache->has_file) cache->landing_bytes = round_up(page_bytes, ARENA_ALIGN);
     TRY(place_staging(cache, a));
     TRY(kv_rings_init(a, &rings, &cache->rings));
+    kv_own_bases_place(a, cache, &cache->own_bases);
     kv_reader_place(a, cache, &cache->reader);
     kv_prefix_place(a, &cache->prefix);
-    cache->decoded_bytes = round_up(page_bytes, ARENA_ALIGN) + cache->landing_bytes;
+    cache->bases_offset = round_up(page_bytes, ARENA_ALIGN);
+    cache->decoded_bytes = cache->bases_offset +
+                           round_up(cache->own_bases.n_floats * sizeof(float), ARENA_ALIGN) +
+                           cache->landing_bytes;
     cache->decoded = arena_take(a, thread_pool_n_threads(cache->d->pool), cache->decoded_bytes);
     if (cache->has_tiers) cache->victims = arena_take(a, KV_VICTIMS_MAX, sizeof *cache->victims);
     if (cache->request_methods || cache->methods.codec->weighs_values)

@@ -1,4 +1,5 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/evict.h"
 #include "kvcache/scatter.h"
@@ -96,6 +97,11 @@ size_t kv_cache_bytes_per_token(const kv_cache *cache)
     return bytes / cache->page_tokens;
 }
 
+static uint64_t page_bytes(const kv_cache *cache, uint32_t page)
+{
+    return kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, page));
+}
+
 /* Adds the pages of one KV head, as they are and as raw ones would be. */
 static void add_head(const kv_seq *seq, uint32_t layer, uint32_t head, kv_usage *usage)
 {
@@ -103,11 +109,16 @@ static void add_head(const kv_seq *seq, uint32_t layer, uint32_t head, kv_usage 
     const uint64_t raw_bytes = kv_pool_share_bytes(cache->pool, cache->layer_class[layer]);
     for (uint32_t b = 0; b < seq->n_blocks; b++) {
         if (!kv_block_passed(cache, layer, b, seq->length)) usage->uncompressed_bytes += raw_bytes;
-        for (uint32_t s = 0; s < cache->n_shards; s++) {
+    }
+    for (uint32_t s = 0; s < cache->n_shards; s++) {
+        uint32_t basis = KV_PAGE_NONE; /* pages that share one follow each other */
+        for (uint32_t b = 0; b < seq->n_blocks; b++) {
             const uint32_t page = kv_table_page(&seq->table, kv_list(cache, layer, head, s), b);
             if (page == KV_PAGE_NONE) continue;
-            usage->resident_bytes +=
-                kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, page));
+            const uint32_t on = kv_pool_leans_on(cache->pool, page);
+            if (on != KV_PAGE_NONE && on != basis) usage->resident_bytes += page_bytes(cache, on);
+            if (on != KV_PAGE_NONE) basis = on;
+            usage->resident_bytes += page_bytes(cache, page);
         }
     }
 }
@@ -151,6 +162,8 @@ static bool could_spill(const kv_cache *cache, const kv_methods *methods, uint64
     const uint64_t n_resident = resident_blocks(cache, methods);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         kv_need_blocks(cache, methods, l, n_blocks < n_resident ? n_blocks : n_resident, resident);
+    for (uint32_t l = 0; l < cache->n_layers && methods->codec->has_own_bases; l++)
+        resident[kv_basis_class(cache, l)] = need[kv_basis_class(cache, l)]; /* never demoted */
     return kv_pool_could_hold(cache->pool, resident) &&
            kv_pool_could_spill(cache->pool, need, !kv_tiers_count(cache->tiers).is_off);
 }

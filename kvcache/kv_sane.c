@@ -1,5 +1,6 @@
 /* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
 #include "kvcache/away.h"
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
@@ -18,13 +19,23 @@ typedef struct view {
     bool is_thinned; /* entries are no blocks any more */
 } view;
 
-/* Raw or encoded, as the sequence says, and of the layer's size in any case. */
+/* Of the layer's size, and leaning on a basis if it must. */
+static bool is_of_layer(const kv_cache *cache, uint32_t layer, uint32_t page)
+{
+    const uint32_t page_class = kv_pool_class(cache->pool, page);
+    const uint32_t on = kv_pool_leans_on(cache->pool, page);
+    if (page_class % cache->n_raw_classes != cache->layer_class[layer]) return false;
+    if ((on != KV_PAGE_NONE) != kv_codec_of(cache, page)->has_own_bases) return false;
+    return on == KV_PAGE_NONE || kv_pool_class(cache->pool, on) == kv_basis_class(cache, layer);
+}
+
+/* Raw or encoded, as the sequence says. */
 static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t block,
                           uint32_t page)
 {
     const uint32_t page_class = kv_pool_class(cache->pool, page);
     const bool is_coded = kv_is_coded_page(cache, page);
-    if (page_class % cache->n_raw_classes != cache->layer_class[layer]) return false;
+    if (!is_of_layer(cache, layer, page)) return false;
     if (v->methods == NULL || block >= v->n_blocks) return true;
     if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
     if (v->methods->codec->is_exact) return !is_coded;
@@ -125,7 +136,7 @@ static bool is_scattered_class_sane(const kv_cache *cache, const view *v, uint32
     const uint32_t page_class = kv_pool_class(cache->pool, page);
     const bool is_coded = kv_is_coded_page(cache, page);
     const bool is_full = kv_pool_pages(cache->pool)->n_slots[page] == cache->page_tokens;
-    if (page_class % cache->n_raw_classes != cache->layer_class[layer]) return false;
+    if (!is_of_layer(cache, layer, page)) return false;
     if (v->methods == NULL) return true;
     if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
     if (v->is_thinned) return !is_coded || !v->methods->codec->is_exact;

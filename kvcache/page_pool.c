@@ -54,6 +54,7 @@ static void place_arrays(kv_pool *pool, arena *a)
         pool->view.n_refs[i] = pool->pages.n_refs[i];
     }
     pool->pages.next_free = arena_take(a, n_pages, sizeof *pool->pages.next_free);
+    pool->pages.leans_on = arena_take(a, n_pages, sizeof *pool->pages.leans_on);
     pool->pages.owner = arena_take(a, n_pages, sizeof *pool->pages.owner);
     pool->pages.n_slots = arena_take(a, n_pages, sizeof *pool->pages.n_slots);
     const size_t row_bytes = pool->page_tokens * sizeof *pool->pages.positions;
@@ -320,6 +321,7 @@ static uint32_t take_page(kv_pool *pool, uint32_t slab, kv_holder holder)
     if (pool->slabs.first_free[slab] == KV_INDEX_NONE) unlink_partial(pool, slab);
     assert(!kv_page_is_held(pool, page));
     pool->pages.n_refs[holder][page] = 1;
+    pool->pages.leans_on[page] = KV_PAGE_NONE;
     pool->pages.n_slots[page] = 0;
     pool->pages.owner[page] = KV_OWNER_NONE;
     count_held(pool, page, false);
@@ -370,15 +372,15 @@ static void free_page(kv_pool *pool, uint32_t page)
     if (pool->slabs.n_used[slab] == 0) return_slab(pool, slab);
 }
 
-void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
+static void add_refs(kv_pool *pool, uint32_t page, kv_holder holder, uint32_t n)
 {
     assert(kv_page_is_held(pool, page));
     count_held(pool, page, true);
-    pool->pages.n_refs[holder][page]++;
+    pool->pages.n_refs[holder][page] += n;
     count_held(pool, page, false);
 }
 
-bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
+static bool drop_ref(kv_pool *pool, uint32_t page, kv_holder holder)
 {
     assert(pool->pages.n_refs[holder][page] > 0);
     count_held(pool, page, true);
@@ -391,6 +393,36 @@ bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
     return true;
 }
 
+void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
+{
+    const uint32_t on = pool->pages.leans_on[page];
+    add_refs(pool, page, holder, 1);
+    if (on != KV_PAGE_NONE) add_refs(pool, on, holder, 1);
+}
+
+bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
+{
+    const uint32_t on = pool->pages.leans_on[page];
+    if (on != KV_PAGE_NONE) (void)drop_ref(pool, on, holder);
+    return drop_ref(pool, page, holder);
+}
+
+void kv_pool_lean(kv_pool *pool, uint32_t page, uint32_t on)
+{
+    assert(kv_page_is_held(pool, page));
+    assert(pool->pages.leans_on[page] == KV_PAGE_NONE);
+    assert(pool->pages.leans_on[on] == KV_PAGE_NONE);
+    pool->pages.leans_on[page] = on;
+    for (int i = 0; i < KV_N_HOLDERS; i++)
+        add_refs(pool, on, (kv_holder)i, pool->pages.n_refs[i][page]);
+}
+
+uint32_t kv_pool_leans_on(const kv_pool *pool, uint32_t page)
+{
+    assert(kv_page_is_held(pool, page));
+    return pool->pages.leans_on[page];
+}
+
 void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to)
 {
     kv_pool_hold(pool, page, to);
@@ -398,51 +430,12 @@ void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to)
     assert(!is_freed);
 }
 
-/* ---- slots --------------------------------------------------------------------------------------- */
-
-static void count_slots(kv_pool *pool, uint32_t page, uint32_t n_slots)
-{
-    const uint32_t n_before = pool->pages.n_slots[page];
-    pool->n_slots_live += n_slots - (uint64_t)n_before;
-    pool->shards[pool->pages.owner[page]].n_slots += n_slots - (uint64_t)n_before;
-    pool->pages.n_slots[page] = (uint8_t)n_slots;
-}
-
-void kv_pool_own(kv_pool *pool, uint32_t page, uint32_t owner)
-{
-    assert(kv_page_is_held(pool, page));
-    assert(pool->pages.owner[page] == KV_OWNER_NONE);
-    assert(owner < pool->n_shards);
-    pool->pages.owner[page] = (uint16_t)owner;
-    pool->shards[owner].n_pages++;
-    pool->shards[owner].bytes += kv_page_owned_bytes(pool, page);
-}
-
-void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
-                  uint32_t owner)
-{
-    assert(n_slots <= pool->page_tokens);
-    kv_pool_own(pool, page, owner);
-    uint32_t *positions = kv_page_positions(pool, page);
-    for (uint32_t i = 0; i < n_slots; i++)
-        positions[i] = first_position + i;
-    count_slots(pool, page, n_slots);
-}
-
-void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
-                     uint32_t owner)
-{
-    assert(n_slots <= pool->page_tokens);
-    if (pool->pages.owner[page] == KV_OWNER_NONE) kv_pool_own(pool, page, owner);
-    memcpy(kv_page_positions(pool, page), positions, n_slots * sizeof *positions);
-    count_slots(pool, page, n_slots);
-}
-
 uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page)
 {
     const uint32_t own = kv_slab_of(pool, page), page_class = pool->slabs.page_class[own];
     uint32_t best = KV_SLAB_NONE, n_most = pool->slabs.n_used[own];
     assert(kv_pool_tier(pool, page) == KV_TIER_POOL);
+    assert(pool->pages.leans_on[page] == KV_PAGE_NONE);
     assert(pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0);
     for (uint32_t s = pool->tiers[KV_TIER_POOL].partial[page_class]; s != KV_SLAB_NONE;
          s = pool->slabs.next[s]) {
@@ -463,34 +456,6 @@ uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page)
     }
     (void)kv_pool_drop(pool, page, KV_HELD_BY_SEQ);
     return to;
-}
-
-uint32_t kv_pool_append(kv_pool *pool, uint32_t page, uint32_t position)
-{
-    const uint32_t slot = pool->pages.n_slots[page];
-    uint32_t *positions = kv_page_positions(pool, page);
-    assert(pool->pages.owner[page] != KV_OWNER_NONE);
-    assert(slot < pool->page_tokens);
-    assert(slot == 0 || positions[slot - 1] < position);
-    positions[slot] = position;
-    count_slots(pool, page, slot + 1);
-    return slot;
-}
-
-void kv_pool_shrink(kv_pool *pool, uint32_t page, uint32_t n_slots)
-{
-    assert(pool->pages.owner[page] != KV_OWNER_NONE);
-    assert(n_slots <= pool->pages.n_slots[page]);
-    count_slots(pool, page, n_slots);
-}
-
-uint32_t kv_pool_slots_below(const kv_pool *pool, uint32_t page, uint32_t position)
-{
-    const uint32_t *positions = kv_page_positions(pool, page);
-    uint32_t n = pool->pages.n_slots[page];
-    while (n > 0 && positions[n - 1] >= position)
-        n--;
-    return n;
 }
 
 /* ---- queries ------------------------------------------------------------------------------------- */

@@ -14,11 +14,8 @@
  * Pages may also lie in lower tiers: page_tiers.h. New ones are always the pool's.
  *
  * References are counted by kind of holder, since a page held by cached objects alone can be had
- * back. A page is freed when its last reference is dropped.
- *
- * Slots are written in order and positions rise with them. A page gets them all at once (fill), or is
- * open and gets one after the other (append). It has an owner from its first slot on: the shard that
- * its bytes are charged to, for as long as anybody holds it.
+ * back. A page is freed when its last reference is dropped. A page may lean on another, which is then
+ * held by all who hold it: such pages are no business of tables.
  *
  * Threads: one owner. Concurrent reads, and writes to the data of different pages, are fine while
  * nobody allocates or drops. */
@@ -98,24 +95,10 @@ uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page);
 /* One reference passes from one kind of holder to the other. */
 void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
 
-/* Written once, before the page has slots. */
-void kv_pool_own(kv_pool *pool, uint32_t page, uint32_t owner);
-
-/* The page gets an owner, and slots 0 .. n_slots at first_position and up. */
-void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
-                  uint32_t owner);
-/* One more slot of an owned page, at a position above those before; returns its index. */
-uint32_t kv_pool_append(kv_pool *pool, uint32_t page, uint32_t position);
-/* Only the first n_slots of an owned page stay. */
-void kv_pool_shrink(kv_pool *pool, uint32_t page, uint32_t n_slots);
-
-/* Slots of the page at positions below `position`. */
-uint32_t kv_pool_slots_below(const kv_pool *pool, uint32_t page, uint32_t position);
-
-/* Slots 0 .. n_slots of the page now hold these positions (rising), whatever they held before. It gets an
- * owner if it has none. */
-void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
-                     uint32_t owner);
+/* From now on, until it is freed, who holds `page` also holds `on`, once more; pages lean on one page, and
+ * only on such as lean on none. */
+void kv_pool_lean(kv_pool *pool, uint32_t page, uint32_t on);
+uint32_t kv_pool_leans_on(const kv_pool *pool, uint32_t page); /* or KV_PAGE_NONE */
 
 /* Valid while the page is held; there is none in the file: page_tiers.h. */
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page);

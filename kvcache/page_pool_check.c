@@ -18,6 +18,9 @@ void kv_pool_check_ref(const kv_pool *pool, uint32_t page, kv_holder holder)
 {
     assert(page / pool->pages_per_slab_max < pool->n_slabs);
     pool->pages.seen[holder][page]++;
+    if (!kv_page_is_held(pool, page)) return; /* found out at the end */
+    const uint32_t on = pool->pages.leans_on[page];
+    if (on != KV_PAGE_NONE) pool->pages.seen[holder][on]++;
 }
 
 /* The counts that a walk over the slabs of a tier finds. */

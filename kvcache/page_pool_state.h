@@ -8,6 +8,7 @@
 #ifndef KVCACHE_PAGE_POOL_STATE_H
 #define KVCACHE_PAGE_POOL_STATE_H
 
+#include "kvcache/page_slots.h"
 #include "kvcache/page_tiers.h"
 
 #include "base/arena.h"
@@ -52,6 +53,7 @@ struct kv_pool {
     struct {
         uint32_t *n_refs[KV_N_HOLDERS]; /* [n_pages] */
         uint16_t *next_free;            /* [n_pages]: index within the slab */
+        uint32_t *leans_on;             /* [n_pages], or KV_PAGE_NONE; valid while held */
         uint16_t *owner;                /* [n_pages] */
         uint8_t *n_slots;               /* [n_pages] */
         uint32_t *positions;            /* [n_pages][page_tokens] */

@@ -18,7 +18,7 @@
 #ifndef KVCACHE_PAGE_TABLE_H
 #define KVCACHE_PAGE_TABLE_H
 
-#include "kvcache/page_pool.h"
+#include "kvcache/page_slots.h"
 
 /* Of a list whose entries are scattered; the other lists have none of this. */
 typedef struct kv_list_marks {

@@ -15,6 +15,8 @@ uint32_t kv_pool_alloc_twin(kv_pool *pool, uint32_t page, kv_tier tier, kv_holde
     if (pool->pages.last_use != NULL)
         atomic_store_explicit(&pool->pages.last_use[twin], kv_pool_last_use(pool, page),
                               memory_order_relaxed);
+    if (pool->pages.leans_on[page] != KV_PAGE_NONE)
+        kv_pool_lean(pool, twin, pool->pages.leans_on[page]);
     return twin;
 }
 

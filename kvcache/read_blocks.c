@@ -2,20 +2,12 @@
 #include "kvcache/read_blocks.h"
 
 #include "kvcache/away.h"
+#include "kvcache/basis.h"
 #include "kvcache/commit.h"
 #include "kvcache/key_box.h"
 #include "kvcache/scatter.h"
 
 /* ---- blocks -------------------------------------------------------------------------------------- */
-
-void kv_read_begin(kv_read_job *j)
-{
-    if (!j->has_low) return;
-    const kv_methods *methods = &j->seq->methods;
-    const kv_head_bases bases = kv_bases_of_head(j->cache, methods->codec, j->layer, j->head);
-    const kv_page_layout *layout = kv_coded_layout(j->cache, methods, j->layer);
-    kv_low_begin(&j->worker->low, &layout->shape, &bases, &j->query);
-}
 
 static void fold_low(kv_read_job *j)
 {
@@ -68,7 +60,24 @@ static void fold_blocks(kv_read_job *j)
 static void finish_blocks(kv_read_job *j)
 {
     fold_blocks(j);
-    if (j->has_low) kv_low_merge(&j->worker->low, &j->query, j->state);
+    if (j->has_low && j->worker->low.has_begun) kv_low_merge(&j->worker->low, &j->query, j->state);
+}
+
+/* Makes the scratch ready for a page of coefficients, whose basis need not be that of the last one. */
+static void begin_low(kv_read_job *j, uint32_t page)
+{
+    kv_low_reader *low = &j->worker->low;
+    const kv_page_place at = {j->layer, j->head, page};
+    const uint32_t basis = kv_pool_leans_on(j->cache->pool, page);
+    if (low->has_begun && low->basis == basis) return;
+    if (low->has_begun) {
+        fold_low(j);
+        kv_low_merge(low, &j->query, j->state);
+    }
+    const kv_head_bases bases = kv_page_bases(j->cache, &at, low->floats);
+    kv_low_begin(low, &kv_layout_of(j->cache, page)->shape, &bases, &j->query);
+    low->basis = basis;
+    low->has_begun = true;
 }
 
 /* Lists one block of spans; those without a live slot are left out. */
@@ -134,6 +143,7 @@ static void add_low_page(kv_read_job *j, const kv_page_at *at)
 {
     attn_span span;
     if (page_span(j, at, &span) == 0 || span.live == 0) return;
+    begin_low(j, at->page);
     kv_low_add(&j->worker->low, &span);
     if (j->worker->low.n_blocks == KV_LOW_BLOCKS) fold_low(j);
 }
@@ -237,7 +247,7 @@ static void probe_recent(kv_read_job *probe, const kv_choice_range *range, uint3
 {
     const uint32_t n_blocks = probe->seq->n_blocks;
     attn_state_reset(probe->state, probe->query.group, 0);
-    kv_read_begin(probe);
+    probe->worker->low.has_begun = false;
     if (range->first == 0 && range->end > 0) add_sinks(probe);
     if (probe->cache->scatters[probe->layer]) {
         add_scattered(probe, range, NULL);
@@ -308,7 +318,7 @@ static uint32_t read_pages(kv_read_job *j, const kv_choice_range *range, uint32_
     uint32_t first = range->first;
     if (is_chosen) {
         if (j->lse == NULL) choose_pages(j, range, end);
-        kv_read_begin(j); /* a probe may have used it */
+        j->worker->low.has_begun = false; /* a probe may have used it */
         add_chosen_blocks(j, range);
         first += n_open;
     } else if (j->is_decode && j->lse == NULL) {
@@ -325,7 +335,7 @@ static uint32_t read_scattered(kv_read_job *j, const kv_choice_range *range, uin
     const uint32_t n_blocks = j->seq->n_blocks;
     const bool is_chosen = j->is_decode && !j->seq->methods.reads_all;
     if (is_chosen && j->lse == NULL) choose_pages(j, range, end);
-    if (is_chosen) kv_read_begin(j); /* a probe may have used it */
+    j->worker->low.has_begun = false; /* a probe may have used it */
     if (range->first == 0 && n_blocks > 0) add_sinks(j);
     const uint32_t n = add_scattered(j, range, is_chosen ? &j->worker->choice : NULL);
     if (j->is_decode && !is_chosen && j->lse == NULL) {
@@ -344,6 +354,7 @@ void kv_read_blocks(kv_read_job *j)
     if (query->window != 0 && oldest >= query->window && !j->seq->is_thinned)
         range.first_seen = oldest - query->window + 1;
     range.first = range.first_seen / j->cache->page_tokens;
+    j->worker->low.has_begun = false;
     range.end = kv_blocks_left(j->cache, j->seq->length);
     const uint32_t n_read =
         (j->cache->scatters[j->layer] ? read_scattered : read_pages)(j, &range, end);

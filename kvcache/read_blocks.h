@@ -22,9 +22,6 @@ typedef struct kv_read_job {
     uint32_t n_landed;          /* pages of those blocks that were read from the file */
 } kv_read_job;
 
-/* Before a state that was reset is read into. */
-void kv_read_begin(kv_read_job *j);
-
 /* Reads, in position order, what the job's queries see. The second time, for mass, a decode query reads what
  * was chosen the first time. */
 void kv_read_blocks(kv_read_job *j);

@@ -2,6 +2,7 @@
 #include "kvcache/reader.h"
 
 #include "kvcache/away.h"
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/read_blocks.h"
 
@@ -23,35 +24,8 @@ static uint32_t tile_queries(const kv_layer_shape *shape)
     return n < 1 ? 1 : n > KV_TILE_QUERIES_MAX ? KV_TILE_QUERIES_MAX : n;
 }
 
-/* Adds what the largest tile of any layer needs for pages of one codec's coefficients. */
-static void add_low_sizes(const kv_cache *cache, uint32_t codec, kv_low_sizes *sizes)
-{
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        const kv_layer_shape *shape = &cache->layer[l];
-        const uint32_t page_class = cache->first_class[codec] + cache->layer_class[l];
-        const kv_head_shape *head = &cache->layout[page_class].shape;
-        const size_t n_rows = (size_t)tile_queries(shape) * (shape->n_heads / shape->n_kv_heads);
-        sizes->n_rows = max_size(sizes->n_rows, n_rows);
-        sizes->k_rank = (uint32_t)max_size(sizes->k_rank, head->k_rank);
-        sizes->v_rank = (uint32_t)max_size(sizes->v_rank, head->v_rank);
-        sizes->v_dim = (uint32_t)max_size(sizes->v_dim, head->v_dim);
-    }
-}
-
-/* Zeros if no codec of the cache has coefficients. */
-static kv_low_sizes low_sizes(const kv_cache *cache)
-{
-    kv_low_sizes sizes = {0};
-    for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
-        if (kv_codecs[codec]->bases != NULL && cache->first_class[codec] != KV_CLASS_NONE)
-            add_low_sizes(cache, codec, &sizes);
-    }
-    return sizes;
-}
-
 void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
 {
-    const kv_low_sizes low = low_sizes(cache);
     size_t rows_max = 0, acc_max = 0, group_max = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
@@ -61,6 +35,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
         rows_max = max_size(rows_max, rows);
         acc_max = max_size(acc_max, rows * shape->v_dim);
     }
+    const kv_low_sizes low = kv_low_sizes_of(cache, rows_max);
     const uint32_t n_workers = thread_pool_n_threads(cache->d->pool);
     kv_reader_worker *workers = arena_take(a, n_workers, sizeof *workers);
     for (uint32_t w = 0; w < n_workers; w++) {
@@ -135,7 +110,7 @@ static kv_read_job make_job(const attend_loop *loop, const kv_tile *tile, uint32
         .worker = worker,
         .state = &worker->state,
         .is_decode = row->is_decode,
-        .has_low = row->seq->methods.codec->bases != NULL && row->seq->n_coded > 0,
+        .has_low = kv_codec_is_low_rank(row->seq->methods.codec) && row->seq->n_coded > 0,
         .misses = misses_of(cache, tile->row, head),
         .layer = loop->args->layer,
         .head = head,
@@ -180,7 +155,6 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     const size_t o_stride = (size_t)shape->n_heads * shape->v_dim;
     kv_read_job j = make_job(loop, tile, head, worker);
     attn_state_reset(&worker->state, (size_t)tile->n_queries * group, shape->v_dim);
-    kv_read_begin(&j);
     kv_read_blocks(&j);
     const float *sink_logit =
         shape->sink_logit != NULL ? shape->sink_logit + (size_t)head * group : NULL;
@@ -222,7 +196,6 @@ static void add_row_mass(const attend_loop *loop, uint32_t row, uint32_t head,
         if (mass == NULL) mass = kv_observe_mass(j.seq, j.layer, head);
         j.lse = lse_of(loop, tile, head);
         j.mass = mass;
-        kv_read_begin(&j);
         kv_read_blocks(&j);
     }
 }

@@ -136,7 +136,13 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
     options.limits = (kv_limits){N_SEQS, STEP_TOKENS, N_TOKENS_MAX};
     const bool is_evicting = strcmp(options.config.scheduling, "none") != 0;
     const bool is_lossy = is_evicting || strcmp(options.config.compression, "none") != 0;
-    options.config.memory_bytes = (is_evicting ? 5 : is_lossy ? 7 : 5) * KV_SLAB_BYTES;
+    const bool has_bases =
+        strcmp(options.config.compression, "svd") == 0; /* pages of one more class */
+    options.config.memory_bytes = ((is_evicting ? 5u
+                                    : is_lossy  ? 7u
+                                                : 5u) +
+                                   (has_bases ? 2 : 0)) *
+                                  KV_SLAB_BYTES;
     storm s = {.f = fake_open(&options), .seed = seed, .n_prompt_max = is_lossy ? 300 : 0};
     if (is_lossy) s.f->cache->section_tokens = 64;
     const kv_stats empty = fake_stats(s.f);
@@ -177,15 +183,15 @@ END_TEST
 
 START_TEST(a_storm_under_lossy_codecs_leaves_nothing_behind)
 {
-    static const char *const codecs[] = {"int8", "int2", "prune", "lora_plus"};
-    for (uint32_t i = 0; i < 4; i++) {
+    static const char *const codecs[] = {"int8", "int2", "prune", "lora_plus", "svd"};
+    for (uint32_t i = 0; i < 5; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = i == 0 ? 0 : 120;
         fake_options options = {
             .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_coded(codecs[i])};
         options.config.sink_tokens = i == 0 ? 3 : 0;
         options.model_type = DTYPE_BF16;
-        run_storm(4 + i, options, 10);
+        run_storm(40 + i, options, 10);
     }
 }
 END_TEST
@@ -232,7 +238,7 @@ END_TEST
 START_TEST(a_storm_of_evictions_over_shards_leaves_nothing_behind)
 {
     static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random"};
-    static const char *const codecs[] = {"none", "int8", "none", "int4"};
+    static const char *const codecs[] = {"none", "int8", "svd", "int4"};
     static const char *const placements[] = {"expert", "expert", "hash", "block"};
     for (uint32_t i = 0; i < 4; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
@@ -328,12 +334,17 @@ END_TEST
 
 START_TEST(a_storm_over_tiers_with_codes_and_boxes_leaves_nothing_behind)
 {
-    fake_options options = {
-        .n_threads = 2, .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int8")};
-    options.config.routing = (char *)(uintptr_t) "hierarchical";
-    options.config.routing_k = 0.5;
+    static const char *const codecs[] = {"int8", "svd"};
     bad_disk_mend();
-    run_storm(9, with_tiers(options, 2, 2), 5);
+    for (uint32_t i = 0; i < 2; i++) {
+        fake_options options = {.n_threads = 2,
+                                .layers = fake_coded_layers,
+                                .n_layers = 2,
+                                .config = fake_coded(codecs[i])};
+        options.config.routing = (char *)(uintptr_t) "hierarchical";
+        options.config.routing_k = 0.5;
+        run_storm(9 + 40 * i, with_tiers(options, 2, 2), 5);
+    }
 }
 END_TEST
 
@@ -374,10 +385,11 @@ END_TEST
 /* What is cached was shared before it was thinned; boxes of packed pages are checked, too. */
 START_TEST(a_storm_of_evictions_leaves_nothing_behind)
 {
-    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random"};
-    static const char *const codecs[] = {"none", "int8", "none", "int4"};
-    static const double budgets[] = {0.6, 0.4, 0.5, 60};
-    for (uint32_t i = 0; i < 4; i++) {
+    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random",
+                                           "tova"};
+    static const char *const codecs[] = {"none", "int8", "none", "int4", "svd"};
+    static const double budgets[] = {0.6, 0.4, 0.5, 60, 0.5};
+    for (uint32_t i = 0; i < 5; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = i % 2 == 0 ? 0 : 120;
         fake_options options = {
@@ -394,13 +406,18 @@ END_TEST
 
 START_TEST(a_storm_of_codes_over_shards_leaves_nothing_behind)
 {
-    fake_options options = {
-        .n_threads = 2, .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4")};
-    options.config.placement = (char *)(uintptr_t) "expert";
-    options.config.n_shards = 3;
-    options.config.routing = (char *)(uintptr_t) "topk_balanced";
-    options.config.routing_k = 0.5;
-    run_storm(20, options, 5);
+    static const char *const codecs[] = {"int4", "svd", "svd"};
+    for (uint32_t i = 0; i < 3; i++) {
+        fake_options options = {.n_threads = 2,
+                                .layers = fake_coded_layers,
+                                .n_layers = 2,
+                                .config = fake_coded(codecs[i])};
+        options.config.placement = (char *)(uintptr_t)(i < 2 ? "expert" : "block");
+        options.config.n_shards = 3;
+        options.config.routing = (char *)(uintptr_t) "topk_balanced";
+        options.config.routing_k = 0.5;
+        run_storm(20 + 40 * i, options, 5);
+    }
 }
 END_TEST
 

@@ -1,5 +1,6 @@
 /* tests/kvcache/test_tiers.c - promises of kvcache/tier/tiers.h and tier_file.h: pages that leave the pool
  * come back bit for bit or not at all. */
+#include "kvcache/page_slots.h"
 #include "kvcache/tier/tiers.h"
 #include "tests/kvcache/bad_disk.h"
 #include "tests/test_main.h"
