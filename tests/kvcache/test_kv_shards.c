@@ -123,10 +123,11 @@ static double largest_difference(const fake *f, const fake_seq *a, const fake_se
  * staging, which shows in roundings. */
 START_TEST(codes_are_the_same_however_a_prompt_is_cut)
 {
-    static const char *const placements[] = {"expert", "hash"};
-    for (uint32_t i = 0; i < 2; i++) {
+    static const char *const placements[] = {"expert", "hash", "expert"};
+    static const char *const codecs[] = {"int4", "int4", "svd"};
+    for (uint32_t i = 0; i < 3; i++) {
         fake_options options = {
-            .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4")};
+            .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded(codecs[i])};
         options.config.placement = (char *)(uintptr_t)placements[i];
         options.config.n_shards = 4;
         fake *f = fake_open(&options);
