@@ -18,12 +18,20 @@ static char *text(const char *name)
     return (char *)(uintptr_t)name;
 }
 
+/* Of all caches that are opened; every test has a process of its own. */
+static struct shards {
+    const char *placement;
+    uint32_t n;
+} shards = {"block", 1};
+
 static fake_options options_of(const char *policy, double budget, const char *codec)
 {
     fake_options options = {
         .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded(codec)};
     options.config.scheduling = text(policy);
     options.config.budget = budget;
+    options.config.placement = text(shards.placement);
+    options.config.n_shards = shards.n;
     return options;
 }
 
@@ -248,8 +256,9 @@ static void compare_entries(const oracle *o)
     for (uint32_t l = 0; l < o->f->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
             bool is_live[N_MAX] = {false};
-            for (uint32_t b = 0; b < seq->n_blocks; b++) {
-                const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
+            for (uint32_t i = 0; i < seq->n_blocks * cache->n_shards; i++) {
+                const uint32_t list = kv_list(cache, l, h, i % cache->n_shards);
+                const size_t entry = kv_table_entry(&seq->table, list, i / cache->n_shards);
                 for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1)
                     is_live[pages->positions[(size_t)seq->table.page[entry] * cache->page_tokens +
                                              (uint32_t)__builtin_ctzll(live)]] = true;
@@ -294,7 +303,8 @@ static void follow(const char *policy, double budget)
     fake_close(f);
 }
 
-START_TEST(what_stays_is_what_a_slow_reference_keeps)
+/* On any shards: budgets are a head's, over all of them. */
+static void follow_all(void)
 {
     static const char *const policies[] = {
         "streaming_llm",     "random", "knorm", "snapkv", "h2o", "expected_attention", "keydiff",
@@ -303,6 +313,22 @@ START_TEST(what_stays_is_what_a_slow_reference_keeps)
         follow(policies[i], 0.4);
         follow(policies[i], 48);
     }
+}
+
+START_TEST(what_stays_is_what_a_slow_reference_keeps)
+{
+    follow_all();
+}
+END_TEST
+
+START_TEST(the_same_stays_on_any_shards)
+{
+    shards = (struct shards){"block", 3};
+    follow_all();
+    shards = (struct shards){"expert", 4};
+    follow_all();
+    shards.placement = "hash";
+    follow("h2o", 0.4);
 }
 END_TEST
 
@@ -560,6 +586,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(what_stays_is_what_a_slow_reference_keeps, 250),
+    TEST_CASE_SECONDS(the_same_stays_on_any_shards, 400),
     TEST_CASE(a_prompt_is_shared_as_it_was_before_anything_was_evicted),
     TEST_CASE(nothing_is_shared_once_entries_are_gone),
     TEST_CASE(policies_do_not_share_prefixes),
