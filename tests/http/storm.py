@@ -9,7 +9,7 @@ whole, the same text as before for the same prompt, no page in use, nothing on t
 
 With --methods every request chooses its own methods of the KV cache - routing, scheduling, compression - over
 prompts that share prefixes, in a pool with host memory and a file below it. What is exact must then say what it
-said before, too, and every kind of work must have been done: evicted, encoded, demoted, promoted, shared.
+said before, too, and every kind of work must have been done: evicted, encoded, demoted, read back, shared.
 """
 
 import argparse
@@ -43,8 +43,7 @@ SCHEDULINGS = [{}, {}, {"scheduling": "adakv", "budget": 0.5}, {"scheduling": "h
 COMPRESSIONS = [{}, {}, {"compression": "int8"}, {"compression": "int4"}, {"compression": "fp8"},
                 {"compression": "think"}, {"compression": "svd"}]
 WORK_DONE = ("kv_pages_evicted_total", "kv_pages_compacted_total", "kv_encoded_blocks_total",
-             "kv_demoted_blocks_total", "kv_promoted_blocks_total", "kv_disk_read_bytes_total",
-             "prefix_cache_hit_tokens_total")
+             "kv_demoted_blocks_total", "kv_disk_read_bytes_total", "prefix_cache_hit_tokens_total")
 
 
 class Tally:
@@ -80,7 +79,7 @@ def random_fields(rng):
 def random_methods(rng):
     """Fields of a request that chooses; half of them share one salt."""
     kv = {**rng.choice(ROUTINGS), **rng.choice(SCHEDULINGS), **rng.choice(COMPRESSIONS)}
-    return {"max_tokens": rng.choice([1, 8, 40, 100]), "n": rng.choice([1, 1, 2]), "kv": kv,
+    return {"max_tokens": rng.choice([1, 8, 40]), "n": rng.choice([1, 1, 2]), "kv": kv,
             "temperature": 0, "ignore_eos": True, "stream": rng.random() < 0.5,
             "cache_salt": rng.choice("aabc")}
 
