@@ -51,7 +51,7 @@ static uint64_t next_change(const kv_seq *seq)
 
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 {
-    if (seq->methods.codec->is_exact && !seq->methods.policy.evicts) return UINT32_MAX;
+    if (seq->methods.codec->is_exact && !kv_methods_evict(&seq->methods)) return UINT32_MAX;
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
@@ -81,25 +81,39 @@ void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t 
     kv_box_write(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
 }
 
-void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+/* q_norm over the codec's window; NULL if it does not ask, or nothing is known. */
+static const float *find_q_norm(const kv_seq *seq, const kv_page_place *at,
+                                float memory[ATTN_CODED_DIM_MAX])
+{
+    const kv_observed_window window = {
+        .layer = at->layer, .head = at->head, .n = kv_codec_of(seq->cache, at->page)->n_queries};
+    if (window.n == 0) return NULL;
+    assert(seq->cache->layer[at->layer].k_dim <= ATTN_CODED_DIM_MAX);
+    return kv_observed_q_norm(seq, &window, memory) ? memory : NULL;
+}
+
+void kv_page_write(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
                    uint32_t n_spans)
 {
+    const kv_cache *cache = seq->cache;
+    float q_norm[ATTN_CODED_DIM_MAX];
     const kv_seal_args args = {
         .layout = kv_layout_of(cache, at->page),
         .spans = spans,
         .n_spans = n_spans,
         .page = kv_pool_data(cache->pool, at->page),
+        .q_norm = find_q_norm(seq, at, q_norm),
         .v_weight = kv_value_weight(cache, at->layer, at->head),
         .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head),
     };
     kv_codec_of(cache, at->page)->seal(&args);
 }
 
-void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+void kv_page_seal(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
                   uint32_t n_spans, uint32_t worker)
 {
-    kv_page_write(cache, at, spans, n_spans);
-    kv_page_box_write(cache, at, worker);
+    kv_page_write(seq, at, spans, n_spans);
+    kv_page_box_write(seq->cache, at, worker);
 }
 
 /* ---- encoding ------------------------------------------------------------------------------------ */
@@ -138,7 +152,8 @@ void kv_encode_count(kv_cache *cache, uint32_t layer, uint32_t page)
 
 static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
-    const kv_cache *cache = ctx;
+    const kv_seq *seq = ctx;
+    const kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     for (size_t i = begin; i < end; i++) {
         const kv_sealing *sealing = &cache->sealings[i];
@@ -146,13 +161,14 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
             kv_page_span(kv_layout_of(cache, sealing->from),
                          kv_pool_data(cache->pool, sealing->from), pages->n_slots[sealing->from]);
         const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
-        kv_page_seal(cache, &to, &span, 1, worker);
+        kv_page_seal(seq, &to, &span, 1, worker);
     }
 }
 
-static void seal_all(kv_cache *cache, uint32_t n)
+static void seal_all(kv_seq *seq, uint32_t n)
 {
-    parallel_for(cache->d->pool, n, 4, seal_jobs, cache);
+    kv_cache *cache = seq->cache;
+    parallel_for(cache->d->pool, n, 4, seal_jobs, seq);
     for (uint32_t i = 0; i < n; i++)
         (void)kv_pool_drop(cache->pool, cache->sealings[i].from, KV_HELD_BY_SEQ);
 }
@@ -187,12 +203,12 @@ void kv_encode(kv_seq *seq, uint32_t end)
                 const uint32_t to = replace_page(seq, l, entry);
                 cache->sealings[n++] = (kv_sealing){l, h, page, to};
                 if (n < KV_SEALING_MAX) continue;
-                seal_all(cache, n);
+                seal_all(seq, n);
                 n = 0;
             }
         }
     }
-    seal_all(cache, n);
+    seal_all(seq, n);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         kv_runs_write(seq, l, seq->n_coded, end);
     seq->n_coded = end;

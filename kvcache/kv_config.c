@@ -33,9 +33,9 @@ static const cfg_field fields[] = {
     CFG_REAL(kv_config, budget, "kv-budget", 0, 4294967295.0, "1",
              "share of its entries that a sequence keeps, or above 1 their number"),
     CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME", "which shard owns an entry"),
-    CFG_TEXT(kv_config, compression, "kv-compression", "none", "NAME",
+    CFG_TEXT(kv_config, compression, "kv-compression", "none", "[SELECTION,]CODEC",
              "how pages are encoded: none, fp8, int8, int4, int2, prune, "
-             "think, lora or lora_plus"),
+             "think, lora or lora_plus; before it, what stays of a prompt"),
 };
 
 const cfg_table kv_config_table = {

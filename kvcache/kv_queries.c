@@ -54,7 +54,7 @@ err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, e
     if (!methods->reads_all && !cache->has_boxes)
         return err_set(info, ERR_UNSUPPORTED, "kv-routing: the cache keeps no bounds for %s",
                        methods->routing->name);
-    return kv_evict_check(cache, &methods->policy, info);
+    return kv_evict_check(cache, methods, info);
 }
 
 size_t kv_cache_bytes_per_token(const kv_cache *cache)

@@ -24,7 +24,7 @@ void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers
 {
     size_t group_max = 0, first_query = 0, first_sum = 0;
     *observers = (kv_observers){0};
-    if (!cache->evict.is_open) return;
+    if (!cache->evict.is_open && cache->methods.codec->n_queries == 0) return;
     observers->first_query =
         arena_take(a, (size_t)cache->n_layers + 1, sizeof *observers->first_query);
     observers->first_sum = arena_take(a, (size_t)cache->n_layers + 1, sizeof *observers->first_sum);
@@ -59,27 +59,50 @@ static void *take_zeroed(kv_seq *seq, size_t n, size_t each_bytes, err_t *err)
     return data;
 }
 
-err_t kv_observed_open(kv_seq *seq)
+/* Adds what a policy asks for. */
+static void want(const kv_policy *policy, kv_observed *o)
+{
+    if (!policy->evicts) return;
+    o->needs |= policy->scorer->needs;
+    if (policy->scorer->n_queries > o->window) o->window = policy->scorer->n_queries;
+}
+
+static void find_needs(const kv_seq *seq, kv_observed *o)
+{
+    o->needs = seq->methods.codec->n_queries > 0 ? KV_SCORE_QUERIES : 0;
+    o->window = seq->methods.codec->n_queries;
+    want(&seq->methods.selection, o);
+    want(&seq->methods.policy, o);
+    if (seq->methods.reads_all) o->needs &= ~(uint32_t)KV_SCORE_USES;
+}
+
+static size_t query_row_bytes(const kv_cache *cache)
+{
+    return cache->observers.first_query[cache->n_layers] * sizeof(float);
+}
+
+/* What does not grow with the sequence, if it is not there yet. */
+static err_t take_fixed(kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
-    const kv_policy *policy = &seq->methods.policy;
     kv_observed *o = &seq->observed;
     err_t err = ERR_OK;
-    *o = (kv_observed){0};
-    if (!policy->evicts) return ERR_OK;
-    const kv_observers *all = &cache->observers;
-    o->needs = policy->scorer->needs;
-    if (seq->methods.reads_all) o->needs &= ~(uint32_t)KV_SCORE_USES;
     if ((o->needs & KV_SCORE_QUERIES) != 0) {
-        const size_t row_bytes = all->first_query[cache->n_layers] * sizeof(float);
-        o->window = policy->scorer->n_queries;
-        o->queries = take_zeroed(seq, o->window, row_bytes, &err);
-        o->new_queries = take_zeroed(seq, o->window, row_bytes, &err);
+        const size_t row_bytes = query_row_bytes(cache);
+        if (o->queries == NULL) o->queries = take_zeroed(seq, o->window, row_bytes, &err);
+        if (o->new_queries == NULL) o->new_queries = take_zeroed(seq, o->window, row_bytes, &err);
     }
-    if ((o->needs & KV_SCORE_STATS) != 0) {
-        const size_t n = all->first_sum[cache->n_layers];
-        o->sums = take_zeroed(seq, n, sizeof *o->sums, &err);
-    }
+    if ((o->needs & KV_SCORE_STATS) != 0 && o->sums == NULL)
+        o->sums =
+            take_zeroed(seq, cache->observers.first_sum[cache->n_layers], sizeof *o->sums, &err);
+    return err;
+}
+
+err_t kv_observed_open(kv_seq *seq)
+{
+    seq->observed = (kv_observed){0};
+    find_needs(seq, &seq->observed);
+    const err_t err = take_fixed(seq);
     if (err != ERR_OK) kv_observed_close(seq);
     return err;
 }
@@ -158,8 +181,7 @@ static err_t grow_uses(kv_seq *seq, uint32_t n_entries)
 static err_t take_new_sums(kv_seq *seq)
 {
     kv_observed *o = &seq->observed;
-    const size_t n =
-        seq->cache->evict.is_open ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
+    const size_t n = o->sums != NULL ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
     const bool is_wanted = o->sums != NULL && seq->length < seq->n_prompt_tokens;
     err_t err = ERR_OK;
     if (is_wanted && o->new_sums == NULL) o->new_sums = take_zeroed(seq, n, sizeof *o->sums, &err);
@@ -175,6 +197,7 @@ err_t kv_observed_grow(kv_seq *seq)
     const uint32_t n_entries = seq->table.capacity;
     const uint64_t n_positions = (uint64_t)n_entries * seq->cache->page_tokens;
     if (n_positions > UINT32_MAX) return ERR_OVERFLOW;
+    TRY(take_fixed(seq));
     TRY(take_new_sums(seq));
     if ((o->needs & KV_SCORE_MASS) != 0 && n_positions > o->n_positions)
         TRY(grow_mass(seq, (uint32_t)n_positions));
@@ -187,11 +210,56 @@ void kv_observed_forget(kv_seq *seq)
     const kv_cache *cache = seq->cache;
     kv_observed *o = &seq->observed;
     o->first = o->n_summed = 0;
+    find_needs(seq, o);
     if (o->sums != NULL)
         memset(o->sums, 0, cache->observers.first_sum[cache->n_layers] * sizeof *o->sums);
     if (o->mass != NULL) memset(o->mass, 0, n_heads_all(cache) * o->n_positions * sizeof *o->mass);
     if (o->uses != NULL)
         memset(o->uses, 0, (size_t)cache->n_lists * o->n_entries * sizeof *o->uses);
+}
+
+/* Later queries lie where older ones were. */
+void kv_observed_cut(kv_seq *seq, uint32_t n_tokens)
+{
+    kv_observed *o = &seq->observed;
+    const uint32_t oldest = seq->length > o->window ? seq->length - o->window : 0;
+    if (o->first < oldest) o->first = oldest;
+    if (o->first > n_tokens) o->first = n_tokens;
+}
+
+static void drop_queries(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    if (o->queries == NULL) return;
+    give_back(seq, o->queries, o->window, query_row_bytes(seq->cache));
+    give_back(seq, o->new_queries, o->window, query_row_bytes(seq->cache));
+    o->queries = o->new_queries = NULL;
+}
+
+static void drop_sums(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    const size_t n = o->sums != NULL ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
+    give_back(seq, o->sums, n, sizeof *o->sums);
+    give_back(seq, o->new_sums, o->new_sums != NULL ? n : 0, sizeof *o->sums);
+    o->sums = o->new_sums = NULL;
+    o->n_summed = 0;
+}
+
+void kv_observed_rest(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    const kv_cache *cache = seq->cache;
+    const bool keeps_queries = seq->methods.codec->n_queries > 0;
+    o->needs &= keeps_queries ? KV_SCORE_QUERIES : 0;
+    if (!keeps_queries) drop_queries(seq);
+    drop_sums(seq);
+    give_back(seq, o->mass, n_heads_all(cache) * o->n_positions, sizeof *o->mass);
+    give_back(seq, o->new_mass, n_heads_all(cache) * o->n_positions, sizeof *o->mass);
+    give_back(seq, o->uses, (size_t)cache->n_lists * o->n_entries, sizeof *o->uses);
+    o->mass = o->new_mass = NULL;
+    o->uses = NULL;
+    o->n_positions = o->n_entries = 0;
 }
 
 /* ---- a step -------------------------------------------------------------------------------------- */
@@ -271,7 +339,7 @@ void kv_observe_queries(kv_cache *cache, const kv_attend_args *args)
 {
     const kv_layer_shape *shape = &cache->layer[args->layer];
     bool any_sums = false;
-    if (!cache->evict.is_open) return;
+    if (cache->observers.first_query == NULL) return;
     for (uint32_t r = 0; r < cache->step.n_rows; r++) {
         const kv_row *row = &cache->step.rows[r];
         const summed tokens = find_summed(row->seq, row->n_tokens);
@@ -334,28 +402,56 @@ void kv_observe_commit(kv_seq *seq)
     }
 }
 
-/* ---- for scorers --------------------------------------------------------------------------------- */
+/* ---- for scorers and codecs ---------------------------------------------------------------------- */
+
+/* Position behind the newest query: a commit sees those of its step before the length has grown. */
+static uint32_t queries_end(const kv_seq *seq)
+{
+    return seq->length + seq->n_step_tokens;
+}
 
 uint32_t kv_observed_n_queries(const kv_seq *seq)
 {
-    return (uint32_t)min_size(seq->length - seq->observed.first, seq->observed.window);
+    return (uint32_t)min_size(queries_end(seq) - seq->observed.first, seq->observed.window);
 }
 
-void kv_observed_queries(const kv_seq *seq, uint32_t layer, uint32_t head, float *out,
-                         uint32_t *positions)
+/* [group][k_dim] of the query at a position. */
+static const float *query_at(const kv_seq *seq, const kv_observed_window *window, uint32_t position)
 {
-    const kv_layer_shape *shape = &seq->cache->layer[layer];
+    const kv_layer_shape *shape = &seq->cache->layer[window->layer];
     const kv_observed *o = &seq->observed;
     const size_t width = (size_t)shape->n_heads * shape->k_dim;
+    return query_rows(seq, o->queries, window->layer) + position % o->window * width +
+           (size_t)window->head * group_of(shape) * shape->k_dim;
+}
+
+void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, float *out,
+                         uint32_t *positions)
+{
+    const kv_layer_shape *shape = &seq->cache->layer[window->layer];
     const size_t n_floats = (size_t)group_of(shape) * shape->k_dim;
-    const uint32_t n = kv_observed_n_queries(seq);
-    for (uint32_t i = 0; i < n; i++) {
-        positions[i] = seq->length - n + i;
-        memcpy(out + i * n_floats,
-               query_rows(seq, o->queries, layer) + positions[i] % o->window * width +
-                   head * n_floats,
-               n_floats * sizeof *out);
+    assert(window->n <= kv_observed_n_queries(seq));
+    for (uint32_t i = 0; i < window->n; i++) {
+        positions[i] = queries_end(seq) - window->n + i;
+        memcpy(out + i * n_floats, query_at(seq, window, positions[i]), n_floats * sizeof *out);
     }
+}
+
+bool kv_observed_q_norm(const kv_seq *seq, const kv_observed_window *window, float *out)
+{
+    const kv_layer_shape *shape = &seq->cache->layer[window->layer];
+    if (seq->observed.queries == NULL) return false;
+    const uint32_t n = (uint32_t)min_size(window->n, kv_observed_n_queries(seq));
+    for (uint32_t c = 0; c < shape->k_dim; c++) {
+        double sum = 0;
+        for (uint32_t p = queries_end(seq) - n; p < queries_end(seq); p++) {
+            const float *q = query_at(seq, window, p) + c;
+            for (uint32_t g = 0; g < group_of(shape); g++)
+                sum += (double)q[(size_t)g * shape->k_dim] * (double)q[(size_t)g * shape->k_dim];
+        }
+        out[c] = (float)sum;
+    }
+    return n > 0;
 }
 
 /* Of one query head. */

@@ -8,7 +8,8 @@
  *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
  *             if routing leaves pages out
  *
- * A sequence has what its scorer asks for, allocated when it opens and when its table grows. What a step
+ * A sequence has what its scorers and its codec ask for, allocated when it opens and when its table grows;
+ * what only a selection asks for is given back once the prompt's end has been chosen. What a step
  * adds goes to a second copy that takes the place of the first when the step ends: an aborted step
  * leaves no trace, but for uses. A prefix that was taken brings nothing along: scorers know of it what
  * later queries showed. */
@@ -28,9 +29,9 @@ typedef struct kv_uses {
 
 /* Of one sequence. Per head: all KV heads of all layers, one after the other. */
 typedef struct kv_observed {
-    uint32_t needs; /* KV_SCORE_...; 0: nothing is kept */
-    uint32_t window;
-    uint32_t first; /* positions below were taken from a prefix: their queries were not seen */
+    uint32_t needs;  /* KV_SCORE_...; 0: nothing is kept */
+    uint32_t window; /* the largest that is asked for */
+    uint32_t first;  /* the queries of positions below were not seen, or are no longer there */
     float *queries, *new_queries; /* layer l at window * observers.first_query[l]:
                                    * [window][n_heads][k_dim] */
     double *sums,
@@ -66,6 +67,12 @@ err_t kv_observed_grow(kv_seq *seq) MUST_CHECK;
 /* The sequence begins anew. */
 void kv_observed_forget(kv_seq *seq);
 
+/* The sequence is about to be cut to its first n_tokens. */
+void kv_observed_cut(kv_seq *seq, uint32_t n_tokens);
+
+/* Nothing is chosen any more: only what the codec asks for is kept from now on. */
+void kv_observed_rest(kv_seq *seq);
+
 /* ---- a step ---- */
 
 /* Before attention: q_nope may lie where its output will. */
@@ -81,13 +88,24 @@ void kv_observe_use(const kv_seq *seq, uint32_t list, uint32_t entry, uint32_t p
 /* The step ends well; n_step_tokens is still set. */
 void kv_observe_commit(kv_seq *seq);
 
-/* ---- for scorers ---- */
+/* ---- for scorers and codecs ---- */
 
+/* The latest queries that are kept: up to the newest token, be it of a step that is being committed. */
 uint32_t kv_observed_n_queries(const kv_seq *seq);
 
-/* Writes the last n queries of a head's group, out[n][group][k_dim], and their positions. */
-void kv_observed_queries(const kv_seq *seq, uint32_t layer, uint32_t head, float *out,
+/* The last n of them, of a head's group. */
+typedef struct kv_observed_window {
+    uint32_t layer, head;
+    uint32_t n;
+} kv_observed_window;
+
+/* Writes the queries, out[n][group][k_dim], and their positions[n]. */
+void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, float *out,
                          uint32_t *positions);
+
+/* Writes out[k_dim]: the sum of q_c^2 over the group and the queries, at most window->n of them. False if
+ * there are none. */
+bool kv_observed_q_norm(const kv_seq *seq, const kv_observed_window *window, float *out);
 
 /* Writes mean [group][k_dim] and covariance [group][k_dim][k_dim]; zeros of none. */
 void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *mean, float *cov);

@@ -37,7 +37,7 @@ typedef struct kv_seal_args {
     uint32_t n_spans;
     uint8_t *page; /* out, [page_bytes] */
     /* Either may be NULL: not known. */
-    const float *q_norm;   /* [k_dim]: sum of q_c^2 over the recent queries of the head */
+    const float *q_norm;   /* [k_dim]: sum of q_c^2 over the latest queries of the head's group */
     const float *v_weight; /* [v_dim]: what the output projection makes of a channel */
     kv_head_bases bases;
 } kv_seal_args;
@@ -54,6 +54,7 @@ typedef struct kv_codec {
     const char *name;
     bool is_exact;      /* an entry comes back with its bits */
     bool weighs_values; /* asks for v_weight when it seals */
+    uint32_t n_queries; /* asks for q_norm over at most so many queries; 0: does not */
 
     /* The bases that a low-rank codec uses of a layer; NULL for all others. */
     const kv_bases *(*bases)(const kv_layer_shape *layer);

@@ -54,7 +54,7 @@ START_TEST(what_a_codec_cannot_do_is_said_at_open)
         .n_heads = 1, .n_kv_heads = 1, .k_dim = 64, .v_dim = 64, .v_in_k = true, .scale = 1};
     const kv_layer_shape tiny = {.n_heads = 1, .n_kv_heads = 1, .k_dim = 8, .v_dim = 8, .scale = 1};
     expect_refusal("int8,int4", fake_coded_layers, 8, ERR_BAD_CONFIG,
-                   "kv-compression: 'int8,int4' is more than one; known are: none fp8 int8");
+                   "kv-compression: 'int8,int4' is more than one codec; known selections are: ");
     expect_refusal("int9", fake_coded_layers, 8, ERR_BAD_CONFIG,
                    "kv-compression: 'int9' is unknown; known are: none fp8 int8");
     expect_refusal("int8", &latent, 32, ERR_UNSUPPORTED, "kv-compression: int8 cannot encode");
