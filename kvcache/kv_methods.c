@@ -61,7 +61,7 @@ static err_t check_selection(const kv_methods *out, err_info *info)
                        "it; use kv-routing: topk",
                        selection->name);
     if (selection->evicts && policy->evicts && policy->scorer->over_heads &&
-        !selection->scorer->over_heads)
+        policy->scorer->from == KV_FROM_OWN_LAYER && !selection->scorer->over_heads)
         return err_set(info, ERR_BAD_CONFIG,
                        "kv-compression: %s leaves each head entries of its own, and "
                        "kv-scheduling: %s wants the same in all",

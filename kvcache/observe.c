@@ -231,8 +231,9 @@ static void drop_queries(kv_seq *seq)
 {
     kv_observed *o = &seq->observed;
     if (o->queries == NULL) return;
-    give_back(seq, o->queries, o->window, query_row_bytes(seq->cache));
-    give_back(seq, o->new_queries, o->window, query_row_bytes(seq->cache));
+    const size_t row_bytes = query_row_bytes(seq->cache);
+    give_back(seq, o->queries, o->window, row_bytes);
+    give_back(seq, o->new_queries, o->new_queries != NULL ? o->window : 0, row_bytes);
     o->queries = o->new_queries = NULL;
 }
 

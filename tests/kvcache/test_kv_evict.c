@@ -194,6 +194,52 @@ START_TEST(policies_do_not_share_prefixes)
 }
 END_TEST
 
+/* Of a selection the name counts and the budget, too; its prompt is shared as it was before. */
+START_TEST(selections_share_prefixes_with_their_like)
+{
+    static const char *const wanted[][2] = {{"none", "knorm,none"}, {"none", "knorm,none"},
+                                            {"knorm", "none"},      {"none", "keydiff,none"},
+                                            {"h2o", "knorm,none"},  {"none", "knorm,int8"}};
+    fake_options options = options_of("none", 0.3, "knorm,none");
+    options.config.request_methods = true;
+    fake *f = open_evicting(&options);
+    fake_seq source = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 56});
+    fake_run(f, &source, 56, 64);
+    kv_seq_share_prompt(source.seq, source.tokens, 56);
+    for (uint32_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        kv_seq *seq;
+        kv_methods methods;
+        kv_config config = options.config;
+        config.scheduling = text(wanted[i][0]);
+        config.compression = text(wanted[i][1]);
+        if (i == 1) config.budget = 0.4;
+        ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+        const kv_seq_options seq_options = {.methods = &methods, .salt = "", .n_prompt_tokens = 56};
+        ck_assert_int_eq(kv_seq_open(f->cache, &seq_options, &seq), ERR_OK);
+        ck_assert_uint_eq(kv_seq_take_prefix(seq, source.tokens, 56), i == 0 ? 40 : 0);
+        kv_seq_close(seq, NULL);
+    }
+    fake_seq_close(f, &source, true);
+    ck_assert_uint_eq(fake_stats(f).prefix_objects, 1); /* what it decoded was not left behind */
+    fake_close(f);
+}
+END_TEST
+
+START_TEST(a_cache_says_what_it_keeps_for_no_selection)
+{
+    const fake_options options = options_of("none", 0.5, "knorm,none");
+    fake *f = open_evicting(&options);
+    kv_config config = options.config;
+    kv_methods methods;
+    err_info info = {0};
+    config.compression = text("h2o+adakv,none");
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_int_eq(kv_cache_check_methods(f->cache, &methods, &info), ERR_UNSUPPORTED);
+    ck_assert_str_eq(info.message, "kv-compression: the cache keeps nothing for h2o+adakv");
+    fake_close(f);
+}
+END_TEST
+
 /* ---- room ---------------------------------------------------------------------------------------- */
 
 /* Raw pages of 64 keys of 64 channels in f32 are half a slab; a slab has seven of int8. */
@@ -364,6 +410,8 @@ const test_case test_cases[] = {
     TEST_CASE(a_prompt_is_shared_as_it_was_before_anything_was_evicted),
     TEST_CASE(nothing_is_shared_once_entries_are_gone),
     TEST_CASE(policies_do_not_share_prefixes),
+    TEST_CASE(selections_share_prefixes_with_their_like),
+    TEST_CASE(a_cache_says_what_it_keeps_for_no_selection),
     TEST_CASE(a_full_pool_refuses_the_step_whose_settling_finds_no_room),
     TEST_CASE(a_cached_prompt_gives_way_to_the_sequence_that_left_it),
     TEST_CASE_SECONDS(what_could_fit_does_fit, 250),

@@ -120,7 +120,8 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
 {
     options.isa = "auto";
     options.limits = (kv_limits){N_SEQS, STEP_TOKENS, N_TOKENS_MAX};
-    const bool is_evicting = strcmp(options.config.scheduling, "none") != 0;
+    const bool has_selection = strchr(options.config.compression, ',') != NULL;
+    const bool is_evicting = has_selection || strcmp(options.config.scheduling, "none") != 0;
     const bool is_lossy = is_evicting || strcmp(options.config.compression, "none") != 0;
     options.config.memory_bytes = (is_evicting ? 5 : is_lossy ? 7 : 5) * KV_SLAB_BYTES;
     storm s = {.f = fake_open(&options), .seed = seed, .n_prompt_max = is_lossy ? 300 : 0};
@@ -135,7 +136,8 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
     ck_assert_uint_ge(s.n_hits, n_hits_least);
     ck_assert_uint_gt(s.n_aborts, 20);
     if (is_evicting) ck_assert_uint_gt(fake_stats(s.f).pages_evicted, 100);
-    if (is_evicting && !s.f->cache->methods.policy.scorer->by_page)
+    const kv_scorer *scorer = s.f->cache->methods.policy.scorer;
+    if (is_evicting && scorer != NULL && !scorer->by_page)
         ck_assert_uint_gt(fake_stats(s.f).pages_compacted, 100);
     ck_assert_uint_gt(fake_stats(s.f).pages_given_up, is_evicting ? 10 : 100);
     kv_cache_drop_prefixes(s.f->cache);
@@ -230,6 +232,25 @@ START_TEST(a_storm_of_evictions_leaves_nothing_behind)
 }
 END_TEST
 
+START_TEST(a_storm_of_selections_leaves_nothing_behind)
+{
+    static const char *const compressions[] = {"chunkkv,int8", "snapkv+adakv,none", "fastv,think",
+                                               "h2o+pyramid,int4"};
+    static const char *const policies[] = {"none", "none", "none", "random"};
+    for (uint32_t i = 0; i < 4; i++) {
+        kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
+        layers[1].window = i % 2 == 0 ? 0 : 120;
+        fake_options options = {.layers = layers, .n_layers = 2, .n_threads = 2};
+        options.config = fake_coded(compressions[i]);
+        options.config.scheduling = (char *)(uintptr_t)policies[i];
+        options.config.budget = i < 2 ? 0.4 : 50;
+        options.config.routing = (char *)(uintptr_t)(i % 2 == 0 ? "full" : "topk");
+        options.config.routing_k = 0.5;
+        run_storm(30 + i, options, 3);
+    }
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_under_lossy_codecs_leaves_nothing_behind, 600),
@@ -238,5 +259,6 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_with_boxes_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_with_boxes_of_codes_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_of_selections_leaves_nothing_behind, 600),
     TEST_CASES_END,
 };
