@@ -74,7 +74,7 @@ typedef struct kv_codec {
 } kv_codec;
 
 #define KV_CODEC_LIST(X) \
-    X(none) X(fp8) X(int8) X(int4) X(int2) X(prune) X(think) X(lora) X(lora_plus)
+    X(none) X(fp8) X(int8) X(int4) X(int2) X(prune) X(think) X(lora) X(lora_plus) X(paper_fastv)
 
 extern const kv_codec *const kv_codecs[]; /* ends with NULL */
 extern const char kv_codec_names[];       /* " none fp8 ..." for messages */
