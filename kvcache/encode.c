@@ -81,15 +81,13 @@ void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t 
     kv_box_write(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
 }
 
-/* q_norm over the codec's window; NULL if it does not ask, or nothing is known. */
+/* NULL if the codec does not ask, or nothing is known. */
 static const float *find_q_norm(const kv_seq *seq, const kv_page_place *at,
                                 float memory[ATTN_CODED_DIM_MAX])
 {
-    const kv_observed_window window = {
-        .layer = at->layer, .head = at->head, .n = kv_codec_of(seq->cache, at->page)->n_queries};
-    if (window.n == 0) return NULL;
+    if (kv_codec_of(seq->cache, at->page)->n_queries == 0) return NULL;
     assert(seq->cache->layer[at->layer].k_dim <= ATTN_CODED_DIM_MAX);
-    return kv_observed_q_norm(seq, &window, memory) ? memory : NULL;
+    return kv_observed_q_norm(seq, at->layer, at->head, memory) ? memory : NULL;
 }
 
 void kv_page_write(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,

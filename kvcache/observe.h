@@ -1,6 +1,8 @@
 /* kvcache/observe.h - what scorers need of a sequence beside its entries, kept while it runs.
  *
  *   queries   the newest n_queries of every head, after RoPE, f32, position p at p mod n_queries
+ *   squares   of those of every KV head's group, channel by channel and summed over the group, f32, as many
+ *             as the codec asks for, position p at p mod n_squares
  *   sums      of the prompt's queries before RoPE and of their products, without positions below 4:
  *             doubles, added in position order, so that the cut of the prompt changes no bit
  *   mass      for every position the attention that it got, a mean over the heads of its group summed
@@ -31,9 +33,12 @@ typedef struct kv_uses {
 typedef struct kv_observed {
     uint32_t needs;  /* KV_SCORE_...; 0: nothing is kept */
     uint32_t window; /* the largest that is asked for */
-    uint32_t first;  /* the queries of positions below were not seen, or are no longer there */
+    uint32_t n_squares;
+    uint32_t first; /* the queries of positions below were not seen, or are no longer there */
     float *queries, *new_queries; /* layer l at window * observers.first_query[l]:
                                    * [window][n_heads][k_dim] */
+    float *squares, *new_squares; /* layer l at n_squares * observers.first_square[l]:
+                                   * [n_squares][n_kv_heads][k_dim] */
     double *sums,
         *new_sums;     /* the second only in the prompt; layer l at observers.first_sum[l]: of each
                               * query head [k_dim], then of products c <= r at r (r + 1) / 2 + c */
@@ -47,8 +52,9 @@ typedef struct kv_observed {
 
 /* What is the same for all sequences. */
 typedef struct kv_observers {
-    size_t *first_query; /* [n_layers + 1]: floats of one position in the layers before */
-    size_t *first_sum;   /* [n_layers + 1]: doubles of the layers before */
+    size_t *first_query;  /* [n_layers + 1]: floats of one position in the layers before */
+    size_t *first_square; /* [n_layers + 1]: floats of one position in the layers before */
+    size_t *first_sum;    /* [n_layers + 1]: doubles of the layers before */
     float *lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass is asked for */
     size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
 } kv_observers;
@@ -90,7 +96,6 @@ void kv_observe_commit(kv_seq *seq);
 
 /* ---- for scorers and codecs ---- */
 
-/* The latest queries that are kept: up to the newest token, be it of a step that is being committed. */
 uint32_t kv_observed_n_queries(const kv_seq *seq);
 
 /* The last n of them, of a head's group. */
@@ -103,9 +108,9 @@ typedef struct kv_observed_window {
 void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, float *out,
                          uint32_t *positions);
 
-/* Writes out[k_dim]: the sum of q_c^2 over the group and the queries, at most window->n of them. False if
- * there are none. */
-bool kv_observed_q_norm(const kv_seq *seq, const kv_observed_window *window, float *out);
+/* Writes out[k_dim]: the squares of a head, summed over as many queries as there are; false if there are
+ * none. */
+bool kv_observed_q_norm(const kv_seq *seq, uint32_t layer, uint32_t head, float *out);
 
 /* Writes mean [group][k_dim] and covariance [group][k_dim][k_dim]; zeros of none. */
 void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *mean, float *cov);
