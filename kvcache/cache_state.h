@@ -5,7 +5,8 @@
  *   kv_seq.c        sequences: open, truncate, close
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
- *   encode.c        which blocks are encoded, and when
+ *   encode.c        which blocks are encoded, and when (basis.c: in which basis)
+ *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
  *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
  *   compact.c       pages with holes become fewer
  *   reader.c        attention (low_reader.c: over coefficients)
@@ -25,6 +26,7 @@
 
 #include "base/arena.h"
 #include "base/check.h"
+#include "kvcache/basis_state.h"
 #include "kvcache/evict_state.h"
 #include "kvcache/kv_cache.h"
 #include "kvcache/observe.h"
@@ -35,6 +37,7 @@
 #include "kvcache/recent_ring.h"
 #include "kvcache/stats_board.h"
 #include "kvcache/step_state.h"
+#include "kvcache/tier/tiers.h"
 
 enum { KV_CODECS_MAX = 16 };
 #define KV_CLASS_NONE UINT32_MAX
@@ -46,6 +49,7 @@ struct kv_seq {
     uint64_t id;       /* see kv_map.h */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
+    _Atomic bool is_lost; /* a page could not be read; see away.h */
     bool is_taken;   /* over from a prefix, and no step since: n_coded may lag behind the goal */
     bool is_thinned; /* scheduling has evicted entries */
     uint64_t n_pages_evicted;
@@ -78,6 +82,7 @@ struct kv_cache {
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
     bool prefix_caching;
+    bool has_tiers, has_file; /* below the pool; tier/tiers.h */
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
@@ -94,6 +99,7 @@ struct kv_cache {
     uint64_t *need;               /* [n_classes]: pages to find room for */
 
     kv_pool *pool;
+    kv_tiers *tiers; /* NULL: the pool is all there is */
     kv_rings rings;
     kv_staging staging;
     kv_reader reader;
@@ -102,14 +108,18 @@ struct kv_cache {
     kv_observers observers;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
-    float *v_weight;  /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
-    uint8_t *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to */
-    size_t decoded_bytes;
-    kv_seq *seqs;       /* [n_seqs_max] */
-    kv_seq *free_seqs;  /* closed ones */
-    uint64_t last_id;   /* of sequences */
-    size_t table_bytes; /* of the tables of open sequences */
-    kv_stats stats;     /* counters since start, seqs_open; the rest is filled when published */
+    float *v_weight; /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
+    uint8_t
+        *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to; where pages land */
+    size_t decoded_bytes, bases_offset; /* where a worker expands bases, in its part of decoded */
+    size_t landing_bytes; /* of the largest page if there is a file, else 0; the end of decoded */
+    kv_own_bases own_bases;
+    struct kv_victim *victims; /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
+    kv_seq *seqs;              /* [n_seqs_max] */
+    kv_seq *free_seqs;         /* closed ones */
+    uint64_t last_id;          /* of sequences */
+    size_t table_bytes;        /* of the tables of open sequences */
+    kv_stats stats; /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;
     arena layer_memory, work_memory; /* every array above */
 };
@@ -117,15 +127,6 @@ struct kv_cache {
 static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t head, uint32_t shard)
 {
     return cache->first_list[layer] + head * cache->n_shards + shard;
-}
-
-/* No query at `length` or later sees this block in this layer. */
-static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32_t block,
-                                   uint32_t length)
-{
-    const uint64_t window = cache->layer[layer].window;
-    const uint64_t end = ((uint64_t)block + 1) * cache->page_tokens;
-    return window != 0 && end + window <= (uint64_t)length + 1;
 }
 
 /* Blocks that have left the window of the ring when `length` tokens are held. */

@@ -4,6 +4,7 @@
  * bookkeeping of pages is done by the owner, before and after. */
 #include "kvcache/commit.h"
 
+#include "kvcache/demote.h"
 #include "kvcache/run_box.h"
 
 /* A commit job copies at least this much, or the loop stays on one thread. */
@@ -45,8 +46,8 @@ uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_
 static uint32_t page_class(const kv_seq *seq, const kv_goal *goal, uint32_t layer, uint32_t block)
 {
     const kv_cache *cache = seq->cache;
-    return kv_goal_encodes(cache, goal, block) ? kv_coded_class(cache, &seq->methods, layer)
-                                               : cache->layer_class[layer];
+    const bool is_coded = kv_goal_encodes(cache, goal, block) && !seq->methods.codec->has_own_bases;
+    return is_coded ? kv_coded_class(cache, &seq->methods, layer) : cache->layer_class[layer];
 }
 
 void kv_add_need(const kv_seq *seq, const kv_goal *goal)
@@ -56,6 +57,8 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
         for (uint32_t b = seq->n_blocks; b < goal->n_blocks; b++) {
             if (kv_block_passed(cache, l, b, goal->length)) continue;
             cache->need[page_class(seq, goal, l, b)] += cache->n_kv_heads[l];
+            if (seq->methods.codec->has_own_bases && kv_goal_encodes(cache, goal, b))
+                cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
         }
     }
     kv_encode_need(seq, goal);
@@ -63,8 +66,10 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
 
 bool kv_make_room(kv_cache *cache)
 {
-    while (!kv_pool_has_room(cache->pool, cache->need)) {
-        if (!kv_prefix_give_up_block(cache)) return false;
+    while (!kv_demote_until_room(cache)) {
+        if (kv_prefix_give_up_block(cache)) continue;
+        /* Pages that an object shares with a sequence have one holder once it is gone, and may leave. */
+        if (!kv_may_demote(cache) || !kv_prefix_give_up_object(cache)) return false;
     }
     return true;
 }

@@ -4,7 +4,8 @@
  * boxes (a head is a job). */
 #include "kvcache/compact.h"
 
-#include "kvcache/encode.h"
+#include "kvcache/away.h"
+#include "kvcache/demote.h"
 #include "kvcache/evict.h"
 #include "kvcache/run_box.h"
 
@@ -27,11 +28,12 @@ static uint32_t slots_max(const kv_cache *cache, uint32_t entry)
     return cache->page_tokens - (entry == 0 ? cache->sink_tokens : 0);
 }
 
-/* Nobody but this sequence holds the page. */
+/* Nobody but this sequence holds the page, and it can be written where it lies. */
 static bool is_own(const kv_cache *cache, uint32_t page)
 {
     const kv_pages *pages = kv_pool_pages(cache->pool);
-    return pages->n_refs[KV_HELD_BY_SEQ][page] == 1 && pages->n_refs[KV_HELD_BY_OBJECT][page] == 0;
+    return kv_pool_tier(cache->pool, page) != KV_TIER_FILE &&
+           pages->n_refs[KV_HELD_BY_SEQ][page] == 1 && pages->n_refs[KV_HELD_BY_OBJECT][page] == 0;
 }
 
 /* ---- plans --------------------------------------------------------------------------------------- */
@@ -160,6 +162,8 @@ static void alloc_targets(const kv_seq *seq, uint32_t layer)
             target->to =
                 kv_pool_alloc_page(cache->pool, kv_pool_class(cache->pool, page), KV_HELD_BY_SEQ);
             assert(target->to != KV_PAGE_NONE);
+            if (kv_pool_leans_on(cache->pool, page) != KV_PAGE_NONE)
+                kv_pool_lean(cache->pool, target->to, kv_pool_leans_on(cache->pool, page));
         }
     }
 }
@@ -189,12 +193,11 @@ static void move_row(const kv_strip *strip, uint8_t *to, uint32_t slot, const at
 static void move_run(const compact_loop *loop, uint32_t head, const kv_compact_run *run,
                      uint32_t worker)
 {
-    const kv_seq *seq = loop->seq;
+    kv_seq *seq = loop->seq;
     const kv_cache *cache = seq->cache;
     const kv_compact_plan *plan = &cache->evict.plans[head];
     const uint32_t list = kv_list(cache, loop->layer, head, 0);
     const kv_strip *strip = &cache->layout[cache->layer_class[loop->layer]].strip;
-    uint8_t *scratch = cache->decoded + worker * cache->decoded_bytes;
     uint8_t *gathered = cache->evict.workers[worker].gathered;
     cursor at = {.target = plan->targets + run->target};
     const kv_compact_target *first = at.target;
@@ -203,7 +206,7 @@ static void move_run(const compact_loop *loop, uint32_t head, const kv_compact_r
         const size_t entry = kv_table_entry(&seq->table, list, b);
         const kv_page_place place = {loop->layer, head, seq->table.page[entry]};
         const attn_span from =
-            kv_page_load(cache, &place, kv_pool_pages(cache->pool)->n_slots[place.page], scratch);
+            kv_seq_load_page(seq, &place, kv_pool_pages(cache->pool)->n_slots[place.page], worker);
         for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1) {
             const attn_span row = kv_span_cut(&from, (uint32_t)__builtin_ctzll(live), 1);
             uint8_t *to = run->is_coded ? gathered : kv_pool_data(cache->pool, at.target->to);
@@ -213,7 +216,7 @@ static void move_run(const compact_loop *loop, uint32_t head, const kv_compact_r
     }
     if (!run->is_coded) return;
     const attn_span all = kv_strip_span(strip, gathered, 0, first->n_slots);
-    kv_page_write(seq, &(kv_page_place){loop->layer, head, first->to}, &all, 1);
+    kv_page_write(seq, &(kv_page_place){loop->layer, head, first->to}, &all, 1, worker);
 }
 
 static void move_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -314,7 +317,7 @@ static err_t compact_layer(kv_seq *seq, uint32_t layer)
     uint32_t n_runs;
     compact_loop loop = {.seq = seq, .layer = layer};
     /* Every object that is given up may leave pages to this sequence alone: planned again. */
-    while ((n_runs = plan_layer(seq, layer)) > 0 && !kv_pool_has_room(cache->pool, cache->need)) {
+    while ((n_runs = plan_layer(seq, layer)) > 0 && !kv_demote_until_room(cache)) {
         if (!kv_prefix_give_up_block(cache) && !kv_prefix_give_up_object(cache)) return ERR_KV_FULL;
     }
     if (n_runs == 0) return ERR_OK;

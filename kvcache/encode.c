@@ -1,6 +1,8 @@
 /* kvcache/encode.c - see encode.h. */
 #include "kvcache/encode.h"
 
+#include "kvcache/away.h"
+#include "kvcache/basis.h"
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
 
@@ -28,6 +30,7 @@ void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t l
     need[cache->layer_class[layer]] += n_raw * cache->n_kv_heads[layer];
     if (is_exact) return;
     need[kv_coded_class(cache, methods, layer)] += n_blocks * cache->n_kv_heads[layer];
+    if (methods->codec->has_own_bases) kv_basis_need_blocks(cache, layer, n_blocks, need);
 }
 
 bool kv_goal_encodes(const kv_cache *cache, const kv_goal *goal, uint32_t block)
@@ -57,16 +60,22 @@ uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 
 /* ---- one page ------------------------------------------------------------------------------------ */
 
-attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
-                       uint8_t *scratch)
+attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const uint8_t *data,
+                         uint32_t n_slots, uint8_t *scratch)
 {
     const kv_load_args args = {
         .layout = kv_layout_of(cache, at->page),
-        .page = kv_pool_data(cache->pool, at->page),
+        .page = data,
         .n_slots = n_slots,
         .scratch = scratch,
-        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head)};
+        .bases = kv_page_bases(cache, at, (float *)(void *)(scratch + cache->bases_offset))};
     return kv_codec_of(cache, at->page)->load(&args);
+}
+
+attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
+                       uint8_t *scratch)
+{
+    return kv_page_decode(cache, at, kv_pool_data(cache->pool, at->page), n_slots, scratch);
 }
 
 void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker)
@@ -91,10 +100,11 @@ static const float *find_q_norm(const kv_seq *seq, const kv_page_place *at,
 }
 
 void kv_page_write(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
-                   uint32_t n_spans)
+                   uint32_t n_spans, uint32_t worker)
 {
     const kv_cache *cache = seq->cache;
     float q_norm[ATTN_CODED_DIM_MAX];
+    uint8_t *scratch = cache->decoded + worker * cache->decoded_bytes;
     const kv_seal_args args = {
         .layout = kv_layout_of(cache, at->page),
         .spans = spans,
@@ -102,7 +112,7 @@ void kv_page_write(const kv_seq *seq, const kv_page_place *at, const attn_span *
         .page = kv_pool_data(cache->pool, at->page),
         .q_norm = find_q_norm(seq, at, q_norm),
         .v_weight = kv_value_weight(cache, at->layer, at->head),
-        .bases = kv_bases_of_head(cache, kv_codec_of(cache, at->page), at->layer, at->head),
+        .bases = kv_page_bases(cache, at, (float *)(void *)(scratch + cache->bases_offset)),
     };
     kv_codec_of(cache, at->page)->seal(&args);
 }
@@ -110,7 +120,7 @@ void kv_page_write(const kv_seq *seq, const kv_page_place *at, const attn_span *
 void kv_page_seal(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
                   uint32_t n_spans, uint32_t worker)
 {
-    kv_page_write(seq, at, spans, n_spans);
+    kv_page_write(seq, at, spans, n_spans, worker);
     kv_page_box_write(seq->cache, at, worker);
 }
 
@@ -128,6 +138,8 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
 {
     const kv_cache *cache = seq->cache;
     const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
+    if (seq->methods.codec->has_own_bases && goal->n_coded > seq->n_coded)
+        kv_basis_need(seq, goal->n_coded);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         uint64_t *need = &cache->need[kv_coded_class(cache, &seq->methods, l)];
         for (uint32_t b = first_to_encode(seq); b < end; b++) {
@@ -150,23 +162,22 @@ void kv_encode_count(kv_cache *cache, uint32_t layer, uint32_t page)
 
 static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
-    const kv_seq *seq = ctx;
-    const kv_cache *cache = seq->cache;
+    const kv_cache *cache = ctx;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     for (size_t i = begin; i < end; i++) {
         const kv_sealing *sealing = &cache->sealings[i];
+        const uint8_t *data =
+            kv_seq_read_page(sealing->seq, sealing->from, kv_landing(cache, worker));
         const attn_span span =
-            kv_page_span(kv_layout_of(cache, sealing->from),
-                         kv_pool_data(cache->pool, sealing->from), pages->n_slots[sealing->from]);
+            kv_page_span(kv_layout_of(cache, sealing->from), data, pages->n_slots[sealing->from]);
         const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
-        kv_page_seal(seq, &to, &span, 1, worker);
+        kv_page_seal(sealing->seq, &to, &span, 1, worker);
     }
 }
 
-static void seal_all(kv_seq *seq, uint32_t n)
+static void seal_all(kv_cache *cache, uint32_t n)
 {
-    kv_cache *cache = seq->cache;
-    parallel_for(cache->d->pool, n, 4, seal_jobs, seq);
+    parallel_for(cache->d->pool, n, 4, seal_jobs, cache);
     for (uint32_t i = 0; i < n; i++)
         (void)kv_pool_drop(cache->pool, cache->sealings[i].from, KV_HELD_BY_SEQ);
 }
@@ -182,31 +193,43 @@ static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
     assert(to != KV_PAGE_NONE);
     kv_pool_rewrite(cache->pool, to, pages->positions + (size_t)from * cache->page_tokens,
                     pages->n_slots[from], pages->owner[from]);
+    if (seq->methods.codec->has_own_bases)
+        kv_pool_lean(cache->pool, to, cache->own_bases.page[entry / seq->table.capacity]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
     return to;
 }
 
-void kv_encode(kv_seq *seq, uint32_t end)
+/* The raw pages of blocks [first, end), as many at a time as there is room to note. */
+static void encode_pages(kv_seq *seq, uint32_t first, uint32_t end)
 {
     kv_cache *cache = seq->cache;
     uint32_t n = 0;
-    if (end <= seq->n_coded) return;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            for (uint32_t b = first_to_encode(seq); b < end; b++) {
+            for (uint32_t b = first; b < end; b++) {
                 const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
                 const uint32_t page = seq->table.page[entry];
                 if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
                 const uint32_t to = replace_page(seq, l, entry);
-                cache->sealings[n++] = (kv_sealing){l, h, page, to};
+                cache->sealings[n++] = (kv_sealing){l, h, page, to, seq};
                 if (n < KV_SEALING_MAX) continue;
-                seal_all(seq, n);
+                seal_all(cache, n);
                 n = 0;
             }
         }
     }
-    seal_all(seq, n);
+    seal_all(cache, n);
+}
+
+void kv_encode(kv_seq *seq, uint32_t end)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t first = first_to_encode(seq);
+    if (end <= seq->n_coded) return;
+    if (seq->methods.codec->has_own_bases) kv_bases_begin(seq, first, end);
+    encode_pages(seq, first, end);
+    if (seq->methods.codec->has_own_bases) kv_bases_end(seq);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         kv_runs_write(seq, l, seq->n_coded, end);
     seq->n_coded = end;

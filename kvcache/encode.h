@@ -16,13 +16,14 @@
  * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
  * one section.
  *
- * Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
+ * A codec with bases of the sequence's own encodes what is in raw pages: a step's new ones, too, are written
+ * raw first. Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
  * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h), in
  * block 0, too: it is no longer the place of the sinks. */
 #ifndef KVCACHE_ENCODE_H
 #define KVCACHE_ENCODE_H
 
-#include "kvcache/cache_state.h"
+#include "kvcache/blocks.h"
 
 enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
@@ -30,6 +31,7 @@ enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 typedef struct kv_sealing {
     uint32_t layer, head;
     uint32_t from, to;
+    kv_seq *seq;
 } kv_sealing;
 
 /* A page and whose entries it has. */
@@ -73,19 +75,6 @@ static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer
     return cache->v_weight + (size_t)kv_list(cache, layer, head, 0) * cache->v_dim_max;
 }
 
-static inline kv_head_bases kv_bases_of_head(const kv_cache *cache, const kv_codec *codec,
-                                             uint32_t layer, uint32_t head)
-{
-    if (codec->bases == NULL) return (kv_head_bases){0};
-    const kv_bases *bases = codec->bases(&cache->layer[layer]);
-    const size_t k = (size_t)head * bases->k.rank * cache->layer[layer].k_dim;
-    const size_t v = (size_t)head * bases->v.rank * cache->layer[layer].v_dim;
-    return (kv_head_bases){.k_down = bases->k.down + k,
-                           .k_up = bases->k.up + k,
-                           .v_down = bases->v.down + v,
-                           .v_up = bases->v.up + v};
-}
-
 /* Slots of the page, from the first, that hold sinks: the sequence reads those from its ring. */
 static inline uint32_t kv_page_sinks(const kv_cache *cache, uint32_t page)
 {
@@ -98,13 +87,13 @@ static inline uint32_t kv_page_sinks(const kv_cache *cache, uint32_t page)
 /* Writes entries of a sequence into a page by its codec: spans[n_spans] in the cache type, in the page's
  * order. */
 void kv_page_write(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
-                   uint32_t n_spans);
+                   uint32_t n_spans, uint32_t worker);
 
 /* Writes the box of a page, from what attention reads; nothing if no routing asks for boxes. The pool knows
  * the page's slots and positions. */
 void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker);
 
-/* Both, with the scratch of a worker. */
+/* Both. */
 void kv_page_seal(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
                   uint32_t n_spans, uint32_t worker);
 
@@ -112,6 +101,10 @@ void kv_page_seal(const kv_seq *seq, const kv_page_place *at, const attn_span *s
  * cache->decoded_bytes) if they must be. */
 attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
                        uint8_t *scratch);
+
+/* The same from `data`, where the bytes of a page that is not in the pool have been read to. */
+attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const uint8_t *data,
+                         uint32_t n_slots, uint8_t *scratch);
 
 /* What a sequence is to have in pages when it holds `length` tokens. */
 typedef struct kv_goal {

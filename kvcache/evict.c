@@ -264,7 +264,7 @@ static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_w
 
 static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
 {
-    const kv_seq *seq = loop->seq;
+    kv_seq *seq = loop->seq;
     const kv_cache *cache = seq->cache;
     const kv_layer_shape *shape = &cache->layer[loop->layer];
     kv_evict_worker *worker = &cache->evict.workers[w];
@@ -275,7 +275,7 @@ static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
                                    .layer = loop->layer,
                                    .head = head,
                                    .view = view,
-                                   .scratch = cache->decoded + w * cache->decoded_bytes,
+                                   .worker = w,
                                    .page = &page,
                                    .span = &span};
     const kv_score_view entries = {
@@ -538,10 +538,12 @@ err_t kv_seq_settle(kv_seq *seq)
     const uint32_t due = last_due(seq);
     if (!kv_methods_evict(&seq->methods) || seq->settled_length >= due) return ERR_OK;
     if (seq->chosen_length < due) choose(seq);
-    if (seq->is_thinned) TRY(kv_compact(seq));
-    if (!seq->methods.codec->is_exact) TRY(encode(seq));
+    err_t err = seq->is_thinned ? kv_compact(seq) : ERR_OK;
+    if (err == ERR_OK && !seq->methods.codec->is_exact) err = encode(seq);
+    /* Also of what was packed before room ran out: pages have changed places between runs. */
     for (uint32_t l = 0; l < seq->cache->n_layers && seq->is_thinned; l++)
         kv_runs_write(seq, l, 0, seq->n_blocks);
+    TRY(err);
     seq->settled_length = seq->length;
     return ERR_OK;
 }

@@ -78,13 +78,13 @@ void kv_seq_usage(const kv_seq *seq, kv_usage *out);
 
 /* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes.
  * Returns the tokens held then: n_tokens, or 0 if a layer's sliding window has freed what the cut
- * needs, or the sequence evicts, and must be computed again. */
+ * needs, it cannot be read any more, or the sequence evicts; then it must be computed again. */
 uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
 
 /* Gives up every cached object that no open sequence uses. */
 void kv_cache_drop_prefixes(kv_cache *cache);
 
-/* True if a sequence of n_tokens could run alone in an empty pool. NULL: the cache's methods. */
+/* Could a sequence of n_tokens run alone in an empty cache and its working tiers? NULL: its methods. */
 bool kv_cache_could_fit(const kv_cache *cache, const kv_methods *methods, uint32_t n_tokens);
 
 /* ---- one step ---- */
@@ -97,8 +97,8 @@ typedef struct kv_row {
 } kv_row;
 
 /* Rows are in batch order, without gaps, each sequence at most once, with no more tokens than
- * kv_seq_step_tokens_max (all asserted). Gives up cached prefixes as
- * needed; ERR_KV_FULL if that is not enough, and then nothing has changed but the given-up prefixes, and
+ * kv_seq_step_tokens_max (all asserted). Demotes pages to lower tiers and gives up cached prefixes as
+ * needed; ERR_KV_FULL if that is not enough, and then nothing else has changed but
  * that what scheduling evicts at the present length may be gone: it would be gone with the step, too. */
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows) MUST_CHECK;
 
@@ -137,7 +137,7 @@ err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods,
                              err_info *info) MUST_CHECK;
 /* Bytes of one position over all layers, as pages of the present codec hold them. */
 size_t kv_cache_bytes_per_token(const kv_cache *cache);
-/* Positions that fit in the pool, all sequences together, if all had these methods (NULL: the cache's). */
+/* Positions that fit in pool and tiers at least, if all sequences had these methods (NULL: the cache's). */
 uint64_t kv_cache_capacity_tokens(const kv_cache *cache, const kv_methods *methods);
 
 /* A consistent copy of the counters as of the last step or call of the owner. Any thread; never waits. */

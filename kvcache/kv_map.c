@@ -88,7 +88,7 @@ static const kv_seq *take_seqs(const kv_cache *cache, kv_map *map)
 static bool are_alike(const kv_map_run *a, const kv_map_run *b)
 {
     return a->first_block + a->n_blocks == b->first_block && a->codec == b->codec &&
-           a->n_live == b->n_live && a->is_cached == b->is_cached;
+           a->n_live == b->n_live && a->tier == b->tier && a->is_cached == b->is_cached;
 }
 
 static void add_run(kv_map *map, kv_map_list *row, const kv_map_run *run)
@@ -117,6 +117,7 @@ static void take_pages(const kv_seq *seq, uint32_t list, kv_map *map, kv_map_lis
                                 .n_blocks = 1,
                                 .codec = kv_codec_of(cache, page),
                                 .n_live = (uint32_t)__builtin_popcountll(live),
+                                .tier = kv_pool_tier(cache->pool, page),
                                 .is_cached = pages->n_refs[KV_HELD_BY_OBJECT][page] > 0};
         row->n_pages++;
         row->seq_slots_live += run.n_live;

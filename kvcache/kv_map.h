@@ -16,6 +16,7 @@
 #define KVCACHE_KV_MAP_H
 
 #include "kvcache/kv_cache.h"
+#include "kvcache/page_tiers.h"
 
 enum { KV_MAP_RUNS_MAX = 8192 };
 
@@ -37,7 +38,8 @@ typedef struct kv_map_run {
     uint32_t first_block, n_blocks;
     const kv_codec *codec;
     uint32_t n_live; /* slots of each page that the sequence sees */
-    bool is_cached;  /* cached prefixes hold the pages, too */
+    kv_tier tier;
+    bool is_cached; /* cached prefixes hold the pages, too */
 } kv_map_run;
 
 typedef struct kv_map_list {

@@ -2,9 +2,11 @@
  *
  * Everything whose size the settings fix is allocated here: per-layer arrays first, since the sizes
  * of the others follow from them, then staging, scratch and tables of sequences, then the pool. */
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
 
 #include "kvcache/compression/value_weight.h"
+#include "kvcache/demote.h"
 #include "kvcache/evict.h"
 #include "kvcache/key_box.h"
 #include "kvcache/memory_available.h"
@@ -34,6 +36,18 @@ static err_t check_numbers(const kv_config *config, err_info *info)
     return ERR_OK;
 }
 
+static err_t check_tiers(const kv_config *config, err_info *info)
+{
+    const bool has_path = config->disk_path != NULL && config->disk_path[0] != '\0';
+    if (config->disk_bytes > 0 && !has_path)
+        return err_set(info, ERR_BAD_CONFIG, "kv-disk-bytes: %llu, but kv-disk-path is not set",
+                       (unsigned long long)config->disk_bytes);
+    if (config->disk_bytes == 0 && has_path)
+        return err_set(info, ERR_BAD_CONFIG, "kv-disk-path: '%s', but kv-disk-bytes is 0",
+                       config->disk_path);
+    return ERR_OK;
+}
+
 static dtype resolve_type(uint32_t wanted, dtype model_type)
 {
     if (wanted == KV_DTYPE_F32) return DTYPE_F32;
@@ -44,6 +58,7 @@ static dtype resolve_type(uint32_t wanted, dtype model_type)
 static err_t read_config(kv_cache *cache, const kv_config *config, err_info *info)
 {
     TRY(check_numbers(config, info));
+    TRY(check_tiers(config, info));
     TRY(kv_methods_resolve(config, &cache->methods, info));
     cache->placement = config->placement != NULL ? kv_placement_find(config->placement) : NULL;
     if (cache->placement == NULL)
@@ -57,6 +72,8 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
     cache->sink_tokens = config->sink_tokens;
     cache->section_tokens = KV_SECTION_TOKENS;
     cache->prefix_caching = config->prefix_caching;
+    cache->has_file = config->disk_bytes > 0;
+    cache->has_tiers = cache->has_file || config->host_bytes > 0;
     return ERR_OK;
 }
 
@@ -84,7 +101,7 @@ static err_t place_layers(kv_cache *cache, arena *a)
     cache->n_kv_heads = arena_take(a, n, sizeof *cache->n_kv_heads);
     cache->first_list = arena_take(a, n, sizeof *cache->first_list);
     cache->layer_class = arena_take(a, n, sizeof *cache->layer_class);
-    /* At most a class per layer and codec. */
+    /* At most a class per layer and codec, bases counting as one. */
     cache->layout = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->layout);
     cache->class_codec = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->class_codec);
     cache->need = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->need);
@@ -142,6 +159,19 @@ static err_t add_class(kv_cache *cache, const kv_codec *codec, uint32_t raw_clas
     return ERR_OK;
 }
 
+/* The classes of the bases of a codec that has its own: pages without slots. */
+static err_t add_basis_classes(kv_cache *cache, const kv_codec *codec)
+{
+    cache->own_bases.first_class = cache->n_classes;
+    for (uint32_t c = 0; c < cache->n_raw_classes; c++) {
+        kv_page_layout *layout = &cache->layout[cache->n_classes];
+        *layout = (kv_page_layout){.shape = cache->heads[layer_of_class(cache, c)]};
+        TRY(kv_svd_basis_bytes(&layout->shape, &layout->page_bytes));
+        cache->class_codec[cache->n_classes++] = codec;
+    }
+    return ERR_OK;
+}
+
 /* The classes of one codec, in the order of the raw ones. A codec that cannot encode one of the shapes
  * gets none. */
 static err_t add_classes(kv_cache *cache, uint32_t codec, err_info *info)
@@ -154,7 +184,7 @@ static err_t add_classes(kv_cache *cache, uint32_t codec, err_info *info)
         return err;
     }
     cache->first_class[codec] = first;
-    return ERR_OK;
+    return kv_codecs[codec]->has_own_bases ? add_basis_classes(cache, kv_codecs[codec]) : ERR_OK;
 }
 
 static bool has_same_ranks(const kv_bases *a, const kv_bases *b)
@@ -185,8 +215,9 @@ static err_t find_classes(kv_cache *cache, err_info *info)
         cache->class_codec[cache->n_classes++] = &kv_codec_none;
     }
     cache->n_raw_classes = cache->n_classes;
+    cache->own_bases.first_class = KV_CLASS_NONE;
     for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
-        assert(codec < KV_CODECS_MAX);
+        assert(codec + 1 < KV_CODECS_MAX);
         cache->first_class[codec] = kv_codecs[codec]->is_exact ? 0 : KV_CLASS_NONE;
     }
     if (!cache->methods.codec->is_exact) TRY(add_classes(cache, cache->methods.codec_index, info));
@@ -247,15 +278,21 @@ static err_t place_work(kv_cache *cache, arena *a)
                                    .page_tokens = cache->page_tokens,
                                    .window_tokens = cache->window_tokens,
                                    .sink_tokens = cache->sink_tokens};
-    TRY(place_staging(cache, a));
-    TRY(kv_rings_init(a, &rings, &cache->rings));
-    kv_reader_place(a, cache, &cache->reader);
-    kv_prefix_place(a, &cache->prefix);
     size_t page_bytes = 0;
     for (uint32_t c = 0; c < cache->n_raw_classes; c++)
         page_bytes = max_size(page_bytes, cache->layout[c].page_bytes);
-    cache->decoded_bytes = page_bytes;
-    cache->decoded = arena_take(a, thread_pool_n_threads(cache->d->pool), page_bytes);
+    if (cache->has_file) cache->landing_bytes = round_up(page_bytes, ARENA_ALIGN);
+    TRY(place_staging(cache, a));
+    TRY(kv_rings_init(a, &rings, &cache->rings));
+    kv_own_bases_place(a, cache, &cache->own_bases);
+    kv_reader_place(a, cache, &cache->reader);
+    kv_prefix_place(a, &cache->prefix);
+    cache->bases_offset = round_up(page_bytes, ARENA_ALIGN);
+    cache->decoded_bytes = cache->bases_offset +
+                           round_up(cache->own_bases.n_floats * sizeof(float), ARENA_ALIGN) +
+                           cache->landing_bytes;
+    cache->decoded = arena_take(a, thread_pool_n_threads(cache->d->pool), cache->decoded_bytes);
+    if (cache->has_tiers) cache->victims = arena_take(a, KV_VICTIMS_MAX, sizeof *cache->victims);
     if (cache->request_methods || cache->methods.codec->weighs_values)
         cache->v_weight = arena_take(a, cache->n_lists, cache->v_dim_max * sizeof(float));
     cache->sealings = arena_take(a, KV_SEALING_MAX, sizeof *cache->sealings);
@@ -288,10 +325,32 @@ static uint64_t choose_budget(kv_cache *cache, const kv_pool_config *config)
     return wanted < most ? wanted : most;
 }
 
-static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
+/* A tier that cannot hold a slab would hold nothing. */
+static err_t check_tier_bytes(const kv_cache *cache, const kv_config *config, err_info *info)
 {
+    const struct {
+        const char *key;
+        uint64_t wanted;
+        kv_tier tier;
+    } tiers[2] = {{"kv-host-bytes", config->host_bytes, KV_TIER_HOST},
+                  {"kv-disk-bytes", config->disk_bytes, KV_TIER_FILE}};
+    for (int t = 0; t < 2; t++) {
+        const uint64_t bytes = kv_pool_count_tier(cache->pool, tiers[t].tier).budget_bytes;
+        if (tiers[t].wanted == 0 || bytes > 0) continue;
+        return err_set(info, ERR_BAD_CONFIG, "%s: %llu is less than %llu, the unit of the pool",
+                       tiers[t].key, (unsigned long long)tiers[t].wanted,
+                       (unsigned long long)kv_pool_slab_bytes(cache->pool));
+    }
+    return ERR_OK;
+}
+
+static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *info)
+{
+    const uint64_t memory_bytes = settings->memory_bytes;
     size_t page_bytes[KV_CLASSES_MAX];
     kv_pool_config config = {.budget_bytes = memory_bytes,
+                             .host_bytes = settings->host_bytes,
+                             .file_bytes = settings->disk_bytes,
                              .page_tokens = cache->page_tokens,
                              .n_classes = cache->n_classes,
                              .page_bytes = page_bytes};
@@ -311,7 +370,10 @@ static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
     if (err != ERR_OK)
         return err_set(info, err, "kv-cache-memory-bytes: cannot reserve %llu bytes",
                        (unsigned long long)config.budget_bytes);
-    return ERR_OK;
+    if (!cache->has_tiers) return ERR_OK;
+    TRY(check_tier_bytes(cache, settings, info));
+    return kv_tiers_open(cache->pool, cache->has_file ? settings->disk_path : NULL, &cache->tiers,
+                         info);
 }
 
 /* ---- open and close ------------------------------------------------------------------------------ */
@@ -347,7 +409,7 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     weigh_values(cache);
     memset(cache->staging.expert, 0xff, /* KV_EXPERT_NONE: layers without a router */
            cache->staging.total_bytes - cache->staging.strips.total_bytes);
-    TRY(open_pool(cache, config->memory_bytes, info));
+    TRY(open_pool(cache, config, info));
     return kv_prefix_init(cache);
 }
 
@@ -381,6 +443,7 @@ void kv_cache_close(kv_cache *cache)
     assert(cache->stats.seqs_open == 0);
     kv_prefix_deinit(cache);
     kv_rings_deinit(&cache->rings);
+    kv_tiers_close(cache->tiers);
     kv_pool_close(cache->pool);
     arena_deinit(&cache->work_memory);
     arena_deinit(&cache->layer_memory);

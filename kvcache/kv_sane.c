@@ -1,4 +1,6 @@
 /* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
+#include "kvcache/away.h"
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
@@ -23,6 +25,10 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     const uint32_t page_class = kv_pool_class(cache->pool, page);
     const bool is_coded = kv_is_coded_page(cache, page);
     if (page_class % cache->n_raw_classes != cache->layer_class[layer]) return false;
+    const uint32_t on = kv_pool_leans_on(cache->pool, page);
+    if ((on != KV_PAGE_NONE) != kv_codec_of(cache, page)->has_own_bases) return false;
+    if (on != KV_PAGE_NONE && kv_pool_class(cache->pool, on) != kv_basis_class(cache, layer))
+        return false;
     if (v->methods == NULL || block >= v->n_blocks) return true;
     if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
     if (v->methods->codec->is_exact) return !is_coded;
@@ -33,8 +39,13 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
 /* No live key lies outside the box of its page. */
 static bool is_box_sane(const kv_cache *cache, const kv_page_place *at)
 {
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint8_t *data = cache->tiers != NULL
+                              ? kv_tiers_peek(cache->tiers, at->page, kv_landing(cache, 0))
+                              : kv_pool_data(cache->pool, at->page);
+    if (data == NULL) return true; /* a failing disk is no bug of ours */
     const attn_span span =
-        kv_page_load(cache, at, kv_pool_pages(cache->pool)->n_slots[at->page], cache->decoded);
+        kv_page_decode(cache, at, data, pages->n_slots[at->page], cache->decoded);
     const kv_box_keys keys = {
         .spans = &span, .n_spans = 1, .n_left_out = kv_page_sinks(cache, at->page)};
     return kv_box_holds(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));

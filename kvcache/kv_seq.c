@@ -1,5 +1,5 @@
 /* kvcache/kv_seq.c - sequences: open, share, cut, close. */
-#include "kvcache/encode.h"
+#include "kvcache/away.h"
 
 err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
 {
@@ -54,7 +54,7 @@ void kv_seq_share_prompt(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
     assert(seq->is_open);
     assert(!seq->cache->step.is_open);
-    if (!seq->cache->prefix_caching || seq->no_prefix_write) return;
+    if (!seq->cache->prefix_caching || seq->no_prefix_write || kv_seq_is_lost(seq)) return;
     kv_prefix_share(seq, tokens, n_tokens);
     kv_publish(seq->cache);
 }
@@ -74,7 +74,7 @@ static void unseal_block(kv_seq *seq, uint32_t block, uint32_t n_slots)
             if (page == KV_PAGE_NONE) continue; /* no query of this layer will ask for it */
             const kv_ring_place at = {l, h, block * cache->page_tokens};
             const kv_page_place from = {l, h, page};
-            const attn_span span = kv_page_load(cache, &from, n_slots, cache->decoded);
+            const attn_span span = kv_seq_load_page(seq, &from, n_slots, 0);
             kv_ring_write(&cache->rings, seq->ring, &at, &span);
         }
         for (uint32_t i = 0; i < n_slots; i++)
@@ -93,11 +93,12 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
     if (n_tokens < seq->length &&
         (kv_methods_evict(&seq->methods) || !kv_prefix_serves(cache, &self, n_tokens)))
         n_tokens = 0;
-    const uint32_t n_blocks = n_tokens / cache->page_tokens;
+    uint32_t n_blocks = n_tokens / cache->page_tokens;
     if (n_tokens < seq->length) kv_observed_cut(seq, n_tokens);
     if (n_blocks < seq->n_blocks) {
         const uint32_t n_slots = n_tokens % cache->page_tokens;
         if (n_slots > 0) unseal_block(seq, n_blocks, n_slots);
+        if (kv_seq_is_lost(seq)) n_blocks = n_tokens = 0;
         kv_table_drop(&seq->table, cache->pool, n_blocks, seq->n_blocks, KV_HELD_BY_SEQ);
         seq->n_blocks = seq->n_reserved = n_blocks;
         if (seq->n_coded > n_blocks) seq->n_coded = n_blocks;
@@ -118,8 +119,12 @@ void kv_seq_close(kv_seq *seq, const uint32_t *tokens)
     kv_cache *cache = seq->cache;
     assert(seq->is_open);
     assert(!cache->step.is_open);
-    if (cache->prefix_caching && !seq->no_prefix_write && !kv_methods_evict(&seq->methods))
+    if (kv_seq_is_lost(seq)) {
+        cache->stats.seqs_lost++;
+        kv_prefix_forget(seq);
+    } else if (cache->prefix_caching && !seq->no_prefix_write && !kv_methods_evict(&seq->methods)) {
         kv_prefix_leave(seq, tokens);
+    }
     assert(seq->object == KV_OBJECT_NONE);
     kv_table_drop(&seq->table, cache->pool, 0, seq->n_blocks, KV_HELD_BY_SEQ);
     cache->table_bytes -= kv_table_bytes(&seq->table);

@@ -21,7 +21,16 @@ typedef struct kv_stats {
     uint64_t slots_live; /* entries in pages, counted once per page */
     uint32_t seqs_open;
     uint32_t prefix_objects;
+    /* now, tiers below the pool */
+    uint64_t host_budget_bytes, host_bytes, host_pages; /* bytes: in slabs */
+    /* the disk's budget is 0 from when the file is left alone */
+    uint64_t disk_budget_bytes, disk_bytes, disk_pages;
+    uint64_t away_used_bytes; /* of pages there that an open sequence holds, in shares of slabs */
     /* since start */
+    uint64_t pages_demoted, pages_promoted;
+    uint64_t disk_read_bytes;
+    uint64_t disk_read_failures, disk_write_failures;
+    uint64_t seqs_lost; /* closed after a page could not be read */
     uint64_t tokens_appended;
     uint64_t pages_committed;
     uint64_t pages_encoded;

@@ -1,5 +1,7 @@
 /* kvcache/kv_step.c - one step: begin, append, experts, end. See kv_cache.h for the order of calls. */
+#include "kvcache/away.h"
 #include "kvcache/commit.h"
+#include "kvcache/demote.h"
 #include "kvcache/evict.h"
 
 #include <string.h>
@@ -45,7 +47,10 @@ static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         TRY(kv_seq_grow(rows[r].seq, goal.length));
         kv_add_need(rows[r].seq, &goal);
     }
-    return kv_make_room(cache) ? ERR_OK : ERR_KV_FULL;
+    kv_pool_tick(cache->pool);
+    if (!kv_make_room(cache)) return ERR_KV_FULL;
+    kv_promote_rows(cache, rows, n_rows);
+    return ERR_OK;
 }
 
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
@@ -76,6 +81,7 @@ err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         step->n_tokens += rows[r].n_tokens;
     }
     if (has_decode) kv_reader_begin_step(&cache->reader);
+    kv_hint_layer(cache, 0);
     kv_publish(cache);
     return ERR_OK;
 }

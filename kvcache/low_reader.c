@@ -13,6 +13,7 @@ void kv_low_place(arena *a, const kv_low_sizes *sizes, kv_low_reader *out)
         .blocks = arena_take(a, KV_LOW_BLOCKS, sizeof *out->blocks),
         .q = arena_take(a, sizes->n_rows, sizes->k_rank * sizeof *out->q),
         .up = arena_take(a, sizes->v_dim, sizeof *out->up),
+        .floats = arena_take(a, sizes->n_floats, sizeof *out->floats),
         .state.max = arena_take(a, sizes->n_rows, sizeof *out->state.max),
         .state.sum = arena_take(a, sizes->n_rows, sizeof *out->state.sum),
         .state.acc = arena_take(a, sizes->n_rows, sizes->v_rank * sizeof *out->state.acc),

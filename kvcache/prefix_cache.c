@@ -1,6 +1,7 @@
 /* kvcache/prefix_cache.c - see prefix_cache.h. */
 #include "kvcache/prefix_cache.h"
 
+#include "kvcache/away.h"
 #include "kvcache/commit.h"
 #include "kvcache/compression/low_rank.h"
 
@@ -250,6 +251,12 @@ bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uin
     return true;
 }
 
+/* It serves, and no page of it is known to be unreadable. */
+static bool can_take(const kv_cache *cache, const kv_prefix_source *source, uint32_t n_tokens)
+{
+    return kv_prefix_serves(cache, source, n_tokens) && kv_source_is_sound(cache, source, n_tokens);
+}
+
 static uint32_t common_tokens(const uint32_t *a, const uint32_t *b, uint32_t n_max)
 {
     uint32_t n = 0;
@@ -287,7 +294,7 @@ uint32_t kv_prefix_find(const kv_cache *cache, hash128 seed, const uint32_t *tok
         const uint32_t n_max = (uint32_t)min_size(o->n_tokens, (size_t)n_tokens - 1);
         const uint32_t n = n_max > *n_taken ? common_tokens(o->tokens, tokens, n_max) : 0;
         const kv_prefix_source source = kv_prefix_get_source(cache, object);
-        if (n > *n_taken && kv_prefix_serves(cache, &source, n)) {
+        if (n > *n_taken && can_take(cache, &source, n)) {
             *n_taken = n;
             best = object;
         }
@@ -309,7 +316,7 @@ static bool is_covered(kv_cache *cache, const kv_seq *seq, const uint32_t *token
         const kv_prefix_source source = kv_prefix_get_source(cache, object);
         if (o->seq == NULL && o->n_tokens >= n_tokens &&
             common_tokens(o->tokens, tokens, n_tokens) == n_tokens &&
-            kv_prefix_serves(cache, &source, n_tokens)) {
+            can_take(cache, &source, n_tokens)) {
             kv_prefix_touch(&cache->prefix, object);
             return true;
         }
@@ -333,7 +340,7 @@ static void drop_contained(kv_cache *cache, uint32_t object)
             if (o->seq != NULL || cache->prefix.index.keys[other].n_keys != b + 1) continue;
             if (o->n_tokens > whole->n_tokens) continue;
             if (common_tokens(o->tokens, whole->tokens, o->n_tokens) < o->n_tokens) continue;
-            if (kv_prefix_serves(cache, &source, o->n_tokens)) (void)drop_object(cache, other);
+            if (can_take(cache, &source, o->n_tokens)) (void)drop_object(cache, other);
         }
     }
 }
@@ -463,6 +470,11 @@ static void leave_object(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
     if (object == KV_OBJECT_NONE) return;
     pass_table(seq, object);
     drop_contained(cache, object);
+}
+
+void kv_prefix_forget(kv_seq *seq)
+{
+    if (seq->object != KV_OBJECT_NONE) (void)drop_object(seq->cache, seq->object);
 }
 
 void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens)

@@ -80,6 +80,9 @@ void kv_prefix_shorten(kv_seq *seq);
  * NULL: only the ids of the running object are known. */
 void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens);
 
+/* The sequence's running object ends, and nothing stays behind. */
+void kv_prefix_forget(kv_seq *seq);
+
 /* The object was used just now. */
 void kv_prefix_touch(kv_prefix *prefix, uint32_t object);
 

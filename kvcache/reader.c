@@ -1,6 +1,8 @@
 /* kvcache/reader.c - see reader.h. */
 #include "kvcache/reader.h"
 
+#include "kvcache/away.h"
+#include "kvcache/basis.h"
 #include "kvcache/commit.h"
 #include "kvcache/key_box.h"
 
@@ -19,7 +21,7 @@ typedef struct attend_loop {
 /* One job while it runs. */
 typedef struct job {
     const kv_cache *cache;
-    const kv_seq *seq;
+    kv_seq *seq;
     kv_reader_worker *worker;
     attn_state *state; /* the worker's, or its probe */
     attn_query query;
@@ -31,6 +33,7 @@ typedef struct job {
         *lse;    /* [n_queries][group]: what has been read is read again for its mass; or NULL */
     float *mass; /* by position; valid with lse */
     uint32_t n_spans, n_blocks; /* listed and not yet folded */
+    uint32_t n_landed;          /* pages of those blocks that were read from the file */
 } job;
 
 static uint32_t tile_queries(const kv_layer_shape *shape)
@@ -39,35 +42,8 @@ static uint32_t tile_queries(const kv_layer_shape *shape)
     return n < 1 ? 1 : n > KV_TILE_QUERIES_MAX ? KV_TILE_QUERIES_MAX : n;
 }
 
-/* Adds what the largest tile of any layer needs for pages of one codec's coefficients. */
-static void add_low_sizes(const kv_cache *cache, uint32_t codec, kv_low_sizes *sizes)
-{
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        const kv_layer_shape *shape = &cache->layer[l];
-        const uint32_t page_class = cache->first_class[codec] + cache->layer_class[l];
-        const kv_head_shape *head = &cache->layout[page_class].shape;
-        const size_t n_rows = (size_t)tile_queries(shape) * (shape->n_heads / shape->n_kv_heads);
-        sizes->n_rows = max_size(sizes->n_rows, n_rows);
-        sizes->k_rank = (uint32_t)max_size(sizes->k_rank, head->k_rank);
-        sizes->v_rank = (uint32_t)max_size(sizes->v_rank, head->v_rank);
-        sizes->v_dim = (uint32_t)max_size(sizes->v_dim, head->v_dim);
-    }
-}
-
-/* Zeros if no codec of the cache has coefficients. */
-static kv_low_sizes low_sizes(const kv_cache *cache)
-{
-    kv_low_sizes sizes = {0};
-    for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
-        if (kv_codecs[codec]->bases != NULL && cache->first_class[codec] != KV_CLASS_NONE)
-            add_low_sizes(cache, codec, &sizes);
-    }
-    return sizes;
-}
-
 void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
 {
-    const kv_low_sizes low = low_sizes(cache);
     size_t rows_max = 0, acc_max = 0, group_max = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
@@ -77,6 +53,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
         rows_max = max_size(rows_max, rows);
         acc_max = max_size(acc_max, rows * shape->v_dim);
     }
+    const kv_low_sizes low = kv_low_sizes_of(cache, rows_max);
     const uint32_t n_workers = thread_pool_n_threads(cache->d->pool);
     kv_reader_worker *workers = arena_take(a, n_workers, sizeof *workers);
     for (uint32_t w = 0; w < n_workers; w++) {
@@ -91,6 +68,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
             .probe.sum = arena_take(a, group_max, sizeof *placed.probe.sum),
         };
         placed.probe.acc = placed.state.acc; /* never written: no channels */
+        if (cache->has_file) placed.landings = arena_take(a, KV_READ_BLOCKS, cache->landing_bytes);
         kv_choice_place(a, cache, &placed.choice);
         if (low.n_rows > 0) kv_low_place(a, &low, &placed.low);
         if (workers != NULL) workers[w] = placed;
@@ -126,15 +104,6 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
 }
 
 /* ---- blocks -------------------------------------------------------------------------------------- */
-
-static void begin_low(job *j)
-{
-    if (!j->has_low) return;
-    const kv_methods *methods = &j->seq->methods;
-    const kv_head_bases bases = kv_bases_of_head(j->cache, methods->codec, j->layer, j->head);
-    const kv_page_layout *layout = kv_coded_layout(j->cache, methods, j->layer);
-    kv_low_begin(&j->worker->low, &layout->shape, &bases, &j->query);
-}
 
 static void fold_low(job *j)
 {
@@ -180,13 +149,31 @@ static void fold_blocks(job *j)
     }
     j->n_blocks = 0;
     j->n_spans = 0;
+    j->n_landed = 0;
 }
 
 /* All that is listed goes into the state. */
 static void finish_blocks(job *j)
 {
     fold_blocks(j);
-    if (j->has_low) kv_low_merge(&j->worker->low, &j->query, j->state);
+    if (j->has_low && j->worker->low.has_begun) kv_low_merge(&j->worker->low, &j->query, j->state);
+}
+
+/* Makes the scratch ready for a page of coefficients, whose basis need not be that of the last one. */
+static void begin_low(job *j, uint32_t page)
+{
+    kv_low_reader *low = &j->worker->low;
+    const kv_page_place at = {j->layer, j->head, page};
+    const uint32_t basis = kv_pool_leans_on(j->cache->pool, page);
+    if (low->has_begun && low->basis == basis) return;
+    if (low->has_begun) {
+        fold_low(j);
+        kv_low_merge(low, &j->query, j->state);
+    }
+    const kv_head_bases bases = kv_page_bases(j->cache, &at, low->floats);
+    kv_low_begin(low, &kv_layout_of(j->cache, page)->shape, &bases, &j->query);
+    low->basis = basis;
+    low->has_begun = true;
 }
 
 /* Lists one block of spans; those without a live slot are left out. */
@@ -212,8 +199,22 @@ static uint32_t sink_span(const job *j, attn_span *out)
     return 1;
 }
 
+/* The bytes of a page, which stay where they are until the blocks are folded. What is in the file is
+ * waited for: that is the price of a cache larger than memory. kv_hint_layer has asked for it while
+ * the layer before was computed, so as a rule the system call copies and does not wait. */
+static const uint8_t *page_bytes(job *j, uint32_t page)
+{
+    const kv_cache *cache = j->cache;
+    if (!cache->has_tiers) return kv_pool_data(cache->pool, page);
+    kv_pool_use(cache->pool, page);
+    if (kv_pool_tier(cache->pool, page) != KV_TIER_FILE) return kv_pool_data(cache->pool, page);
+    if (j->n_landed == KV_READ_BLOCKS) fold_blocks(j); /* blocks of both kinds wait together */
+    return kv_seq_read_page(j->seq, page,
+                            j->worker->landings + j->n_landed++ * cache->landing_bytes);
+}
+
 /* The entries of a page, without the sinks. */
-static uint32_t page_span(const job *j, uint32_t block, attn_span *out)
+static uint32_t page_span(job *j, uint32_t block, attn_span *out)
 {
     const kv_cache *cache = j->cache;
     const kv_table *table = &j->seq->table;
@@ -223,9 +224,8 @@ static uint32_t page_span(const job *j, uint32_t block, attn_span *out)
     if (page == KV_PAGE_NONE) return 0;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const uint32_t n_slots = pages->n_slots[page], n_sinks = kv_page_sinks(cache, page);
-    if (n_sinks >= n_slots) return 0;
-    attn_span span =
-        kv_page_span(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots);
+    if (n_sinks >= n_slots || table->live[entry] == 0) return 0;
+    attn_span span = kv_page_span(kv_layout_of(cache, page), page_bytes(j, page), n_slots);
     span.positions = pages->positions + (size_t)page * cache->page_tokens;
     span.live = table->live[entry];
     *out = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
@@ -236,7 +236,8 @@ static bool is_low_page(const job *j, uint32_t block)
 {
     if (!j->has_low) return false;
     const uint32_t list = kv_list(j->cache, j->layer, j->head, 0);
-    return kv_is_coded_page(j->cache, kv_table_page(&j->seq->table, list, block));
+    const uint32_t page = kv_table_page(&j->seq->table, list, block);
+    return page != KV_PAGE_NONE && kv_is_coded_page(j->cache, page);
 }
 
 /* The block that has the sinks is never one. */
@@ -244,6 +245,7 @@ static void add_low_block(job *j, uint32_t block)
 {
     attn_span span;
     if (page_span(j, block, &span) == 0 || span.live == 0) return;
+    begin_low(j, kv_table_page(&j->seq->table, kv_list(j->cache, j->layer, j->head, 0), block));
     kv_low_add(&j->worker->low, &span);
     if (j->worker->low.n_blocks == KV_LOW_BLOCKS) fold_low(j);
 }
@@ -309,7 +311,7 @@ static void probe_page(void *ctx, uint32_t page)
 static void probe_recent(job *probe, uint32_t first, uint32_t n_old, uint32_t end)
 {
     attn_state_reset(probe->state, probe->query.group, 0);
-    begin_low(probe);
+    probe->worker->low.has_begun = false;
     if (first == 0 && n_old > 0) add_sinks(probe);
     for (uint32_t b = n_old > first ? n_old : first; b < probe->seq->n_blocks; b++)
         add_page_block(probe, b);
@@ -380,6 +382,7 @@ static void read_blocks(job *j)
     uint32_t first = 0;
     if (query->window != 0 && oldest >= query->window && !j->seq->is_thinned)
         first = (oldest - query->window + 1) / page_tokens;
+    j->worker->low.has_begun = false;
     if (j->is_decode) {
         const uint32_t n_old = kv_blocks_left(j->cache, j->seq->length);
         const uint32_t n_open = n_old > first ? n_old - first : 0;
@@ -387,7 +390,7 @@ static void read_blocks(job *j)
             if (j->lse == NULL) count_open(j, first, first + n_open);
         } else {
             if (j->lse == NULL) choose_pages(j, first, n_old, end);
-            begin_low(j); /* a probe may have used it */
+            j->worker->low.has_begun = false; /* a probe may have used it */
             add_chosen_blocks(j, first, n_old);
             first += n_open;
         }
@@ -420,7 +423,7 @@ static job make_job(const attend_loop *loop, const kv_tile *tile, uint32_t head,
                  .worker = worker,
                  .state = &worker->state,
                  .is_decode = row->is_decode,
-                 .has_low = row->seq->methods.codec->bases != NULL && row->seq->n_coded > 0,
+                 .has_low = kv_codec_is_low_rank(row->seq->methods.codec) && row->seq->n_coded > 0,
                  .misses = misses_of(cache, tile->row, head),
                  .layer = loop->args->layer,
                  .head = head,
@@ -465,7 +468,6 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     const size_t o_stride = (size_t)shape->n_heads * shape->v_dim;
     job j = make_job(loop, tile, head, worker);
     attn_state_reset(&worker->state, (size_t)tile->n_queries * group, shape->v_dim);
-    begin_low(&j);
     read_blocks(&j);
     const float *sink_logit =
         shape->sink_logit != NULL ? shape->sink_logit + (size_t)head * group : NULL;
@@ -507,7 +509,6 @@ static void add_row_mass(const attend_loop *loop, uint32_t row, uint32_t head,
         if (mass == NULL) mass = kv_observe_mass(j.seq, j.layer, head);
         j.lse = lse_of(loop, tile, head);
         j.mass = mass;
-        begin_low(&j);
         read_blocks(&j);
     }
 }
@@ -571,6 +572,7 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     loop.n_tiles = cut_tiles(cache, shape, &work);
     const size_t n_jobs = (size_t)loop.n_tiles * shape->n_kv_heads;
     const bool is_small = work * shape->n_kv_heads < SERIAL_WORK_MAX;
+    kv_hint_layer(cache, args->layer + 1); /* a call that starts reading and does not wait for it */
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
     gather_misses(cache, shape->n_kv_heads);
     if (cache->observers.lse == NULL) return;

@@ -34,6 +34,7 @@ typedef struct kv_reader_worker {
     attn_state state;    /* of the largest tile */
     attn_state probe;    /* of one query's heads; no values */
     kv_low_reader low;   /* pages of coefficients, of the job or its probe */
+    uint8_t *landings;   /* [KV_READ_BLOCKS][landing_bytes]: pages of the file; NULL without one */
     kv_choice choice;
     uint64_t bytes_read, blocks_read; /* since start, probes not counted */
     uint64_t pages_open,

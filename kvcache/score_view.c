@@ -1,7 +1,7 @@
 /* kvcache/score_view.c - see score_view.h. */
 #include "kvcache/score_view.h"
 
-#include "kvcache/encode.h"
+#include "kvcache/away.h"
 
 #include <string.h>
 
@@ -83,8 +83,8 @@ static attn_span find_entry(const kv_view_source *from, uint32_t i)
     const uint32_t page =
         kv_table_page(&seq->table, kv_list(cache, from->layer, from->head, 0), entry);
     if (page != *from->page)
-        *from->span = kv_page_load(cache, &(kv_page_place){from->layer, from->head, page},
-                                   kv_pool_pages(cache->pool)->n_slots[page], from->scratch);
+        *from->span = kv_seq_load_page(from->seq, &(kv_page_place){from->layer, from->head, page},
+                                       kv_pool_pages(cache->pool)->n_slots[page], from->worker);
     *from->page = page;
     return kv_span_cut(from->span, from->view->slot[i], 1);
 }

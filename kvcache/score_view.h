@@ -13,12 +13,12 @@ void kv_view_list(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view
 
 /* What kv_view_load needs beside the list. */
 typedef struct kv_view_source {
-    const kv_seq *seq;
+    kv_seq *seq;
     uint32_t layer, head;
     const kv_head_view *view;
-    uint8_t *scratch; /* [decoded_bytes]: the page that was read last */
-    uint32_t *page;   /* which it is; KV_PAGE_NONE at first */
-    attn_span *span;  /* its entries */
+    uint32_t worker; /* whose scratch has the page that was read last */
+    uint32_t *page;  /* which it is; KV_PAGE_NONE at first */
+    attn_span *span; /* its entries */
 } kv_view_source;
 
 /* kv_score_view.load over a kv_view_source. */

@@ -70,9 +70,10 @@ static json_t *place_new(const kv_map_list *list, uint64_t slots_live)
 
 static json_t *run_new(const kv_map_run *run)
 {
+    static const char *const tiers[KV_N_TIERS] = {"device", "host", "disk"};
     return json_pack("{s:I,s:I,s:s,s:I,s:s,s:b}", "block", (json_int_t)run->first_block, "blocks",
                      (json_int_t)run->n_blocks, "codec", run->codec->name, "slots_live",
-                     (json_int_t)run->n_live, "tier", "device", "cached", run->is_cached);
+                     (json_int_t)run->n_live, "tier", tiers[run->tier], "cached", run->is_cached);
 }
 
 static bool put_runs(json_t *object, const kv_map *map, const kv_map_list *list)

@@ -114,6 +114,9 @@ uint32_t engine_n_running(const engine *e);
 /* engine_plan.c: chooses the rows of a step and begins it in the cache. False: nothing to run. */
 bool engine_plan_step(engine *e);
 
+/* Gives up the pages of a running session; its tokens stay. cached_tokens as in kv_seq_close. */
+void engine_stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens);
+
 /* engine_step.c */
 void engine_run_step(engine *e);
 

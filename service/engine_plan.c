@@ -46,8 +46,7 @@ void engine_update_item(engine *e, uint32_t item)
     it->is_running = en->seq != NULL;
 }
 
-/* Gives up the pages of a running session; its tokens stay. */
-static void stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens)
+void engine_stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens)
 {
     entry *en = &e->entries[item];
     kv_seq_close(en->seq, cached_tokens);
@@ -66,18 +65,20 @@ static uint64_t pending_of_others(const engine *e, uint32_t item)
     return n_tokens;
 }
 
-/* An estimate in tokens: what is not used by open sequences must hold the prompt, what the others
+/* An estimate in tokens: what is not used of pool and tiers by open sequences must hold the prompt, what the others
  * still have to append, and a small reserve for their decoding. A wrong one costs a preemption. */
 static bool has_room(const engine *e, uint32_t item)
 {
     kv_stats stats;
     kv_stats_read(e->parts.cache, &stats);
     if (stats.pool_budget_bytes == 0) return true;
+    const double all_bytes =
+        (double)(stats.pool_budget_bytes + stats.host_budget_bytes + stats.disk_budget_bytes);
+    const double used_bytes = (double)(stats.used_bytes + stats.away_used_bytes);
     const kv_methods *methods = engine_methods_of(e, e->entries[item].s);
     const uint64_t capacity = kv_cache_capacity_tokens(e->parts.cache, methods);
-    const double used = (double)stats.used_bytes / (double)stats.pool_budget_bytes;
     const uint64_t reserve = capacity / 64;
-    return (double)capacity * (1 - used) >=
+    return (double)capacity * (1 - used_bytes / all_bytes) >=
            (double)(e->items[item].n_pending + pending_of_others(e, item) + reserve);
 }
 
@@ -115,7 +116,7 @@ static bool admit(engine *e, uint32_t item)
         kv_seq_take_prefix(en->seq, session_history(en->s), engine_n_known(e, item));
     engine_update_item(e, item);
     if (!is_alone && !has_room(e, item)) {
-        stop_running(e, item, NULL);
+        engine_stop_running(e, item, NULL);
         return false;
     }
     if (!en->was_scheduled) note_first_schedule(e, en, n_cached);
@@ -232,7 +233,7 @@ static void make_room(engine *e, err_t err)
     }
     log_debug("engine", "preempted tokens=%u", engine_n_known(e, (uint32_t)victim));
     metrics_add(e->parts.metrics, METRIC_PREEMPTIONS, 1);
-    stop_running(e, (uint32_t)victim, session_history(en->s));
+    engine_stop_running(e, (uint32_t)victim, session_history(en->s));
 }
 
 bool engine_plan_step(engine *e)

@@ -190,10 +190,10 @@ static void write_load(page *p, const metrics_gauges *g)
     write_gauge(p, "http_requests_active", g->http_active, "HTTP exchanges in progress");
     write_gauge(p, "ready", g->is_ready ? 1 : 0, "1 when the model is loaded and not draining");
     write_gauge(p, "model_load_seconds", g->load_seconds, "From the start of the process to ready");
-    const labelled parts[] = {
-        {"weights", g->weight_bytes},
-        {"kv", g->kv.slab_bytes + g->kv.table_bytes + g->kv.ring_bytes + g->kv.staging_bytes},
-        {"scratch", g->scratch_bytes}};
+    const labelled parts[] = {{"weights", g->weight_bytes},
+                              {"kv", g->kv.slab_bytes + g->kv.table_bytes + g->kv.ring_bytes +
+                                         g->kv.staging_bytes + g->kv.host_bytes},
+                              {"scratch", g->scratch_bytes}};
     write_family(p, "memory_bytes", "gauge", "Memory by kind");
     write_labelled(p, "memory_bytes", "kind", parts, sizeof parts / sizeof *parts);
 }
@@ -272,6 +272,31 @@ static void write_kv_routing(page *p, const kv_stats *kv)
                  "These bounds in the last step with decode queries");
     write_sample(p, "kv_step_unread_mass_bound", "stat=\"mean\"", kv->step_certificate_mean);
     write_sample(p, "kv_step_unread_mass_bound", "stat=\"max\"", kv->step_certificate_max);
+}
+
+/* What has left the pool for host memory and the disk. */
+static void write_kv_tiers(page *p, const kv_stats *kv)
+{
+    const labelled budgets[] = {{"host", kv->host_budget_bytes}, {"disk", kv->disk_budget_bytes}};
+    write_family(p, "kv_tier_budget_bytes", "gauge",
+                 "Budgets of the tiers below the pool; 0 when a failing disk is left alone");
+    write_labelled(p, "kv_tier_budget_bytes", "tier", budgets, sizeof budgets / sizeof *budgets);
+    const labelled bytes[] = {{"host", kv->host_bytes}, {"disk", kv->disk_bytes}};
+    write_family(p, "kv_tier_bytes", "gauge", "Bytes in use, by tier");
+    write_labelled(p, "kv_tier_bytes", "tier", bytes, sizeof bytes / sizeof *bytes);
+    const labelled blocks[] = {{"host", kv->host_pages}, {"disk", kv->disk_pages}};
+    write_family(p, "kv_tier_blocks", "gauge", "Pages that have left the pool, by tier");
+    write_labelled(p, "kv_tier_blocks", "tier", blocks, sizeof blocks / sizeof *blocks);
+    write_counter(p, "kv_demoted_blocks_total", kv->pages_demoted, "Pages that left the pool");
+    write_counter(p, "kv_promoted_blocks_total", kv->pages_promoted, "Pages that came back");
+    write_counter(p, "kv_disk_read_bytes_total", kv->disk_read_bytes,
+                  "Bytes of pages read from the disk");
+    const labelled failures[] = {{"read", kv->disk_read_failures},
+                                 {"write", kv->disk_write_failures}};
+    write_family(p, "kv_disk_failures_total", "counter", "Pages that the disk failed");
+    write_labelled(p, "kv_disk_failures_total", "op", failures, sizeof failures / sizeof *failures);
+    write_counter(p, "kv_lost_sequences_total", kv->seqs_lost,
+                  "Sequences computed again because the disk failed");
 }
 
 /* The busiest expert's tokens over the mean, of each layer on its own: a mean over layers first would
@@ -406,6 +431,7 @@ err_t metrics_write(const metrics *m, const metrics_gauges *gauges, char **text,
     write_kv_counters(&p, &gauges->kv);
     write_kv_scheduling(&p, &gauges->kv);
     write_kv_routing(&p, &gauges->kv);
+    write_kv_tiers(&p, &gauges->kv);
     write_histograms(&p);
     write_experts(&p);
     write_info(&p, gauges);

@@ -58,6 +58,7 @@ typedef struct kv_codec {
 
     /* The bases that a low-rank codec uses of a layer; NULL for all others. */
     const kv_bases *(*bases)(const kv_layer_shape *layer);
+    bool has_own_bases; /* low-rank too, but sequences make them themselves; kvcache/basis.h */
 
     /* At open, once per head shape. ERR_OVERFLOW; ERR_UNSUPPORTED for shapes that it cannot encode or
      * whose pages it does not make smaller. */
@@ -74,11 +75,18 @@ typedef struct kv_codec {
 } kv_codec;
 
 #define KV_CODEC_LIST(X) \
-    X(none) X(fp8) X(int8) X(int4) X(int2) X(prune) X(think) X(lora) X(lora_plus) X(paper_fastv)
+    X(none)              \
+    X(fp8) X(int8) X(int4) X(int2) X(prune) X(think) X(lora) X(lora_plus) X(svd) X(paper_fastv)
 
 extern const kv_codec *const kv_codecs[]; /* ends with NULL */
 extern const char kv_codec_names[];       /* " none fp8 ..." for messages */
 extern const kv_codec kv_codec_none;
+
+/* Are its pages coefficients? */
+static inline bool kv_codec_is_low_rank(const kv_codec *codec)
+{
+    return codec->bases != NULL || codec->has_own_bases;
+}
 
 const kv_codec *kv_codec_find(const char *name); /* NULL if unknown */
 

@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "kvcache/kv_lost.h"
 #include "model/sampler.h"
 #include "service/eval/eval_watch.h"
 
@@ -251,6 +252,8 @@ static err_t run_step(eval_run *r, err_info *info)
     kv_step_end(r->cache);
     for (uint32_t i = 0; i < r->n_rows; i++) {
         lane *l = &r->lanes[r->row_lane[i]];
+        if (kv_seq_is_lost(l->seq))
+            return err_set(info, ERR_IO, "kv-disk-path: pages could not be read back");
         l->n_fed += r->rows[i].n_tokens;
         if (l->n_fed == n_to_feed(l->job)) l->is_over = true;
     }
@@ -353,7 +356,8 @@ static void end_group(eval_run *r)
     kv_stats stats;
     kv_stats_read(r->cache, &stats);
     r->group_cost.resident_bytes = stats.slab_bytes + stats.table_bytes + stats.ring_bytes +
-                                   stats.observed_bytes + stats.staging_bytes;
+                                   stats.observed_bytes + stats.staging_bytes + stats.host_bytes +
+                                   stats.disk_bytes;
     for (uint32_t i = 0; i < r->n_lanes; i++) {
         lane *l = &r->lanes[i];
         r->group_cost.resident_tokens += kv_seq_length(l->seq);

@@ -59,7 +59,7 @@ static void make_bases(sealed *s)
     const kv_head_shape *shape = &s->layout.shape;
     const bool with_mean = strcmp(s->codec->name, "lora_plus") == 0;
     const size_t k = 2 * (size_t)shape->k_rank * shape->k_dim;
-    if (s->codec->bases == NULL) return;
+    if (!kv_codec_is_low_rank(s->codec)) return;
     s->memory = malloc((k + 2 * (size_t)shape->v_rank * shape->v_dim) * sizeof *s->memory);
     const kv_basis keys = fake_basis(s->memory, 1, shape->k_dim, with_mean);
     const kv_basis values = fake_basis(s->memory + k, 1, shape->v_dim, with_mean);
@@ -195,9 +195,9 @@ static void check_load(const sealed *s, uint32_t n_slots)
         const uint32_t dim = s->layout.shape.k_dim;
         kv_row_get((const uint8_t *)loaded.k + i * loaded.k_stride_bytes, s->layout.shape.type, 0,
                    dim, x);
-        if (s->codec->bases != NULL) decode_low(s, codes, want);
+        if (kv_codec_is_low_rank(s->codec)) decode_low(s, codes, want);
         for (uint32_t c = 0; c < dim; c++) {
-            if (s->codec->bases == NULL)
+            if (!kv_codec_is_low_rank(s->codec))
                 want[c] = decode(&span, codes, c, span.k_grid, dim, c, 0, s->layout.shape.type).x;
             ck_assert_double_le(fabs((double)x[c] - want[c]), fabs(want[c]) * 0x1p-8 + 2e-5);
         }
@@ -212,7 +212,7 @@ static void check_load(const sealed *s, uint32_t n_slots)
 /* Coefficients promise nothing of a single element. */
 static bool has_bound(const kv_codec *codec)
 {
-    return !codec->is_exact && codec->bases == NULL;
+    return !codec->is_exact && !kv_codec_is_low_rank(codec);
 }
 
 START_TEST(every_entry_comes_back_within_the_bound_of_its_scale)
@@ -280,10 +280,10 @@ START_TEST(pages_of_128_channels_and_32_slots_have_the_promised_bytes)
         const char *codec;
         size_t page_bytes;
         double most; /* of a raw page */
-    } rows[] = {{"none", 16384, 1},          {"fp8", 8256, 0.505}, {"int8", 8960, 0.56},
-                {"int4", 5120, 0.33},        {"int2", 3072, 0.19}, {"prune", 10304, 0.63},
-                {"think", 12352, 0.76},      {"lora", 8192, 0.5},  {"lora_plus", 8192, 0.5},
-                {"paper_fastv", 8256, 0.505}};
+    } rows[] = {{"none", 16384, 1},     {"fp8", 8256, 0.505},        {"int8", 8960, 0.56},
+                {"int4", 5120, 0.33},   {"int2", 3072, 0.19},        {"prune", 10304, 0.63},
+                {"think", 12352, 0.76}, {"lora", 8192, 0.5},         {"lora_plus", 8192, 0.5},
+                {"svd", 8192, 0.5},     {"paper_fastv", 8256, 0.505}};
     const kv_head_shape shape = {128, 128, false, DTYPE_BF16, 64, 64};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         kv_page_layout layout;
@@ -410,8 +410,8 @@ static double error_bound(const kv_codec *codec)
     static const struct {
         const char *codec;
         double most;
-    } coarse[] = {{"int2", 0.1}, {"prune", 0.06},    {"think", 0.05},
-                  {"lora", 0.1}, {"lora_plus", 0.1}, {"paper_fastv", 0.1}};
+    } coarse[] = {{"int2", 0.1},      {"prune", 0.06}, {"think", 0.05},     {"lora", 0.1},
+                  {"lora_plus", 0.1}, {"svd", 0.1},    {"paper_fastv", 0.1}};
     for (size_t i = 0; i < sizeof coarse / sizeof coarse[0]; i++) {
         if (strcmp(coarse[i].codec, codec->name) == 0) return coarse[i].most;
     }

@@ -12,7 +12,8 @@
 
 static const char *const fixtures[] = {"mixtral-base-f32", "mixtral-gqa-bf16",
                                        "mixtral-window-f16"};
-static const char *const codecs[] = {"fp8", "int8", "int4", "int2", "prune"};
+static const char *const codecs[] = {"fp8", "int8", "int4", "int2", "prune", "svd"};
+enum { N_CODECS = sizeof codecs / sizeof codecs[0] };
 
 /* Codecs that need bases, and the fixture that has some. */
 static const char *const codecs_with_bases[] = {"lora", "lora_plus"};
@@ -35,8 +36,8 @@ static void run_setup(const char *isa, const char *fixture, const char *codec,
 static void for_each_setup(void (*body)(golden *g))
 {
     for (const dev_ops *const *table = dev_cpu_tables(); *table != NULL; table++) {
-        for (size_t i = 0; i < 3 * 5; i++)
-            run_setup((*table)->name, fixtures[i / 5], codecs[i % 5], body);
+        for (size_t i = 0; i < 3 * N_CODECS; i++)
+            run_setup((*table)->name, fixtures[i / N_CODECS], codecs[i % N_CODECS], body);
         for (size_t i = 0; i < 2; i++)
             run_setup((*table)->name, fixture_with_bases, codecs_with_bases[i], body);
     }

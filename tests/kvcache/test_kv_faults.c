@@ -81,11 +81,18 @@ static kv_config selecting(const char *compression)
     return config;
 }
 
-START_TEST(a_cache_opens_wholly_or_not_at_all)
+static kv_config with_tiers(kv_config config)
+{
+    config.host_bytes = KV_SLAB_BYTES;
+    config.disk_bytes = 16 * KV_SLAB_BYTES;
+    config.disk_path = (char *)(uintptr_t) "/tmp";
+    return config;
+}
+
+static void check_open(kv_config config)
 {
     dev *d;
     ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
-    kv_config config = evicting("h2o+adakv");
     config.request_methods = true;
     const kv_shape shape = {.n_layers = 3, .layer = fake_layers, .n_experts = 8};
     const kv_limits limits = {4, 64, 512};
@@ -103,6 +110,12 @@ START_TEST(a_cache_opens_wholly_or_not_at_all)
     ck_assert_int_gt(n, 4);
     kv_cache_close(cache);
     dev_close(d);
+}
+
+START_TEST(a_cache_opens_wholly_or_not_at_all)
+{
+    check_open(evicting("h2o+adakv"));
+    check_open(with_tiers(evicting("h2o+adakv")));
 }
 END_TEST
 
@@ -196,16 +209,23 @@ static void check_steps(const fake_options *options)
     fake_seq s = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 70});
     memset(f->experts, 0, 64 * sizeof *f->experts);
     fake_run(f, &s, 64, 64);
-    for (uint32_t i = 0; i < 100; i++) {
+    for (uint32_t i = 0; i < 100; i++) { /* up to 360 tokens */
         const uint32_t most = kv_seq_step_tokens_max(s.seq);
         ck_assert(step(f, s.seq, most < 1 + i % 5 ? most : 1 + i % 5));
     }
+    ck_assert_int_eq(fake_stats(f).disk_read_bytes > 0, options->config.disk_bytes > 0);
     fake_seq_close(f, &s, false);
     fake_close(f);
 }
 
 START_TEST(nothing_is_allocated_inside_a_step)
 {
+    kv_config small = fake_coded("none");
+    small.memory_bytes = 3 * KV_SLAB_BYTES;
+    small.disk_bytes = 16 * KV_SLAB_BYTES;
+    small.disk_path = (char *)(uintptr_t) "/tmp";
+    check_steps(&(fake_options){
+        .layers = fake_coded_layers, .n_layers = 2, .config = small, .n_threads = 2});
     check_steps(&(fake_options){0});
     check_steps(&(fake_options){.config = evicting("h2o+adakv")});
     check_steps(&(fake_options){.config = evicting("snapkv+pyramid"), .n_threads = 2});

@@ -275,6 +275,7 @@ START_TEST(attention_reads_what_the_coefficients_stand_for)
     for (const dev_ops *const *table = dev_cpu_tables(); *table != NULL; table++) {
         check_attention("lora", (*table)->name, 3);
         check_attention("lora_plus", (*table)->name, 0);
+        check_attention("svd", (*table)->name, 3);
     }
 }
 END_TEST

@@ -21,6 +21,9 @@ static void open_cache(const rig_options *options, uint32_t n_seqs_max, uint32_t
     config.memory_bytes = options->memory_bytes > 0 ? options->memory_bytes : 64u << 20;
     config.page_tokens = options->page_tokens > 0 ? options->page_tokens : 8;
     config.window_tokens = 16;
+    config.host_bytes = options->host_bytes;
+    config.disk_bytes = options->disk_bytes;
+    if (options->disk_bytes > 0) config.disk_path = strdup("/tmp");
     config.sink_tokens = 4;
     config.prefix_caching = !options->no_prefix_caching;
     config.request_methods = options->request_methods;

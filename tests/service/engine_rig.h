@@ -14,6 +14,7 @@ typedef struct rig_options {
     uint32_t page_tokens;          /* 0: 8 */
     bool no_prefix_caching;
     const char *compression; /* NULL: none */
+    uint64_t host_bytes, disk_bytes;
     bool request_methods;
 } rig_options;
 

@@ -32,7 +32,19 @@ static const metrics_gauges GAUGES = {.n_running = 3,
                                              .certificate_sum = 0.5,
                                              .certificate_max = 0.25,
                                              .step_certificate_mean = 0.125,
-                                             .step_certificate_max = 0.1875},
+                                             .step_certificate_max = 0.1875,
+                                             .host_budget_bytes = 4096,
+                                             .disk_budget_bytes = 8192,
+                                             .host_bytes = 2048,
+                                             .disk_bytes = 1024,
+                                             .host_pages = 11,
+                                             .disk_pages = 12,
+                                             .pages_demoted = 13,
+                                             .pages_promoted = 14,
+                                             .disk_read_bytes = 15,
+                                             .disk_read_failures = 16,
+                                             .disk_write_failures = 17,
+                                             .seqs_lost = 18},
                                       .dev_name = "avx2",
                                       .kv_type = "bf16",
                                       .page_tokens = 32,
@@ -84,6 +96,34 @@ START_TEST(what_is_counted_is_written)
     ck_assert(value_of(text, "process_resident_memory_bytes") > 1e5);
     ck_assert(value_of(text, "process_start_time_seconds") > 1.5e9);
     ck_assert(value_of(text, "process_open_fds") >= 3);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(the_page_says_what_lies_below_the_pool)
+{
+    static const struct {
+        const char *series;
+        double value;
+    } rows[] = {
+        {"pikv_kv_tier_budget_bytes{model_name=\"s\",tier=\"host\"}", 4096},
+        {"pikv_kv_tier_budget_bytes{model_name=\"s\",tier=\"disk\"}", 8192},
+        {"pikv_kv_tier_bytes{model_name=\"s\",tier=\"host\"}", 2048},
+        {"pikv_kv_tier_bytes{model_name=\"s\",tier=\"disk\"}", 1024},
+        {"pikv_kv_tier_blocks{model_name=\"s\",tier=\"host\"}", 11},
+        {"pikv_kv_tier_blocks{model_name=\"s\",tier=\"disk\"}", 12},
+        {"pikv_kv_demoted_blocks_total{model_name=\"s\"}", 13},
+        {"pikv_kv_promoted_blocks_total{model_name=\"s\"}", 14},
+        {"pikv_kv_disk_read_bytes_total{model_name=\"s\"}", 15},
+        {"pikv_kv_disk_failures_total{model_name=\"s\",op=\"read\"}", 16},
+        {"pikv_kv_disk_failures_total{model_name=\"s\",op=\"write\"}", 17},
+        {"pikv_kv_lost_sequences_total{model_name=\"s\"}", 18},
+    };
+    metrics *m = open_metrics("s");
+    char *text = write_page(m);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        ck_assert_double_eq(value_of(text, rows[i].series), rows[i].value);
     free(text);
     metrics_close(m);
 }
@@ -400,6 +440,7 @@ START_TEST(nothing_is_lost_while_pages_are_written)
 END_TEST
 
 const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
+                                TEST_CASE(the_page_says_what_lies_below_the_pool),
                                 TEST_CASE(the_page_says_what_decode_steps_have_not_read),
                                 TEST_CASE(sequences_are_counted_by_their_methods),
                                 TEST_CASE(a_pause_counts_nothing_but_refusals),
