@@ -1,5 +1,5 @@
 /* tests/kvcache/test_page_pool.c - pages and slabs of one budget. */
-#include "kvcache/page_pool.h"
+#include "kvcache/page_slots.h"
 #include "tests/test_main.h"
 
 #include <string.h>
@@ -24,7 +24,8 @@ static kv_pool *open_pool(uint64_t budget_bytes)
     const kv_pool_config config = {.budget_bytes = budget_bytes,
                                    .page_tokens = PAGE_TOKENS,
                                    .n_classes = 2,
-                                   .page_bytes = page_bytes};
+                                   .page_bytes = page_bytes,
+                                   .n_shards = 4};
     kv_pool *pool;
     ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
     return pool;
@@ -170,7 +171,8 @@ START_TEST(a_page_larger_than_a_slab_makes_slabs_larger)
     const kv_pool_config config = {.budget_bytes = 1 << 20,
                                    .page_tokens = PAGE_TOKENS,
                                    .n_classes = 2,
-                                   .page_bytes = page_bytes};
+                                   .page_bytes = page_bytes,
+                                   .n_shards = 4};
     kv_pool *pool;
     ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
     ck_assert_uint_eq(kv_pool_count(pool).budget_bytes, 4 * 256 * 1024);
