@@ -9,6 +9,7 @@
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 #include "kvcache/score_view.h"
+#include "kvcache/scoring/whole_pages.h"
 
 #include "base/clock.h"
 
@@ -24,10 +25,15 @@ static uint32_t group_of(const kv_layer_shape *shape)
     return shape->n_heads / shape->n_kv_heads;
 }
 
+static bool asks(const kv_policy *policy, const kv_scorer *scorer)
+{
+    return policy->evicts && policy->scorer == scorer;
+}
+
 static bool may_be_asked(const kv_cache *cache, const kv_scorer *scorer)
 {
-    const kv_policy *policy = &cache->methods.policy;
-    return cache->request_methods || (policy->evicts && policy->scorer == scorer);
+    return cache->request_methods || asks(&cache->methods.policy, scorer) ||
+           asks(&cache->methods.selection, scorer);
 }
 
 /* Floats that any scorer works in, over the shapes of all layers. */
@@ -124,7 +130,8 @@ static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
 
 void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
 {
-    *evict = (kv_evict){.is_open = cache->request_methods || cache->methods.policy.evicts};
+    bool has_shared = false;
+    *evict = (kv_evict){.is_open = cache->request_methods || kv_methods_evict(&cache->methods)};
     if (!evict->is_open) return;
     for (uint32_t s = 0; kv_scorers[s] != NULL; s++) {
         if (!may_be_asked(cache, kv_scorers[s])) continue;
@@ -132,30 +139,41 @@ void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
         evict->by_page = evict->by_page || kv_scorers[s]->by_page;
         if (kv_scorers[s]->n_queries > evict->n_queries)
             evict->n_queries = kv_scorers[s]->n_queries;
+        has_shared = has_shared || kv_scorers[s]->from != KV_FROM_OWN_LAYER;
     }
+    if (has_shared)
+        evict->shared = arena_take(a, cache->limits.n_seq_tokens_max, sizeof *evict->shared);
     place_heads(a, cache, evict);
     place_workers(a, cache, evict);
 }
 
-err_t kv_evict_check(const kv_cache *cache, const kv_policy *policy, err_info *info)
+static err_t check_policy(const kv_cache *cache, const kv_policy *policy, const char *key,
+                          err_info *info)
 {
     if (!policy->evicts) return ERR_OK;
     if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer))
-        return err_set(info, ERR_UNSUPPORTED, "kv-scheduling: the cache keeps nothing for %s",
+        return err_set(info, ERR_UNSUPPORTED, "%s: the cache keeps nothing for %s", key,
                        policy->name);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         if ((policy->scorer->needs & KV_SCORE_OUT_PROJ) != 0 && cache->layer[l].out_proj == NULL)
             return err_set(info, ERR_UNSUPPORTED,
-                           "kv-scheduling: %s needs an output projection, and layer %u has none",
+                           "%s: %s needs an output projection, and layer %u has none", key,
                            policy->name, l);
     }
     return ERR_OK;
+}
+
+err_t kv_evict_check(const kv_cache *cache, const kv_methods *methods, err_info *info)
+{
+    TRY(check_policy(cache, &methods->policy, "kv-scheduling", info));
+    return check_policy(cache, &methods->selection, "kv-compression", info);
 }
 
 /* ---- a layer ------------------------------------------------------------------------------------- */
 
 typedef struct evict_loop {
     kv_seq *seq;
+    const kv_policy *policy; /* that chooses now */
     uint32_t layer;
     uint32_t n_keep;    /* entries that a head of this layer keeps on average, */
     uint32_t n_granted; /* candidates among them */
@@ -225,13 +243,15 @@ static void list_uses(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_
 static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_worker *worker)
 {
     const kv_seq *seq = loop->seq;
-    const uint32_t needs = seq->methods.policy.scorer->needs;
+    const kv_scorer *scorer = loop->policy->scorer;
+    const uint32_t needs = scorer->needs;
     kv_head_view *view = head_view(loop, args->head);
     if ((needs & KV_SCORE_QUERIES) != 0) {
-        kv_observed_queries(seq, args->layer, args->head, worker->queries, worker->query_positions);
-        args->queries = (kv_score_queries){.n = kv_observed_n_queries(seq),
-                                           .q = worker->queries,
-                                           .positions = worker->query_positions};
+        const uint32_t n = (uint32_t)min_size(kv_observed_n_queries(seq), scorer->n_queries);
+        const kv_observed_window window = {.layer = args->layer, .head = args->head, .n = n};
+        kv_observed_queries(seq, &window, worker->queries, worker->query_positions);
+        args->queries =
+            (kv_score_queries){.n = n, .q = worker->queries, .positions = worker->query_positions};
     }
     if ((needs & KV_SCORE_STATS) != 0) {
         kv_observed_stats(seq, args->layer, args->head, worker->mean, worker->cov);
@@ -286,7 +306,7 @@ static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
                           .out_proj = shape->out_proj,
                           .work = worker->work};
     add_observed(loop, &args, worker);
-    seq->methods.policy.scorer->score(&args, view->score);
+    loop->policy->scorer->score(&args, view->score);
 }
 
 static void score_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -310,40 +330,53 @@ static void average_heads(const evict_loop *loop, uint32_t n_heads)
     }
 }
 
-/* Candidates of a page get the mean of their scores. */
-static void average_pages(kv_head_view *view)
+/* Scores that all layers go by, at their positions. */
+static void share_scores(kv_seq *seq, const kv_policy *policy)
 {
-    const uint32_t end = view->first + view->n_open;
-    const kv_page_sums *pages = &view->pages;
-    for (uint32_t p = 0; p < pages->n; p++) {
-        pages->score[p] = 0;
-        pages->n_open[p] = pages->n_kept[p] = 0;
+    kv_cache *cache = seq->cache;
+    const bool is_one = policy->scorer->from == KV_FROM_SECOND_LAYER;
+    const uint32_t first = is_one && cache->n_layers > 2 ? 1 : 0;
+    const uint32_t end = is_one ? first + 1 : cache->n_layers;
+    memset(cache->evict.shared, 0, seq->length * sizeof *cache->evict.shared);
+    for (uint32_t l = first; l < end; l++) {
+        const uint32_t n_heads = cache->n_kv_heads[l];
+        evict_loop loop = {.seq = seq, .policy = policy, .layer = l};
+        parallel_for(cache->d->pool, n_heads, 1, list_jobs, &loop);
+        parallel_for(cache->d->pool, n_heads, 1, score_jobs, &loop);
+        for (uint32_t h = 0; h < n_heads; h++) {
+            const kv_head_view *view = head_view(&loop, h);
+            for (uint32_t i = 0; i < view->n; i++)
+                cache->evict.shared[view->positions[i]] += (double)view->score[i] / n_heads;
+        }
     }
-    for (uint32_t i = view->first; i < end; i++) {
-        pages->score[pages->of_entry[i]] += (double)view->score[i];
-        pages->n_open[pages->of_entry[i]]++;
+}
+
+static void take_shared(const evict_loop *loop, uint32_t n_heads)
+{
+    for (uint32_t h = 0; h < n_heads; h++) {
+        kv_head_view *view = head_view(loop, h);
+        for (uint32_t i = 0; i < view->n; i++)
+            view->score[i] = (float)loop->seq->cache->evict.shared[view->positions[i]];
     }
-    for (uint32_t i = view->first; i < end; i++) {
-        const uint32_t p = pages->of_entry[i];
-        view->score[i] = (float)(pages->score[p] / pages->n_open[p]);
+}
+
+/* Of all heads of the layer, whose entries are listed. */
+static void score_layer(evict_loop *loop, uint32_t n_heads)
+{
+    const kv_scorer *scorer = loop->policy->scorer;
+    if (scorer->from != KV_FROM_OWN_LAYER) {
+        take_shared(loop, n_heads);
+    } else {
+        parallel_for(loop->seq->cache->d->pool, n_heads, 1, score_jobs, loop);
+        if (scorer->over_heads) average_heads(loop, n_heads);
+    }
+    for (uint32_t h = 0; h < n_heads && scorer->by_page; h++) {
+        kv_head_view *view = head_view(loop, h);
+        kv_pages_average(&view->pages, view->first, view->n_open, view->score);
     }
 }
 
 /* ---- what stays ---------------------------------------------------------------------------------- */
-
-/* Of n indices to keep, rising, forgets those of a page that is not kept whole. */
-static uint32_t keep_whole_pages(const kv_head_view *view, uint32_t n)
-{
-    const kv_page_sums *pages = &view->pages;
-    uint32_t n_whole = 0;
-    for (uint32_t i = 0; i < n; i++)
-        pages->n_kept[pages->of_entry[view->first + view->kept[i]]]++;
-    for (uint32_t i = 0; i < n; i++) {
-        const uint32_t p = pages->of_entry[view->first + view->kept[i]];
-        if (pages->n_kept[p] == pages->n_open[p]) view->kept[n_whole++] = view->kept[i];
-    }
-    return n_whole;
-}
 
 static void evict_head(const evict_loop *loop, uint32_t head)
 {
@@ -353,7 +386,8 @@ static void evict_head(const evict_loop *loop, uint32_t head)
     assert(n <= view->n_open);
     if (n == view->n_open) return;
     kv_keep_best(view->score + view->first, view->n_open, n, view->kept);
-    if (seq->methods.policy.scorer->by_page) n = keep_whole_pages(view, n);
+    if (loop->policy->scorer->by_page)
+        n = kv_pages_keep_whole(&view->pages, view->first, view->kept, n);
     view->n_evicted = view->n_open - n;
     for (uint32_t i = 0, next = 0; i < view->n_open;) {
         const uint32_t at = view->first + i, entry = view->entry[at], shard = view->shard[at];
@@ -382,7 +416,7 @@ static bool plan_layer(evict_loop *loop, uint32_t n_heads)
 {
     const kv_seq *seq = loop->seq;
     kv_cache *cache = seq->cache;
-    const kv_policy *policy = &seq->methods.policy;
+    const kv_policy *policy = loop->policy;
     const uint32_t n_recent = seq->length - kv_blocks_left(cache, seq->length) * cache->page_tokens;
     uint32_t n_protected = 0;
     uint64_t n_open = 0;
@@ -412,7 +446,7 @@ static bool plan_layer(evict_loop *loop, uint32_t n_heads)
 static void split_layer(const evict_loop *loop, uint32_t n_heads)
 {
     kv_cache *cache = loop->seq->cache;
-    const kv_allocator *heads = loop->seq->methods.policy.heads;
+    const kv_allocator *heads = loop->policy->heads;
     if (heads == NULL) return;
     for (uint32_t h = 0; h < n_heads; h++)
         cache->evict.scores[h] = head_view(loop, h)->score + head_view(loop, h)->first;
@@ -438,19 +472,15 @@ static void drop_empty(kv_seq *seq, uint32_t list)
     }
 }
 
-static void evict_layer(kv_seq *seq, uint32_t layer)
+static void evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
 {
     kv_cache *cache = seq->cache;
     const uint32_t n_heads = cache->n_kv_heads[layer];
-    const kv_scorer *scorer = seq->methods.policy.scorer;
     thread_pool *pool = cache->d->pool;
-    evict_loop loop = {.seq = seq, .layer = layer};
+    evict_loop loop = {.seq = seq, .policy = policy, .layer = layer};
     parallel_for(pool, n_heads, 1, list_jobs, &loop);
     if (!plan_layer(&loop, n_heads)) return;
-    parallel_for(pool, n_heads, 1, score_jobs, &loop);
-    if (scorer->over_heads) average_heads(&loop, n_heads);
-    for (uint32_t h = 0; h < n_heads && scorer->by_page; h++)
-        average_pages(head_view(&loop, h));
+    score_layer(&loop, n_heads);
     split_layer(&loop, n_heads);
     parallel_for(pool, n_heads, 1, evict_jobs, &loop);
     for (uint32_t h = 0; h < n_heads; h++) {
@@ -472,12 +502,25 @@ static uint32_t last_due(const kv_seq *seq)
     return left > n_prompt ? left : n_prompt;
 }
 
+/* What chooses at the present length: a selection up to the end of the prompt, scheduling behind it, or in
+ * both without a selection. NULL: everything stays. */
+static const kv_policy *policy_now(const kv_seq *seq)
+{
+    const kv_methods *methods = &seq->methods;
+    const uint32_t n_prompt = seq->n_prompt_tokens;
+    const bool is_prompt = seq->length <= n_prompt || seq->chosen_length < n_prompt;
+    if (methods->selection.evicts && is_prompt) return &methods->selection;
+    return methods->policy.evicts ? &methods->policy : NULL;
+}
+
 static void choose(kv_seq *seq)
 {
     kv_cache *cache = seq->cache;
+    const kv_policy *policy = policy_now(seq);
     const uint64_t start_ns = clock_mono_ns();
-    for (uint32_t l = 0; l < cache->n_layers; l++)
-        evict_layer(seq, l);
+    if (policy != NULL && policy->scorer->from != KV_FROM_OWN_LAYER) share_scores(seq, policy);
+    for (uint32_t l = 0; l < cache->n_layers && policy != NULL; l++)
+        evict_layer(seq, policy, l);
     for (uint32_t l = 0; l < cache->n_layers && seq->is_thinned; l++) {
         for (uint32_t i = 0; i < cache->n_kv_heads[l] * cache->n_shards; i++) {
             drop_passed(seq, l, kv_list(cache, l, 0, 0) + i);
@@ -487,6 +530,7 @@ static void choose(kv_seq *seq)
     }
     cache->stats.score_seconds += clock_seconds_since(start_ns);
     seq->chosen_length = seq->length;
+    if (seq->length >= seq->n_prompt_tokens && !seq->methods.policy.evicts) kv_observed_rest(seq);
 }
 
 /* Encodes what is due; room is found as the pages are, one after the other. */
@@ -504,7 +548,7 @@ static err_t encode(kv_seq *seq)
 err_t kv_seq_settle(kv_seq *seq)
 {
     const uint32_t due = last_due(seq);
-    if (!seq->methods.policy.evicts || seq->settled_length >= due) return ERR_OK;
+    if (!kv_methods_evict(&seq->methods) || seq->settled_length >= due) return ERR_OK;
     if (seq->chosen_length < due) choose(seq);
     err_t err = seq->is_thinned ? kv_compact(seq) : ERR_OK;
     if (err == ERR_OK && !seq->methods.codec->is_exact) err = encode(seq);

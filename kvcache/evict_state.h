@@ -6,21 +6,13 @@
 
 #include "base/arena.h"
 #include "kvcache/kv_shape.h"
+#include "kvcache/scoring/whole_pages.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define KV_ENTRY_NONE UINT32_MAX
-
-/* Pages with candidates, for scorers that keep or evict whole ones: in the order of their first entries. */
-typedef struct kv_page_sums {
-    uint32_t *of_entry; /* [n_max]: which page an entry is in; NULL unless a scorer may need it */
-    double *score;      /* [n_max]; valid below n: summed over the page's candidates */
-    uint32_t *n_open;   /* [n_max]: candidates in it */
-    uint32_t *n_kept;   /* [n_max]: of them */
-    uint32_t n;
-} kv_page_sums;
 
 /* The entries of one head on all shards, in position order, and what becomes of them. */
 typedef struct kv_head_view {
@@ -80,6 +72,8 @@ typedef struct kv_evict {
     const float **scores;     /* [n_kv_heads_max] */
     uint32_t *n_keep;         /* [n_kv_heads_max] */
     float *split_work;
+    double
+        *shared; /* [n_seq_tokens_max]: scores of other layers, by position; NULL: none are asked */
 } kv_evict;
 
 #endif
