@@ -92,6 +92,8 @@ typedef struct coded_keys {
     const coded_query *q;
     float *out;
     uint32_t n_slots, k_dim;
+    const char *ahead; /* as many rows, k_stride_bytes apart, to ask for meanwhile */
+    uint32_t k_stride_bytes;
 } coded_keys;
 
 /* R slots from slot i for all N rows. R, N and coding are constants after inlining. */
@@ -107,6 +109,12 @@ static ALWAYS_INLINE void score_tile(const coded_keys *t, uint32_t i, const int 
     }
     const uint32_t bits = attn_code_bits(coding), n_lot = attn_lot_channels(coding);
     const uint32_t lots_end = attn_lots_end(coding, t->k_dim);
+    for (uint32_t at = 0; at < t->k_stride_bytes; at += LINE_BYTES) {
+        UNROLL
+        for (int r = 0; r < R; r++)
+            _mm_prefetch(t->ahead + (size_t)(i + (uint32_t)r) * t->k_stride_bytes + at,
+                         _MM_HINT_T0);
+    }
     uint32_t c = 0;
     for (; c < lots_end; c += n_lot) {
         UNROLL
@@ -193,7 +201,12 @@ static void score_coded(const attn_query *query, const slot_set *s, const slot_r
                         const row_set *r, float *out)
 {
     assert(query->k_dim <= ATTN_CODED_DIM_MAX);
-    coded_keys t = {.k = s->k + run->first, .out = out, .n_slots = run->n, .k_dim = query->k_dim};
+    coded_keys t = {.k = s->k + run->first,
+                    .out = out,
+                    .n_slots = run->n,
+                    .k_dim = query->k_dim,
+                    .ahead = s->next != NULL ? s->next->k : s->k[run->first],
+                    .k_stride_bytes = run->coded->k_stride_bytes};
     switch (run->coded->coding) {
 #define X(name, coding) \
     case coding: score_##name(&t, run->coded, r); break;
@@ -219,28 +232,36 @@ static void weigh_coded(const slot_set *s, const slot_run *run, const float *p, 
     }
 }
 
+/* fp8 has one group of all channels. */
+static void list_groups(const attn_query *query, const attn_span *span, coded_weights *out)
+{
+    const uint32_t v_group = span->coding == ATTN_FP8 ? ATTN_CODED_DIM_MAX : span->v_group;
+    assert(v_group > 0);
+    assert(v_group % ATTN_GROUP_MIN == 0);
+    out->n_groups = 0;
+    for (uint32_t c = 0, end = 0; c < query->v_dim; c += ATTN_GROUP_MIN) {
+        if (c == end) {
+            out->n_groups++;
+            end += v_group;
+        }
+        out->group[c / ATTN_GROUP_MIN] = (uint8_t)(out->n_groups - 1);
+    }
+    out->n_wide = (out->n_groups + 3) / 4 * 4;
+}
+
 static void fold_coded(const attn_query *query, const slot_set *s, const slot_run *run,
                        uint32_t n_rows, const partial *part, float *const *acc)
 {
-    const uint32_t v_group = run->coded->v_group;
-    assert(v_group > 0);
-    assert(v_group % ATTN_GROUP_MIN == 0);
-    assert(query->v_dim <= ATTN_CODED_DIM_MAX);
     coded_weights w;
-    w.n_groups = 0;
-    for (uint32_t c = 0, end = 0; c < query->v_dim; c += ATTN_GROUP_MIN) {
-        if (c == end) {
-            w.n_groups++;
-            end += v_group;
-        }
-        w.group[c / ATTN_GROUP_MIN] = (uint8_t)(w.n_groups - 1);
-    }
-    w.n_wide = (w.n_groups + 3) / 4 * 4;
+    assert(query->v_dim <= ATTN_CODED_DIM_MAX);
+    list_groups(query, run->coded, &w);
     weigh_coded(s, run, part->p + (size_t)run->first * row_width(n_rows), n_rows, &w);
     const coded_fold f = {.v = s->v + run->first,
                           .w = &w,
                           .n_slots = run->n,
                           .v_dim = query->v_dim,
+                          .ahead = s->next != NULL ? s->next->v : s->v[run->first],
+                          .v_stride_bytes = run->coded->v_stride_bytes,
                           .kept = part->kept,
                           .added = part->added,
                           .acc = acc};

@@ -84,6 +84,8 @@ typedef struct coded_fold {
     const void *const *v; /* [n_slots] */
     const coded_weights *w;
     uint32_t n_slots, v_dim;
+    const char *ahead; /* as many rows, v_stride_bytes apart, to ask for meanwhile */
+    uint32_t v_stride_bytes;
     const float *kept, *added; /* [n_rows] */
     float *const *acc;         /* [n_rows] */
 } coded_fold;
@@ -110,7 +112,9 @@ static ALWAYS_INLINE void add_codes(const coded_fold *f, uint32_t c, uint32_t n_
     const uint8_t *group = f->w->group + c / ATTN_GROUP_MIN;
     const uint32_t n_wide = f->w->n_wide, n_slots = f->n_slots;
     const float *p = f->w->p;
-    for (uint32_t s = 0; s < n_slots; s++, p += (uint32_t)R * n_wide) {
+    const char *ahead = f->ahead + (size_t)c * attn_code_bits(coding) / 8;
+    for (uint32_t s = 0; s < n_slots; s++, p += (uint32_t)R * n_wide, ahead += f->v_stride_bytes) {
+        _mm_prefetch(ahead, _MM_HINT_T0);
         vf one[ATTN_ROWS];
         UNROLL
         for (int j = 0; j < R; j++)

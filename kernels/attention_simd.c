@@ -29,6 +29,7 @@ static_assert((int)ATTN_ROWS == (int)DIRECT_TOKENS_MAX, "one direct tile of scor
 typedef float four __attribute__((vector_size(16)));
 static_assert(ATTN_BLOCK_SLOTS_MAX * ATTN_ROWS % LANES == 0, "whole vectors of scores");
 static_assert(2 * ATTN_ROWS <= LANES, "one vector of fold factors");
+enum { LINE_BYTES = 64 };
 
 /* Slots [first, first + n) of a set: of one encoded span, or of plain ones. */
 typedef struct slot_run {
@@ -43,6 +44,8 @@ typedef struct slot_set {
     const void *v_grid[ATTN_BLOCK_SLOTS_MAX]; /* valid in coded runs */
     slot_run runs[ATTN_BLOCK_SLOTS_MAX];
     uint32_t n_runs;
+    const attn_span
+        *next; /* rows to ask for while the last run is worked on, coded alike; or NULL */
     uint32_t position[ATTN_BLOCK_SLOTS_MAX];
     float bias[ATTN_BLOCK_SLOTS_MAX];
     bool has_bias;
@@ -154,6 +157,7 @@ static void gather_block(const attn_query *query, const attn_blocks *blocks,
     uint32_t n_slots = 0;
     out->n = out->n_runs = 0;
     out->has_bias = false;
+    out->next = NULL;
     out->position_min = UINT32_MAX;
     out->position_max = 0;
     for (uint32_t s = 0; s < block->n_spans; s++) {
@@ -349,24 +353,30 @@ static void attend_block(const attn_query *query, const slot_set *s, attn_state 
 
 static void prefetch_bytes(const void *from, size_t n_bytes)
 {
-    enum { LINE_BYTES = 64 };
     for (size_t i = 0; i < n_bytes; i += LINE_BYTES)
         _mm_prefetch((const char *)from + i, _MM_HINT_T0);
 }
 
-/* Asks for a block while the one before it is worked on. Pages lie anywhere and are a few KiB long, so the hardware
- * sees each of their parts as something new. */
-static void prefetch_block(const attn_query *query, const attn_blocks *blocks, uint32_t b)
+/* Asks for a block while the one before it, `s`, is worked on. Pages lie anywhere and are a few KiB long, so
+ * the hardware sees each of their parts as something new. Codes after codes are left to the loops over
+ * the last run, line by line: they are read too fast for all to be asked for at once. */
+static void prefetch_block(const attn_query *query, const attn_blocks *blocks, uint32_t b,
+                           slot_set *s)
 {
     if (b >= blocks->n_blocks) return;
     const attn_block *block = &blocks->blocks[b];
-    for (uint32_t s = 0; s < block->n_spans; s++) {
-        const attn_span *span = &blocks->spans[block->first_span + s];
+    const attn_span *coded = s->n_runs > 0 ? s->runs[s->n_runs - 1].coded : NULL;
+    for (uint32_t i = 0; i < block->n_spans; i++) {
+        const attn_span *span = &blocks->spans[block->first_span + i];
         const size_t n_slots = span->n_slots;
         if (span->positions != NULL)
             prefetch_bytes(span->positions, n_slots * sizeof *span->positions);
-        prefetch_bytes(span->k, n_slots * span->k_stride_bytes);
-        prefetch_bytes(span->v, n_slots * span->v_stride_bytes);
+        if (coded != NULL && coded->coding == span->coding && span->coding != ATTN_KEPT) {
+            s->next = span;
+        } else {
+            prefetch_bytes(span->k, n_slots * span->k_stride_bytes);
+            prefetch_bytes(span->v, n_slots * span->v_stride_bytes);
+        }
         if (span->coding == ATTN_PLAIN || span->coding == ATTN_FP8) continue;
         prefetch_bytes(span->k_grid, (size_t)2 * query->k_dim * sizeof(uint16_t));
         prefetch_bytes(span->v_grid, n_slots * span->v_grid_stride_bytes);
@@ -379,8 +389,8 @@ static void attend_simd(const attn_query *query, const attn_blocks *blocks, attn
     if (query->n_queries == 0) return;
     slot_set s;
     for (uint32_t b = 0; b < blocks->n_blocks; b++) {
-        prefetch_block(query, blocks, b + 1);
         gather_block(query, blocks, &blocks->blocks[b], &s);
+        prefetch_block(query, blocks, b + 1, &s);
         if (s.n > 0) attend_block(query, &s, state);
     }
 }
