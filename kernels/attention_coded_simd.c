@@ -11,7 +11,7 @@
 /* A run against up to ATTN_ROWS rows. */
 typedef struct coded_query {
     float q[ATTN_ROWS][ATTN_CODED_DIM_MAX]; /* q_c s_c, times lot_unit in lots */
-    float base[ATTN_ROWS];                  /* sum q_c m_c */
+    vf base[ATTN_ROWS]; /* sum q_c m_c, lane by lane: where each product begins */
 } coded_query;
 
 /* LANES channels from c into the query of N rows, and into sum. */
@@ -83,7 +83,7 @@ static ALWAYS_INLINE void take_grid(uint32_t k_dim, const attn_span *span, const
     }
     UNROLL
     for (int j = 0; j < N; j++)
-        out->base[j] = vf_sum(sum[j]);
+        out->base[j] = sum[j];
 }
 
 /* Keys of n slots against a prepared query: out[slot][n rows]. */
@@ -105,7 +105,7 @@ static ALWAYS_INLINE void score_tile(const coded_keys *t, uint32_t i, const int 
     for (int r = 0; r < R; r++) {
         UNROLL
         for (int j = 0; j < N; j++)
-            acc[r][j] = vf_set1(0);
+            acc[r][j] = t->q->base[j];
     }
     const uint32_t bits = attn_code_bits(coding), n_lot = attn_lot_channels(coding);
     const uint32_t lots_end = attn_lots_end(coding, t->k_dim);
@@ -150,10 +150,7 @@ static ALWAYS_INLINE void score_tile(const coded_keys *t, uint32_t i, const int 
         for (int j = 0; j < N; j++)
             acc[r][j] = vf_fma(code, vf_load_part(t->q->q[j] + c, DTYPE_F32, n_rest), acc[r][j]);
     }
-    float *out = t->out + (size_t)i * (size_t)N;
-    direct_sums(acc, out, R, N);
-    for (int n = 0; n < R * N; n++)
-        out[n] += t->q->base[n % N];
+    direct_sums(acc, t->out + (size_t)i * (size_t)N, R, N);
 }
 
 /* Tiles of R slots, then single slots. */

@@ -18,15 +18,12 @@ typedef struct coded_weights {
     uint32_t n_groups, n_wide;
 } coded_weights;
 
-typedef uint16_t half_four __attribute__((vector_size(8)));
-typedef uint32_t word_four __attribute__((vector_size(16)));
-
 /* n bf16, and zeros. */
 static ALWAYS_INLINE four load_four(const uint16_t *p, const uint32_t n)
 {
-    half_four half = {0};
+    uint64_t half = 0;
     memcpy(&half, p, n * sizeof *p);
-    return (four)(__builtin_convertvector(half, word_four) << 16);
+    return (four)_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_cvtsi64_si128((long long)half)), 16);
 }
 
 /* n groups from g of R rows. p is [n_slots][row_width]. */
@@ -113,6 +110,7 @@ static ALWAYS_INLINE void add_codes(const coded_fold *f, uint32_t c, uint32_t n_
     const uint32_t n_wide = f->w->n_wide, n_slots = f->n_slots;
     const float *p = f->w->p;
     const char *ahead = f->ahead + (size_t)c * attn_code_bits(coding) / 8;
+    UNROLL_TWICE
     for (uint32_t s = 0; s < n_slots; s++, p += (uint32_t)R * n_wide, ahead += f->v_stride_bytes) {
         _mm_prefetch(ahead, _MM_HINT_T0);
         vf one[ATTN_ROWS];

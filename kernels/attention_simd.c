@@ -39,9 +39,9 @@ typedef struct slot_run {
 
 /* The slots of one block that at least one query may see, in order. */
 typedef struct slot_set {
-    const void *k[ATTN_BLOCK_SLOTS_MAX];
-    const void *v[ATTN_BLOCK_SLOTS_MAX];
-    const void *v_grid[ATTN_BLOCK_SLOTS_MAX]; /* valid in coded runs */
+    const void *k[ATTN_BLOCK_SLOTS_MAX + 3]; /* fill_rows writes fours */
+    const void *v[ATTN_BLOCK_SLOTS_MAX + 3];
+    const void *v_grid[ATTN_BLOCK_SLOTS_MAX + 3]; /* valid in coded runs */
     slot_run runs[ATTN_BLOCK_SLOTS_MAX];
     uint32_t n_runs;
     const attn_span
@@ -89,6 +89,16 @@ static slot_run *run_of(slot_set *s, const attn_span *span)
     return &s->runs[s->n_runs - 1];
 }
 
+/* out[i] = first + i stride for i < n, and up to three more. */
+static void fill_rows(const void **out, const void *first, uint32_t stride_bytes, uint32_t n)
+{
+    typedef uint64_t fours __attribute__((vector_size(32)));
+    const uint64_t at = (uintptr_t)first, stride = stride_bytes;
+    fours rows = {at, at + stride, at + 2 * stride, at + 3 * stride};
+    for (uint32_t i = 0; i < n; i += 4, rows += 4 * stride)
+        memcpy(out + i, &rows, sizeof rows);
+}
+
 /* A span whose slots are all seen by some query, as most of a long context are: straight loops. False
  * if it is not one; nothing is gathered then. */
 static bool gather_whole(const attn_query *query, const attn_span *span, slot_set *out)
@@ -106,15 +116,10 @@ static bool gather_whole(const attn_query *query, const attn_span *span, slot_se
     }
     if (max > newest) return false;
     if (query->window != 0 && min < oldest && oldest - min >= query->window) return false;
-    const size_t k_stride = span->k_stride_bytes, v_stride = span->v_stride_bytes;
-    const size_t grid_stride = span->coding != ATTN_PLAIN ? span->v_grid_stride_bytes : 0;
-    const uintptr_t k = (uintptr_t)span->k, v = (uintptr_t)span->v;
-    const uintptr_t grid = span->coding != ATTN_PLAIN ? (uintptr_t)span->v_grid : 0;
-    for (uint32_t i = 0; i < n; i++) {
-        out->k[n_before + i] = (const void *)(k + i * k_stride);
-        out->v[n_before + i] = (const void *)(v + i * v_stride);
-        out->v_grid[n_before + i] = (const void *)(grid + i * grid_stride);
-    }
+    fill_rows(out->k + n_before, span->k, span->k_stride_bytes, n);
+    fill_rows(out->v + n_before, span->v, span->v_stride_bytes, n);
+    if (span->coding != ATTN_PLAIN)
+        fill_rows(out->v_grid + n_before, span->v_grid, span->v_grid_stride_bytes, n);
     for (uint32_t i = 0; i < n; i++)
         out->bias[n_before + i] = span->bias != NULL ? span->bias[i] : 0;
     out->has_bias |= span->bias != NULL;
@@ -255,17 +260,21 @@ static void find_max(const slot_set *s, uint32_t width, partial *part)
     }
 }
 
-/* Sums of W columns, a constant: slot after slot. */
-static ALWAYS_INLINE void sum_columns(const float *p, uint32_t n_slots, float *out, const int W)
+/* p = exp(score - max), and sums of W columns, a constant: slot after slot. The chain of sums is longer than the
+ * exponentials take, so they go on beside it. */
+static ALWAYS_INLINE void weigh_columns(const slot_set *s, vf max, partial *part, const uint32_t W)
 {
     float sum[ATTN_ROWS] = {0};
-    for (uint32_t i = 0; i < n_slots; i++, p += W) {
+    const uint32_t n = s->n * W;
+    for (uint32_t i = 0; i < n; i += LANES) {
+        float *p = part->p + i;
+        vf_store(p, vf_exp(vf_sub(vf_load(p), max)));
         UNROLL
-        for (int j = 0; j < W; j++)
-            sum[j] += p[j];
+        for (uint32_t l = 0; l < LANES; l++) /* after the last slot: exp(-inf) */
+            sum[l % W] += p[l];
     }
-    for (int j = 0; j < W; j++)
-        out[j] = sum[j];
+    for (uint32_t j = 0; j < W; j++)
+        part->sum[j] = sum[j];
 }
 
 /* p and its sums. A row whose block is all -inf gets p = 0 and adds nothing. */
@@ -277,12 +286,10 @@ static void weigh_rows(const slot_set *s, uint32_t width, partial *part)
         lane[i] = max == -INFINITY ? 0 : max;
     }
     const vf max = vf_load(lane);
-    for (uint32_t i = 0; i < s->n * width; i += LANES)
-        vf_store(part->p + i, vf_exp(vf_sub(vf_load(part->p + i), max)));
     switch (width) {
-    case 1: sum_columns(part->p, s->n, part->sum, 1); break;
-    case 2: sum_columns(part->p, s->n, part->sum, 2); break;
-    case 4: sum_columns(part->p, s->n, part->sum, 4); break;
+    case 1: weigh_columns(s, max, part, 1); break;
+    case 2: weigh_columns(s, max, part, 2); break;
+    case 4: weigh_columns(s, max, part, 4); break;
     default: assert(false);
     }
 }
