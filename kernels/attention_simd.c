@@ -21,6 +21,7 @@
 #include "kernels/attention.h"
 #include "kernels/dots_simd.c"
 #include "kernels/simd_codes.h"
+#include "kernels/simd_lots.h"
 
 #include <math.h>
 
@@ -260,8 +261,8 @@ static void find_max(const slot_set *s, uint32_t width, partial *part)
     }
 }
 
-/* p = exp(score - max), and sums of W columns, a constant: slot after slot. The chain of sums is longer than the
- * exponentials take, so they go on beside it. */
+/* p = exp(score - max), and sums of W columns, a constant: slot after slot. The chain of sums takes
+ * longer than the exponentials, which go on beside it. */
 static ALWAYS_INLINE void weigh_columns(const slot_set *s, vf max, partial *part, const uint32_t W)
 {
     float sum[ATTN_ROWS] = {0};
@@ -364,9 +365,9 @@ static void prefetch_bytes(const void *from, size_t n_bytes)
         _mm_prefetch((const char *)from + i, _MM_HINT_T0);
 }
 
-/* Asks for a block while the one before it, `s`, is worked on. Pages lie anywhere and are a few KiB long, so
- * the hardware sees each of their parts as something new. Codes after codes are left to the loops over
- * the last run, line by line: they are read too fast for all to be asked for at once. */
+/* Asks for a block while the one before it, `s`, is worked on. Pages lie anywhere and are a few KiB
+ * long, so the hardware sees each of their parts as something new. Codes after codes are left to the
+ * loops over the last run, row by row: asked for all at once they would wait for each other. */
 static void prefetch_block(const attn_query *query, const attn_blocks *blocks, uint32_t b,
                            slot_set *s)
 {

@@ -1,26 +1,12 @@
-/* kernels/simd_codes.h - codes of encoded pages (attn_coding) as vectors of numbers; part of simd.h.
+/* kernels/simd_codes.h - codes in order of encoded pages (attn_coding) as vectors of numbers; for those in
+ * lots see simd_lots.h. Part of simd.h.
  *
- * In order: LANES codes from `p`, unaligned: as many bytes as they fill are read, no more. fp8 is as
- * f32_from_fp8, but for NaN: its bits, moved, are an f32 whose exponent is 120 too low.
- *
- * From a lot (attention_coding.h): masked where they lie, not shifted, so two instructions make a vector of
- * numbers. They come out 2^(b part) times too large, an exact factor, and whoever sums them takes
- * lot_unit into the sum; only the last ones are shifted, since their sign bit is in use. */
+ * LANES codes from `p`, unaligned: as many bytes as they fill are read, no more. fp8 is as
+ * f32_from_fp8, but for NaN: its bits, moved, are an f32 whose exponent is 120 too low. */
 #ifndef KERNELS_SIMD_CODES_H
 #define KERNELS_SIMD_CODES_H
 
 #include "kernels/attention.h"
-
-/* Of eight codes at bit `at` of their words: their mask, and the factor that they lack. */
-static ALWAYS_INLINE uint32_t code_mask(const uint32_t bits, const uint32_t at)
-{
-    return ((1u << bits) - 1) << at;
-}
-
-static ALWAYS_INLINE float code_unit(const uint32_t bits, const uint32_t at)
-{
-    return at + bits == 32 ? 1.0f : 1.0f / (float)(1u << at);
-}
 
 #if defined(SIMD_AVX512)
 
@@ -53,33 +39,6 @@ static inline vf vf_load_fp8(const void *p)
     const __m512i rest = _mm512_slli_epi32(_mm512_and_si512(codes, _mm512_set1_epi32(0x7f)), 20);
     const __m512 tiny = _mm512_castsi512_ps(_mm512_or_si512(sign, rest));
     return _mm512_mul_ps(tiny, _mm512_set1_ps(0x1p120f));
-}
-
-static ALWAYS_INLINE __m512i two_halves(uint32_t lower, uint32_t upper)
-{
-    return _mm512_inserti64x4(_mm512_set1_epi32((int)lower), _mm256_set1_epi32((int)upper), 1);
-}
-
-/* Two times eight codes; the upper ones are the next part of the same words. */
-static ALWAYS_INLINE vf lot_codes(const void *lot, const uint32_t bits, const uint32_t c)
-{
-    const __m512i words = _mm512_broadcast_i64x4(_mm256_loadu_si256(lot));
-    const uint32_t at = c / ATTN_LOT_WORDS * bits;
-    if (at + 2 * bits == 32) {
-        const __m512i each = _mm512_srlv_epi32(words, two_halves(at, at + bits));
-        return _mm512_cvtepi32_ps(
-            _mm512_and_si512(each, _mm512_set1_epi32((int)code_mask(bits, 0))));
-    }
-    const __m512i mask = two_halves(code_mask(bits, at), code_mask(bits, at + bits));
-    return _mm512_cvtepi32_ps(_mm512_and_si512(words, mask));
-}
-
-static ALWAYS_INLINE vf lot_unit(const uint32_t bits, const uint32_t c)
-{
-    const uint32_t at = c / ATTN_LOT_WORDS * bits;
-    if (at + 2 * bits == 32) return vf_set1(1);
-    const __m512 lower = _mm512_set1_ps(code_unit(bits, at));
-    return _mm512_insertf32x8(lower, _mm256_set1_ps(code_unit(bits, at + bits)), 1);
 }
 
 #else /* AVX2, one register or two */
@@ -116,15 +75,6 @@ static inline __m256 eight_fp8(const void *p)
     return _mm256_mul_ps(tiny, _mm256_set1_ps(0x1p120f));
 }
 
-/* Codes 8 part .. 8 part + 7 of a lot. */
-static ALWAYS_INLINE __m256 eight_of_lot(const void *lot, const uint32_t bits, const uint32_t part)
-{
-    const __m256i words = _mm256_loadu_si256(lot);
-    const uint32_t at = part * bits;
-    if (at + bits == 32) return _mm256_cvtepi32_ps(_mm256_srli_epi32(words, (int)at));
-    return _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)code_mask(bits, at))));
-}
-
 #if defined(SIMD_AVX2_WIDE)
 #define VECTOR_OF(eight, p, bytes) ((vf){eight(p), eight((const char *)(p) + (bytes))})
 #else
@@ -152,28 +102,6 @@ static inline vf vf_load_fp8(const void *p)
 }
 
 #undef VECTOR_OF
-
-/* Codes c .. c + LANES - 1 of a lot, over their unit; c is a multiple of LANES. bits and c are constants after
- * inlining. */
-static ALWAYS_INLINE vf lot_codes(const void *lot, const uint32_t bits, const uint32_t c)
-{
-    const uint32_t part = c / ATTN_LOT_WORDS;
-#if defined(SIMD_AVX2_WIDE)
-    return (vf){eight_of_lot(lot, bits, part), eight_of_lot(lot, bits, part + 1)};
-#else
-    return eight_of_lot(lot, bits, part);
-#endif
-}
-
-static ALWAYS_INLINE vf lot_unit(const uint32_t bits, const uint32_t c)
-{
-    const uint32_t at = c / ATTN_LOT_WORDS * bits;
-#if defined(SIMD_AVX2_WIDE)
-    return (vf){_mm256_set1_ps(code_unit(bits, at)), _mm256_set1_ps(code_unit(bits, at + bits))};
-#else
-    return _mm256_set1_ps(code_unit(bits, at));
-#endif
-}
 
 #endif
 

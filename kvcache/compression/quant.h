@@ -10,8 +10,8 @@
  *
  * Layout as in KIVI (Liu et al. 2024): keys share a grid per channel over the slots of a page, since
  * their outliers are channels; values per token, in groups of channels. Unlike KIVI's, rows of both are
- * packed along channels, since attention reads slot by slot, and the last page of a sequence is not
- * counted out: what is not encoded is the ring. */
+ * packed along channels, since attention reads slot by slot, in the order of attention_coding.h, and the
+ * last page of a sequence is not counted out: what is not encoded is the ring. */
 #ifndef KVCACHE_COMPRESSION_QUANT_H
 #define KVCACHE_COMPRESSION_QUANT_H
 
