@@ -2,6 +2,7 @@
 #include "kvcache/observe.h"
 
 #include "kvcache/blocks.h"
+#include "kvcache/query_sums.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,12 +13,6 @@ enum { SUMS_FIRST = 4 };
 static uint32_t group_of(const kv_layer_shape *shape)
 {
     return shape->n_heads / shape->n_kv_heads;
-}
-
-/* Doubles of one query head. */
-static size_t n_sums(uint32_t k_dim)
-{
-    return k_dim + (size_t)k_dim * (k_dim + 1) / 2;
 }
 
 void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers)
@@ -35,7 +30,7 @@ void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers
         group_max = max_size(group_max, group_of(shape));
         first_query += (size_t)shape->n_heads * shape->k_dim;
         first_square += (size_t)shape->n_kv_heads * shape->k_dim;
-        first_sum += shape->n_heads * n_sums(shape->k_dim);
+        first_sum += shape->n_heads * kv_query_n_sums(shape->k_dim);
         if (observers->first_query == NULL || observers->first_sum == NULL) continue;
         if (observers->first_square == NULL) continue;
         observers->first_query[l + 1] = first_query;
@@ -109,9 +104,8 @@ static err_t take_fixed(kv_seq *seq)
         if (o->queries == NULL) o->queries = take_zeroed(seq, o->window, row_bytes, &err);
         if (o->new_queries == NULL) o->new_queries = take_zeroed(seq, o->window, row_bytes, &err);
     }
-    if ((o->needs & KV_SCORE_STATS) != 0 && o->sums == NULL)
-        o->sums =
-            take_zeroed(seq, cache->observers.first_sum[cache->n_layers], sizeof *o->sums, &err);
+    if ((o->needs & KV_SCORE_STATS) == 0 || o->sums != NULL || o->stats != NULL) return err;
+    o->sums = take_zeroed(seq, cache->observers.first_sum[cache->n_layers], sizeof *o->sums, &err);
     return err;
 }
 
@@ -133,6 +127,7 @@ void kv_observed_close(kv_seq *seq)
     free(o->new_squares);
     free(o->sums);
     free(o->new_sums);
+    free(o->stats);
     free(o->mass);
     free(o->new_mass);
     free(o->uses);
@@ -196,17 +191,51 @@ static err_t grow_uses(kv_seq *seq, uint32_t n_entries)
     return ERR_OK;
 }
 
-/* The second copy of the sums, while the prompt goes on. */
-static err_t take_new_sums(kv_seq *seq)
+static void drop_sums(kv_seq *seq)
 {
     kv_observed *o = &seq->observed;
     const size_t n = o->sums != NULL ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
-    const bool is_wanted = o->sums != NULL && seq->length < seq->n_prompt_tokens;
+    give_back(seq, o->sums, n, sizeof *o->sums);
+    give_back(seq, o->new_sums, o->new_sums != NULL ? n : 0, sizeof *o->sums);
+    o->sums = o->new_sums = NULL;
+}
+
+static void drop_stats(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    const size_t n = o->stats != NULL ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
+    give_back(seq, o->stats, n, sizeof *o->stats);
+    o->stats = NULL;
+}
+
+static void pack_all(const kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    const kv_observed *o = &seq->observed;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_layer_shape *shape = &cache->layer[l];
+        for (uint32_t h = 0; h < shape->n_heads; h++) {
+            const size_t at = cache->observers.first_sum[l] + h * kv_query_n_sums(shape->k_dim);
+            kv_query_pack(o->sums + at, o->n_summed, shape->k_dim, o->stats + at);
+        }
+    }
+}
+
+/* Sums in the prompt, with the second copy; behind it what scorers want of them, at half the bytes. */
+static err_t settle_sums(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    const size_t n = seq->cache->observers.first_sum[seq->cache->n_layers];
     err_t err = ERR_OK;
-    if (is_wanted && o->new_sums == NULL) o->new_sums = take_zeroed(seq, n, sizeof *o->sums, &err);
-    if (is_wanted || o->new_sums == NULL) return err;
-    give_back(seq, o->new_sums, n, sizeof *o->sums);
-    o->new_sums = NULL;
+    if (o->sums == NULL) return ERR_OK;
+    if (seq->length < seq->n_prompt_tokens) {
+        if (o->new_sums == NULL) o->new_sums = take_zeroed(seq, n, sizeof *o->sums, &err);
+        return err;
+    }
+    o->stats = take_zeroed(seq, n, sizeof *o->stats, &err);
+    if (err != ERR_OK) return err;
+    pack_all(seq);
+    drop_sums(seq);
     return ERR_OK;
 }
 
@@ -217,7 +246,7 @@ err_t kv_observed_grow(kv_seq *seq)
     const uint64_t n_positions = (uint64_t)n_entries * seq->cache->page_tokens;
     if (n_positions > UINT32_MAX) return ERR_OVERFLOW;
     TRY(take_fixed(seq));
-    TRY(take_new_sums(seq));
+    TRY(settle_sums(seq));
     if ((o->needs & KV_SCORE_MASS) != 0 && n_positions > o->n_positions)
         TRY(grow_mass(seq, (uint32_t)n_positions));
     if ((o->needs & KV_SCORE_USES) != 0 && n_entries > o->n_entries) TRY(grow_uses(seq, n_entries));
@@ -230,6 +259,7 @@ void kv_observed_forget(kv_seq *seq)
     kv_observed *o = &seq->observed;
     o->first = o->n_summed = 0;
     find_needs(seq, o);
+    drop_stats(seq);
     if (o->sums != NULL)
         memset(o->sums, 0, cache->observers.first_sum[cache->n_layers] * sizeof *o->sums);
     if (o->mass != NULL) memset(o->mass, 0, n_heads_all(cache) * o->n_positions * sizeof *o->mass);
@@ -256,16 +286,6 @@ static void drop_queries(kv_seq *seq)
     o->queries = o->new_queries = NULL;
 }
 
-static void drop_sums(kv_seq *seq)
-{
-    kv_observed *o = &seq->observed;
-    const size_t n = o->sums != NULL ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
-    give_back(seq, o->sums, n, sizeof *o->sums);
-    give_back(seq, o->new_sums, o->new_sums != NULL ? n : 0, sizeof *o->sums);
-    o->sums = o->new_sums = NULL;
-    o->n_summed = 0;
-}
-
 void kv_observed_rest(kv_seq *seq)
 {
     kv_observed *o = &seq->observed;
@@ -273,6 +293,8 @@ void kv_observed_rest(kv_seq *seq)
     o->needs = 0;
     drop_queries(seq);
     drop_sums(seq);
+    drop_stats(seq);
+    o->n_summed = 0;
     give_back(seq, o->mass, n_heads_all(cache) * o->n_positions, sizeof *o->mass);
     give_back(seq, o->new_mass, n_heads_all(cache) * o->n_positions, sizeof *o->mass);
     give_back(seq, o->uses, (size_t)cache->n_lists * o->n_entries, sizeof *o->uses);
@@ -342,17 +364,6 @@ static summed find_summed(const kv_seq *seq, uint32_t n_tokens)
                     .end = n_tokens < n_prompt ? n_tokens : n_prompt};
 }
 
-static void add_products(const float *q, uint32_t k_dim, double *sums)
-{
-    double *products = sums + k_dim;
-    for (uint32_t r = 0; r < k_dim; r++) {
-        sums[r] += (double)q[r];
-        for (uint32_t c = 0; c <= r; c++)
-            products[c] += (double)q[r] * (double)q[c];
-        products += r + 1;
-    }
-}
-
 typedef struct sum_loop {
     const kv_cache *cache;
     const kv_attend_args *args;
@@ -364,7 +375,8 @@ static void sum_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     const sum_loop *loop = ctx;
     const kv_cache *cache = loop->cache;
     const kv_layer_shape *shape = &cache->layer[loop->args->layer];
-    const size_t n = n_sums(shape->k_dim), first = cache->observers.first_sum[loop->args->layer];
+    const size_t n = kv_query_n_sums(shape->k_dim),
+                 first = cache->observers.first_sum[loop->args->layer];
     (void)worker;
     for (size_t i = begin; i < end; i++) {
         const kv_row *row = &cache->step.rows[i / shape->n_heads];
@@ -376,7 +388,7 @@ static void sum_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
         memcpy(sums, o->sums + first + head * n, n * sizeof *sums);
         for (uint32_t t = tokens.first; t < tokens.end; t++) {
             const size_t at = (size_t)(row->first_token + t) * shape->n_heads + head;
-            add_products(loop->args->q_nope + at * shape->k_dim, shape->k_dim, sums);
+            kv_query_add(loop->args->q_nope + at * shape->k_dim, shape->k_dim, sums);
         }
     }
 }
@@ -501,29 +513,21 @@ bool kv_observed_q_norm(const kv_seq *seq, uint32_t layer, uint32_t head, float 
     return true;
 }
 
-/* Of one query head. */
-static void write_stats(const double *sums, uint32_t n, uint32_t k_dim, float *mean, float *cov)
-{
-    const double *products = sums + k_dim;
-    const double each = n > 0 ? 1.0 / n : 0;
-    for (uint32_t r = 0; r < k_dim; r++) {
-        mean[r] = (float)(sums[r] * each);
-        for (uint32_t c = 0; c <= r; c++) {
-            const double x = products[c] * each - sums[r] * each * (sums[c] * each);
-            cov[(size_t)r * k_dim + c] = cov[(size_t)c * k_dim + r] = (float)x;
-        }
-        products += r + 1;
-    }
-}
-
 void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *mean, float *cov)
 {
     const kv_layer_shape *shape = &seq->cache->layer[layer];
-    const size_t k_dim = shape->k_dim, n = n_sums(shape->k_dim);
-    const double *sums = seq->observed.sums + seq->cache->observers.first_sum[layer];
-    for (size_t g = 0; g < group_of(shape); g++)
-        write_stats(sums + (head * group_of(shape) + g) * n, seq->observed.n_summed, shape->k_dim,
-                    mean + g * k_dim, cov + g * k_dim * k_dim);
+    const kv_observed *o = &seq->observed;
+    const size_t k_dim = shape->k_dim;
+    for (size_t g = 0; g < group_of(shape); g++, mean += k_dim, cov += k_dim * k_dim) {
+        const size_t query_head = head * group_of(shape) + g;
+        const size_t at =
+            seq->cache->observers.first_sum[layer] + query_head * kv_query_n_sums(shape->k_dim);
+        if (o->stats != NULL) {
+            kv_query_unpack(o->stats + at, shape->k_dim, mean, cov);
+        } else {
+            kv_query_stats_of(o->sums + at, o->n_summed, shape->k_dim, mean, cov);
+        }
+    }
 }
 
 const float *kv_observed_mass(const kv_seq *seq, uint32_t layer, uint32_t head)

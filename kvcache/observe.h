@@ -4,7 +4,8 @@
  *   squares   of those of every KV head's group, channel by channel and summed over the group, f32, as many
  *             as the codec asks for, position p at p mod n_squares
  *   sums      of the prompt's queries before RoPE and of their products, without positions below 4:
- *             doubles, added in position order, so that the cut of the prompt changes no bit
+ *             doubles, added in position order, so that the cut of the prompt changes no bit; behind the
+ *             prompt what scorers want of them, in f32
  *   mass      for every position the attention that it got, a mean over the heads of its group summed
  *             over the queries in their order (dev_ops.attend_mass: a second pass over the keys)
  *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
@@ -42,7 +43,8 @@ typedef struct kv_observed {
     double *sums,
         *new_sums;     /* the second only in the prompt; layer l at observers.first_sum[l]: of each
                               * query head [k_dim], then of products c <= r at r (r + 1) / 2 + c */
-    uint32_t n_summed; /* queries in sums */
+    float *stats;      /* instead, behind the prompt: means and covariances, in the order of sums */
+    uint32_t n_summed; /* queries in sums, or that stats are of */
     float *mass, *new_mass; /* per head [n_positions] */
     uint32_t n_positions;
     kv_uses *uses; /* [n_lists][n_entries] */

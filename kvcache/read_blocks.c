@@ -154,8 +154,8 @@ static void add_page(kv_read_job *j, const kv_page_at *at)
     attn_span span;
     if (is_low_page(j, at->page)) {
         add_low_page(j, at);
-    } else {
-        add_block(j, &span, page_span(j, at, &span));
+    } else if (page_span(j, at, &span) > 0) {
+        add_block(j, &span, 1);
     }
 }
 
