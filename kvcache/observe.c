@@ -225,9 +225,9 @@ static void pack_all(const kv_seq *seq)
 static err_t settle_sums(kv_seq *seq)
 {
     kv_observed *o = &seq->observed;
-    const size_t n = seq->cache->observers.first_sum[seq->cache->n_layers];
     err_t err = ERR_OK;
     if (o->sums == NULL) return ERR_OK;
+    const size_t n = seq->cache->observers.first_sum[seq->cache->n_layers];
     if (seq->length < seq->n_prompt_tokens) {
         if (o->new_sums == NULL) o->new_sums = take_zeroed(seq, n, sizeof *o->sums, &err);
         return err;

@@ -163,7 +163,7 @@ static void add_page(kv_read_job *j, const kv_page_at *at)
 static void add_sinks(kv_read_job *j)
 {
     attn_span span;
-    add_block(j, &span, sink_span(j, &span));
+    if (sink_span(j, &span) > 0) add_block(j, &span, 1);
 }
 
 static void add_page_block(kv_read_job *j, uint32_t block)
