@@ -55,7 +55,7 @@ struct kv_seq {
     _Atomic bool is_lost; /* a page could not be read; see away.h */
     bool is_taken;   /* over from a prefix, and no step since: n_coded may lag behind the goal */
     bool is_thinned; /* scheduling has evicted entries */
-    uint64_t n_pages_evicted;
+    uint64_t n_pages_evicted, n_pages_demoted;
     uint32_t length;     /* tokens held, a step's not included */
     uint32_t n_blocks;   /* in pages: the first n_blocks * page_tokens positions */
     uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */

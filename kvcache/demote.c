@@ -103,6 +103,16 @@ static void list_victims(kv_cache *cache, kv_seq *seq, uint32_t *n)
     }
 }
 
+/* False if the tiers are full, or the disk fails. */
+static bool demote_victim(kv_cache *cache, const kv_victim *victim)
+{
+    const kv_table *table = &victim->seq->table;
+    uint32_t *entry = &table->page[kv_table_entry(table, victim->list, victim->block)];
+    if (!demote(cache, entry, KV_HELD_BY_SEQ)) return false;
+    victim->seq->n_pages_demoted++;
+    return true;
+}
+
 static bool demote_seqs(kv_cache *cache)
 {
     for (;;) {
@@ -112,10 +122,7 @@ static bool demote_seqs(kv_cache *cache)
             if (seq->is_open && !kv_methods_evict(&seq->methods)) list_victims(cache, seq, &n);
         }
         for (uint32_t i = 0; i < n; i++) {
-            const kv_victim *victim = &cache->victims[i];
-            const kv_table *table = &victim->seq->table;
-            uint32_t *entry = &table->page[kv_table_entry(table, victim->list, victim->block)];
-            if (!demote(cache, entry, KV_HELD_BY_SEQ)) continue;
+            if (!demote_victim(cache, &cache->victims[i])) continue;
             n_moved++;
             if (kv_pool_has_room(cache->pool, cache->need)) return true;
         }
@@ -134,6 +141,41 @@ bool kv_demote_until_room(kv_cache *cache)
     if (kv_pool_has_room(cache->pool, cache->need)) return true;
     if (cache->tiers == NULL) return false;
     return demote_objects(cache) || demote_seqs(cache);
+}
+
+/* Pages that a sequence has in the pool beyond its budget, a share of all its pages. */
+static uint64_t surplus_of(const kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    const kv_table *table = &seq->table;
+    uint64_t n_all = 0, n_in_pool = 0;
+    for (uint32_t list = 0; list < table->n_lists; list++) {
+        for (uint32_t b = 0; b < seq->n_blocks; b++) {
+            const uint32_t page = table->page[kv_table_entry(table, list, b)];
+            n_all += page != KV_PAGE_NONE;
+            n_in_pool += is_in(cache, page, KV_TIER_POOL);
+        }
+    }
+    const uint64_t n_keep = kv_policy_n_keep(&seq->methods.policy, seq->length);
+    const uint64_t n_most = seq->length > 0 ? n_all * n_keep / seq->length : 0;
+    return n_in_pool > n_most ? n_in_pool - n_most : 0;
+}
+
+void kv_demote_surplus(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
+{
+    if (cache->tiers == NULL) return;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        kv_seq *seq = rows[r].seq;
+        uint64_t surplus = seq->methods.policy.limits_pool ? surplus_of(seq) : 0;
+        while (surplus > 0) {
+            uint32_t n = 0;
+            const uint64_t before = surplus;
+            list_victims(cache, seq, &n);
+            for (uint32_t i = 0; i < n && surplus > 0; i++)
+                surplus -= demote_victim(cache, &cache->victims[i]);
+            if (surplus == before) break;
+        }
+    }
 }
 
 /* ---- up ------------------------------------------------------------------------------------------ */
@@ -185,6 +227,7 @@ void kv_promote_rows(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
     if (!is_any_away(cache)) return;
     for (uint32_t r = 0; r < n_rows; r++) {
         const kv_seq *seq = rows[r].seq;
+        if (seq->methods.policy.limits_pool) continue;
         n_left -= promote(cache, &seq->table, seq->n_blocks, KV_HELD_BY_SEQ, n_left);
     }
 }

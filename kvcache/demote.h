@@ -10,6 +10,9 @@
  * these ever leaves. Nor do those of sequences that evict: they are scored and packed again and
  * again (compact.h), and become fewer instead.
  *
+ * A sequence under `flexgen` also keeps no more pages in the pool than its budget says, room or not: the
+ * others leave when a step begins, in the same order, and stay away.
+ *
  * Up, while an eighth of the pool is free: what the sequences of a step read, and what a new sequence takes
  * from a cached prefix. The gap between the two rules keeps pages from going round in circles.
  *
@@ -33,6 +36,9 @@ bool kv_may_demote(const kv_cache *cache);
 
 /* Demotes until cache->need fits; false if what may leave has left, or the tiers are full. */
 bool kv_demote_until_room(kv_cache *cache);
+
+/* Demotes what the rows' sequences may not keep in the pool, as far as the tiers have room. */
+void kv_demote_surplus(kv_cache *cache, const kv_row *rows, uint32_t n_rows);
 
 /* Brings pages of the rows' sequences back; cache->need still fits then. */
 void kv_promote_rows(kv_cache *cache, const kv_row *rows, uint32_t n_rows);

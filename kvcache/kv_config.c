@@ -45,7 +45,7 @@ static const cfg_field fields[] = {
     CFG_REAL(kv_config, routing_tau, "kv-routing-tau", 0, 1, "0.95",
              "adaptive: estimated attention mass that a query reads"),
     CFG_TEXT(kv_config, scheduling, "kv-scheduling", "none", "NAME",
-             "which entries stay: none, quest, adakv, duo_attention, pyramidkv, or "
+             "which entries stay: none, quest, flexgen, adakv, duo_attention, pyramidkv, or "
              "SCORER[+ALLOCATOR]..., "
              "scorers being" KV_SCORER_LIST(NAME) " and allocators" KV_ALLOCATOR_LIST(NAME)),
     CFG_REAL(kv_config, budget, "kv-budget", 0, 4294967295.0, "1",
@@ -55,7 +55,8 @@ static const cfg_field fields[] = {
     CFG_TEXT(kv_config, compression, "kv-compression", "none", "[SELECTION,]CODEC",
              "how pages are encoded:" KV_CODEC_LIST(
                  NAME) "; before it a SELECTION, what stays of a "
-                       "prompt by kv-budget: a name of kv-scheduling but none and quest"),
+                       "prompt by kv-budget: a name of kv-scheduling but none, quest and "
+                       "flexgen"),
 };
 
 const cfg_table kv_config_table = {

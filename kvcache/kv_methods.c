@@ -60,6 +60,12 @@ static err_t check_selection(const kv_methods *out, err_info *info)
                        "kv-compression: %s selects by kv-budget, and kv-scheduling: quest reads by "
                        "it; use kv-routing: topk",
                        selection->name);
+    if (selection->evicts && policy->limits_pool)
+        return err_set(
+            info, ERR_BAD_CONFIG,
+            "kv-compression: %s evicts, and sequences that evict keep their pages in the "
+            "pool, whatever kv-scheduling: flexgen says",
+            selection->name);
     if (selection->evicts && policy->evicts && policy->scorer->over_heads &&
         policy->scorer->from == KV_FROM_OWN_LAYER && !selection->scorer->over_heads)
         return err_set(info, ERR_BAD_CONFIG,

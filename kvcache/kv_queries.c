@@ -133,6 +133,7 @@ void kv_seq_usage(const kv_seq *seq, kv_usage *out)
     *out = (kv_usage){.resident_bytes = own_bytes,
                       .uncompressed_bytes = own_bytes,
                       .pages_evicted = seq->n_pages_evicted,
+                      .pages_demoted = seq->n_pages_demoted,
                       .certificates = seq->misses.n,
                       .certificate_sum = seq->misses.sum};
     for (uint32_t l = 0; l < cache->n_layers; l++) {

@@ -76,6 +76,7 @@ typedef struct kv_usage {
                                   * what its scorer keeps */
     uint64_t uncompressed_bytes; /* the same if all its entries lay in raw pages */
     uint64_t pages_evicted;      /* that scheduling gave back, holes that were closed included */
+    uint64_t pages_demoted;      /* to lower tiers, whether they have come back or not */
     uint64_t certificates;       /* of its decode queries, one per head and layer */
     double certificate_sum;
 } kv_usage;

@@ -50,6 +50,7 @@ static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
     kv_pool_tick(cache->pool);
     if (!kv_make_room(cache)) return ERR_KV_FULL;
     kv_promote_rows(cache, rows, n_rows);
+    kv_demote_surplus(cache, rows, n_rows);
     return ERR_OK;
 }
 

@@ -30,6 +30,8 @@ static void add_kv_usage(const session *s, kv_usage *usage)
     const kv_usage one = session_get_kv_usage(s);
     usage->resident_bytes += one.resident_bytes;
     usage->uncompressed_bytes += one.uncompressed_bytes;
+    usage->pages_evicted += one.pages_evicted;
+    usage->pages_demoted += one.pages_demoted;
     usage->certificates += one.certificates;
     usage->certificate_sum += one.certificate_sum;
 }

@@ -194,9 +194,10 @@ json_t *api_kv_methods_new(const kv_methods *methods)
 
 json_t *api_kv_usage_new(const kv_methods *methods, const kv_usage *usage)
 {
-    json_t *object = json_pack("{s:I,s:I,s:I}", "resident_bytes", (json_int_t)usage->resident_bytes,
-                               "uncompressed_bytes", (json_int_t)usage->uncompressed_bytes,
-                               "pages_evicted", (json_int_t)usage->pages_evicted);
+    json_t *object = json_pack(
+        "{s:I,s:I,s:I,s:I}", "resident_bytes", (json_int_t)usage->resident_bytes,
+        "uncompressed_bytes", (json_int_t)usage->uncompressed_bytes, "pages_evicted",
+        (json_int_t)usage->pages_evicted, "pages_demoted", (json_int_t)usage->pages_demoted);
     if (object == NULL) return NULL;
     const bool has_mean = !methods->reads_all && usage->certificates > 0;
     const double mean = has_mean ? usage->certificate_sum / (double)usage->certificates : 0;

@@ -74,7 +74,8 @@ const char *metrics_scheduling_name(uint32_t index)
 {
     if (index == 0) return "none";
     if (index == 1) return "quest";
-    return kv_scorers[index - 2] != NULL ? kv_scorers[index - 2]->name : NULL;
+    if (index == 2) return "flexgen";
+    return kv_scorers[index - 3] != NULL ? kv_scorers[index - 3]->name : NULL;
 }
 
 /* 0 for a policy that evicts nothing; its scorer's place in the list, from 1 on. */
@@ -91,7 +92,8 @@ static uint32_t scheduling_index(const kv_policy *policy)
 {
     const uint32_t place = scorer_place(policy);
     if (policy->limits_reads) return 1;
-    return place > 0 ? place + 1 : 0;
+    if (policy->limits_pool) return 2;
+    return place > 0 ? place + 2 : 0;
 }
 
 /* A counter for every combination of methods. */

@@ -8,7 +8,8 @@
 #include <string.h>
 
 #define X(name) " " #name
-const char kv_policy_names[] = " none quest adakv duo_attention pyramidkv" KV_SCORER_LIST(X);
+const char kv_policy_names[] =
+    " none quest flexgen adakv duo_attention pyramidkv" KV_SCORER_LIST(X);
 const char kv_selection_names[] = " adakv duo_attention pyramidkv" KV_SCORER_LIST(X);
 #undef X
 
@@ -113,6 +114,11 @@ err_t kv_policy_parse(const char *text, double budget, kv_policy *out, err_info 
     if (strcmp(text, "quest") == 0) {
         (void)snprintf(out->name, sizeof out->name, "quest");
         out->limits_reads = budget != 1;
+        return ERR_OK;
+    }
+    if (strcmp(text, "flexgen") == 0) {
+        (void)snprintf(out->name, sizeof out->name, "flexgen");
+        out->limits_pool = budget != 1;
         return ERR_OK;
     }
     const err_t err = read_parts(&r, out, info);

@@ -11,12 +11,15 @@
  *   fastv           fastv+deep
  *   quest           everything stays, and decode queries read only as much as the budget says: routing
  *                   `topk` (Tang et al., Quest, 2024)
+ *   flexgen         everything stays, and only as much of it as the budget says in the pool; the rest of a
+ *                   sequence's full pages moves to the lower tiers, oldest positions first, and is read from
+ *                   there: fixed shares by tier (Sheng et al., FlexGen, arXiv 2303.06865). See demote.h
  *
  * The budget is a share of the entries seen so far in (0, 1], sinks and ring included, averaged over layers
  * and heads, or above 1 their whole number. With a budget of 1 nothing is evicted, and no method that
  * a policy needs runs: results have the bits of `none`. When and how entries go: evict.h.
  *
- * A selection (--kv-compression SELECTION,CODEC) is written in the same way, but for `none` and `quest`. It
+ * A selection (--kv-compression SELECTION,CODEC) is written in the same way, but for `none`, `quest` and `flexgen`. It
  * chooses in the prompt and at its end, to the same budget, and decode then keeps everything new. Beside a
  * policy of --kv-scheduling the selection has the prompt and the policy what comes behind it. */
 #ifndef KVCACHE_SCHEDULING_POLICY_H
@@ -32,9 +35,10 @@ typedef struct kv_policy {
     const kv_scorer *scorer;         /* NULL: nothing is evicted */
     const kv_allocator *layers;      /* NULL: all layers keep the same */
     const kv_allocator *heads;       /* NULL: all heads of a layer keep the same */
-    double budget;                   /* valid if evicts or limits_reads */
+    double budget;                   /* valid if evicts, limits_reads or limits_pool */
     bool evicts;                     /* false under a budget of 1, whatever the names say */
     bool limits_reads;               /* `quest` */
+    bool limits_pool;                /* `flexgen` */
     char name[KV_POLICY_NAME_BYTES]; /* without short names: "snapkv+pyramid" */
 } kv_policy;
 

@@ -387,7 +387,7 @@ static void expect_refusal(const char *text, double budget, const char *words)
 
 START_TEST(what_makes_no_policy_is_said)
 {
-    expect_refusal("", 0.5, "kv-scheduling: '' is unknown; known are: none quest adakv");
+    expect_refusal("", 0.5, "kv-scheduling: '' is unknown; known are: none quest flexgen adakv");
     expect_refusal("snapkv+", 0.5, "allocator '' is unknown; known are: uniform adakv pyramid");
     expect_refusal("snapkv+foo", 0.5, "kv-scheduling: 'snapkv+foo': allocator 'foo' is unknown");
     expect_refusal("snapkv+adakv+uniform", 0.5, "more than one allocator");

@@ -1,5 +1,6 @@
 """Methods of the KV cache that requests choose, and what usage and metrics say about them."""
 
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -76,7 +77,7 @@ def test_prefixes_cross_exact_methods_only(free):
 def test_usage_speaks_of_kv_when_the_request_does(free):
     assert "kv" not in free.complete(LONG, max_tokens=2)["usage"]
     assert set(ask(free, {}, "u0")["usage"]["kv"]) == \
-           {"resident_bytes", "uncompressed_bytes", "pages_evicted", "methods"}
+           {"resident_bytes", "uncompressed_bytes", "pages_evicted", "pages_demoted", "methods"}
     usage = ask(free, CHOICES[4], "u1")["usage"]["kv"]
     assert usage["methods"] == {"scheduling": "none", **CHOICES[4]}
     assert 0 < usage["mean_certificate"] <= 1
@@ -85,6 +86,18 @@ def test_usage_speaks_of_kv_when_the_request_does(free):
     assert exact["resident_bytes"] == exact["uncompressed_bytes"]
     assert ask(free, {"compression": "int2"}, "u3")["usage"]["kv"]["uncompressed_bytes"] == \
            exact["resident_bytes"]
+
+
+def test_usage_counts_pages_that_went():
+    with tempfile.TemporaryDirectory() as folder, \
+            Server("--kv-request-methods", "--kv-page-tokens", 16, "--kv-window", 16,
+                   "--kv-disk-path", folder, "--kv-disk-bytes", "64Mi") as tiered:
+        evicting = ask(tiered, {"scheduling": "knorm", "budget": 0.4}, "e")["usage"]["kv"]
+        assert evicting["pages_evicted"] > 0 and evicting["pages_demoted"] == 0
+        moving = ask(tiered, {"scheduling": "flexgen", "budget": 0.4}, "f", n=2)
+        assert moving["usage"]["kv"]["pages_demoted"] > 0
+        assert moving["usage"]["kv"]["pages_evicted"] == 0
+        assert text_of(moving) == text_of(ask(tiered, EXACT, "g"))
 
 
 def test_methods_of_usage_can_be_asked_for_again(free):

@@ -269,16 +269,19 @@ START_TEST(usage_names_the_methods_as_a_request_would)
     const kv_usage used = {.resident_bytes = 5,
                            .uncompressed_bytes = 1 << 30,
                            .pages_evicted = 7,
+                           .pages_demoted = 5,
                            .certificates = 4,
                            .certificate_sum = 0.5};
     check_usage(&server, "{}", &used,
                 "\"kv\":{\"resident_bytes\":5,\"uncompressed_bytes\":1073741824,"
-                "\"pages_evicted\":7,\"mean_certificate\":0.125,\"methods\":{\"routing\":\"topk\","
+                "\"pages_evicted\":7,\"pages_demoted\":5,\"mean_certificate\":0.125,\"methods\":{"
+                "\"routing\":\"topk\","
                 "\"routing_k\":0.25,"
                 "\"scheduling\":\"none\",\"compression\":\"int8\"}}}}");
     check_usage(&server, "{\"routing\":\"full\",\"compression\":\"pyramidkv,int4\",\"budget\":0.5}",
                 &(kv_usage){0},
-                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,"
+                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,\"pages_"
+                "demoted\":0,"
                 "\"methods\":{\"routing\":\"full\",\"scheduling\":\"none\",\"budget\":0.5,"
                 "\"compression\":\"snapkv+pyramid,int4\"}}}}");
 }
@@ -288,12 +291,14 @@ START_TEST(without_certificates_there_is_no_mean)
 {
     const kv_config server = settings("certified", true);
     check_usage(&server, "{\"compression\":\"none\"}", &(kv_usage){0},
-                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,"
+                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,\"pages_"
+                "demoted\":0,"
                 "\"methods\":{\"routing\":"
                 "\"certified\",\"routing_eps\":0.01,\"scheduling\":\"none\","
                 "\"compression\":\"none\"}}}}");
     check_usage(&server, "{\"routing\":\"full\"}", &(kv_usage){.certificates = 9},
-                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,"
+                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,\"pages_"
+                "demoted\":0,"
                 "\"methods\":{\"routing\":"
                 "\"full\",\"scheduling\":\"none\",\"compression\":\"int8\"}}}}");
 }
