@@ -1,5 +1,5 @@
-/* kvcache/compression/least_squares.c - see least_squares.h. Rows are walked so that inner loops have no
- * sum to wait for, save in the factorisation, which is small. */
+/* kvcache/compression/least_squares.c - see least_squares.h. Rows are walked so that inner loops
+ * have no sum to wait for, save in the factorisation, which is small. */
 #include "kvcache/compression/least_squares.h"
 
 #include "base/check.h"
@@ -97,7 +97,7 @@ void kv_ridge_factor(kv_ridge *ridge, double lambda)
                 sum -= left[k] * right[k];
             if (i != j)
                 right[i] = sum / ridge->diagonal[i];
-            else /* in exact numbers no pivot of G + lambda I is below lambda; rounding can make one */
+            else /* in exact numbers no pivot is below lambda; rounding can make one */
                 ridge->diagonal[i] = sqrt(sum > lambda ? sum : lambda);
         }
     }

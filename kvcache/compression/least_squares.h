@@ -2,10 +2,10 @@
  *
  * For A [n][n_columns], given column by column and never held,
  *     x = argmin ||A x - b||^2 + lambda ||x||^2 = A^T z,    (A A^T + lambda I) z = b
- * so only the Gram matrix A A^T [n][n] is kept, and x_c = (column c) . z is read off while the columns
- * pass by once more. Both forms of the normal equations have this same x, with more rows than columns
- * as with fewer. The price of not holding A is that of every Gram matrix, its condition is squared:
- * lambda / ||A||^2 below about 1e-10 is lost in rounding.
+ * so only the Gram matrix A A^T [n][n] is kept, and x_c = (column c) . z is read off while the
+ * columns pass by once more. Both forms of the normal equations have this same x, with more rows
+ * than columns as with fewer. The price of not holding A is that of every Gram matrix, its
+ * condition is squared: lambda / ||A||^2 below about 1e-10 is lost in rounding.
  *
  * All in double; the same calls give the same bits. Memory is the caller's; nothing can fail. */
 #ifndef KVCACHE_COMPRESSION_LEAST_SQUARES_H
@@ -18,7 +18,7 @@
 typedef struct kv_ridge {
     uint32_t n;
     double *gram; /* [n][n]: A A^T on the diagonal and above; below it, after kv_ridge_factor, L of
-                   * A A^T + lambda I = L L^T, so that columns may still be added and factored again */
+                   * A A^T + lambda I = L L^T, so that columns may be added and factored anew */
     double *diagonal; /* [n]: that of L */
 } kv_ridge;
 
@@ -36,9 +36,9 @@ void kv_ridge_scale_rows(kv_ridge *ridge, const double *scale);
 /* Sum of the squares of A. */
 double kv_ridge_trace(const kv_ridge *ridge);
 
-/* The square of A's largest singular value, from below: three power iterations from the vector of ones,
- * which is never orthogonal to the first singular vector if A has no negative element.
- * work: [2][n]. */
+/* The square of A's largest singular value, from below: three power iterations from the vector of
+ * ones, which is never orthogonal to the first singular vector if A has no negative element. work:
+ * [2][n]. */
 double kv_ridge_norm(const kv_ridge *ridge, double *work);
 
 /* lambda > 0. */

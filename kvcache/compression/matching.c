@@ -1,8 +1,9 @@
 /* kvcache/compression/matching.c - see matching.h.
  *
- * All is made of passes over entries: a chunk is read, scored against all queries into the tile, and
- * what the pass is for is added up over its rows. Sums go entry by entry in order of position, so
- * keeping everything repeats those of the whole block in the same bits: the residuals are then 0. */
+ * All is made of passes over entries: a chunk is read, scored against all queries into the tile,
+ * and what the pass is for is added up over its rows. Sums go entry by entry in order of position,
+ * so keeping everything repeats those of the whole block in the same bits: the residuals are then
+ * 0. */
 #include "kvcache/compression/matching.h"
 
 #include "base/check.h"
@@ -42,7 +43,7 @@ void kv_match_place(arena *a, const kv_match_shape *shape, kv_match *match)
     match->state = arena_take(a, shape->n_max, sizeof *match->state);
 }
 
-/* ---- a chunk --------------------------------------------------------------------------------------- */
+/* ---- a chunk --------------------------------------------------------------------------------- */
 
 static uint32_t entry_at(kv_match_set set, uint32_t i)
 {
@@ -172,7 +173,7 @@ static void fill(double *x, size_t n, double value)
         x[i] = value;
 }
 
-/* ---- the block ------------------------------------------------------------------------------------- */
+/* ---- the block ------------------------------------------------------------------------------- */
 
 /* most, and the sum of exp(score - most) in residual. */
 static void find_most(kv_match *match, kv_match_set all)
@@ -227,7 +228,7 @@ void kv_match_begin(kv_match *match, const kv_match_args *args)
         match->target[i] /= match->mass[i / v_dim];
 }
 
-/* ---- weights and values ---------------------------------------------------------------------------- */
+/* ---- weights and values ---------------------------------------------------------------------- */
 
 static double ridge_of(const kv_ridge *ridge, double share)
 {
@@ -307,7 +308,7 @@ static uint32_t read_shares(kv_match *match, kv_match_set kept, uint32_t from, c
 static void compare_outputs(kv_match *match, kv_match_set kept, const float *weights)
 {
     const uint32_t m = match->args.n_queries, v_dim = match->shape.v_dim;
-    /* not `most`: the largest score may be that of an entry that goes, and far above all that stay */
+    /* not `most`: that may be the score of an entry that goes, far above all that stay */
     fill(match->kept_most, m, -(double)score_limit);
     for (uint32_t i = 0, count; i < kept.n; i += count) {
         count = read_scores(match, kept, i, false);
@@ -373,7 +374,7 @@ void kv_match_fit(kv_match *match, kv_match_set kept, const kv_match_options *op
         beta[i] = logf(beta[i]);
 }
 
-/* ---- which entries --------------------------------------------------------------------------------- */
+/* ---- which entries --------------------------------------------------------------------------- */
 
 /* Is entry a worth less than b? */
 static bool is_after(const float *score, uint32_t a, uint32_t b)

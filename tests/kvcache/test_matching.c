@@ -1,10 +1,11 @@
 /* tests/kvcache/test_matching.c - attention matching against errors that others measured.
  *
- * Inputs come from a generator that needs no file (splitmix64, then projections and RoPE, in double).
- * The errors were measured with the published code (compaction/algorithms/highest_attention_keys.py and
- * omp.py of adamzweiger/compaction): both query heads of a group, hidden states 0..47 again as queries
- * at positions 48..95; the selection by mean square, and eviction of the same. Published settings take
- * the smallest solution, so here they have next to no ridge. */
+ * Inputs come from a generator that needs no file (splitmix64, then projections and RoPE, in
+ * double). The errors were measured with the published code
+ * (compaction/algorithms/highest_attention_keys.py and omp.py of adamzweiger/compaction): both
+ * query heads of a group, hidden states 0..47 again as queries at positions 48..95; the selection
+ * by mean square, and eviction of the same. Published settings take the smallest solution, so here
+ * they have next to no ridge. */
 #include "kvcache/compression/matching.h"
 #include "tests/test_main.h"
 
@@ -18,7 +19,7 @@ static const kv_match_options published = {
 static const kv_match_options published_omp = {
     .ridge_bias = 1e-9, .ridge_value = 1e-9, .beta_min = -27.6310211, .beta_max = 7};
 
-/* ---- inputs ---------------------------------------------------------------------------------------- */
+/* ---- inputs ---------------------------------------------------------------------------------- */
 
 static double uniform(uint64_t seed, uint64_t i, double a)
 {
@@ -80,7 +81,8 @@ static void make_block(uint32_t head, uint32_t n, block *b)
     }
 }
 
-/* Both query heads of a KV head: hidden states [state, state + n) at positions from `position` on. */
+/* Both query heads of a KV head: hidden states [state, state + n) at positions from `position` on.
+ * */
 static void make_queries(uint32_t head, uint32_t state, uint32_t n, uint32_t position, queries *out)
 {
     out->n = GROUP * n;
@@ -92,7 +94,7 @@ static void make_queries(uint32_t head, uint32_t state, uint32_t n, uint32_t pos
     }
 }
 
-/* ---- calls ----------------------------------------------------------------------------------------- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
 static void load(const kv_score_view *view, uint32_t first, uint32_t count, float *k, float *v)
 {
@@ -197,7 +199,7 @@ static errors measure_eviction(const block *b, const matched *kept, const querie
     return measure(b, &evicted, q);
 }
 
-/* ---- published numbers ----------------------------------------------------------------------------- */
+/* ---- published numbers ----------------------------------------------------------------------- */
 
 static void check_near(double value, double truth, double share)
 {
@@ -301,7 +303,7 @@ START_TEST(pursuit_of_one_more_key_never_makes_it_worse)
 }
 END_TEST
 
-/* ---- queries that were not seen ---------------------------------------------------------------------- */
+/* ---- queries that were not seen -------------------------------------------------------------- */
 
 START_TEST(unseen_queries_are_served_better_than_by_eviction)
 {
@@ -344,7 +346,7 @@ START_TEST(what_few_queries_leave_open_is_not_fitted_to_noise)
 }
 END_TEST
 
-/* ---- ends ------------------------------------------------------------------------------------------ */
+/* ---- ends ------------------------------------------------------------------------------------ */
 
 START_TEST(keeping_all_changes_no_bit)
 {
