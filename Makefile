@@ -2,11 +2,12 @@
 #   make run  [ARGS="--port 9000"]   install what is missing, build, serve the default model
 #   make test                        install what tests need, build, run everything
 #   make eval [CORPUS=DIR]           the default model's scores, measured again
+#   make results [CORPUS=DIR]        docs/results.md: bytes and losses of the cache's methods; WINDOWS, SAMPLES limit it
 PRESET ?= release
 ARGS   ?=
 CORPUS ?=
 
-.PHONY: run test eval build check format clean
+.PHONY: run test eval results build check format clean
 
 run:
 	@tools/setup.sh run
@@ -22,6 +23,12 @@ eval:
 	@tools/setup.sh eval
 	@tools/build.sh release
 	@tools/eval.sh build/release/pikv models/storyteller "$(CORPUS)"
+
+results:
+	@tools/setup.sh results
+	@tools/build.sh release
+	@python3 tools/results.py build/release/pikv models/storyteller --windows $${WINDOWS:-16} \
+	    --samples $${SAMPLES:-100} $(if $(CORPUS),--corpus "$(CORPUS)")
 
 build:
 	@tools/setup.sh run

@@ -21,6 +21,7 @@
 
 #include "kernels/dtype.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -35,13 +36,29 @@ enum { ATTN_BLOCK_SLOTS_MAX = 64, ATTN_CODED_DIM_MAX = 1024, ATTN_GROUP_MIN = 16
  *          k_grid: bf16 [2][k_dim], s and m of every channel
  *          v_grid: bf16 [2][n_groups] at v_grid + i * v_grid_stride_bytes, s and m of slot i; v_group is
  *          a multiple of ATTN_GROUP_MIN
+ *   kept   elements       of the query's type; rows hold those channels alone that are kept, in order, and
+ *          all others are 0. k_grid, v_grid: a bit for each channel, bit c % 8 of byte c / 8
  *
  * Grids are finite, and so are all codes; k_dim and v_dim are at most ATTN_CODED_DIM_MAX. */
-typedef enum attn_coding { ATTN_PLAIN, ATTN_FP8, ATTN_INT8, ATTN_INT4, ATTN_INT2 } attn_coding;
+typedef enum attn_coding {
+    ATTN_PLAIN,
+    ATTN_FP8,
+    ATTN_INT8,
+    ATTN_INT4,
+    ATTN_INT2,
+    ATTN_KEPT
+} attn_coding;
 
+/* Of the integers and fp8. */
 static inline uint32_t attn_code_bits(attn_coding coding)
 {
     return coding == ATTN_INT4 ? 4 : coding == ATTN_INT2 ? 2 : 8;
+}
+
+/* Does a span of ATTN_KEPT hold channel c? */
+static inline bool attn_is_kept(const void *grid, uint32_t c)
+{
+    return (((const uint8_t *)grid)[c / 8] >> c % 8 & 1) != 0;
 }
 
 /* Consecutive slots in memory. position[i] = first_position + i unless `positions` is given. */
@@ -101,6 +118,18 @@ typedef struct attn_result {
     const float *sink_logit;
 } attn_result;
 void attn_finish(const attn_query *query, const attn_state *state, const attn_result *result);
+
+/* A second pass, once the first has given lse: every query in its order adds to the mass of each slot that
+ * it sees, at position p,
+ *     mass[p] += 1 / group * sum_g exp(s_pg - lse_g),
+ * the attention that the slot got, a mean over the heads; a query without a key (lse -inf) adds nothing.
+ * Neither blocks, spans nor the number of queries handled together change a bit. */
+typedef struct attn_mass_args {
+    const attn_query *query;
+    const attn_blocks *blocks;
+    const float *lse; /* [n_queries][group] */
+    float *mass;      /* by position */
+} attn_mass_args;
 
 /* Merge of n_parts partials of one row, in the order given:
  *     M = max lse_r, w_r = exp(lse_r - M), o = sum w_r o_r / sum w_r, lse = M + ln sum w_r.

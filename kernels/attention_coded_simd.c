@@ -156,7 +156,7 @@ typedef struct coded_weights {
 static void weigh_group(const slot_set *s, const slot_run *run, uint32_t group, uint32_t n_groups,
                         const float *p, coded_weights *out)
 {
-    memset(out->shift, 0, sizeof out->shift);
+    four shift = {0}, weights;
     for (uint32_t i = 0; i < run->n; i++) {
         float scale, min = 0;
         if (run->coded->coding == ATTN_FP8) {
@@ -166,12 +166,12 @@ static void weigh_group(const slot_set *s, const slot_run *run, uint32_t group, 
             scale = f32_from_bf16(grid[group]);
             min = f32_from_bf16(grid[n_groups + group]);
         }
-        for (uint32_t j = 0; j < ATTN_ROWS; j++) {
-            const float weight = p[i * ATTN_ROWS + j];
-            out->p[i * ATTN_ROWS + j] = weight * scale;
-            out->shift[j] += weight * min;
-        }
+        memcpy(&weights, p + i * ATTN_ROWS, sizeof weights);
+        shift += weights * min;
+        weights *= scale;
+        memcpy(out->p + i * ATTN_ROWS, &weights, sizeof weights);
     }
+    memcpy(out->shift, &shift, sizeof shift);
 }
 
 static void fold_coded(const attn_query *query, const slot_set *s, const slot_run *run,

@@ -33,10 +33,21 @@ static double load_coded(const char *row, attn_coding coding, uint32_t c, const 
     return code * scale + (double)load_element(grid, DTYPE_BF16, (size_t)n + at);
 }
 
+/* Element c of a row of kept channels. */
+static double load_kept(const char *row, dtype type, uint32_t c, const void *grid)
+{
+    uint32_t n_before = 0;
+    if (!attn_is_kept(grid, c)) return 0;
+    for (uint32_t i = 0; i < c; i++)
+        n_before += attn_is_kept(grid, i);
+    return (double)load_element(row, type, n_before);
+}
+
 static double key_element(const attn_query *query, const attn_span *span, uint32_t i, uint32_t c)
 {
     const char *k = (const char *)span->k + (size_t)i * span->k_stride_bytes;
     if (span->coding == ATTN_PLAIN) return (double)load_element(k, query->type, c);
+    if (span->coding == ATTN_KEPT) return load_kept(k, query->type, c, span->k_grid);
     return load_coded(k, span->coding, c, span->k_grid, query->k_dim, c);
 }
 
@@ -44,6 +55,7 @@ static double value_element(const attn_query *query, const attn_span *span, uint
 {
     const char *v = (const char *)span->v + (size_t)i * span->v_stride_bytes;
     if (span->coding == ATTN_PLAIN) return (double)load_element(v, query->type, c);
+    if (span->coding == ATTN_KEPT) return load_kept(v, query->type, c, span->v_grid);
     const char *grid = (const char *)span->v_grid + (size_t)i * span->v_grid_stride_bytes;
     const uint32_t n_groups = (query->v_dim + span->v_group - 1) / span->v_group;
     return load_coded(v, span->coding, c, grid, n_groups, c / span->v_group);
@@ -114,6 +126,35 @@ void attend_cpu(const attn_query *query, const attn_blocks *blocks, attn_state *
                      .acc = state->acc + at * query->v_dim};
             for (uint32_t b = 0; b < blocks->n_blocks; b++)
                 fold_block(query, blocks, &blocks->blocks[b], &r);
+        }
+    }
+}
+
+/* What one query adds to the slots of a span. */
+static void add_mass(const attn_mass_args *args, const attn_span *span, uint32_t j)
+{
+    const attn_query *query = args->query;
+    for (uint32_t i = 0; i < span->n_slots; i++) {
+        double sum = 0;
+        if (!is_visible(span, i, query->positions[j], query->window)) continue;
+        for (uint32_t g = 0; g < query->group; g++) {
+            const double lse = (double)args->lse[(size_t)j * query->group + g];
+            const float *q = query->q + j * query->q_stride + (size_t)g * query->k_dim;
+            if (lse > -INFINITY) sum += exp(score(query, span, i, q) - lse);
+        }
+        const uint32_t at = span->positions != NULL ? span->positions[i] : span->first_position + i;
+        args->mass[at] += (float)(sum / query->group);
+    }
+}
+
+void attend_mass_cpu(const attn_mass_args *args)
+{
+    const attn_blocks *blocks = args->blocks;
+    for (uint32_t b = 0; b < blocks->n_blocks; b++) {
+        const attn_block *block = &blocks->blocks[b];
+        for (uint32_t s = 0; s < block->n_spans; s++) {
+            for (uint32_t j = 0; j < args->query->n_queries; j++)
+                add_mass(args, &blocks->spans[block->first_span + s], j);
         }
     }
 }

@@ -12,7 +12,7 @@
  * nor masked slots that are absent, nor the rows that share a load change a bit.
  *
  * Slots of encoded spans are in runs of their own, one per span; what differs for them is in
- * attention_coded_simd.c. Plain spans that follow each other are one run. Each run has its own a, and
+ * attention_coded_simd.c and attention_kept_simd.c. Plain spans that follow each other are one run. Each run has its own a, and
  * the runs of a block are added to the state one after the other. */
 #ifndef KERNELS_ATTENTION_SIMD_H
 #define KERNELS_ATTENTION_SIMD_H
@@ -26,6 +26,8 @@
 
 enum { ATTN_ROWS = 4 };
 static_assert((int)ATTN_ROWS == (int)DIRECT_TOKENS_MAX, "one direct tile of scores");
+typedef float four __attribute__((vector_size(16))); /* a number of each row */
+static_assert(sizeof(four) == ATTN_ROWS * sizeof(float), "one for each");
 static_assert(ATTN_BLOCK_SLOTS_MAX * ATTN_ROWS % LANES == 0, "whole vectors of scores");
 static_assert(2 * ATTN_ROWS <= LANES, "one vector of fold factors");
 
@@ -67,6 +69,8 @@ typedef struct partial {
 #include "kernels/attention_values_simd.c"
 
 #include "kernels/attention_coded_simd.c"
+
+#include "kernels/attention_kept_simd.c"
 
 /* The run that the next slot of `span` belongs to. */
 static slot_run *run_of(slot_set *s, const attn_span *span)
@@ -136,6 +140,17 @@ static uint64_t visible_slots(const slot_set *s, uint32_t position, uint32_t win
     return visible;
 }
 
+/* From `n` columns to ATTN_ROWS, the new ones zero; backwards, since it is done in place. `n` is a constant. */
+static ALWAYS_INLINE void spread_columns(float *p, uint32_t n_slots, const uint32_t n)
+{
+    for (uint32_t i = n_slots; i-- > 0;) {
+        float row[ATTN_ROWS] = {0};
+        for (uint32_t j = 0; j < n; j++)
+            row[j] = p[i * n + j];
+        memcpy(p + (size_t)i * ATTN_ROWS, row, sizeof row);
+    }
+}
+
 /* Products of q and k of all runs, each in its way; spread out to ATTN_ROWS columns if there are
  * fewer rows. */
 static void score_rows(const attn_query *query, const slot_set *s, const row_set *r, partial *part)
@@ -144,7 +159,8 @@ static void score_rows(const attn_query *query, const slot_set *s, const row_set
         const slot_run *run = &s->runs[i];
         float *out = part->p + (size_t)run->first * r->n;
         if (run->coded != NULL) {
-            score_coded(query, s, run, r, out);
+            if (run->coded->coding == ATTN_KEPT) score_kept(query, s, run, r, out);
+            if (run->coded->coding != ATTN_KEPT) score_coded(query, s, run, r, out);
             continue;
         }
         const dots d = {.w = s->k + run->first,
@@ -156,11 +172,11 @@ static void score_rows(const attn_query *query, const slot_set *s, const row_set
                         .type = query->type};
         dots_direct(&d);
     }
-    for (uint32_t i = s->n; i > 0 && r->n < ATTN_ROWS; i--) { /* backwards: in place */
-        float row[ATTN_ROWS] = {0};
-        for (uint32_t j = 0; j < r->n; j++)
-            row[j] = part->p[(i - 1) * r->n + j];
-        memcpy(part->p + (i - 1) * ATTN_ROWS, row, sizeof row);
+    switch (r->n) {
+    case 1: spread_columns(part->p, s->n, 1); break;
+    case 2: spread_columns(part->p, s->n, 2); break;
+    case 3: spread_columns(part->p, s->n, 3); break;
+    default: assert(r->n == ATTN_ROWS);
     }
 }
 
@@ -204,8 +220,6 @@ static void find_max(const slot_set *s, partial *part)
 /* p and its sums. A row whose block is all -inf gets p = 0 and adds nothing. */
 static void weigh_rows(const slot_set *s, partial *part)
 {
-    typedef float four __attribute__((vector_size(16)));
-    static_assert(sizeof(four) == ATTN_ROWS * sizeof(float), "one sum per row");
     float lane[LANES];
     for (uint32_t i = 0; i < LANES; i++) {
         const float max = part->max[i % ATTN_ROWS];
@@ -256,10 +270,13 @@ static void fold_rows(const attn_query *query, const slot_set *s, const row_set 
     for (uint32_t j = 0; j < r->n; j++)
         acc[j] = state->acc + r->at[j] * query->v_dim;
     for (uint32_t i = 0; i < s->n_runs; i++) {
-        if (s->runs[i].coded != NULL) {
-            fold_coded(query, s, &s->runs[i], r->n, &part, acc);
-        } else {
+        const attn_span *coded = s->runs[i].coded;
+        if (coded == NULL) {
             fold_plain(query, s, &s->runs[i], r->n, &part, acc);
+        } else if (coded->coding == ATTN_KEPT) {
+            fold_kept(query, s, &s->runs[i], r->n, &part, acc);
+        } else {
+            fold_coded(query, s, &s->runs[i], r->n, &part, acc);
         }
         for (uint32_t j = 0; j < r->n; j++)
             part.kept[j] = 1; /* the state has met this block */
@@ -283,15 +300,44 @@ static void attend_block(const attn_query *query, const slot_set *s, attn_state 
     if (r.n > 0) fold_rows(query, s, &r, state);
 }
 
+static void prefetch_bytes(const void *from, size_t n_bytes)
+{
+    enum { LINE_BYTES = 64 };
+    for (size_t i = 0; i < n_bytes; i += LINE_BYTES)
+        _mm_prefetch((const char *)from + i, _MM_HINT_T0);
+}
+
+/* Asks for a block while the one before it is worked on. Pages lie anywhere and are a few KiB long, so the hardware
+ * sees each of their parts as something new. */
+static void prefetch_block(const attn_query *query, const attn_blocks *blocks, uint32_t b)
+{
+    if (b >= blocks->n_blocks) return;
+    const attn_block *block = &blocks->blocks[b];
+    for (uint32_t s = 0; s < block->n_spans; s++) {
+        const attn_span *span = &blocks->spans[block->first_span + s];
+        const size_t n_slots = span->n_slots;
+        if (span->positions != NULL)
+            prefetch_bytes(span->positions, n_slots * sizeof *span->positions);
+        prefetch_bytes(span->k, n_slots * span->k_stride_bytes);
+        prefetch_bytes(span->v, n_slots * span->v_stride_bytes);
+        if (span->coding == ATTN_PLAIN || span->coding == ATTN_FP8) continue;
+        prefetch_bytes(span->k_grid, (size_t)2 * query->k_dim * sizeof(uint16_t));
+        prefetch_bytes(span->v_grid, n_slots * span->v_grid_stride_bytes);
+    }
+}
+
 static void attend_simd(const attn_query *query, const attn_blocks *blocks, attn_state *state)
 {
     assert(query->type != DTYPE_F16);
     if (query->n_queries == 0) return;
     slot_set s;
     for (uint32_t b = 0; b < blocks->n_blocks; b++) {
+        prefetch_block(query, blocks, b + 1);
         gather_block(query, blocks, &blocks->blocks[b], &s);
         if (s.n > 0) attend_block(query, &s, state);
     }
 }
+
+#include "kernels/attention_mass_simd.c"
 
 #endif

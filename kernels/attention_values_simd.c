@@ -90,6 +90,17 @@ static ALWAYS_INLINE void fold_values(const v_fold *f, uint32_t c, uint32_t end,
     }
 }
 
+/* All n channels of plain rows. One function, since it is long, for all who fold such rows. */
+static __attribute__((noinline)) void fold_plain_values(const v_fold *f, uint32_t n,
+                                                        uint32_t n_rows, dtype type)
+{
+    if (type == DTYPE_F32) {
+        fold_values(f, 0, n, n_rows, ATTN_PLAIN, DTYPE_F32);
+    } else {
+        fold_values(f, 0, n, n_rows, ATTN_PLAIN, DTYPE_BF16);
+    }
+}
+
 static void fold_plain(const attn_query *query, const slot_set *s, const slot_run *run,
                        uint32_t n_rows, const partial *part, float *const *acc)
 {
@@ -99,9 +110,5 @@ static void fold_plain(const attn_query *query, const slot_set *s, const slot_ru
                       .kept = part->kept,
                       .added = part->added,
                       .acc = acc};
-    if (query->type == DTYPE_F32) {
-        fold_values(&f, 0, query->v_dim, n_rows, ATTN_PLAIN, DTYPE_F32);
-    } else {
-        fold_values(&f, 0, query->v_dim, n_rows, ATTN_PLAIN, DTYPE_BF16);
-    }
+    fold_plain_values(&f, query->v_dim, n_rows, query->type);
 }

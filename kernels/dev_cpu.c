@@ -22,6 +22,7 @@ const dev_ops dev_ops_ref = {.name = "ref",
                              .router = router_cpu,
                              .moe = moe_cpu,
                              .attend = attend_cpu,
+                             .attend_mass = attend_mass_cpu,
                              .key_bounds = key_bounds_cpu,
                              .store = store_cpu};
 

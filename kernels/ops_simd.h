@@ -13,5 +13,6 @@ const dev_ops OPS_TABLE = {.name = OPS_NAME,
                            .router = router_simd,
                            .moe = moe_simd,
                            .attend = attend_simd,
+                           .attend_mass = attend_mass_simd,
                            .key_bounds = key_bounds_simd,
                            .store = store_simd};

@@ -5,28 +5,39 @@
  *   kv_seq.c        sequences: open, truncate, close
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
- *   encode.c        which blocks are encoded, and when
- *   reader.c        attention
+ *   encode.c        which blocks are encoded, and when (basis.c: in which basis)
+ *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
+ *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
+ *   compact.c       pages with holes become fewer
+ *   reader.c        attention (low_reader.c: over coefficients)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
- *   kv_queries.c    numbers for others
+ *   kv_queries.c    numbers for others (kv_map.c: what lies where)
  *   kv_sane.c       the invariants
  *
  * Blocks: position p lies in block p / page_tokens. Of a sequence, blocks [0, n_blocks) lie in pages
  * and positions [n_blocks * page_tokens, length) in its ring; during a step, positions [length,
- * length + n_step_tokens) lie in staging, and blocks [n_blocks, n_reserved) have empty pages. */
+ * length + n_step_tokens) lie in staging, and blocks [n_blocks, n_reserved) have empty pages.
+ *
+ * Scheduling thins a sequence out: from then on an entry of its table is no block any more, but up to a
+ * page of entries in position order, those of all entries before it being older. */
 #ifndef KVCACHE_CACHE_STATE_H
 #define KVCACHE_CACHE_STATE_H
 
 #include "base/arena.h"
 #include "base/check.h"
+#include "kvcache/basis_state.h"
+#include "kvcache/evict_state.h"
 #include "kvcache/kv_cache.h"
+#include "kvcache/observe.h"
 #include "kvcache/page_table.h"
 #include "kvcache/placement/placement.h"
 #include "kvcache/prefix_cache.h"
 #include "kvcache/reader.h"
 #include "kvcache/recent_ring.h"
 #include "kvcache/stats_board.h"
+#include "kvcache/step_state.h"
+#include "kvcache/tier/tiers.h"
 
 enum { KV_CODECS_MAX = 16 };
 #define KV_CLASS_NONE UINT32_MAX
@@ -35,38 +46,30 @@ struct kv_seq {
     kv_cache *cache;
     kv_methods methods;
     kv_seq *next_free; /* valid only while closed */
+    uint64_t id;       /* see kv_map.h */
     bool is_open;
     bool no_prefix_read, no_prefix_write;
+    _Atomic bool is_lost; /* a page could not be read; see away.h */
+    bool is_taken;   /* over from a prefix, and no step since: n_coded may lag behind the goal */
+    bool is_thinned; /* scheduling has evicted entries */
+    uint64_t n_pages_evicted;
     uint32_t length;     /* tokens held, a step's not included */
     uint32_t n_blocks;   /* in pages: the first n_blocks * page_tokens positions */
     uint32_t n_reserved; /* >= n_blocks; the rest has pages without slots, inside a step only */
     uint32_t n_coded; /* blocks below lie in encoded pages, from there on in raw ones; encode.h */
-    uint32_t n_coded_goal; /* valid only inside a step: n_coded after it */
+    uint32_t n_coded_goal;   /* valid only inside a step: n_coded after it */
+    uint32_t settled_length; /* at which scheduling last had its way; evict.h */
+    uint32_t chosen_length; /* at which it last chose what stays; settled_length when all is done */
     uint32_t n_prompt_tokens;
     uint32_t first_token;   /* of its tokens in the step's batch; valid only inside a step */
     uint32_t n_step_tokens; /* 0 outside a step */
     uint32_t object;        /* the cached object that borrows this table, or KV_OBJECT_NONE */
     hash128 seed;           /* of its prefix keys: salt and settings */
+    kv_misses misses, step_misses; /* of its decode queries; of the step that is open */
     kv_table table;
-    kv_ring *ring; /* NULL while closed */
+    kv_ring *ring;        /* NULL while closed */
+    kv_observed observed; /* what its scorer needs beside the entries */
 };
-
-/* Entries of the step's tokens, until its end. */
-typedef struct kv_staging {
-    kv_strips strips; /* n_step_tokens_max slots each: token t of the batch at slot t */
-    uint8_t *bytes;
-    uint16_t *expert; /* [n_layers][n_step_tokens_max] */
-    size_t total_bytes;
-} kv_staging;
-
-typedef struct kv_step {
-    bool is_open;
-    kv_row *rows; /* [n_seqs_max]; n_rows valid */
-    uint32_t n_rows;
-    uint32_t n_tokens;
-    uint32_t n_appended; /* layers whose keys and values have come */
-    bool *has_experts;   /* [n_layers]: kv_note_experts was called */
-} kv_step;
 
 struct kv_cache {
     dev *d;
@@ -79,10 +82,11 @@ struct kv_cache {
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
     bool prefix_caching;
+    bool has_tiers, has_file; /* below the pool; tier/tiers.h */
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
-    uint32_t n_layers, n_lists, n_kv_heads_max;
+    uint32_t n_layers, n_lists, n_kv_heads_max, v_dim_max;
     uint32_t n_classes, n_raw_classes;
     uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */
     kv_layer_shape *layer;               /* [n_layers] */
@@ -93,21 +97,29 @@ struct kv_cache {
     kv_page_layout *layout; /* [n_classes]: raw ones, then those of each codec in their order */
     const kv_codec **class_codec; /* [n_classes] */
     uint64_t *need;               /* [n_classes]: pages to find room for */
-    uint32_t *n_keep;             /* [n_kv_heads_max]: what scheduling answers */
 
     kv_pool *pool;
+    kv_tiers *tiers; /* NULL: the pool is all there is */
     kv_rings rings;
     kv_staging staging;
     kv_reader reader;
     kv_prefix prefix;
+    kv_evict evict;
+    kv_observers observers;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
-    uint8_t *decoded;            /* [n_threads][decoded_bytes]: what codecs decode a page to */
-    size_t decoded_bytes;
-    kv_seq *seqs;       /* [n_seqs_max] */
-    kv_seq *free_seqs;  /* closed ones */
-    size_t table_bytes; /* of the tables of open sequences */
-    kv_stats stats;     /* counters since start, seqs_open; the rest is filled when published */
+    float *v_weight; /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
+    uint8_t
+        *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to; where pages land */
+    size_t decoded_bytes, bases_offset; /* where a worker expands bases, in its part of decoded */
+    size_t landing_bytes; /* of the largest page if there is a file, else 0; the end of decoded */
+    kv_own_bases own_bases;
+    struct kv_victim *victims; /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
+    kv_seq *seqs;              /* [n_seqs_max] */
+    kv_seq *free_seqs;         /* closed ones */
+    uint64_t last_id;          /* of sequences */
+    size_t table_bytes;        /* of the tables of open sequences */
+    kv_stats stats; /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;
     arena layer_memory, work_memory; /* every array above */
 };
@@ -117,24 +129,10 @@ static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t h
     return cache->first_list[layer] + head * cache->n_shards + shard;
 }
 
-/* No query at `length` or later sees this block in this layer. */
-static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32_t block,
-                                   uint32_t length)
-{
-    const uint64_t window = cache->layer[layer].window;
-    const uint64_t end = ((uint64_t)block + 1) * cache->page_tokens;
-    return window != 0 && end + window <= (uint64_t)length + 1;
-}
-
 /* Blocks that have left the window of the ring when `length` tokens are held. */
 static inline uint32_t kv_blocks_left(const kv_cache *cache, uint32_t length)
 {
     return length < cache->window_tokens ? 0 : (length - cache->window_tokens) / cache->page_tokens;
-}
-
-static inline uint64_t kv_slot_mask(uint32_t n_slots)
-{
-    return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
 }
 
 /* ---- kv_seq.c ---- */

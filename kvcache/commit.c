@@ -4,6 +4,7 @@
  * bookkeeping of pages is done by the owner, before and after. */
 #include "kvcache/commit.h"
 
+#include "kvcache/demote.h"
 #include "kvcache/run_box.h"
 
 /* A commit job copies at least this much, or the loop stays on one thread. */
@@ -45,8 +46,8 @@ uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_
 static uint32_t page_class(const kv_seq *seq, const kv_goal *goal, uint32_t layer, uint32_t block)
 {
     const kv_cache *cache = seq->cache;
-    return kv_goal_encodes(cache, goal, block) ? kv_coded_class(cache, &seq->methods, layer)
-                                               : cache->layer_class[layer];
+    const bool is_coded = kv_goal_encodes(cache, goal, block) && !seq->methods.codec->has_own_bases;
+    return is_coded ? kv_coded_class(cache, &seq->methods, layer) : cache->layer_class[layer];
 }
 
 void kv_add_need(const kv_seq *seq, const kv_goal *goal)
@@ -56,6 +57,8 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
         for (uint32_t b = seq->n_blocks; b < goal->n_blocks; b++) {
             if (kv_block_passed(cache, l, b, goal->length)) continue;
             cache->need[page_class(seq, goal, l, b)] += cache->n_kv_heads[l];
+            if (seq->methods.codec->has_own_bases && kv_goal_encodes(cache, goal, b))
+                cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
         }
     }
     kv_encode_need(seq, goal);
@@ -63,8 +66,10 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
 
 bool kv_make_room(kv_cache *cache)
 {
-    while (!kv_pool_has_room(cache->pool, cache->need)) {
-        if (!kv_prefix_give_up_block(cache)) return false;
+    while (!kv_demote_until_room(cache)) {
+        if (kv_prefix_give_up_block(cache)) continue;
+        /* Pages that an object shares with a sequence have one holder once it is gone, and may leave. */
+        if (!kv_may_demote(cache) || !kv_prefix_give_up_object(cache)) return false;
     }
     return true;
 }
@@ -130,21 +135,6 @@ static uint32_t block_slots(const kv_seq *seq, uint32_t block)
     return (uint32_t)min_size(page_tokens, (size_t)end - block * page_tokens);
 }
 
-/* Asks what stays of each layer. Only policies that keep everything exist: see scheduling.h. */
-static void ask_budgets(const kv_seq *seq)
-{
-    const kv_cache *cache = seq->cache;
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        const kv_budget_args args = {.layer = l,
-                                     .n_kv_heads = cache->n_kv_heads[l],
-                                     .length = seq->length + seq->n_step_tokens,
-                                     .n_live = seq->table.n_live + kv_list(cache, l, 0, 0)};
-        seq->methods.scheduling->budget(&args, cache->n_keep);
-        for (uint32_t h = 0; h < args.n_kv_heads; h++)
-            assert(cache->n_keep[h] == args.n_live[h]);
-    }
-}
-
 /* Notes slots, positions and owner of the reserved pages, and which slots this sequence sees. */
 static void describe_pages(kv_seq *seq)
 {
@@ -176,14 +166,8 @@ static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t
     if (page == KV_PAGE_NONE) return;
     attn_span spans[2];
     const kv_ring_place at = {layer, head, block * cache->page_tokens};
-    const kv_seal_args args = {
-        .layout = kv_layout_of(cache, page),
-        .spans = spans,
-        .n_spans = kv_recent_spans(seq, &at, block_slots(seq, block), spans),
-        .page = kv_pool_data(cache->pool, page),
-    };
-    kv_codec_of(cache, page)->seal(&args);
-    kv_page_box_write(cache, layer, block, page, worker);
+    const uint32_t n_spans = kv_recent_spans(seq, &at, block_slots(seq, block), spans);
+    kv_page_seal(cache, &(kv_page_place){layer, head, page}, spans, n_spans, worker);
 }
 
 /* Copies staged positions [first, end) of one head to the ring. */
@@ -269,7 +253,6 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
     for (uint32_t r = 0; r < n_rows; r++) {
         const kv_seq *seq = rows[r].seq;
         describe_pages(rows[r].seq);
-        if (seq->n_blocks < seq->n_reserved) ask_budgets(seq);
         n_tokens += seq->n_step_tokens + (seq->n_reserved - seq->n_blocks) * cache->page_tokens;
     }
     const commit_loop loop = {.cache = cache, .rows = rows};
@@ -281,8 +264,10 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         const uint32_t old_length = seq->length;
         seq->length += seq->n_step_tokens;
         seq->n_step_tokens = 0;
+        seq->is_taken = false;
         seq->n_blocks = seq->n_reserved;
-        drop_passed(seq, old_length);
+        if (!seq->is_thinned)
+            drop_passed(seq, old_length); /* else its blocks are no longer whole */
         kv_encode(seq, (uint32_t)min_size(seq->n_coded_goal, seq->n_blocks));
     }
 }

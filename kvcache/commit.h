@@ -18,7 +18,7 @@ uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_
 /* Adds to cache->need the pages that the sequence lacks for its goal. */
 void kv_add_need(const kv_seq *seq, const kv_goal *goal);
 
-/* Gives up cached objects until cache->need fits; false if that is not enough. */
+/* Demotes pages to lower tiers, then gives up cached objects, until cache->need fits; false if that is not enough. */
 bool kv_make_room(kv_cache *cache);
 
 /* Allocates pages for the goal's new blocks; those for raw ones to be encoded wait for the commit. */

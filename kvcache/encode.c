@@ -1,6 +1,8 @@
 /* kvcache/encode.c - see encode.h. */
 #include "kvcache/encode.h"
 
+#include "kvcache/away.h"
+#include "kvcache/basis.h"
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
 
@@ -28,6 +30,7 @@ void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t l
     need[cache->layer_class[layer]] += n_raw * cache->n_kv_heads[layer];
     if (is_exact) return;
     need[kv_coded_class(cache, methods, layer)] += n_blocks * cache->n_kv_heads[layer];
+    if (methods->codec->has_own_bases) kv_basis_need_blocks(cache, layer, n_blocks, need);
 }
 
 bool kv_goal_encodes(const kv_cache *cache, const kv_goal *goal, uint32_t block)
@@ -51,37 +54,71 @@ static uint64_t next_change(const kv_seq *seq)
 
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 {
-    if (seq->methods.codec->is_exact) return UINT32_MAX;
+    if (seq->methods.codec->is_exact && !seq->methods.policy.evicts) return UINT32_MAX;
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
-/* ---- boxes --------------------------------------------------------------------------------------- */
+/* ---- one page ------------------------------------------------------------------------------------ */
 
-attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch)
+attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const uint8_t *data,
+                         uint32_t n_slots, uint8_t *scratch)
 {
-    return kv_codec_of(cache, page)
-        ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page),
-               kv_pool_pages(cache->pool)->n_slots[page], scratch);
+    const kv_load_args args = {
+        .layout = kv_layout_of(cache, at->page),
+        .page = data,
+        .n_slots = n_slots,
+        .scratch = scratch,
+        .bases = kv_page_bases(cache, at, (float *)(void *)(scratch + cache->bases_offset))};
+    return kv_codec_of(cache, at->page)->load(&args);
 }
 
-void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page,
-                       uint32_t worker)
+attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
+                       uint8_t *scratch)
+{
+    return kv_page_decode(cache, at, kv_pool_data(cache->pool, at->page), n_slots, scratch);
+}
+
+void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker)
 {
     if (!cache->has_boxes) return;
-    const attn_span span =
-        kv_page_load(cache, page, cache->decoded + worker * cache->decoded_bytes);
+    const attn_span span = kv_page_load(cache, at, kv_pool_pages(cache->pool)->n_slots[at->page],
+                                        cache->decoded + worker * cache->decoded_bytes);
     const kv_box_keys keys = {.spans = &span,
                               .n_spans = 1,
-                              .n_left_out = block == 0 ? cache->sink_tokens : 0,
-                              .is_rounded = kv_is_coded_page(cache, page)};
-    kv_box_write(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+                              .n_left_out = kv_page_sinks(cache, at->page),
+                              .is_rounded = kv_is_coded_page(cache, at->page)};
+    kv_box_write(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
+}
+
+void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                   uint32_t n_spans, uint32_t worker)
+{
+    uint8_t *scratch = cache->decoded + worker * cache->decoded_bytes;
+    const kv_seal_args args = {
+        .layout = kv_layout_of(cache, at->page),
+        .spans = spans,
+        .n_spans = n_spans,
+        .page = kv_pool_data(cache->pool, at->page),
+        .v_weight = kv_value_weight(cache, at->layer, at->head),
+        .bases = kv_page_bases(cache, at, (float *)(void *)(scratch + cache->bases_offset)),
+    };
+    kv_codec_of(cache, at->page)->seal(&args);
+}
+
+void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                  uint32_t n_spans, uint32_t worker)
+{
+    kv_page_write(cache, at, spans, n_spans, worker);
+    kv_page_box_write(cache, at, worker);
 }
 
 /* ---- encoding ------------------------------------------------------------------------------------ */
 
-/* Blocks that have raw pages now and are to be encoded. */
+/* Blocks that have raw pages now and are to be encoded. The page with the sinks need not stay raw in a thinned
+ * sequence, which nobody takes a prefix from. */
 static uint32_t first_to_encode(const kv_seq *seq)
 {
+    if (seq->is_thinned) return 0;
     return seq->n_coded == 0 && seq->cache->sink_tokens > 0 ? 1 : seq->n_coded;
 }
 
@@ -89,10 +126,17 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
 {
     const kv_cache *cache = seq->cache;
     const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
+    if (seq->methods.codec->has_own_bases && goal->n_coded > seq->n_coded)
+        kv_basis_need(seq, goal->n_coded);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
+        uint64_t *need = &cache->need[kv_coded_class(cache, &seq->methods, l)];
         for (uint32_t b = first_to_encode(seq); b < end; b++) {
-            if (kv_block_passed(cache, l, b, goal->length)) continue; /* freed before */
-            cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
+            if (!seq->is_thinned && kv_block_passed(cache, l, b, goal->length))
+                continue; /* freed before */
+            for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+                const uint32_t page = kv_table_page(&seq->table, kv_list(cache, l, h, 0), b);
+                *need += page != KV_PAGE_NONE && !kv_is_coded_page(cache, page);
+            }
         }
     }
 }
@@ -110,15 +154,12 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     const kv_pages *pages = kv_pool_pages(cache->pool);
     for (size_t i = begin; i < end; i++) {
         const kv_sealing *sealing = &cache->sealings[i];
+        const uint8_t *data =
+            kv_seq_read_page(sealing->seq, sealing->from, kv_landing(cache, worker));
         const attn_span span =
-            kv_page_span(kv_layout_of(cache, sealing->from),
-                         kv_pool_data(cache->pool, sealing->from), pages->n_slots[sealing->from]);
-        const kv_seal_args args = {.layout = kv_layout_of(cache, sealing->to),
-                                   .spans = &span,
-                                   .n_spans = 1,
-                                   .page = kv_pool_data(cache->pool, sealing->to)};
-        kv_codec_of(cache, sealing->to)->seal(&args);
-        kv_page_box_write(cache, sealing->layer, sealing->block, sealing->to, worker);
+            kv_page_span(kv_layout_of(cache, sealing->from), data, pages->n_slots[sealing->from]);
+        const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
+        kv_page_seal(cache, &to, &span, 1, worker);
     }
 }
 
@@ -130,7 +171,7 @@ static void seal_all(kv_cache *cache, uint32_t n)
 }
 
 /* The table sees the new page from now on, with the slots that it saw of the old one. */
-static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32_t block)
+static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
 {
     kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
@@ -138,25 +179,28 @@ static kv_sealing replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32
     const uint32_t to = kv_pool_alloc_page(cache->pool, kv_coded_class(cache, &seq->methods, layer),
                                            KV_HELD_BY_SEQ);
     assert(to != KV_PAGE_NONE);
-    kv_pool_fill(cache->pool, to, block * cache->page_tokens, pages->n_slots[from],
-                 pages->owner[from]);
+    kv_pool_rewrite(cache->pool, to, pages->positions + (size_t)from * cache->page_tokens,
+                    pages->n_slots[from], pages->owner[from]);
+    if (seq->methods.codec->has_own_bases)
+        kv_pool_lean(cache->pool, to, cache->own_bases.page[entry / seq->table.capacity]);
     seq->table.page[entry] = to;
     kv_encode_count(cache, layer, to);
-    return (kv_sealing){layer, block, from, to};
+    return to;
 }
 
-void kv_encode(kv_seq *seq, uint32_t end)
+/* The raw pages of blocks [first, end), as many at a time as there is room to note. */
+static void encode_pages(kv_seq *seq, uint32_t first, uint32_t end)
 {
     kv_cache *cache = seq->cache;
     uint32_t n = 0;
-    if (end <= seq->n_coded) return;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            for (uint32_t b = first_to_encode(seq); b < end; b++) {
+            for (uint32_t b = first; b < end; b++) {
                 const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
                 const uint32_t page = seq->table.page[entry];
                 if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
-                cache->sealings[n++] = replace_page(seq, l, entry, b);
+                const uint32_t to = replace_page(seq, l, entry);
+                cache->sealings[n++] = (kv_sealing){l, h, page, to, seq};
                 if (n < KV_SEALING_MAX) continue;
                 seal_all(cache, n);
                 n = 0;
@@ -164,6 +208,16 @@ void kv_encode(kv_seq *seq, uint32_t end)
         }
     }
     seal_all(cache, n);
+}
+
+void kv_encode(kv_seq *seq, uint32_t end)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t first = first_to_encode(seq);
+    if (end <= seq->n_coded) return;
+    if (seq->methods.codec->has_own_bases) kv_bases_begin(seq, first, end);
+    encode_pages(seq, first, end);
+    if (seq->methods.codec->has_own_bases) kv_bases_end(seq);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         kv_runs_write(seq, l, seq->n_coded, end);
     seq->n_coded = end;

@@ -14,19 +14,31 @@
  * A page says by its size class which of the two it is, and tables mix them freely. A raw page is
  * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
  * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
- * one section. */
+ * one section.
+ *
+ * A codec with bases of the sequence's own encodes what is in raw pages: a step's new ones, too, are written
+ * raw first. Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
+ * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h), in
+ * block 0, too: it is no longer the place of the sinks. */
 #ifndef KVCACHE_ENCODE_H
 #define KVCACHE_ENCODE_H
 
-#include "kvcache/cache_state.h"
+#include "kvcache/blocks.h"
 
 enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
 /* One raw page on its way. */
 typedef struct kv_sealing {
-    uint32_t layer, block;
+    uint32_t layer, head;
     uint32_t from, to;
+    kv_seq *seq;
 } kv_sealing;
+
+/* A page and whose entries it has. */
+typedef struct kv_page_place {
+    uint32_t layer, head;
+    uint32_t page;
+} kv_page_place;
 
 /* The size class of a layer's encoded pages; of all its pages under `none`. */
 static inline uint32_t kv_coded_class(const kv_cache *cache, const kv_methods *methods,
@@ -56,13 +68,42 @@ static inline const kv_codec *kv_codec_of(const kv_cache *cache, uint32_t page)
     return cache->class_codec[kv_pool_class(cache->pool, page)];
 }
 
-/* The entries of a sealed page in the cache type; decoded to `scratch` (of cache->decoded_bytes) if they
- * must be. */
-attn_span kv_page_load(const kv_cache *cache, uint32_t page, uint8_t *scratch);
+/* [v_dim] of the channels of a head's values, or NULL: not known. */
+static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer, uint32_t head)
+{
+    if (cache->v_weight == NULL || cache->layer[layer].out_proj == NULL) return NULL;
+    return cache->v_weight + (size_t)kv_list(cache, layer, head, 0) * cache->v_dim_max;
+}
 
-/* Writes the box of a sealed page, from what attention reads; nothing if no routing asks for boxes. */
-void kv_page_box_write(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page,
-                       uint32_t worker);
+/* Slots of the page, from the first, that hold sinks: the sequence reads those from its ring. */
+static inline uint32_t kv_page_sinks(const kv_cache *cache, uint32_t page)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t n_slots = pages->n_slots[page], n_sinks = cache->sink_tokens;
+    if (pages->positions[(size_t)page * cache->page_tokens] != 0) return 0;
+    return n_sinks < n_slots ? n_sinks : n_slots;
+}
+
+/* Writes entries into a page by its codec: spans[n_spans] in the cache type, in the page's order. */
+void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                   uint32_t n_spans, uint32_t worker);
+
+/* Writes the box of a page, from what attention reads; nothing if no routing asks for boxes. The pool knows
+ * the page's slots and positions. */
+void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker);
+
+/* Both. */
+void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+                  uint32_t n_spans, uint32_t worker);
+
+/* The first n_slots entries of a sealed page in the cache type; decoded to `scratch` (of
+ * cache->decoded_bytes) if they must be. */
+attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t n_slots,
+                       uint8_t *scratch);
+
+/* The same from `data`, where the bytes of a page that is not in the pool have been read to. */
+attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const uint8_t *data,
+                         uint32_t n_slots, uint8_t *scratch);
 
 /* What a sequence is to have in pages when it holds `length` tokens. */
 typedef struct kv_goal {

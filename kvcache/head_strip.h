@@ -21,7 +21,8 @@
 typedef struct kv_head_shape {
     uint32_t k_dim, v_dim;
     bool v_in_k;
-    dtype type; /* f32 or bf16 */
+    dtype type;              /* f32 or bf16 */
+    uint32_t k_rank, v_rank; /* coefficients under a low-rank codec, else 0 */
 } kv_head_shape;
 
 typedef struct kv_strip {

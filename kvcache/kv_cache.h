@@ -2,7 +2,8 @@
  *
  * An entry is the key (after RoPE) and the value of one token in one layer. Its life:
  *
- *   step begin  pages that this step may commit are reserved; ERR_KV_FULL changes nothing
+ *   step begin  what scheduling evicts of the tokens held goes (evict.h); pages that this step may
+ *               commit are reserved; ERR_KV_FULL loses nothing
  *   append      K and V are rounded once to the cache type and lie in staging
  *   attend      queries read pages, ring and staging: one partial per block of page_tokens
  *               positions, folded in position order (kernels/attention.h), so that a result does not
@@ -13,8 +14,8 @@
  * The calls of one step come in this order, with the layers rising:
  *   kv_step_begin, { kv_append, kv_attend, kv_note_experts } per layer, kv_step_end (or _abort)
  *
- * Threads: one owner (the engine) calls everything here except kv_stats_read, which any thread may
- * call at any time. Nothing is allocated between kv_step_begin and kv_step_end.
+ * Threads: one owner (the engine) calls everything here except kv_stats_read and what looks at settings
+ * alone (kv_cache_could_fit, _methods, _check_methods, _type), which any thread may call at any time. Nothing is allocated between kv_step_begin and kv_step_end.
  * Ownership: a kv_seq belongs to its cache; close every sequence before the cache. */
 #ifndef KVCACHE_KV_CACHE_H
 #define KVCACHE_KV_CACHE_H
@@ -55,7 +56,9 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out) 
  * are then the sequence's length. Hits are confirmed by comparing token ids, never by hash alone. */
 uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens);
 
-/* The prompt (its ids, `n_tokens` <= length) has been computed: others may share it from now on. */
+/* The prompt (its ids, `n_tokens` <= length) has been computed: others may share it from now on. A
+ * sequence that evicts shares whole blocks in pages, as they are now, and only before it has evicted
+ * anything; when it closes it leaves nothing else behind. */
 void kv_seq_share_prompt(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens);
 
 /* Closes. With prefix caching and tokens != NULL the ring is committed and the sequence's
@@ -64,21 +67,24 @@ void kv_seq_share_prompt(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 void kv_seq_close(kv_seq *seq, const uint32_t *tokens);
 
 uint32_t kv_seq_length(const kv_seq *seq); /* tokens held */
-
-/* How many tokens its next step may have: UINT32_MAX under exact codecs. A lossy one encodes a prompt at
- * its end and at multiples of 2048 positions, and later every block that leaves the ring. No step may
- * cross such a position, or what it reads would depend on how the sequence was cut. At least 1. */
+/* How many tokens its next step may have: UINT32_MAX under exact codecs and without eviction. A lossy
+ * codec encodes a prompt at its end and at multiples of 2048 positions, and later every block that leaves
+ * the ring; scheduling evicts at the same lengths. No step may cross one, or what it reads would depend on
+ * how the sequence was cut. At least 1. */
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq);
+
+/* Between steps; walks the whole table. */
+void kv_seq_usage(const kv_seq *seq, kv_usage *out);
 
 /* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes.
  * Returns the tokens held then: n_tokens, or 0 if a layer's sliding window has freed what the cut
- * needs, and the sequence must be computed again. */
+ * needs, it cannot be read any more, or the sequence evicts; then it must be computed again. */
 uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
 
 /* Gives up every cached object that no open sequence uses. */
 void kv_cache_drop_prefixes(kv_cache *cache);
 
-/* True if a sequence of n_tokens could run alone in an empty pool. NULL: the cache's methods. */
+/* Could a sequence of n_tokens run alone in an empty cache and its working tiers? NULL: its methods. */
 bool kv_cache_could_fit(const kv_cache *cache, const kv_methods *methods, uint32_t n_tokens);
 
 /* ---- one step ---- */
@@ -91,8 +97,9 @@ typedef struct kv_row {
 } kv_row;
 
 /* Rows are in batch order, without gaps, each sequence at most once, with no more tokens than
- * kv_seq_step_tokens_max (all asserted). Gives up cached prefixes as
- * needed; ERR_KV_FULL if that is not enough, and then nothing has changed but the given-up prefixes. */
+ * kv_seq_step_tokens_max (all asserted). Demotes pages to lower tiers and gives up cached prefixes as
+ * needed; ERR_KV_FULL if that is not enough, and then nothing else has changed but
+ * that what scheduling evicts at the present length may be gone: it would be gone with the step, too. */
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows) MUST_CHECK;
 
 typedef struct kv_append_args {
@@ -104,9 +111,10 @@ void kv_append(kv_cache *cache, const kv_append_args *args);
 
 typedef struct kv_attend_args {
     uint32_t layer;
-    const float *q;      /* [n_tokens][n_heads][k_dim], after RoPE */
-    const float *q_nope; /* the same before RoPE, or NULL; for scorers that predict queries */
-    float *out;          /* [n_tokens][n_heads][v_dim] */
+    const float *q; /* [n_tokens][n_heads][k_dim], after RoPE */
+    const float
+        *q_nope; /* the same before RoPE; NULL unless kv_cache_wants_q_nope; may lie in out */
+    float *out;  /* [n_tokens][n_heads][v_dim] */
 } kv_attend_args;
 void kv_attend(kv_cache *cache, const kv_attend_args *args);
 
@@ -119,16 +127,18 @@ void kv_step_abort(kv_cache *cache); /* as if the step had never begun */
 
 /* ---- queries ---- */
 dtype kv_cache_type(const kv_cache *cache); /* after `auto` */
-/* False under methods that change values: a result then depends on prefixes that were in the cache. */
-bool kv_cache_is_exact(const kv_cache *cache);
+/* Those of sequences that bring none. */
+const kv_methods *kv_cache_methods(const kv_cache *cache);
+/* Do scorers that a sequence may have predict queries from those before RoPE? */
+bool kv_cache_wants_q_nope(const kv_cache *cache);
 /* May a sequence have these methods? ERR_UNSUPPORTED names what the cache does not keep: without
  * kv-request-methods it has what its own methods need. */
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods,
                              err_info *info) MUST_CHECK;
 /* Bytes of one position over all layers, as pages of the present codec hold them. */
 size_t kv_cache_bytes_per_token(const kv_cache *cache);
-/* Positions that fit in the pool, all sequences together. */
-uint64_t kv_cache_capacity_tokens(const kv_cache *cache);
+/* Positions that fit in pool and tiers at least, if all sequences had these methods (NULL: the cache's). */
+uint64_t kv_cache_capacity_tokens(const kv_cache *cache, const kv_methods *methods);
 
 /* A consistent copy of the counters as of the last step or call of the owner. Any thread; never waits. */
 void kv_stats_read(const kv_cache *cache, kv_stats *out);

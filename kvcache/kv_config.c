@@ -11,6 +11,12 @@ static const cfg_field fields[] = {
              "type of cached keys and values: auto (the model's), f32 or bf16"),
     CFG_NUM64(kv_config, memory_bytes, "kv-cache-memory-bytes", 0, 1e18, "0",
               "bytes for pages of keys and values; 0: as needed, at most a quarter of free memory"),
+    CFG_NUM64(kv_config, host_bytes, "kv-host-bytes", 0, 1e18, "0",
+              "bytes of host memory for pages that leave the pool; 0: none"),
+    CFG_TEXT(kv_config, disk_path, "kv-disk-path", NULL, "DIR",
+             "folder of a file for pages that leave host memory; needs kv-disk-bytes"),
+    CFG_NUM64(kv_config, disk_bytes, "kv-disk-bytes", 0, 1e18, "0",
+              "bytes of that file at most; 0: none"),
     CFG_NUM32(kv_config, page_tokens, "kv-page-tokens", 4, KV_PAGE_TOKENS_MAX, "32",
               "positions of a page"),
     CFG_NUM32(kv_config, window_tokens, "kv-window", 0, 65536, "128",
@@ -30,9 +36,12 @@ static const cfg_field fields[] = {
     CFG_REAL(kv_config, routing_tau, "kv-routing-tau", 0, 1, "0.95",
              "adaptive: estimated attention mass that a query reads"),
     CFG_TEXT(kv_config, scheduling, "kv-scheduling", "none", "NAME", "which entries stay"),
+    CFG_REAL(kv_config, budget, "kv-budget", 0, 4294967295.0, "1",
+             "share of its entries that a sequence keeps, or above 1 their number"),
     CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME", "which shard owns an entry"),
     CFG_TEXT(kv_config, compression, "kv-compression", "none", "NAME",
-             "how pages are encoded: none, fp8, int8, int4 or int2"),
+             "how pages are encoded: none, fp8, int8, int4, int2, prune, "
+             "think, lora, lora_plus or svd"),
 };
 
 const cfg_table kv_config_table = {

@@ -11,6 +11,9 @@ typedef enum kv_dtype { KV_DTYPE_AUTO, KV_DTYPE_F32, KV_DTYPE_BF16 } kv_dtype;
 typedef struct kv_config {
     uint32_t dtype;         /* kv_dtype; auto: bf16 for models stored in bf16 or f16, else f32 */
     uint64_t memory_bytes;  /* budget of the page pool; 0: see kv_cache_open */
+    uint64_t host_bytes;    /* host memory for pages that the pool has no room for; 0: none */
+    uint64_t disk_bytes;    /* the same in a file; 0: none */
+    char *disk_path;        /* folder of that file; set exactly if disk_bytes is */
     uint32_t page_tokens;   /* slots of a head-page and positions of a block */
     uint32_t window_tokens; /* newest tokens kept in the ring */
     uint32_t sink_tokens;   /* first tokens kept in the ring; <= page_tokens */
@@ -20,6 +23,7 @@ typedef struct kv_config {
     double routing_k;     /* see kv_route_settings; each is obeyed by some of the methods */
     double routing_eps;
     double routing_tau;
+    double budget; /* see kv_policy; `none` has no use for it */
     char *routing; /* names of registry entries, resolved once in kv_cache_open */
     char *scheduling;
     char *placement;

@@ -1,6 +1,8 @@
 /* kvcache/kv_methods.c - see kv_methods.h. */
 #include "kvcache/kv_methods.h"
 
+#include "base/check.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -41,18 +43,32 @@ static err_t read_routing(const kv_config *config, kv_methods *out, err_info *in
     return ERR_OK;
 }
 
+/* Under `quest` the budget is what routing may read. A number of pages is at least 2: 1 is all of them. */
+static err_t limit_reads(const kv_config *config, kv_methods *out, err_info *info)
+{
+    const double budget = out->policy.budget;
+    if (!out->policy.limits_reads) return ERR_OK;
+    if (!out->reads_all)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-scheduling: quest chooses pages, and so does kv-routing: %s",
+                       out->routing->name);
+    out->routing = kv_routing_find("topk");
+    assert(out->routing != NULL);
+    out->route = (kv_route_settings){
+        .k = budget <= 1 ? budget : fmax(2, floor(budget / config->page_tokens))};
+    out->reads_all = out->routing->is_exact(&out->route);
+    return ERR_OK;
+}
+
 err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *info)
 {
-    const char *routing = config->routing, *scheduling = config->scheduling;
-    *out = (kv_methods){
-        .routing = routing != NULL ? kv_routing_find(routing) : NULL,
-        .scheduling = scheduling != NULL ? kv_scheduling_find(scheduling) : NULL,
-    };
+    const char *routing = config->routing;
+    *out = (kv_methods){.routing = routing != NULL ? kv_routing_find(routing) : NULL};
     if (out->routing == NULL) return unknown_name(info, "kv-routing", routing, kv_routing_names);
-    if (out->scheduling == NULL)
-        return unknown_name(info, "kv-scheduling", scheduling, kv_scheduling_names);
+    TRY(kv_policy_parse(config->scheduling, config->budget, &out->policy, info));
     TRY(find_codec(config->compression, out, info));
     TRY(read_routing(config, out, info));
-    out->is_exact = out->reads_all && out->scheduling->is_exact && out->codec->is_exact;
+    TRY(limit_reads(config, out, info));
+    out->is_exact = out->reads_all && !out->policy.evicts && out->codec->is_exact;
     return ERR_OK;
 }

@@ -9,19 +9,19 @@
 #include "kvcache/compression/codec.h"
 #include "kvcache/kv_config.h"
 #include "kvcache/routing/routing.h"
-#include "kvcache/scheduling/scheduling.h"
+#include "kvcache/scheduling/policy.h"
 
 typedef struct kv_methods {
     const kv_routing *routing;
     kv_route_settings route;
-    const kv_scheduling *scheduling;
+    kv_policy policy;
     const kv_codec *codec;
     uint32_t codec_index; /* in kv_codecs */
     bool reads_all;       /* routing is exact under its settings: no boxes, no choice */
     bool is_exact;        /* no value differs from a plain cache's */
 } kv_methods;
 
-/* From the names and numbers in `config`; its other fields are not read. ERR_BAD_CONFIG names an unknown
+/* From the names and numbers in `config`, and its page_tokens; its other fields are not read. ERR_BAD_CONFIG names an unknown
  * method or a number out of range. */
 err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *info) MUST_CHECK;
 

@@ -2,8 +2,12 @@
  *
  * Everything whose size the settings fix is allocated here: per-layer arrays first, since the sizes
  * of the others follow from them, then staging, scratch and tables of sequences, then the pool. */
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
 
+#include "kvcache/compression/value_weight.h"
+#include "kvcache/demote.h"
+#include "kvcache/evict.h"
 #include "kvcache/key_box.h"
 #include "kvcache/memory_available.h"
 
@@ -32,6 +36,18 @@ static err_t check_numbers(const kv_config *config, err_info *info)
     return ERR_OK;
 }
 
+static err_t check_tiers(const kv_config *config, err_info *info)
+{
+    const bool has_path = config->disk_path != NULL && config->disk_path[0] != '\0';
+    if (config->disk_bytes > 0 && !has_path)
+        return err_set(info, ERR_BAD_CONFIG, "kv-disk-bytes: %llu, but kv-disk-path is not set",
+                       (unsigned long long)config->disk_bytes);
+    if (config->disk_bytes == 0 && has_path)
+        return err_set(info, ERR_BAD_CONFIG, "kv-disk-path: '%s', but kv-disk-bytes is 0",
+                       config->disk_path);
+    return ERR_OK;
+}
+
 static dtype resolve_type(uint32_t wanted, dtype model_type)
 {
     if (wanted == KV_DTYPE_F32) return DTYPE_F32;
@@ -42,19 +58,22 @@ static dtype resolve_type(uint32_t wanted, dtype model_type)
 static err_t read_config(kv_cache *cache, const kv_config *config, err_info *info)
 {
     TRY(check_numbers(config, info));
+    TRY(check_tiers(config, info));
     TRY(kv_methods_resolve(config, &cache->methods, info));
     cache->placement = config->placement != NULL ? kv_placement_find(config->placement) : NULL;
     if (cache->placement == NULL)
         return err_set(info, ERR_BAD_CONFIG, "kv-placement: '%s' is unknown; known are:%s",
                        config->placement != NULL ? config->placement : "", kv_placement_names);
     cache->request_methods = config->request_methods;
+    cache->n_shards = config->n_shards;
     cache->has_boxes = cache->request_methods || !cache->methods.reads_all;
     cache->page_tokens = config->page_tokens;
     cache->window_tokens = config->window_tokens;
     cache->sink_tokens = config->sink_tokens;
-    cache->n_shards = config->n_shards;
     cache->section_tokens = KV_SECTION_TOKENS;
     cache->prefix_caching = config->prefix_caching;
+    cache->has_file = config->disk_bytes > 0;
+    cache->has_tiers = cache->has_file || config->host_bytes > 0;
     return ERR_OK;
 }
 
@@ -82,7 +101,7 @@ static err_t place_layers(kv_cache *cache, arena *a)
     cache->n_kv_heads = arena_take(a, n, sizeof *cache->n_kv_heads);
     cache->first_list = arena_take(a, n, sizeof *cache->first_list);
     cache->layer_class = arena_take(a, n, sizeof *cache->layer_class);
-    /* At most a class per layer and codec. */
+    /* At most a class per layer and codec, bases counting as one. */
     cache->layout = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->layout);
     cache->class_codec = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->class_codec);
     cache->need = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->need);
@@ -98,32 +117,87 @@ static void check_layer(const kv_layer_shape *shape)
     assert(!shape->v_in_k || shape->v_dim <= shape->k_dim);
 }
 
+/* The first layer whose raw pages have this class. */
+static uint32_t layer_of_class(const kv_cache *cache, uint32_t page_class)
+{
+    uint32_t layer = 0;
+    while (cache->layer_class[layer] != page_class)
+        layer++;
+    return layer;
+}
+
+/* The ranks that a low-rank codec has in a layer. */
+static err_t read_bases(const kv_codec *codec, const kv_layer_shape *shape, uint32_t layer,
+                        kv_head_shape *head, err_info *info)
+{
+    if (codec->bases == NULL) return ERR_OK;
+    const kv_bases *bases = codec->bases(shape);
+    if (bases->k.rank == 0 || bases->v.rank == 0)
+        return err_set(
+            info, ERR_BAD_CONFIG,
+            "kv-compression: %s needs kv_bases.safetensors beside the model, with bases of "
+            "layer %u; tools/calibrate_kv.py makes it",
+            codec->name, layer);
+    head->k_rank = bases->k.rank;
+    head->v_rank = bases->v.rank;
+    return ERR_OK;
+}
+
+static err_t add_class(kv_cache *cache, const kv_codec *codec, uint32_t raw_class, err_info *info)
+{
+    const uint32_t layer = layer_of_class(cache, raw_class);
+    kv_head_shape head = cache->heads[layer];
+    TRY(read_bases(codec, &cache->layer[layer], layer, &head, info));
+    const err_t err = codec->layout(&head, cache->page_tokens, &cache->layout[cache->n_classes]);
+    if (err != ERR_OK)
+        return err_set(info, err,
+                       "kv-compression: %s cannot encode, or make smaller, pages of %u keys "
+                       "of %u and values of %u channels%s",
+                       codec->name, cache->page_tokens, head.k_dim, head.v_dim,
+                       head.v_in_k ? " in one" : "");
+    cache->class_codec[cache->n_classes++] = codec;
+    return ERR_OK;
+}
+
+/* The classes of the bases of a codec that has its own: pages without slots. */
+static err_t add_basis_classes(kv_cache *cache, const kv_codec *codec)
+{
+    cache->own_bases.first_class = cache->n_classes;
+    for (uint32_t c = 0; c < cache->n_raw_classes; c++) {
+        kv_page_layout *layout = &cache->layout[cache->n_classes];
+        *layout = (kv_page_layout){.shape = cache->heads[layer_of_class(cache, c)]};
+        TRY(kv_svd_basis_bytes(&layout->shape, &layout->page_bytes));
+        cache->class_codec[cache->n_classes++] = codec;
+    }
+    return ERR_OK;
+}
+
 /* The classes of one codec, in the order of the raw ones. A codec that cannot encode one of the shapes
  * gets none. */
 static err_t add_classes(kv_cache *cache, uint32_t codec, err_info *info)
 {
     const uint32_t first = cache->n_classes;
     for (uint32_t c = 0; c < cache->n_raw_classes; c++) {
-        const kv_head_shape *head = &cache->layout[c].shape;
-        const err_t err =
-            kv_codecs[codec]->layout(head, cache->page_tokens, &cache->layout[cache->n_classes]);
-        if (err != ERR_OK) {
-            cache->n_classes = first;
-            return err_set(info, err,
-                           "kv-compression: %s cannot encode, or make smaller, pages of %u keys "
-                           "of %u and values of %u channels%s",
-                           kv_codecs[codec]->name, cache->page_tokens, head->k_dim, head->v_dim,
-                           head->v_in_k ? " in one" : "");
-        }
-        cache->class_codec[cache->n_classes++] = kv_codecs[codec];
+        const err_t err = add_class(cache, kv_codecs[codec], c, info);
+        if (err == ERR_OK) continue;
+        cache->n_classes = first;
+        return err;
     }
     cache->first_class[codec] = first;
-    return ERR_OK;
+    return kv_codecs[codec]->has_own_bases ? add_basis_classes(cache, kv_codecs[codec]) : ERR_OK;
 }
 
-static bool is_same_shape(const kv_head_shape *a, const kv_head_shape *b)
+static bool has_same_ranks(const kv_bases *a, const kv_bases *b)
 {
-    return a->k_dim == b->k_dim && a->v_dim == b->v_dim && a->v_in_k == b->v_in_k;
+    return a->k.rank == b->k.rank && a->v.rank == b->v.rank;
+}
+
+static bool is_same_shape(const kv_cache *cache, uint32_t one, uint32_t other)
+{
+    const kv_head_shape *a = &cache->heads[one], *b = &cache->heads[other];
+    return a->k_dim == b->k_dim && a->v_dim == b->v_dim && a->v_in_k == b->v_in_k &&
+           has_same_ranks(&cache->layer[one].lora, &cache->layer[other].lora) &&
+           has_same_ranks(&cache->layer[one].lora_plus, &cache->layer[other].lora_plus);
 }
 
 /* Layers whose heads have one shape share a size class, raw and encoded by every codec that a sequence
@@ -132,7 +206,7 @@ static err_t find_classes(kv_cache *cache, err_info *info)
 {
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         uint32_t same = 0;
-        while (same < l && !is_same_shape(&cache->heads[same], &cache->heads[l]))
+        while (same < l && !is_same_shape(cache, same, l))
             same++;
         cache->layer_class[l] = same < l ? cache->layer_class[same] : cache->n_classes;
         if (same < l) continue;
@@ -141,15 +215,16 @@ static err_t find_classes(kv_cache *cache, err_info *info)
         cache->class_codec[cache->n_classes++] = &kv_codec_none;
     }
     cache->n_raw_classes = cache->n_classes;
+    cache->own_bases.first_class = KV_CLASS_NONE;
     for (uint32_t codec = 0; kv_codecs[codec] != NULL; codec++) {
-        assert(codec < KV_CODECS_MAX);
+        assert(codec + 1 < KV_CODECS_MAX);
         cache->first_class[codec] = kv_codecs[codec]->is_exact ? 0 : KV_CLASS_NONE;
     }
     if (!cache->methods.codec->is_exact) TRY(add_classes(cache, cache->methods.codec_index, info));
     for (uint32_t codec = 0; cache->request_methods && kv_codecs[codec] != NULL; codec++) {
         if (cache->first_class[codec] != KV_CLASS_NONE) continue;
         const err_t err = add_classes(cache, codec, NULL);
-        if (err != ERR_OK && err != ERR_UNSUPPORTED) return err;
+        if (err != ERR_OK && err != ERR_UNSUPPORTED && err != ERR_BAD_CONFIG) return err;
     }
     return ERR_OK;
 }
@@ -175,6 +250,7 @@ static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
         cache->first_list[l] = cache->n_lists;
         cache->n_lists += layer->n_kv_heads * cache->n_shards;
         if (layer->n_kv_heads > cache->n_kv_heads_max) cache->n_kv_heads_max = layer->n_kv_heads;
+        if (layer->v_dim > cache->v_dim_max) cache->v_dim_max = layer->v_dim;
     }
     return find_classes(cache, info);
 }
@@ -202,20 +278,29 @@ static err_t place_work(kv_cache *cache, arena *a)
                                    .page_tokens = cache->page_tokens,
                                    .window_tokens = cache->window_tokens,
                                    .sink_tokens = cache->sink_tokens};
-    TRY(place_staging(cache, a));
-    TRY(kv_rings_init(a, &rings, &cache->rings));
-    kv_reader_place(a, cache, &cache->reader);
-    kv_prefix_place(a, &cache->prefix);
     size_t page_bytes = 0;
     for (uint32_t c = 0; c < cache->n_raw_classes; c++)
         page_bytes = max_size(page_bytes, cache->layout[c].page_bytes);
-    cache->decoded_bytes = page_bytes;
-    cache->decoded = arena_take(a, thread_pool_n_threads(cache->d->pool), page_bytes);
+    if (cache->has_file) cache->landing_bytes = round_up(page_bytes, ARENA_ALIGN);
+    TRY(place_staging(cache, a));
+    TRY(kv_rings_init(a, &rings, &cache->rings));
+    kv_own_bases_place(a, cache, &cache->own_bases);
+    kv_reader_place(a, cache, &cache->reader);
+    kv_prefix_place(a, &cache->prefix);
+    cache->bases_offset = round_up(page_bytes, ARENA_ALIGN);
+    cache->decoded_bytes = cache->bases_offset +
+                           round_up(cache->own_bases.n_floats * sizeof(float), ARENA_ALIGN) +
+                           cache->landing_bytes;
+    cache->decoded = arena_take(a, thread_pool_n_threads(cache->d->pool), cache->decoded_bytes);
+    if (cache->has_tiers) cache->victims = arena_take(a, KV_VICTIMS_MAX, sizeof *cache->victims);
+    if (cache->request_methods || cache->methods.codec->weighs_values)
+        cache->v_weight = arena_take(a, cache->n_lists, cache->v_dim_max * sizeof(float));
     cache->sealings = arena_take(a, KV_SEALING_MAX, sizeof *cache->sealings);
     cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
     cache->step.has_experts = arena_take(a, cache->n_layers, sizeof *cache->step.has_experts);
     cache->seqs = arena_take(a, n_seqs, sizeof *cache->seqs);
-    cache->n_keep = arena_take(a, cache->n_kv_heads_max, sizeof *cache->n_keep);
+    kv_evict_place(a, cache, &cache->evict);
+    kv_observers_place(a, cache, &cache->observers);
     return ERR_OK;
 }
 
@@ -240,10 +325,32 @@ static uint64_t choose_budget(kv_cache *cache, const kv_pool_config *config)
     return wanted < most ? wanted : most;
 }
 
-static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
+/* A tier that cannot hold a slab would hold nothing. */
+static err_t check_tier_bytes(const kv_cache *cache, const kv_config *config, err_info *info)
 {
+    const struct {
+        const char *key;
+        uint64_t wanted;
+        kv_tier tier;
+    } tiers[2] = {{"kv-host-bytes", config->host_bytes, KV_TIER_HOST},
+                  {"kv-disk-bytes", config->disk_bytes, KV_TIER_FILE}};
+    for (int t = 0; t < 2; t++) {
+        const uint64_t bytes = kv_pool_count_tier(cache->pool, tiers[t].tier).budget_bytes;
+        if (tiers[t].wanted == 0 || bytes > 0) continue;
+        return err_set(info, ERR_BAD_CONFIG, "%s: %llu is less than %llu, the unit of the pool",
+                       tiers[t].key, (unsigned long long)tiers[t].wanted,
+                       (unsigned long long)kv_pool_slab_bytes(cache->pool));
+    }
+    return ERR_OK;
+}
+
+static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *info)
+{
+    const uint64_t memory_bytes = settings->memory_bytes;
     size_t page_bytes[KV_CLASSES_MAX];
     kv_pool_config config = {.budget_bytes = memory_bytes,
+                             .host_bytes = settings->host_bytes,
+                             .file_bytes = settings->disk_bytes,
                              .page_tokens = cache->page_tokens,
                              .n_classes = cache->n_classes,
                              .page_bytes = page_bytes};
@@ -263,10 +370,23 @@ static err_t open_pool(kv_cache *cache, uint64_t memory_bytes, err_info *info)
     if (err != ERR_OK)
         return err_set(info, err, "kv-cache-memory-bytes: cannot reserve %llu bytes",
                        (unsigned long long)config.budget_bytes);
-    return ERR_OK;
+    if (!cache->has_tiers) return ERR_OK;
+    TRY(check_tier_bytes(cache, settings, info));
+    return kv_tiers_open(cache->pool, cache->has_file ? settings->disk_path : NULL, &cache->tiers,
+                         info);
 }
 
 /* ---- open and close ------------------------------------------------------------------------------ */
+
+static void weigh_values(kv_cache *cache)
+{
+    for (uint32_t l = 0; l < cache->n_layers && cache->v_weight != NULL; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l] && cache->layer[l].out_proj != NULL; h++)
+            kv_value_weight_fill(&cache->layer[l], h,
+                                 cache->v_weight +
+                                     (size_t)kv_list(cache, l, h, 0) * cache->v_dim_max);
+    }
+}
 
 static void init_seqs(kv_cache *cache)
 {
@@ -284,10 +404,12 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     TRY(read_shape(cache, shape, info));
     cache->prefix.n_objects_max = 4 * cache->limits.n_seqs_max + 64;
     TRY(place(cache, place_work, &cache->work_memory));
+    TRY(kv_evict_check(cache, &cache->methods.policy, info));
     init_seqs(cache);
+    weigh_values(cache);
     memset(cache->staging.expert, 0xff, /* KV_EXPERT_NONE: layers without a router */
            cache->staging.total_bytes - cache->staging.strips.total_bytes);
-    TRY(open_pool(cache, config->memory_bytes, info));
+    TRY(open_pool(cache, config, info));
     return kv_prefix_init(cache);
 }
 
@@ -321,6 +443,7 @@ void kv_cache_close(kv_cache *cache)
     assert(cache->stats.seqs_open == 0);
     kv_prefix_deinit(cache);
     kv_rings_deinit(&cache->rings);
+    kv_tiers_close(cache->tiers);
     kv_pool_close(cache->pool);
     arena_deinit(&cache->work_memory);
     arena_deinit(&cache->layer_memory);

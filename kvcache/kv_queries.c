@@ -1,5 +1,28 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
+#include "kvcache/evict.h"
+
+static void count_tiers(const kv_cache *cache, kv_stats *stats)
+{
+    if (cache->tiers == NULL) return;
+    const kv_tier_counts host = kv_pool_count_tier(cache->pool, KV_TIER_HOST);
+    const kv_tier_counts file = kv_pool_count_tier(cache->pool, KV_TIER_FILE);
+    const kv_tiers_counts counts = kv_tiers_count(cache->tiers);
+    stats->host_budget_bytes = host.budget_bytes;
+    stats->host_bytes = host.slab_bytes;
+    stats->host_pages = host.n_pages;
+    stats->disk_budget_bytes = counts.is_off ? 0 : file.budget_bytes;
+    stats->disk_bytes = file.slab_bytes;
+    stats->disk_pages = file.n_pages;
+    stats->away_used_bytes = host.used_bytes + file.used_bytes;
+    stats->pages_demoted = counts.pages_demoted;
+    stats->pages_promoted = counts.pages_promoted;
+    stats->disk_read_bytes = counts.read_bytes;
+    stats->disk_read_failures = counts.read_failures;
+    stats->disk_write_failures = counts.write_failures;
+    kv_tiers_report(cache->tiers);
+}
 
 void kv_publish(kv_cache *cache)
 {
@@ -21,6 +44,7 @@ void kv_publish(kv_cache *cache)
     stats->slots_live = pool.slots_live;
     stats->prefix_objects = prefix->n_objects;
     kv_reader_count(&cache->reader, stats);
+    count_tiers(cache, stats);
     kv_stats_board_write(&cache->board, stats);
     paranoid_assert(kv_cache_is_sane(cache));
 }
@@ -35,9 +59,14 @@ dtype kv_cache_type(const kv_cache *cache)
     return cache->type;
 }
 
-bool kv_cache_is_exact(const kv_cache *cache)
+const kv_methods *kv_cache_methods(const kv_cache *cache)
 {
-    return cache->methods.is_exact;
+    return &cache->methods;
+}
+
+bool kv_cache_wants_q_nope(const kv_cache *cache)
+{
+    return (cache->evict.needs & KV_SCORE_STATS) != 0;
 }
 
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
@@ -48,7 +77,7 @@ err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, e
     if (!methods->reads_all && !cache->has_boxes)
         return err_set(info, ERR_UNSUPPORTED, "kv-routing: the cache keeps no bounds for %s",
                        methods->routing->name);
-    return ERR_OK;
+    return kv_evict_check(cache, &methods->policy, info);
 }
 
 size_t kv_cache_bytes_per_token(const kv_cache *cache)
@@ -59,10 +88,72 @@ size_t kv_cache_bytes_per_token(const kv_cache *cache)
     return bytes / cache->page_tokens;
 }
 
+/* Adds the pages of one list, as they are and as raw ones would be. */
+static void add_list(const kv_seq *seq, uint32_t layer, uint32_t list, kv_usage *usage)
+{
+    const kv_cache *cache = seq->cache;
+    const uint64_t raw_bytes = kv_pool_share_bytes(cache->pool, cache->layer_class[layer]);
+    uint32_t basis = KV_PAGE_NONE; /* pages that share one follow each other */
+    for (uint32_t b = 0; b < seq->n_blocks; b++) {
+        const uint32_t page = kv_table_page(&seq->table, list, b);
+        if (!kv_block_passed(cache, layer, b, seq->length)) usage->uncompressed_bytes += raw_bytes;
+        if (page == KV_PAGE_NONE) continue;
+        const uint32_t on = kv_pool_leans_on(cache->pool, page);
+        if (on != KV_PAGE_NONE && on != basis) {
+            basis = on;
+            usage->resident_bytes +=
+                kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, on));
+        }
+        usage->resident_bytes += kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, page));
+    }
+}
+
+void kv_seq_usage(const kv_seq *seq, kv_usage *out)
+{
+    const kv_cache *cache = seq->cache;
+    const uint64_t own_bytes =
+        kv_table_bytes(&seq->table) + cache->rings.ring_bytes + seq->observed.bytes;
+    assert(seq->is_open);
+    assert(!cache->step.is_open);
+    *out = (kv_usage){.resident_bytes = own_bytes,
+                      .uncompressed_bytes = own_bytes,
+                      .pages_evicted = seq->n_pages_evicted,
+                      .certificates = seq->misses.n,
+                      .certificate_sum = seq->misses.sum};
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++)
+            add_list(seq, l, kv_list(cache, l, h, 0), out);
+    }
+}
+
 /* What layers with a sliding window keep: everything, or what the window spans. */
 typedef enum window_use { WINDOWS_KEEP_ALL, WINDOWS_FREE_PAGES } window_use;
 
-/* Could an empty pool hold a sequence of n_blocks blocks? */
+/* Of a sequence that runs alone: what may not leave the pool, in blocks. A step's new ones, the sinks',
+ * and under a lossy codec a section of raw ones. */
+static uint64_t resident_blocks(const kv_cache *cache, const kv_methods *methods)
+{
+    const uint32_t page_tokens = cache->page_tokens;
+    const uint64_t n_step = cache->limits.n_step_tokens_max / page_tokens + 3;
+    return methods->codec->is_exact ? n_step : n_step + cache->section_tokens / page_tokens + 3;
+}
+
+/* Do n_blocks of a sequence with these needs fit with the help of the tiers? */
+static bool could_spill(const kv_cache *cache, const kv_methods *methods, uint64_t n_blocks,
+                        const uint64_t *need)
+{
+    uint64_t resident[KV_CLASSES_MAX] = {0};
+    if (cache->tiers == NULL || methods->policy.evicts) return false;
+    const uint64_t n_resident = resident_blocks(cache, methods);
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        kv_need_blocks(cache, methods, l, n_blocks < n_resident ? n_blocks : n_resident, resident);
+    for (uint32_t l = 0; l < cache->n_layers && methods->codec->has_own_bases; l++)
+        resident[kv_basis_class(cache, l)] = need[kv_basis_class(cache, l)]; /* never demoted */
+    return kv_pool_could_hold(cache->pool, resident) &&
+           kv_pool_could_spill(cache->pool, need, !kv_tiers_count(cache->tiers).is_off);
+}
+
+/* Could an empty cache hold a sequence of n_blocks blocks? */
 static bool could_hold(const kv_cache *cache, const kv_methods *methods, uint64_t n_blocks,
                        window_use use)
 {
@@ -79,17 +170,20 @@ static bool could_hold(const kv_cache *cache, const kv_methods *methods, uint64_
         }
         kv_need_blocks(cache, methods, l, n, need);
     }
-    return kv_pool_could_hold(cache->pool, need);
+    return kv_pool_could_hold(cache->pool, need) || could_spill(cache, methods, n_blocks, need);
 }
 
-uint64_t kv_cache_capacity_tokens(const kv_cache *cache)
+uint64_t kv_cache_capacity_tokens(const kv_cache *cache, const kv_methods *methods)
 {
+    if (methods == NULL) methods = &cache->methods;
     uint64_t low =
         0; /* blocks that fit, and that do not: a page has KV_STRIP_ALIGN bytes or more */
-    uint64_t high = kv_pool_count(cache->pool).budget_bytes / KV_STRIP_ALIGN + 1;
+    uint64_t high = 1;
+    for (int t = 0; t < KV_N_TIERS; t++)
+        high += kv_pool_count_tier(cache->pool, (kv_tier)t).budget_bytes / KV_STRIP_ALIGN;
     while (high - low > 1) {
         const uint64_t middle = low + (high - low) / 2;
-        if (could_hold(cache, &cache->methods, middle, WINDOWS_KEEP_ALL)) {
+        if (could_hold(cache, methods, middle, WINDOWS_KEEP_ALL)) {
             low = middle;
         } else {
             high = middle;

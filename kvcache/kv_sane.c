@@ -1,4 +1,6 @@
 /* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
+#include "kvcache/away.h"
+#include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/key_box.h"
 #include "kvcache/run_box.h"
@@ -12,7 +14,8 @@ typedef struct view {
     uint32_t n_coded;          /* encoded below, raw from there on */
     uint32_t n_tokens;
     kv_holder holder;
-    bool has_sinks; /* the first slots of block 0 are read elsewhere */
+    bool has_sinks;  /* the first slots of block 0 are read elsewhere */
+    bool is_thinned; /* entries are no blocks any more */
 } view;
 
 /* Raw or encoded, as the sequence says, and of the layer's size in any case. */
@@ -22,41 +25,77 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     const uint32_t page_class = kv_pool_class(cache->pool, page);
     const bool is_coded = kv_is_coded_page(cache, page);
     if (page_class % cache->n_raw_classes != cache->layer_class[layer]) return false;
+    const uint32_t on = kv_pool_leans_on(cache->pool, page);
+    if ((on != KV_PAGE_NONE) != kv_codec_of(cache, page)->has_own_bases) return false;
+    if (on != KV_PAGE_NONE && kv_pool_class(cache->pool, on) != kv_basis_class(cache, layer))
+        return false;
     if (v->methods == NULL || block >= v->n_blocks) return true;
     if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
     if (v->methods->codec->is_exact) return !is_coded;
+    if (v->is_thinned && block == 0) return true;
     return is_coded == (block < v->n_coded && (block > 0 || cache->sink_tokens == 0));
 }
 
 /* No live key lies outside the box of its page. */
-static bool is_box_sane(const kv_cache *cache, uint32_t layer, uint32_t block, uint32_t page)
+static bool is_box_sane(const kv_cache *cache, const kv_page_place *at)
 {
-    const attn_span span = kv_page_load(cache, page, cache->decoded);
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint8_t *data = cache->tiers != NULL
+                              ? kv_tiers_peek(cache->tiers, at->page, kv_landing(cache, 0))
+                              : kv_pool_data(cache->pool, at->page);
+    if (data == NULL) return true; /* a failing disk is no bug of ours */
+    const attn_span span =
+        kv_page_decode(cache, at, data, pages->n_slots[at->page], cache->decoded);
     const kv_box_keys keys = {
-        .spans = &span, .n_spans = 1, .n_left_out = block == 0 ? cache->sink_tokens : 0};
-    return kv_box_holds(&cache->heads[layer], &keys, kv_pool_box(cache->pool, page));
+        .spans = &span, .n_spans = 1, .n_left_out = kv_page_sinks(cache, at->page)};
+    return kv_box_holds(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
+}
+
+/* The page of a thinned sequence's entry: some live slots, none of them a sink, all positions rising, also
+ * from entry to entry: *next is where they may go on. */
+static bool is_thinned_page_sane(const kv_cache *cache, const view *v, uint32_t page, uint64_t live,
+                                 uint32_t *next)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t *positions = pages->positions + (size_t)page * cache->page_tokens;
+    const uint32_t n_slots = pages->n_slots[page];
+    if (live == 0 || (live & ~kv_slot_mask(n_slots)) != 0) return false;
+    for (uint32_t i = 0; i < n_slots; i++) {
+        const bool is_live = (live >> i & 1) != 0;
+        if (i > 0 && positions[i] <= positions[i - 1]) return false;
+        if (!is_live) continue;
+        if (positions[i] < *next || positions[i] < cache->sink_tokens) return false;
+        if (positions[i] >= v->n_blocks * cache->page_tokens) return false;
+        *next = positions[i] + 1;
+    }
+    return true;
 }
 
 static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t list,
-                          uint32_t block)
+                          uint32_t block, uint32_t *next)
 {
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const size_t entry = kv_table_entry(v->table, list, block);
     const uint32_t page = v->table->page[entry];
     const uint64_t live = v->table->live[entry];
     if (page == KV_PAGE_NONE)
-        return live == 0 && (block >= v->n_reserved || cache->layer[layer].window != 0);
+        return live == 0 &&
+               (block >= v->n_reserved || cache->layer[layer].window != 0 || v->is_thinned);
     if (block >= v->n_reserved) return false;
     kv_pool_check_ref(cache->pool, page, v->holder);
     if (!is_class_sane(cache, v, layer, block, page)) return false;
     if (block >= v->n_blocks) return live == 0 && pages->n_slots[page] == 0;
+    const kv_page_place at = {layer, (list - cache->first_list[layer]) / cache->n_shards, page};
+    if (cache->has_boxes && !is_box_sane(cache, &at)) return false;
+    if (v->is_thinned)
+        return pages->owner[page] < cache->n_shards &&
+               is_thinned_page_sane(cache, v, page, live, next);
     const uint32_t first = block * cache->page_tokens;
     const uint32_t n_slots = (uint32_t)min_size(cache->page_tokens, (size_t)v->n_tokens - first);
     if (pages->n_slots[page] < n_slots || pages->owner[page] >= cache->n_shards) return false;
     for (uint32_t i = 0; i < n_slots; i++) {
         if (pages->positions[(size_t)page * cache->page_tokens + i] != first + i) return false;
     }
-    if (cache->has_boxes && !is_box_sane(cache, layer, block, page)) return false;
     uint64_t expected = kv_slot_mask(n_slots);
     if (block == 0 && v->has_sinks) expected &= ~kv_slot_mask(cache->sink_tokens);
     return live == expected;
@@ -69,9 +108,9 @@ static bool is_table_sane(const kv_cache *cache, const view *v)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
             const uint32_t list = kv_list(cache, l, h, 0);
-            uint32_t n_live = 0;
+            uint32_t n_live = 0, next = 0;
             for (uint32_t b = 0; b < table->capacity; b++) {
-                if (!is_entry_sane(cache, v, l, list, b)) return false;
+                if (!is_entry_sane(cache, v, l, list, b, &next)) return false;
                 n_live +=
                     (uint32_t)__builtin_popcountll(table->live[kv_table_entry(table, list, b)]);
             }
@@ -93,7 +132,12 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     if (seq->n_blocks < kv_blocks_left(cache, seq->length)) return false;
     if (seq->n_coded > seq->n_blocks || (seq->methods.codec->is_exact && seq->n_coded > 0))
         return false;
-    if (!cache->step.is_open && seq->n_coded < kv_goal_at(seq, seq->length).n_coded) return false;
+    const bool is_settled = !seq->methods.policy.evicts || seq->settled_length == seq->length;
+    if (!cache->step.is_open && !seq->is_taken && is_settled &&
+        seq->n_coded < kv_goal_at(seq, seq->length).n_coded)
+        return false;
+    if (seq->settled_length > seq->chosen_length || seq->chosen_length > seq->length) return false;
+    if (seq->is_thinned && !seq->methods.policy.evicts) return false;
     if (!cache->step.is_open && (seq->n_step_tokens != 0 || seq->n_reserved != seq->n_blocks))
         return false;
     if (seq->object != KV_OBJECT_NONE && cache->prefix.objects[seq->object].seq != seq)
@@ -105,15 +149,17 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
                     .n_coded = seq->n_coded,
                     .n_tokens = seq->length,
                     .holder = KV_HELD_BY_SEQ,
-                    .has_sinks = true};
+                    .has_sinks = true,
+                    .is_thinned = seq->is_thinned};
     const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
-    return is_table_sane(cache, &v) && kv_prefix_serves(cache, &self, seq->length);
+    return is_table_sane(cache, &v) &&
+           (seq->is_thinned || kv_prefix_serves(cache, &self, seq->length));
 }
 
 static bool are_seqs_sane(const kv_cache *cache)
 {
     uint32_t n_open = 0, n_free = 0;
-    size_t table_bytes = 0, ring_bytes = 0;
+    size_t table_bytes = 0, ring_bytes = 0, observed_bytes = 0;
     for (uint32_t s = 0; s < cache->limits.n_seqs_max; s++) {
         const kv_seq *seq = &cache->seqs[s];
         if (!seq->is_open) continue;
@@ -121,6 +167,7 @@ static bool are_seqs_sane(const kv_cache *cache)
         if (!is_seq_sane(cache, seq)) return false;
         table_bytes += kv_table_bytes(&seq->table);
         ring_bytes += cache->rings.ring_bytes;
+        observed_bytes += seq->observed.bytes;
     }
     for (const kv_seq *seq = cache->free_seqs; seq != NULL; seq = seq->next_free) {
         if (seq->is_open || n_free++ > cache->limits.n_seqs_max) return false;
@@ -128,7 +175,8 @@ static bool are_seqs_sane(const kv_cache *cache)
     for (const kv_ring *ring = cache->rings.free; ring != NULL; ring = ring->next)
         ring_bytes += cache->rings.ring_bytes;
     return n_open + n_free == cache->limits.n_seqs_max && n_open == cache->stats.seqs_open &&
-           table_bytes == cache->table_bytes && ring_bytes == cache->rings.total_bytes;
+           table_bytes == cache->table_bytes && observed_bytes == cache->stats.observed_bytes &&
+           ring_bytes == cache->rings.total_bytes;
 }
 
 static bool is_object_sane(const kv_cache *cache, uint32_t object)

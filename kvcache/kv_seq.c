@@ -1,5 +1,5 @@
 /* kvcache/kv_seq.c - sequences: open, share, cut, close. */
-#include "kvcache/encode.h"
+#include "kvcache/away.h"
 
 err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
 {
@@ -15,6 +15,7 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
     *seq = (kv_seq){
         .cache = cache,
         .methods = *methods,
+        .id = ++cache->last_id,
         .is_open = true,
         .no_prefix_read = options->no_prefix_read,
         .no_prefix_write = options->no_prefix_write,
@@ -27,6 +28,13 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
                                        : 0},
         .ring = ring,
     };
+    const err_t err = kv_observed_open(seq);
+    if (err != ERR_OK) {
+        kv_ring_give(&cache->rings, ring);
+        *seq = (kv_seq){.cache = cache, .next_free = cache->free_seqs, .object = KV_OBJECT_NONE};
+        cache->free_seqs = seq;
+        return err;
+    }
     cache->stats.seqs_open++;
     kv_publish(cache);
     *out = seq;
@@ -39,14 +47,14 @@ err_t kv_seq_grow(kv_seq *seq, uint32_t n_tokens)
     const size_t before = kv_table_bytes(&seq->table);
     TRY(kv_table_grow(&seq->table, (n_tokens + page_tokens - 1) / page_tokens));
     seq->cache->table_bytes += kv_table_bytes(&seq->table) - before;
-    return ERR_OK;
+    return kv_observed_grow(seq);
 }
 
 void kv_seq_share_prompt(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
     assert(seq->is_open);
     assert(!seq->cache->step.is_open);
-    if (!seq->cache->prefix_caching || seq->no_prefix_write) return;
+    if (!seq->cache->prefix_caching || seq->no_prefix_write || kv_seq_is_lost(seq)) return;
     kv_prefix_share(seq, tokens, n_tokens);
     kv_publish(seq->cache);
 }
@@ -65,10 +73,8 @@ static void unseal_block(kv_seq *seq, uint32_t block, uint32_t n_slots)
             const uint32_t page = kv_table_page(&seq->table, kv_list(cache, l, h, 0), block);
             if (page == KV_PAGE_NONE) continue; /* no query of this layer will ask for it */
             const kv_ring_place at = {l, h, block * cache->page_tokens};
-            const attn_span span =
-                kv_codec_of(cache, page)
-                    ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots,
-                           cache->decoded);
+            const kv_page_place from = {l, h, page};
+            const attn_span span = kv_seq_load_page(seq, &from, n_slots, 0);
             kv_ring_write(&cache->rings, seq->ring, &at, &span);
         }
         for (uint32_t i = 0; i < n_slots; i++)
@@ -84,16 +90,24 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
     assert(!cache->step.is_open);
     assert(n_tokens <= seq->length);
     const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
-    if (n_tokens < seq->length && !kv_prefix_serves(cache, &self, n_tokens)) n_tokens = 0;
-    const uint32_t n_blocks = n_tokens / cache->page_tokens;
+    if (n_tokens < seq->length &&
+        (seq->methods.policy.evicts || !kv_prefix_serves(cache, &self, n_tokens)))
+        n_tokens = 0;
+    uint32_t n_blocks = n_tokens / cache->page_tokens;
     if (n_blocks < seq->n_blocks) {
         const uint32_t n_slots = n_tokens % cache->page_tokens;
         if (n_slots > 0) unseal_block(seq, n_blocks, n_slots);
+        if (kv_seq_is_lost(seq)) n_blocks = n_tokens = 0;
         kv_table_drop(&seq->table, cache->pool, n_blocks, seq->n_blocks, KV_HELD_BY_SEQ);
         seq->n_blocks = seq->n_reserved = n_blocks;
         if (seq->n_coded > n_blocks) seq->n_coded = n_blocks;
     }
     seq->length = n_tokens;
+    if (n_tokens == 0) {
+        seq->is_thinned = false;
+        seq->settled_length = seq->chosen_length = 0;
+        kv_observed_forget(seq);
+    }
     kv_prefix_shorten(seq);
     kv_publish(cache);
     return n_tokens;
@@ -104,12 +118,18 @@ void kv_seq_close(kv_seq *seq, const uint32_t *tokens)
     kv_cache *cache = seq->cache;
     assert(seq->is_open);
     assert(!cache->step.is_open);
-    if (cache->prefix_caching && !seq->no_prefix_write) kv_prefix_leave(seq, tokens);
+    if (kv_seq_is_lost(seq)) {
+        cache->stats.seqs_lost++;
+        kv_prefix_forget(seq);
+    } else if (cache->prefix_caching && !seq->no_prefix_write && !seq->methods.policy.evicts) {
+        kv_prefix_leave(seq, tokens);
+    }
     assert(seq->object == KV_OBJECT_NONE);
     kv_table_drop(&seq->table, cache->pool, 0, seq->n_blocks, KV_HELD_BY_SEQ);
     cache->table_bytes -= kv_table_bytes(&seq->table);
     kv_table_deinit(&seq->table);
     kv_ring_give(&cache->rings, seq->ring);
+    kv_observed_close(seq);
     *seq = (kv_seq){.cache = cache, .next_free = cache->free_seqs, .object = KV_OBJECT_NONE};
     cache->free_seqs = seq;
     cache->stats.seqs_open--;

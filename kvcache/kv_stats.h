@@ -10,6 +10,7 @@ typedef struct kv_stats {
     uint64_t slab_bytes;  /* slabs in use, pages of live sequences and of cached objects */
     uint64_t table_bytes; /* page tables, descriptors, prefix index */
     uint64_t ring_bytes;
+    uint64_t observed_bytes; /* what scorers need beside the entries */
     uint64_t staging_bytes;
     /* now, pages and slots */
     uint64_t pages_total; /* used, cached and free; free slabs count as pages of the largest size */
@@ -20,13 +21,26 @@ typedef struct kv_stats {
     uint64_t slots_live; /* entries in pages, counted once per page */
     uint32_t seqs_open;
     uint32_t prefix_objects;
+    /* now, tiers below the pool */
+    uint64_t host_budget_bytes, host_bytes, host_pages; /* bytes: in slabs */
+    /* the disk's budget is 0 from when the file is left alone */
+    uint64_t disk_budget_bytes, disk_bytes, disk_pages;
+    uint64_t away_used_bytes; /* of pages there that an open sequence holds, in shares of slabs */
     /* since start */
+    uint64_t pages_demoted, pages_promoted;
+    uint64_t disk_read_bytes;
+    uint64_t disk_read_failures, disk_write_failures;
+    uint64_t seqs_lost; /* closed after a page could not be read */
     uint64_t tokens_appended;
     uint64_t pages_committed;
     uint64_t pages_encoded;
     uint64_t encoded_raw_bytes; /* of those pages before, and as they are */
     uint64_t encoded_bytes;
-    uint64_t pages_given_up; /* of cached objects, under pressure */
+    uint64_t pages_given_up;  /* of cached objects, under pressure */
+    uint64_t entries_evicted; /* by scheduling; what windows have passed is not counted */
+    uint64_t pages_evicted;   /* that sequences gave back for it, holes that were closed included */
+    uint64_t pages_compacted; /* written anew from others */
+    double score_seconds;     /* choosing what stays */
     uint64_t prefix_query_tokens;
     uint64_t prefix_hit_tokens;
     uint64_t bytes_read; /* by attention, counted in the reader */
@@ -41,5 +55,15 @@ typedef struct kv_stats {
     double step_certificate_mean; /* of the last step that had decode queries */
     double step_certificate_max;
 } kv_stats;
+
+/* What one sequence costs. Pages that it shares with others count in full. */
+typedef struct kv_usage {
+    uint64_t resident_bytes;     /* shares of slabs and page descriptors, its tables, its ring,
+                                  * what its scorer keeps */
+    uint64_t uncompressed_bytes; /* the same if all its entries lay in raw pages */
+    uint64_t pages_evicted;      /* that scheduling gave back, holes that were closed included */
+    uint64_t certificates;       /* of its decode queries, one per head and layer */
+    double certificate_sum;
+} kv_usage;
 
 #endif

@@ -1,5 +1,8 @@
 /* kvcache/kv_step.c - one step: begin, append, experts, end. See kv_cache.h for the order of calls. */
+#include "kvcache/away.h"
 #include "kvcache/commit.h"
+#include "kvcache/demote.h"
+#include "kvcache/evict.h"
 
 #include <string.h>
 
@@ -26,20 +29,28 @@ static void check_rows(const kv_cache *cache, const kv_row *rows, uint32_t n_row
     }
 }
 
+/* A sequence that evicts encodes nothing before the next step begins. */
 static kv_goal goal_after(const kv_row *row)
 {
-    return kv_goal_at(row->seq, row->seq->length + row->n_tokens);
+    kv_goal goal = kv_goal_at(row->seq, row->seq->length + row->n_tokens);
+    if (row->seq->methods.policy.evicts) goal.n_coded = row->seq->n_coded;
+    return goal;
 }
 
 static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 {
+    for (uint32_t r = 0; r < n_rows; r++)
+        TRY(kv_seq_settle(rows[r].seq));
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
     for (uint32_t r = 0; r < n_rows; r++) {
         const kv_goal goal = goal_after(&rows[r]);
         TRY(kv_seq_grow(rows[r].seq, goal.length));
         kv_add_need(rows[r].seq, &goal);
     }
-    return kv_make_room(cache) ? ERR_OK : ERR_KV_FULL;
+    kv_pool_tick(cache->pool);
+    if (!kv_make_room(cache)) return ERR_KV_FULL;
+    kv_promote_rows(cache, rows, n_rows);
+    return ERR_OK;
 }
 
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
@@ -66,9 +77,11 @@ err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         kv_reserve(seq, &goal);
         seq->first_token = rows[r].first_token;
         seq->n_step_tokens = rows[r].n_tokens;
+        seq->step_misses = (kv_misses){0};
         step->n_tokens += rows[r].n_tokens;
     }
     if (has_decode) kv_reader_begin_step(&cache->reader);
+    kv_hint_layer(cache, 0);
     kv_publish(cache);
     return ERR_OK;
 }
@@ -139,6 +152,10 @@ void kv_step_end(kv_cache *cache)
     assert(step->n_appended == cache->n_layers);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         assert(step->has_experts[l] || !cache->layer[l].has_router);
+    for (uint32_t r = 0; r < step->n_rows; r++) {
+        kv_misses_add(&step->rows[r].seq->misses, &step->rows[r].seq->step_misses);
+        kv_observe_commit(step->rows[r].seq);
+    }
     kv_commit(cache, step->rows, step->n_rows);
     cache->stats.tokens_appended += step->n_tokens;
     step->is_open = false;

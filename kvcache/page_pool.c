@@ -3,11 +3,10 @@
  * Slabs are handed out lowest first, and freed slabs before fresh ones, so that descriptors and
  * mapping are touched only as far as the pool was ever full (n_touched slabs). A class keeps the
  * slabs that have a free page in a doubly linked list; a slab keeps its free pages in a singly
- * linked one. */
-#include "kvcache/page_pool.h"
-
-#include "base/arena.h"
-#include "base/check.h"
+ * linked one. Each tier does so for its own slabs.
+ *
+ * page_pool_check.c has the checks. */
+#include "kvcache/page_pool_state.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -30,48 +29,6 @@
 #define UNPOISON(data, bytes) ((void)(data), (void)(bytes))
 #endif
 
-#define SLAB_NONE  UINT32_MAX
-#define INDEX_NONE UINT16_MAX /* end of a slab's free pages */
-
-struct kv_pool {
-    uint8_t *base; /* [n_slabs][slab_bytes]: the mapping, or NULL */
-    size_t slab_bytes;
-    uint32_t n_slabs;
-    uint32_t n_touched;  /* slabs [0, n_touched) were in use at some time */
-    uint32_t n_in_use;   /* slabs that belong to a class now */
-    uint32_t free_slabs; /* list of slabs below n_touched without a class */
-    uint32_t page_tokens;
-    uint32_t pages_per_slab_max;
-    arena memory;
-    struct {
-        uint32_t n;
-        size_t *page_bytes;       /* [n] */
-        uint32_t *pages_per_slab; /* [n] */
-        uint32_t *partial;        /* [n]: first slab with a free page, or SLAB_NONE */
-        uint64_t *n_free;         /* [n]: free pages in the slabs of the class */
-    } classes;
-    struct {
-        uint16_t *page_class; /* [n_slabs]; valid while n_used > 0 */
-        uint16_t *n_used;     /* [n_slabs]: pages held */
-        uint16_t *first_free; /* [n_slabs]: index of a free page, or INDEX_NONE */
-        uint32_t *next;       /* [n_slabs]: in `partial` or `free_slabs` */
-        uint32_t *prev;       /* [n_slabs]: in `partial` */
-    } slabs;
-    struct {
-        uint32_t *n_refs[KV_N_HOLDERS]; /* [n_pages] */
-        uint16_t *next_free;            /* [n_pages]: index within the slab */
-        uint16_t *owner;                /* [n_pages] */
-        uint8_t *n_slots;               /* [n_pages] */
-        uint32_t *positions;            /* [n_pages][page_tokens] */
-        uint8_t *boxes;                 /* [n_pages][box_bytes], or NULL */
-        uint32_t *seen[KV_N_HOLDERS];   /* [n_pages]: references told to a check */
-    } pages;
-    kv_pages view;
-    uint64_t n_held[2]; /* pages: held by a sequence, by objects alone */
-    uint64_t used_bytes;
-    uint64_t n_slots_live;
-};
-
 /* ---- open and close ------------------------------------------------------------------------------ */
 
 /* Run twice, over a measuring and then a real arena. */
@@ -81,8 +38,11 @@ static void place_arrays(kv_pool *pool, arena *a)
     const size_t n_pages = n_slabs * pool->pages_per_slab_max;
     pool->classes.page_bytes = arena_take(a, n_classes, sizeof *pool->classes.page_bytes);
     pool->classes.pages_per_slab = arena_take(a, n_classes, sizeof *pool->classes.pages_per_slab);
-    pool->classes.partial = arena_take(a, n_classes, sizeof *pool->classes.partial);
-    pool->classes.n_free = arena_take(a, n_classes, sizeof *pool->classes.n_free);
+    for (int t = 0; t < KV_N_TIERS; t++) {
+        kv_tier_slabs *tier = &pool->tiers[t];
+        tier->partial = arena_take(a, n_classes, sizeof *tier->partial);
+        tier->n_free = arena_take(a, n_classes, sizeof *tier->n_free);
+    }
     pool->slabs.page_class = arena_take(a, n_slabs, sizeof *pool->slabs.page_class);
     pool->slabs.n_used = arena_take(a, n_slabs, sizeof *pool->slabs.n_used);
     pool->slabs.first_free = arena_take(a, n_slabs, sizeof *pool->slabs.first_free);
@@ -94,11 +54,14 @@ static void place_arrays(kv_pool *pool, arena *a)
         pool->view.n_refs[i] = pool->pages.n_refs[i];
     }
     pool->pages.next_free = arena_take(a, n_pages, sizeof *pool->pages.next_free);
+    pool->pages.leans_on = arena_take(a, n_pages, sizeof *pool->pages.leans_on);
     pool->pages.owner = arena_take(a, n_pages, sizeof *pool->pages.owner);
     pool->pages.n_slots = arena_take(a, n_pages, sizeof *pool->pages.n_slots);
     const size_t row_bytes = pool->page_tokens * sizeof *pool->pages.positions;
     pool->pages.positions = arena_take(a, n_pages, row_bytes);
     if (pool->view.box_bytes > 0) pool->pages.boxes = arena_take(a, n_pages, pool->view.box_bytes);
+    if (kv_pool_has_tiers(pool))
+        pool->pages.last_use = arena_take(a, n_pages, sizeof *pool->pages.last_use);
     pool->view.boxes = pool->pages.boxes;
     pool->view.owner = pool->pages.owner;
     pool->view.n_slots = pool->pages.n_slots;
@@ -136,22 +99,33 @@ static err_t plan_slabs(kv_pool *pool, const kv_pool_config *config)
     }
     pool->slab_bytes = slab_bytes_for(config);
     const size_t pages_per_slab = pool->slab_bytes / smallest;
-    const uint64_t n_slabs = config->budget_bytes / pool->slab_bytes;
-    if (pages_per_slab >= INDEX_NONE || n_slabs == 0) return ERR_OVERFLOW;
-    if (n_slabs > (KV_PAGE_NONE - 1) / pages_per_slab) return ERR_OVERFLOW;
-    pool->n_slabs = (uint32_t)n_slabs;
+    if (pages_per_slab >= KV_INDEX_NONE) return ERR_OVERFLOW;
     pool->pages_per_slab_max = (uint32_t)pages_per_slab;
-    return ERR_OK;
+    const uint64_t bytes[KV_N_TIERS] = {config->budget_bytes, config->host_bytes,
+                                        config->file_bytes};
+    const uint64_t n_slabs_max = (KV_PAGE_NONE - 1) / pages_per_slab;
+    for (int t = 0; t < KV_N_TIERS; t++) {
+        const uint64_t n = bytes[t] / pool->slab_bytes;
+        if (n > n_slabs_max - pool->n_slabs) return ERR_OVERFLOW;
+        pool->tiers[t].first = pool->n_slabs;
+        pool->tiers[t].n = (uint32_t)n;
+        pool->n_slabs += (uint32_t)n;
+    }
+    return pool->tiers[KV_TIER_POOL].n > 0 ? ERR_OK : ERR_OVERFLOW;
 }
 
-static err_t map_budget(kv_pool *pool)
+static err_t map_tier(const kv_pool *pool, kv_tier_slabs *tier)
 {
     size_t bytes;
-    TRY(size_mul(pool->n_slabs, pool->slab_bytes, &bytes));
+    if (tier->n == 0) return ERR_OK;
+    TRY(size_mul(tier->n, pool->slab_bytes, &bytes));
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return ERR_NO_MEMORY;
-    pool->base = base;
+    /* Attention goes from page to page of a large pool: with small ones each is a walk through the page tables, too. That it
+     * may be refused changes nothing but speed. */
+    (void)madvise(base, bytes, MADV_HUGEPAGE);
+    tier->base = base;
     return ERR_OK;
 }
 
@@ -168,9 +142,11 @@ static err_t open_memory(kv_pool *pool, const kv_pool_config *config)
     for (uint32_t c = 0; c < config->n_classes; c++) {
         pool->classes.page_bytes[c] = config->page_bytes[c];
         pool->classes.pages_per_slab[c] = (uint32_t)(pool->slab_bytes / config->page_bytes[c]);
-        pool->classes.partial[c] = SLAB_NONE;
+        for (int t = 0; t < KV_N_TIERS; t++)
+            pool->tiers[t].partial[c] = KV_SLAB_NONE;
     }
-    return map_budget(pool);
+    TRY(map_tier(pool, &pool->tiers[KV_TIER_POOL]));
+    return map_tier(pool, &pool->tiers[KV_TIER_HOST]);
 }
 
 err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
@@ -183,7 +159,8 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
     pool->page_tokens = config->page_tokens;
     pool->classes.n = config->n_classes;
     pool->view.box_bytes = config->box_bytes;
-    pool->free_slabs = SLAB_NONE;
+    for (int t = 0; t < KV_N_TIERS; t++)
+        pool->tiers[t].free = KV_SLAB_NONE;
     const err_t err = open_memory(pool, config);
     if (err != ERR_OK) {
         kv_pool_close(pool);
@@ -196,10 +173,12 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
 void kv_pool_close(kv_pool *pool)
 {
     if (pool == NULL) return;
-    if (pool->base != NULL) {
+    for (int t = 0; t < KV_N_TIERS; t++) {
+        const kv_tier_slabs *tier = &pool->tiers[t];
+        if (tier->base == NULL) continue;
         /* The addresses may be mapped again for something else: no poison stays behind. */
-        UNPOISON(pool->base, pool->n_touched * pool->slab_bytes);
-        munmap(pool->base, pool->n_slabs * pool->slab_bytes);
+        UNPOISON(tier->base, tier->n_touched * pool->slab_bytes);
+        munmap(tier->base, tier->n * pool->slab_bytes);
     }
     arena_deinit(&pool->memory);
     free(pool);
@@ -207,51 +186,58 @@ void kv_pool_close(kv_pool *pool)
 
 /* ---- slabs --------------------------------------------------------------------------------------- */
 
+static kv_tier_slabs *tier_of(kv_pool *pool, uint32_t slab)
+{
+    return &pool->tiers[kv_tier_of_slab(pool, slab)];
+}
+
+/* NULL where nothing is mapped. */
 static uint8_t *slab_data(const kv_pool *pool, uint32_t slab)
 {
-    return pool->base + slab * pool->slab_bytes;
+    const kv_tier_slabs *tier = &pool->tiers[kv_tier_of_slab(pool, slab)];
+    return tier->base != NULL ? tier->base + (slab - tier->first) * pool->slab_bytes : NULL;
 }
 
 static void link_partial(kv_pool *pool, uint32_t slab)
 {
-    uint32_t *head = &pool->classes.partial[pool->slabs.page_class[slab]];
-    pool->slabs.prev[slab] = SLAB_NONE;
+    uint32_t *head = &tier_of(pool, slab)->partial[pool->slabs.page_class[slab]];
+    pool->slabs.prev[slab] = KV_SLAB_NONE;
     pool->slabs.next[slab] = *head;
-    if (*head != SLAB_NONE) pool->slabs.prev[*head] = slab;
+    if (*head != KV_SLAB_NONE) pool->slabs.prev[*head] = slab;
     *head = slab;
 }
 
 static void unlink_partial(kv_pool *pool, uint32_t slab)
 {
     const uint32_t next = pool->slabs.next[slab], prev = pool->slabs.prev[slab];
-    if (next != SLAB_NONE) pool->slabs.prev[next] = prev;
-    if (prev != SLAB_NONE) {
+    if (next != KV_SLAB_NONE) pool->slabs.prev[next] = prev;
+    if (prev != KV_SLAB_NONE) {
         pool->slabs.next[prev] = next;
     } else {
-        pool->classes.partial[pool->slabs.page_class[slab]] = next;
+        tier_of(pool, slab)->partial[pool->slabs.page_class[slab]] = next;
     }
 }
 
-/* Gives a free slab to the class and links its pages; SLAB_NONE if there is none. */
-static uint32_t take_slab(kv_pool *pool, uint32_t page_class)
+/* Gives a free slab of the tier to the class and links its pages; KV_SLAB_NONE if there is none. */
+static uint32_t take_slab(kv_pool *pool, kv_tier_slabs *tier, uint32_t page_class)
 {
-    uint32_t slab = pool->free_slabs;
-    if (slab != SLAB_NONE) {
-        pool->free_slabs = pool->slabs.next[slab];
+    uint32_t slab = tier->free;
+    if (slab != KV_SLAB_NONE) {
+        tier->free = pool->slabs.next[slab];
     } else {
-        if (pool->n_touched == pool->n_slabs) return SLAB_NONE;
-        slab = pool->n_touched++;
+        if (tier->n_touched == tier->n) return KV_SLAB_NONE;
+        slab = tier->first + tier->n_touched++;
     }
-    pool->n_in_use++;
+    tier->n_in_use++;
     const uint32_t n = pool->classes.pages_per_slab[page_class];
     uint16_t *next_free = pool->pages.next_free + (size_t)slab * pool->pages_per_slab_max;
     for (uint32_t i = 0; i < n; i++)
-        next_free[i] = (uint16_t)(i + 1 < n ? i + 1 : INDEX_NONE);
+        next_free[i] = (uint16_t)(i + 1 < n ? i + 1 : KV_INDEX_NONE);
     pool->slabs.page_class[slab] = (uint16_t)page_class;
     pool->slabs.n_used[slab] = 0;
     pool->slabs.first_free[slab] = 0;
-    pool->classes.n_free[page_class] += n;
-    POISON(slab_data(pool, slab), pool->slab_bytes);
+    tier->n_free[page_class] += n;
+    if (tier->base != NULL) POISON(slab_data(pool, slab), pool->slab_bytes);
     link_partial(pool, slab);
     return slab;
 }
@@ -260,57 +246,52 @@ static uint32_t take_slab(kv_pool *pool, uint32_t page_class)
 static void return_slab(kv_pool *pool, uint32_t slab)
 {
     const uint32_t page_class = pool->slabs.page_class[slab];
+    kv_tier_slabs *tier = tier_of(pool, slab);
     unlink_partial(pool, slab);
-    pool->classes.n_free[page_class] -= pool->classes.pages_per_slab[page_class];
-    pool->slabs.next[slab] = pool->free_slabs;
-    pool->free_slabs = slab;
-    pool->n_in_use--;
+    tier->n_free[page_class] -= pool->classes.pages_per_slab[page_class];
+    pool->slabs.next[slab] = tier->free;
+    tier->free = slab;
+    tier->n_in_use--;
+    if (tier->base == NULL) return; /* a file's bytes stay, to be written over */
     madvise(slab_data(pool, slab), pool->slab_bytes, MADV_DONTNEED); /* only a hint may fail */
 }
 
 /* ---- pages --------------------------------------------------------------------------------------- */
 
-static uint32_t slab_of(const kv_pool *pool, uint32_t page)
+uint32_t kv_slab_of(const kv_pool *pool, uint32_t page)
 {
-    assert(page / pool->pages_per_slab_max < pool->n_touched);
-    return page / pool->pages_per_slab_max;
+    const uint32_t slab = page / pool->pages_per_slab_max;
+    const kv_tier_slabs *tier = &pool->tiers[kv_tier_of_slab(pool, slab)];
+    assert(slab - tier->first < tier->n_touched);
+    return slab;
 }
 
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page)
 {
-    return pool->slabs.page_class[slab_of(pool, page)];
-}
-
-/* A slab's bytes over the pages that it holds. */
-static uint64_t share_bytes(const kv_pool *pool, uint32_t page)
-{
-    return pool->slab_bytes / pool->classes.pages_per_slab[kv_pool_class(pool, page)];
+    return pool->slabs.page_class[kv_slab_of(pool, page)];
 }
 
 /* Counts a held page in (or, with is_out, out again) under who holds it now. */
 static void count_held(kv_pool *pool, uint32_t page, bool is_out)
 {
+    kv_tier_slabs *tier = tier_of(pool, kv_slab_of(pool, page));
     const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
-    const uint64_t bytes = is_used ? share_bytes(pool, page) : 0;
+    const uint64_t bytes = is_used ? kv_page_share_bytes(pool, page) : 0;
     if (is_out) {
-        pool->n_held[is_used ? 0 : 1]--;
-        pool->used_bytes -= bytes;
+        tier->n_held[is_used ? 0 : 1]--;
+        tier->used_bytes -= bytes;
     } else {
-        pool->n_held[is_used ? 0 : 1]++;
-        pool->used_bytes += bytes;
+        tier->n_held[is_used ? 0 : 1]++;
+        tier->used_bytes += bytes;
     }
-}
-
-static bool is_held(const kv_pool *pool, uint32_t page)
-{
-    return pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0 ||
-           pool->pages.n_refs[KV_HELD_BY_OBJECT][page] > 0;
 }
 
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page)
 {
-    const uint32_t slab = slab_of(pool, page), index = page % pool->pages_per_slab_max;
-    return slab_data(pool, slab) + index * pool->classes.page_bytes[pool->slabs.page_class[slab]];
+    const uint32_t slab = kv_slab_of(pool, page), index = page % pool->pages_per_slab_max;
+    uint8_t *data = slab_data(pool, slab);
+    assert(data != NULL); /* pages of the file are read: see tier/tiers.h */
+    return data + index * pool->classes.page_bytes[pool->slabs.page_class[slab]];
 }
 
 uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
@@ -318,61 +299,100 @@ uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
     return pool->pages.boxes != NULL ? pool->pages.boxes + page * pool->view.box_bytes : NULL;
 }
 
-uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder)
+uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_holder holder)
 {
     assert(page_class < pool->classes.n);
-    uint32_t slab = pool->classes.partial[page_class];
-    if (slab == SLAB_NONE) slab = take_slab(pool, page_class);
-    if (slab == SLAB_NONE) return KV_PAGE_NONE;
+    kv_tier_slabs *tier = &pool->tiers[where];
+    uint32_t slab = tier->partial[page_class];
+    if (slab == KV_SLAB_NONE) slab = take_slab(pool, tier, page_class);
+    if (slab == KV_SLAB_NONE) return KV_PAGE_NONE;
     const uint32_t index = pool->slabs.first_free[slab];
     const uint32_t page = slab * pool->pages_per_slab_max + index;
     pool->slabs.first_free[slab] = pool->pages.next_free[page];
     pool->slabs.n_used[slab]++;
-    pool->classes.n_free[page_class]--;
-    if (pool->slabs.first_free[slab] == INDEX_NONE) unlink_partial(pool, slab);
-    assert(!is_held(pool, page));
+    tier->n_free[page_class]--;
+    if (pool->slabs.first_free[slab] == KV_INDEX_NONE) unlink_partial(pool, slab);
+    assert(!kv_page_is_held(pool, page));
     pool->pages.n_refs[holder][page] = 1;
+    pool->pages.leans_on[page] = KV_PAGE_NONE;
     pool->pages.n_slots[page] = 0;
     count_held(pool, page, false);
-    UNPOISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
+    kv_pool_use(pool, page);
+    if (tier->base != NULL)
+        UNPOISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     return page;
+}
+
+uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder)
+{
+    return kv_pool_alloc_in(pool, KV_TIER_POOL, page_class, holder);
 }
 
 static void free_page(kv_pool *pool, uint32_t page)
 {
-    const uint32_t slab = slab_of(pool, page);
+    const uint32_t slab = kv_slab_of(pool, page);
     const uint32_t page_class = pool->slabs.page_class[slab];
-    POISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
+    kv_tier_slabs *tier = tier_of(pool, slab);
+    if (tier->base != NULL) POISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     pool->n_slots_live -= pool->pages.n_slots[page];
-    const bool was_full = pool->slabs.first_free[slab] == INDEX_NONE;
+    const bool was_full = pool->slabs.first_free[slab] == KV_INDEX_NONE;
     pool->pages.next_free[page] = pool->slabs.first_free[slab];
     pool->slabs.first_free[slab] = (uint16_t)(page % pool->pages_per_slab_max);
     pool->slabs.n_used[slab]--;
-    pool->classes.n_free[page_class]++;
+    tier->n_free[page_class]++;
     if (was_full) link_partial(pool, slab);
     if (pool->slabs.n_used[slab] == 0) return_slab(pool, slab);
 }
 
-void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
+static void add_refs(kv_pool *pool, uint32_t page, kv_holder holder, uint32_t n)
 {
-    assert(is_held(pool, page));
+    assert(kv_page_is_held(pool, page));
     count_held(pool, page, true);
-    pool->pages.n_refs[holder][page]++;
+    pool->pages.n_refs[holder][page] += n;
     count_held(pool, page, false);
 }
 
-bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
+static bool drop_ref(kv_pool *pool, uint32_t page, kv_holder holder)
 {
-    assert(slab_of(pool, page) < pool->n_slabs);
     assert(pool->pages.n_refs[holder][page] > 0);
     count_held(pool, page, true);
     pool->pages.n_refs[holder][page]--;
-    if (is_held(pool, page)) {
+    if (kv_page_is_held(pool, page)) {
         count_held(pool, page, false);
         return false;
     }
     free_page(pool, page);
     return true;
+}
+
+void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder)
+{
+    const uint32_t on = pool->pages.leans_on[page];
+    add_refs(pool, page, holder, 1);
+    if (on != KV_PAGE_NONE) add_refs(pool, on, holder, 1);
+}
+
+bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder)
+{
+    const uint32_t on = pool->pages.leans_on[page];
+    if (on != KV_PAGE_NONE) (void)drop_ref(pool, on, holder);
+    return drop_ref(pool, page, holder);
+}
+
+void kv_pool_lean(kv_pool *pool, uint32_t page, uint32_t on)
+{
+    assert(kv_page_is_held(pool, page));
+    assert(pool->pages.leans_on[page] == KV_PAGE_NONE);
+    assert(pool->pages.leans_on[on] == KV_PAGE_NONE);
+    pool->pages.leans_on[page] = on;
+    for (int i = 0; i < KV_N_HOLDERS; i++)
+        add_refs(pool, on, (kv_holder)i, pool->pages.n_refs[i][page]);
+}
+
+uint32_t kv_pool_leans_on(const kv_pool *pool, uint32_t page)
+{
+    assert(kv_page_is_held(pool, page));
+    return pool->pages.leans_on[page];
 }
 
 void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to)
@@ -385,7 +405,7 @@ void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to)
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
                   uint32_t owner)
 {
-    assert(is_held(pool, page));
+    assert(kv_page_is_held(pool, page));
     assert(pool->pages.n_slots[page] == 0);
     assert(n_slots <= pool->page_tokens);
     uint32_t *positions = pool->pages.positions + (size_t)page * pool->page_tokens;
@@ -396,26 +416,60 @@ void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_
     pool->n_slots_live += n_slots;
 }
 
+void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
+                     uint32_t owner)
+{
+    assert(kv_page_is_held(pool, page));
+    assert(n_slots <= pool->page_tokens);
+    memcpy(pool->pages.positions + (size_t)page * pool->page_tokens, positions,
+           n_slots * sizeof *positions);
+    pool->n_slots_live += n_slots;
+    pool->n_slots_live -= pool->pages.n_slots[page];
+    pool->pages.n_slots[page] = (uint8_t)n_slots;
+    pool->pages.owner[page] = (uint16_t)owner;
+}
+
 /* ---- queries ------------------------------------------------------------------------------------- */
+
+size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page)
+{
+    return pool->classes.page_bytes[kv_pool_class(pool, page)];
+}
 
 bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need)
 {
+    const kv_tier_slabs *tier = &pool->tiers[KV_TIER_POOL];
     uint64_t n_slabs = 0;
     for (uint32_t c = 0; c < pool->classes.n; c++) {
-        if (need[c] <= pool->classes.n_free[c]) continue;
-        const uint64_t missing = need[c] - pool->classes.n_free[c];
+        if (need[c] <= tier->n_free[c]) continue;
+        const uint64_t missing = need[c] - tier->n_free[c];
         n_slabs += (missing - 1) / pool->classes.pages_per_slab[c] + 1;
     }
-    return n_slabs <= pool->n_slabs - pool->n_in_use;
+    return n_slabs <= tier->n - tier->n_in_use;
+}
+
+uint64_t kv_slabs_of(const kv_pool *pool, const uint64_t *need, uint32_t *n_classes)
+{
+    uint64_t n_slabs = 0;
+    *n_classes = 0;
+    for (uint32_t c = 0; c < pool->classes.n; c++) {
+        if (need[c] == 0) continue;
+        n_slabs += (need[c] - 1) / pool->classes.pages_per_slab[c] + 1;
+        ++*n_classes;
+    }
+    return n_slabs;
 }
 
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need)
 {
-    uint64_t n_slabs = 0;
-    for (uint32_t c = 0; c < pool->classes.n; c++) {
-        if (need[c] > 0) n_slabs += (need[c] - 1) / pool->classes.pages_per_slab[c] + 1;
-    }
-    return n_slabs <= pool->n_slabs;
+    uint32_t n_classes;
+    return kv_slabs_of(pool, need, &n_classes) <= pool->tiers[KV_TIER_POOL].n;
+}
+
+uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class)
+{
+    const uint64_t descriptor_bytes = pool->memory.used_bytes / pool->n_slabs;
+    return (pool->slab_bytes + descriptor_bytes) / pool->classes.pages_per_slab[page_class];
 }
 
 const kv_pages *kv_pool_pages(const kv_pool *pool)
@@ -423,116 +477,32 @@ const kv_pages *kv_pool_pages(const kv_pool *pool)
     return &pool->view;
 }
 
-kv_pool_counts kv_pool_count(const kv_pool *pool)
+static uint64_t count_free(const kv_pool *pool, const kv_tier_slabs *tier)
 {
     uint32_t pages_per_slab_min = UINT32_MAX;
     uint64_t n_free = 0;
     for (uint32_t c = 0; c < pool->classes.n; c++) {
         if (pool->classes.pages_per_slab[c] < pages_per_slab_min)
             pages_per_slab_min = pool->classes.pages_per_slab[c];
-        n_free += pool->classes.n_free[c];
+        n_free += tier->n_free[c];
     }
-    const uint64_t n_free_slabs = pool->n_slabs - pool->n_in_use;
+    return n_free + (uint64_t)(tier->n - tier->n_in_use) * pages_per_slab_min;
+}
+
+kv_pool_counts kv_pool_count(const kv_pool *pool)
+{
+    const kv_tier_slabs *tier = &pool->tiers[KV_TIER_POOL];
+    uint64_t n_touched = 0;
+    for (int t = 0; t < KV_N_TIERS; t++)
+        n_touched += pool->tiers[t].n_touched;
     return (kv_pool_counts){
-        .budget_bytes = (uint64_t)pool->n_slabs * pool->slab_bytes,
-        .slab_bytes = (uint64_t)pool->n_in_use * pool->slab_bytes,
-        .descriptor_bytes = pool->memory.used_bytes / pool->n_slabs * pool->n_touched,
-        .pages_used = pool->n_held[0],
-        .pages_cached = pool->n_held[1],
-        .pages_free = n_free + n_free_slabs * pages_per_slab_min,
+        .budget_bytes = (uint64_t)tier->n * pool->slab_bytes,
+        .slab_bytes = (uint64_t)tier->n_in_use * pool->slab_bytes,
+        .descriptor_bytes = pool->memory.used_bytes / pool->n_slabs * n_touched,
+        .pages_used = tier->n_held[0],
+        .pages_cached = tier->n_held[1],
+        .pages_free = count_free(pool, tier),
         .slots_live = pool->n_slots_live,
-        .used_bytes = pool->used_bytes,
+        .used_bytes = tier->used_bytes,
     };
-}
-
-/* ---- checks -------------------------------------------------------------------------------------- */
-
-void kv_pool_check_begin(const kv_pool *pool)
-{
-    const size_t n_pages = (size_t)pool->n_touched * pool->pages_per_slab_max;
-    for (int i = 0; i < KV_N_HOLDERS; i++)
-        memset(pool->pages.seen[i], 0, n_pages * sizeof *pool->pages.seen[i]);
-}
-
-void kv_pool_check_ref(const kv_pool *pool, uint32_t page, kv_holder holder)
-{
-    assert(slab_of(pool, page) < pool->n_slabs);
-    pool->pages.seen[holder][page]++;
-}
-
-/* The counts that a walk over the slabs finds. */
-typedef struct walk {
-    uint64_t n_held[2];
-    uint64_t n_slots;
-    uint64_t used_bytes;
-    uint32_t n_in_use;
-} walk;
-
-static bool is_page_sane(const kv_pool *pool, uint32_t page, walk *found)
-{
-    for (int i = 0; i < KV_N_HOLDERS; i++) {
-        if (pool->pages.seen[i][page] != pool->pages.n_refs[i][page]) return false;
-    }
-    if (!is_held(pool, page)) return true;
-    if (pool->pages.n_slots[page] > pool->page_tokens) return false;
-    const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
-    found->n_held[is_used ? 0 : 1]++;
-    found->used_bytes += is_used ? share_bytes(pool, page) : 0;
-    found->n_slots += pool->pages.n_slots[page];
-    return true;
-}
-
-static bool is_slab_sane(const kv_pool *pool, uint32_t slab, walk *found)
-{
-    const uint32_t first = slab * pool->pages_per_slab_max;
-    uint32_t n_held = 0, n_listed = 0;
-    for (uint32_t i = 0; i < pool->pages_per_slab_max; i++) {
-        if (!is_page_sane(pool, first + i, found)) return false;
-        n_held += is_held(pool, first + i) ? 1 : 0;
-    }
-    if (n_held != pool->slabs.n_used[slab]) return false;
-    if (n_held == 0) return true;
-    const uint32_t n_pages = pool->classes.pages_per_slab[pool->slabs.page_class[slab]];
-    for (uint32_t i = pool->slabs.first_free[slab]; i != INDEX_NONE && n_listed <= n_pages;
-         n_listed++) {
-        if (is_held(pool, first + i)) return false;
-        i = pool->pages.next_free[first + i];
-    }
-    found->n_in_use++;
-    return n_held + n_listed == n_pages;
-}
-
-/* Every slab of the list belongs to the class and has a free page; together they have n_free. */
-static bool is_class_sane(const kv_pool *pool, uint32_t page_class)
-{
-    uint64_t n_free = 0;
-    uint32_t n_steps = 0, prev = SLAB_NONE;
-    for (uint32_t slab = pool->classes.partial[page_class]; slab != SLAB_NONE;) {
-        if (pool->slabs.page_class[slab] != page_class || pool->slabs.prev[slab] != prev)
-            return false;
-        if (n_steps++ > pool->n_slabs || pool->slabs.n_used[slab] == 0) return false;
-        if (pool->slabs.first_free[slab] == INDEX_NONE) return false;
-        n_free += pool->classes.pages_per_slab[page_class] - pool->slabs.n_used[slab];
-        prev = slab;
-        slab = pool->slabs.next[slab];
-    }
-    return n_free == pool->classes.n_free[page_class];
-}
-
-bool kv_pool_check_end(const kv_pool *pool)
-{
-    walk found = {0};
-    for (uint32_t slab = 0; slab < pool->n_touched; slab++) {
-        if (!is_slab_sane(pool, slab, &found)) return false;
-    }
-    for (uint32_t c = 0; c < pool->classes.n; c++) {
-        if (!is_class_sane(pool, c)) return false;
-    }
-    uint32_t n_free_slabs = 0;
-    for (uint32_t slab = pool->free_slabs; slab != SLAB_NONE; slab = pool->slabs.next[slab]) {
-        if (n_free_slabs++ > pool->n_touched || pool->slabs.n_used[slab] != 0) return false;
-    }
-    return found.n_in_use == pool->n_in_use && n_free_slabs + pool->n_in_use == pool->n_touched &&
-           found.n_held[0] == pool->n_held[0] && found.n_held[1] == pool->n_held[1] &&
-           found.n_slots == pool->n_slots_live && found.used_bytes == pool->used_bytes;
 }

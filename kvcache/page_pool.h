@@ -11,8 +11,11 @@
  * per field, indexed by id. Free pages and free slabs are linked through such arrays as well: nothing
  * here allocates after open. Under AddressSanitizer free pages are poisoned.
  *
+ * Pages may also lie in lower tiers: page_tiers.h. New ones are always the pool's.
+ *
  * References are counted by kind of holder, since a page held by cached objects alone can be had
- * back. A page is freed when its last reference is dropped.
+ * back. A page is freed when its last reference is dropped. A page may lean on another, which is then
+ * held by all who hold it: such pages are no business of tables.
  *
  * Threads: one owner. Concurrent reads, and writes to the data of different pages, are fine while
  * nobody allocates or drops. */
@@ -35,8 +38,9 @@ typedef enum kv_holder { KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT, KV_N_HOLDERS } kv_ho
 
 typedef struct kv_pool_config {
     uint64_t budget_bytes;
-    uint32_t page_tokens;     /* slots of a page */
-    uint32_t n_classes;       /* at most KV_CLASSES_MAX */
+    uint64_t host_bytes, file_bytes; /* of the lower tiers; 0: there is none */
+    uint32_t page_tokens;            /* slots of a page */
+    uint32_t n_classes;              /* at most KV_CLASSES_MAX */
     const size_t *page_bytes; /* [n_classes]; a slab is 64 KiB, or the largest page rounded up */
     size_t box_bytes;         /* of a page's key box, beside the page; 0: there are none */
 } kv_pool_config;
@@ -53,13 +57,14 @@ typedef struct kv_pages {
     size_t box_bytes;
 } kv_pages;
 
+/* Of the pool itself, except where all tiers are named. */
 typedef struct kv_pool_counts {
     uint64_t budget_bytes;             /* whole slabs */
     uint64_t slab_bytes;               /* slabs in use */
-    uint64_t descriptor_bytes;         /* boxes included */
+    uint64_t descriptor_bytes;         /* boxes included; all tiers */
     uint64_t pages_used, pages_cached; /* held by a sequence; by objects alone */
     uint64_t pages_free; /* in slabs in use, and what free slabs hold of the largest page */
-    uint64_t slots_live;
+    uint64_t slots_live; /* all tiers */
     uint64_t used_bytes; /* of pages_used, each with its share of its slab */
 } kv_pool_counts;
 
@@ -79,12 +84,23 @@ bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder);
 /* One reference passes from one kind of holder to the other. */
 void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
 
+/* From now on, until it is freed, who holds `page` also holds `on`, once more; pages lean on one page, and
+ * only on such as lean on none. */
+void kv_pool_lean(kv_pool *pool, uint32_t page, uint32_t on);
+uint32_t kv_pool_leans_on(const kv_pool *pool, uint32_t page); /* or KV_PAGE_NONE */
+
 /* The page gets slots 0 .. n_slots at first_position and up; its owner is written once, here. */
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
                   uint32_t owner);
 
-uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page); /* valid while the page is held */
+/* Slots 0 .. n_slots of the page now hold these positions (rising), whatever they held before. */
+void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
+                     uint32_t owner);
+
+/* Valid while the page is held; there is none in the file: page_tiers.h. */
+uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page);
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page);
+size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page);
 uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page); /* NULL if there are none */
 
 /* ---- queries ---- */
@@ -95,6 +111,9 @@ uint64_t kv_pool_least_bytes(const kv_pool_config *config, const uint64_t *need)
 /* Could need[c] more pages of every class c be allocated now? In an empty pool? */
 bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need);
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
+
+/* A page's part of its slab, and of the slab's descriptors and boxes. */
+uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class);
 
 const kv_pages *kv_pool_pages(const kv_pool *pool);
 kv_pool_counts kv_pool_count(const kv_pool *pool);

@@ -46,6 +46,12 @@ bool kv_table_drop_entry(kv_table *table, kv_pool *pool, uint32_t list, uint32_t
 /* From now on the table sees these slots of the block's page. */
 void kv_table_see(kv_table *table, uint32_t list, uint32_t block, uint64_t live);
 
+/* The first n_slots slots of a page. */
+static inline uint64_t kv_slot_mask(uint32_t n_slots)
+{
+    return n_slots == 0 ? 0 : UINT64_MAX >> (64 - n_slots);
+}
+
 static inline size_t kv_table_entry(const kv_table *table, uint32_t list, uint32_t block)
 {
     return (size_t)list * table->capacity + block;

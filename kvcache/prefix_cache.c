@@ -1,8 +1,11 @@
 /* kvcache/prefix_cache.c - see prefix_cache.h. */
 #include "kvcache/prefix_cache.h"
 
+#include "kvcache/away.h"
 #include "kvcache/commit.h"
+#include "kvcache/compression/low_rank.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +36,15 @@ static void describe_routing(const kv_methods *methods, char text[KV_SETTINGS_BY
     assert(n > 0 && n < KV_SETTINGS_BYTES / 2);
 }
 
+/* A number for the bases of all layers; 0 under a codec that has none. */
+static uint64_t mark_bases(const kv_cache *cache, const kv_codec *codec)
+{
+    uint64_t mark = 0;
+    for (uint32_t l = 0; l < cache->n_layers && codec->bases != NULL; l++)
+        mark = mark * 31 + kv_low_rank_mark(&cache->layer[l], codec->bases(&cache->layer[l]));
+    return mark;
+}
+
 void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
                         char text[KV_SETTINGS_BYTES])
 {
@@ -41,9 +53,11 @@ void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
     int n = snprintf(text, KV_SETTINGS_BYTES, "type=%s page=%u%s", dtype_name(cache->type),
                      cache->page_tokens, routing);
     if (!methods->is_exact) /* lossy values depend on what is left alone */
-        n += snprintf(text + n, KV_SETTINGS_BYTES - (size_t)n, " %s %s window=%u sinks=%u",
-                      methods->scheduling->name, methods->codec->name, cache->window_tokens,
-                      cache->sink_tokens);
+        n += snprintf(text + n, KV_SETTINGS_BYTES - (size_t)n,
+                      " %s/%.17g %s bases=%" PRIx64 " window=%u sinks=%u",
+                      methods->policy.evicts ? methods->policy.name : "none",
+                      methods->policy.evicts ? methods->policy.budget : 1, methods->codec->name,
+                      mark_bases(cache, methods->codec), cache->window_tokens, cache->sink_tokens);
     assert(n > 0 && n < KV_SETTINGS_BYTES);
 }
 
@@ -235,6 +249,12 @@ bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uin
     return true;
 }
 
+/* It serves, and no page of it is known to be unreadable. */
+static bool can_take(const kv_cache *cache, const kv_prefix_source *source, uint32_t n_tokens)
+{
+    return kv_prefix_serves(cache, source, n_tokens) && kv_source_is_sound(cache, source, n_tokens);
+}
+
 static uint32_t common_tokens(const uint32_t *a, const uint32_t *b, uint32_t n_max)
 {
     uint32_t n = 0;
@@ -272,7 +292,7 @@ uint32_t kv_prefix_find(const kv_cache *cache, hash128 seed, const uint32_t *tok
         const uint32_t n_max = (uint32_t)min_size(o->n_tokens, (size_t)n_tokens - 1);
         const uint32_t n = n_max > *n_taken ? common_tokens(o->tokens, tokens, n_max) : 0;
         const kv_prefix_source source = kv_prefix_get_source(cache, object);
-        if (n > *n_taken && kv_prefix_serves(cache, &source, n)) {
+        if (n > *n_taken && can_take(cache, &source, n)) {
             *n_taken = n;
             best = object;
         }
@@ -294,7 +314,7 @@ static bool is_covered(kv_cache *cache, const kv_seq *seq, const uint32_t *token
         const kv_prefix_source source = kv_prefix_get_source(cache, object);
         if (o->seq == NULL && o->n_tokens >= n_tokens &&
             common_tokens(o->tokens, tokens, n_tokens) == n_tokens &&
-            kv_prefix_serves(cache, &source, n_tokens)) {
+            can_take(cache, &source, n_tokens)) {
             kv_prefix_touch(&cache->prefix, object);
             return true;
         }
@@ -303,10 +323,74 @@ static bool is_covered(kv_cache *cache, const kv_seq *seq, const uint32_t *token
     return false;
 }
 
+/* Drops finished objects that `object` contains and can stand in for. */
+static void drop_contained(kv_cache *cache, uint32_t object)
+{
+    const kv_prefix_keys *keys = &cache->prefix.index.keys[object];
+    const kv_prefix_source source = kv_prefix_get_source(cache, object);
+    const kv_prefix_object *whole = &cache->prefix.objects[object];
+    for (uint32_t b = 0; b < keys->n_keys; b++) {
+        uint32_t next, n_looked = 0;
+        for (uint32_t other = keys->next[b]; other != KV_OBJECT_NONE; other = next) {
+            const kv_prefix_object *o = &cache->prefix.objects[other];
+            next = cache->prefix.index.keys[other].next[b];
+            if (n_looked++ == CANDIDATES_MAX) break;
+            if (o->seq != NULL || cache->prefix.index.keys[other].n_keys != b + 1) continue;
+            if (o->n_tokens > whole->n_tokens) continue;
+            if (common_tokens(o->tokens, whole->tokens, o->n_tokens) < o->n_tokens) continue;
+            if (can_take(cache, &source, o->n_tokens)) (void)drop_object(cache, other);
+        }
+    }
+}
+
+/* The object sees the first n_blocks blocks of the sequence, the sinks in block 0 included. */
+static void copy_table(const kv_seq *seq, uint32_t object, uint32_t n_blocks)
+{
+    kv_cache *cache = seq->cache;
+    kv_table *table = &cache->prefix.objects[object].table;
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    for (uint32_t list = 0; list < table->n_lists; list++) {
+        for (uint32_t b = 0; b < n_blocks; b++) {
+            const uint32_t page = kv_table_page(&seq->table, list, b);
+            if (page == KV_PAGE_NONE) continue;
+            kv_pool_hold(cache->pool, page, KV_HELD_BY_OBJECT);
+            table->page[kv_table_entry(table, list, b)] = page;
+            kv_table_see(table, list, b, kv_slot_mask(pages->n_slots[page]));
+        }
+    }
+}
+
+/* A finished object of the whole blocks that a sequence has in pages: it will evict some of their entries,
+ * so the object cannot borrow. */
+static void share_blocks(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
+{
+    kv_cache *cache = seq->cache;
+    const uint32_t page_tokens = cache->page_tokens;
+    const uint32_t n_blocks = (uint32_t)min_size(n_tokens / page_tokens, seq->n_blocks);
+    const kv_prefix_source self = {.table = &seq->table, .n_blocks = n_blocks};
+    n_tokens = n_blocks * page_tokens;
+    if (seq->is_thinned || n_blocks == 0 || !kv_prefix_serves(cache, &self, n_tokens)) return;
+    if (is_covered(cache, seq, tokens, n_tokens)) return;
+    const uint32_t object = add_object(cache, seq->seed, tokens, n_tokens);
+    if (object == KV_OBJECT_NONE) return;
+    kv_table *table = &cache->prefix.objects[object].table;
+    if (kv_table_grow(table, n_blocks) != ERR_OK) {
+        (void)drop_object(cache, object);
+        return;
+    }
+    cache->prefix.bytes += kv_table_bytes(table);
+    copy_table(seq, object, n_blocks);
+    drop_contained(cache, object);
+}
+
 void kv_prefix_share(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
     kv_cache *cache = seq->cache;
     assert(n_tokens <= seq->length);
+    if (seq->methods.policy.evicts) {
+        share_blocks(seq, tokens, n_tokens);
+        return;
+    }
     if (seq->object != KV_OBJECT_NONE) (void)drop_object(cache, seq->object);
     if (n_tokens < cache->page_tokens) return; /* no whole block: it could not be found */
     if (is_covered(cache, seq, tokens, n_tokens)) return;
@@ -373,26 +457,6 @@ static void pass_table(kv_seq *seq, uint32_t object)
     seq->n_blocks = seq->n_reserved = seq->n_coded = 0;
 }
 
-/* Drops finished objects that `object` contains and can stand in for. */
-static void drop_contained(kv_cache *cache, uint32_t object)
-{
-    const kv_prefix_keys *keys = &cache->prefix.index.keys[object];
-    const kv_prefix_source source = kv_prefix_get_source(cache, object);
-    const kv_prefix_object *whole = &cache->prefix.objects[object];
-    for (uint32_t b = 0; b < keys->n_keys; b++) {
-        uint32_t next, n_looked = 0;
-        for (uint32_t other = keys->next[b]; other != KV_OBJECT_NONE; other = next) {
-            const kv_prefix_object *o = &cache->prefix.objects[other];
-            next = cache->prefix.index.keys[other].next[b];
-            if (n_looked++ == CANDIDATES_MAX) break;
-            if (o->seq != NULL || cache->prefix.index.keys[other].n_keys != b + 1) continue;
-            if (o->n_tokens > whole->n_tokens) continue;
-            if (common_tokens(o->tokens, whole->tokens, o->n_tokens) < o->n_tokens) continue;
-            if (kv_prefix_serves(cache, &source, o->n_tokens)) (void)drop_object(cache, other);
-        }
-    }
-}
-
 static void leave_object(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
     kv_cache *cache = seq->cache;
@@ -404,6 +468,11 @@ static void leave_object(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
     if (object == KV_OBJECT_NONE) return;
     pass_table(seq, object);
     drop_contained(cache, object);
+}
+
+void kv_prefix_forget(kv_seq *seq)
+{
+    if (seq->object != KV_OBJECT_NONE) (void)drop_object(seq->cache, seq->object);
 }
 
 void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens)
@@ -433,25 +502,62 @@ static bool is_block_held(const kv_cache *cache, const kv_prefix_object *o, uint
     return false;
 }
 
+/* Does the object hold a page that no sequence does? */
+static bool has_own_page(const kv_cache *cache, const kv_prefix_object *o)
+{
+    const uint32_t *n_refs = kv_pool_pages(cache->pool)->n_refs[KV_HELD_BY_SEQ];
+    for (size_t i = 0; i < (size_t)o->table.n_lists * o->table.capacity; i++) {
+        if (o->table.page[i] != KV_PAGE_NONE && n_refs[o->table.page[i]] == 0) return true;
+    }
+    return false;
+}
+
+static void give_up_last(kv_cache *cache, uint32_t object)
+{
+    const kv_prefix *prefix = &cache->prefix;
+    kv_prefix_object *o = &cache->prefix.objects[object];
+    const uint32_t last = (o->n_tokens - 1) / cache->page_tokens;
+    if (last == 0) {
+        cache->stats.pages_given_up += drop_object(cache, object);
+        return;
+    }
+    cache->stats.pages_given_up +=
+        kv_table_drop(&o->table, cache->pool, last, last + 1, KV_HELD_BY_OBJECT);
+    o->n_tokens = last * cache->page_tokens;
+    if (prefix->index.keys[object].n_keys > last)
+        kv_prefix_index_cut(&cache->prefix.index, object, last);
+}
+
 bool kv_prefix_give_up_block(kv_cache *cache)
 {
     const kv_prefix *prefix = &cache->prefix;
     for (uint32_t i = prefix->oldest; i != KV_OBJECT_NONE; i = prefix->objects[i].newer) {
-        kv_prefix_object *o = &cache->prefix.objects[i];
-        if (o->seq != NULL) continue;
-        const uint32_t last = (o->n_tokens - 1) / cache->page_tokens;
-        if (is_block_held(cache, o, last)) continue;
-        if (last == 0) {
-            cache->stats.pages_given_up += drop_object(cache, i);
-            return true;
-        }
-        cache->stats.pages_given_up +=
-            kv_table_drop(&o->table, cache->pool, last, last + 1, KV_HELD_BY_OBJECT);
-        o->n_tokens = last * cache->page_tokens;
-        if (prefix->index.keys[i].n_keys > last) kv_prefix_index_cut(&cache->prefix.index, i, last);
+        const kv_prefix_object *o = &prefix->objects[i];
+        if (o->seq != NULL || is_block_held(cache, o, (o->n_tokens - 1) / cache->page_tokens))
+            continue;
+        give_up_last(cache, i);
+        return true;
+    }
+    /* What a sequence has evicted lies before what it holds still: the way there is over blocks that gain
+     * nothing. */
+    for (uint32_t i = prefix->oldest; i != KV_OBJECT_NONE; i = prefix->objects[i].newer) {
+        const kv_prefix_object *o = &prefix->objects[i];
+        if (o->seq != NULL || !has_own_page(cache, o)) continue;
+        give_up_last(cache, i);
         return true;
     }
     return false;
+}
+
+bool kv_prefix_give_up_object(kv_cache *cache)
+{
+    const kv_prefix *prefix = &cache->prefix;
+    uint32_t i = prefix->oldest;
+    while (i != KV_OBJECT_NONE && prefix->objects[i].seq != NULL)
+        i = prefix->objects[i].newer;
+    if (i == KV_OBJECT_NONE) return false;
+    cache->stats.pages_given_up += drop_object(cache, i);
+    return true;
 }
 
 void kv_cache_drop_prefixes(kv_cache *cache)

@@ -9,6 +9,9 @@
  * from its end, one at a time: beginnings are shared most. An object that a new one contains wholly
  * is dropped, so that the turns of a conversation do not pile up.
  *
+ * A sequence that evicts lends nothing: what its prompt leaves is an object with references of its own to
+ * the blocks that are in pages when it is shared.
+ *
  * Everything here may allocate and is called between steps only. */
 #ifndef KVCACHE_PREFIX_CACHE_H
 #define KVCACHE_PREFIX_CACHE_H
@@ -54,7 +57,7 @@ void kv_prefix_deinit(kv_cache *cache);
 
 /* What a cached value depends on besides tokens and model, as text: all exact settings give the same
  * one. Decoded tokens that were computed under a lossy setting are shared under that setting alone. */
-enum { KV_SETTINGS_BYTES = 256 };
+enum { KV_SETTINGS_BYTES = 320 };
 void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
                         char text[KV_SETTINGS_BYTES]);
 
@@ -77,6 +80,9 @@ void kv_prefix_shorten(kv_seq *seq);
  * NULL: only the ids of the running object are known. */
 void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens);
 
+/* The sequence's running object ends, and nothing stays behind. */
+void kv_prefix_forget(kv_seq *seq);
+
 /* The object was used just now. */
 void kv_prefix_touch(kv_prefix *prefix, uint32_t object);
 
@@ -87,7 +93,11 @@ bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uin
 
 /* ---- giving up ---- */
 
-/* One block of the least recently used object that no sequence holds; false if there is none. */
+/* One block of the least recently used object whose last block no sequence holds, or else of one that holds
+ * anything that no sequence does; false if there is none. */
 bool kv_prefix_give_up_block(kv_cache *cache);
+
+/* The least recently used object that is finished, whoever holds its pages; false if there is none. */
+bool kv_prefix_give_up_object(kv_cache *cache);
 
 #endif

@@ -5,6 +5,8 @@
  * the new sequence, and the first tokens into its sinks. Either way the entries keep their bits, but
  * for encoded pages: what is copied from them is what they decode to, and what is taken by reference
  * was encoded earlier than in a sequence of its own. */
+#include "kvcache/away.h"
+#include "kvcache/demote.h"
 #include "kvcache/encode.h"
 #include "kvcache/run_box.h"
 
@@ -44,9 +46,8 @@ static bool load_block(const take *t, const kv_ring_place *at, uint32_t n_slots,
     const uint32_t list = kv_list(cache, at->layer, at->head, 0);
     const uint32_t page = kv_table_page(t->source.table, list, block);
     if (page == KV_PAGE_NONE) return false;
-    *out = kv_codec_of(cache, page)
-               ->load(kv_layout_of(cache, page), kv_pool_data(cache->pool, page), n_slots,
-                      cache->decoded);
+    const kv_page_place from = {at->layer, at->head, page};
+    *out = kv_seq_load_page(t->seq, &from, n_slots, 0);
     return true;
 }
 
@@ -100,9 +101,10 @@ static void take_all(const take *t)
         kv_runs_write(t->seq, l, 0, t->n_blocks);
         take_experts(t, l);
     }
-    t->seq->length = t->n_tokens;
+    t->seq->length = t->seq->observed.first = t->n_tokens;
     t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
     t->seq->n_coded = kv_encode_taken(t->seq);
+    t->seq->is_taken = true;
 }
 
 uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
@@ -116,6 +118,7 @@ uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_toke
     const uint32_t object = kv_prefix_find(cache, seq->seed, tokens, n_tokens, &t.n_tokens);
     cache->stats.prefix_query_tokens += n_tokens;
     if (object != KV_OBJECT_NONE && kv_seq_grow(seq, t.n_tokens) == ERR_OK) {
+        kv_promote_object(cache, object, (t.n_tokens - 1) / cache->page_tokens + 1);
         t.source = kv_prefix_get_source(cache, object);
         t.n_blocks = (uint32_t)min_size(t.n_tokens / cache->page_tokens, t.source.n_blocks);
         take_all(&t);

@@ -9,6 +9,8 @@
  *
  * so neither the cut of a prompt, nor the neighbours, nor the prefix cache changes a bit.
  *
+ * Pages of a low-rank codec are listed and folded by themselves (low_reader.h).
+ *
  * A decode query under a routing that is not exact leaves out the pages that are not chosen; what it
  * reads is folded in position order all the same, so it has the bits of a full read if that is all.
  * Methods that want to know what has been read before they go on (routing.h) get it from a probe: an
@@ -19,6 +21,7 @@
 
 #include "base/arena.h"
 #include "kvcache/kv_cache.h"
+#include "kvcache/low_reader.h"
 #include "kvcache/page_choice.h"
 
 enum { KV_TILE_QUERIES_MAX = 16, KV_READ_BLOCKS = 64 };
@@ -30,11 +33,12 @@ typedef struct kv_reader_worker {
     uint32_t *positions; /* [KV_TILE_QUERIES_MAX] */
     attn_state state;    /* of the largest tile */
     attn_state probe;    /* of one query's heads; no values */
+    kv_low_reader low;   /* pages of coefficients, of the job or its probe */
+    uint8_t *landings;   /* [KV_READ_BLOCKS][landing_bytes]: pages of the file; NULL without one */
     kv_choice choice;
     uint64_t bytes_read, blocks_read; /* since start, probes not counted */
     uint64_t pages_open,
-        pages_read;                /* since start: candidates of decode queries, and chosen ones */
-    kv_misses misses, step_misses; /* since start; of the last step that had decode rows */
+        pages_read; /* since start: candidates of decode queries, and chosen ones */
 } kv_reader_worker;
 
 /* Queries [first, first + n_queries) of the share of rows[row]. */
@@ -48,6 +52,8 @@ typedef struct kv_reader {
     uint32_t n_workers;
     kv_reader_worker *workers; /* [n_workers] */
     kv_tile *tiles;            /* [n_step_tokens_max] */
+    kv_misses *job_misses; /* [n_seqs_max][n_kv_heads_max]: of decode rows in the present layer */
+    kv_misses misses, step_misses; /* since start; of the last step that had decode rows */
 } kv_reader;
 
 /* Run over a measuring and then a real arena. */

@@ -4,6 +4,8 @@
  * token. q, k and v are three products of one input in one parallel loop. */
 #include "model/model_internal.h"
 
+#include <string.h>
+
 static void project_qkv(model *m, const model_layer *layer, uint32_t n_tokens)
 {
     const model_config *const c = &m->config;
@@ -44,11 +46,18 @@ void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
                                          .eps = c->norm_eps,
                                          .out = s->normed});
     project_qkv(m, layer, n_tokens);
+    /* The queries before they are turned lie where the output of attention will. */
+    const bool wants_q_nope = kv_cache_wants_q_nope(cache);
+    if (wants_q_nope)
+        memcpy(s->attended, s->q, (size_t)n_tokens * c->n_heads * c->head_dim * sizeof *s->q);
     rotate(m, s->q, c->n_heads, n_tokens);
     rotate(m, s->k, c->n_kv_heads, n_tokens);
 
     kv_append(cache, &(kv_append_args){.layer = l, .k = s->k, .v = s->v});
-    kv_attend(cache, &(kv_attend_args){.layer = l, .q = s->q, .out = s->attended});
+    kv_attend(cache, &(kv_attend_args){.layer = l,
+                                       .q = s->q,
+                                       .q_nope = wants_q_nope ? s->attended : NULL,
+                                       .out = s->attended});
 
     ops->matmul(m->d, &(matmul_args){.x = s->attended,
                                      .x_stride = (size_t)c->n_heads * c->head_dim,

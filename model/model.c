@@ -1,4 +1,5 @@
 /* model/model.c - see model.h: opening, closing, queries. The arithmetic is in forward.c. */
+#include "model/kv_bases.h"
 #include "model/model_internal.h"
 
 #include "base/check.h"
@@ -73,8 +74,11 @@ static err_t fill_tables(model *m, err_info *info)
         return err_set(info, ERR_NO_MEMORY, "model: out of memory");
     for (uint32_t i = 0; i < half; i++)
         m->inv_freq[i] = 1.0f / powf(c->rope_theta, (float)(2 * i) / (float)c->head_dim);
-    for (uint32_t l = 0; l < c->n_layers; l++)
+    m->rope = (kv_rope){.freq = m->inv_freq, .n = 2 * half, .scale = 1};
+    for (uint32_t l = 0; l < c->n_layers; l++) {
         m->family->kv_layer(c, &m->weights, l, &m->kv_layer[l]);
+        m->kv_layer[l].rope = &m->rope;
+    }
     m->kv = (kv_shape){.n_layers = c->n_layers,
                        .layer = m->kv_layer,
                        .n_experts = c->n_experts,
@@ -111,6 +115,8 @@ err_t model_open(dev *d, const char *dir, const model_options *options, model **
     assert(m->weights.n_params == m->config.n_params);
     err = fill_tables(m, info);
     if (err != ERR_OK) goto fail;
+    err = model_kv_bases_load(dir, m->kv_layer, m->config.n_layers, &m->kv_bases, info);
+    if (err != ERR_OK) goto fail;
     err = alloc_scratch(m, info);
     if (err != ERR_OK) goto fail;
     *out = m;
@@ -126,6 +132,7 @@ void model_close(model *m)
     arena_deinit(&m->memory);
     model_weights_deinit(&m->weights);
     free(m->kv_layer);
+    free(m->kv_bases);
     free(m->inv_freq);
     free(m);
 }

@@ -29,7 +29,9 @@ struct model {
     model_weights weights;
     kv_shape kv;
     kv_layer_shape *kv_layer; /* [n_layers] */
+    float *kv_bases;          /* what kv_layer's bases point into, or NULL */
     float *inv_freq;          /* [head_dim / 2] */
+    kv_rope rope;             /* the same, for the cache */
     uint32_t n_step_tokens_max;
     uint32_t n_last_tokens; /* of the last forward, whose x is still there */
     arena memory;           /* everything in scratch */

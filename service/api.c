@@ -20,6 +20,7 @@ static const route routes[] = {
     {.method = "POST", .path = "/tokenize", .handle = api_tokenize},
     {.method = "POST", .path = "/detokenize", .handle = api_detokenize},
     {.method = "GET", .path = "/load", .handle = api_load},
+    {.method = "GET", .path = "/debug/kv", .handle = api_debug_kv},
     {.method = "GET", .path = "/live", .is_public = true, .handle = api_live},
     {.method = "GET", .path = "/ready", .is_public = true, .handle = api_ready},
     {.method = "GET", .path = "/health", .is_public = true, .handle = api_ready},
@@ -29,7 +30,7 @@ static const route routes[] = {
 };
 
 /* The monitor listener serves the last of them. */
-enum { N_ROUTES = sizeof routes / sizeof routes[0], FIRST_PUBLIC = 6 };
+enum { N_ROUTES = sizeof routes / sizeof routes[0], FIRST_PUBLIC = 7 };
 
 const route *api_routes(size_t *n_routes)
 {

@@ -76,6 +76,7 @@ void api_model(void *ctx, http_exchange *ex);
 void api_live(void *ctx, http_exchange *ex);
 void api_ready(void *ctx, http_exchange *ex);
 void api_version(void *ctx, http_exchange *ex);
+void api_debug_kv(void *ctx, http_exchange *ex);
 void api_load(void *ctx, http_exchange *ex);
 void api_metrics(void *ctx, http_exchange *ex);
 

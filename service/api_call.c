@@ -163,6 +163,8 @@ static void spec_init(const api_call *call, const api_prompt *prompt, session_sp
                            .score_prompt = scores_prompt(r),
                            .salt = r->salt != NULL ? r->salt : "",
                            .salt_bytes = r->salt_bytes,
+                           .methods = r->has_kv ? &r->kv : NULL,
+                           .reports_kv = r->has_kv,
                            .arrival_ns = call->arrival_ns,
                            .deadline_ns = call->deadline_ns};
 }
@@ -240,6 +242,15 @@ static bool open_choices(api_call *call, http_exchange *ex, api_error *error)
     return true;
 }
 
+/* Does the cache keep what the methods need? */
+static bool check_methods(const api_call *call, api_error *error)
+{
+    err_info info = {0};
+    if (!call->request.has_kv) return true;
+    const err_t err = kv_cache_check_methods(call->api->cache, &call->request.kv, &info);
+    return err == ERR_OK || api_kv_refuse(error, &info);
+}
+
 /* ---- the call ---------------------------------------------------------------------------------------- */
 
 static void make_ids(api_call *call)
@@ -266,7 +277,8 @@ api_call *api_call_open(api_context *api, http_exchange *ex, api_error *error)
                                .n_logprobs_max = api->config->n_logprobs_max,
                                .n_choices_max = api->n_choices_max,
                                .model_names = api->model_names,
-                               .n_model_names = api->n_model_names};
+                               .n_model_names = api->n_model_names,
+                               .kv = api->kv_config};
     const uint64_t timeout_ns = (uint64_t)api->config->request_timeout_s * 1000000000u;
     call->api = api;
     call->created = clock_unix_seconds();
@@ -274,7 +286,8 @@ api_call *api_call_open(api_context *api, http_exchange *ex, api_error *error)
     call->deadline_ns = timeout_ns > 0 ? call->arrival_ns + timeout_ns : 0;
     call->outcome = "abort";
     snprintf(call->peer, sizeof call->peer, "%s", http_peer(ex));
-    if (api_completion_parse(&limits, body, n_bytes, &call->request, error)) {
+    if (api_completion_parse(&limits, body, n_bytes, &call->request, error) &&
+        check_methods(call, error)) {
         make_ids(call);
         if (open_choices(call, ex, error)) return call;
     }

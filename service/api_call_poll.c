@@ -24,17 +24,32 @@ static api_envelope envelope_of(const api_call *call)
                           .tokens_as_ids = call->request.tokens_as_ids};
 }
 
+/* Bytes that choices share, as their prompt, count for each. */
+static void add_kv_usage(const session *s, kv_usage *usage)
+{
+    const kv_usage one = session_get_kv_usage(s);
+    usage->resident_bytes += one.resident_bytes;
+    usage->uncompressed_bytes += one.uncompressed_bytes;
+    usage->certificates += one.certificates;
+    usage->certificate_sum += one.certificate_sum;
+}
+
 /* Prompts count once, however many choices they have; outputs count all, with what a stop string cut. */
 static api_usage usage_of(const api_call *call)
 {
-    api_usage usage = {0};
+    api_usage usage = {.methods = call->request.has_kv ? &call->request.kv : NULL};
     for (size_t i = 0; i < call->request.n_prompts; i++) {
         const api_choice *first = &call->choices[i * call->request.n];
         usage.n_prompt += call->request.prompts[i].n_ids;
         if (first->session != NULL) usage.n_cached += session_cached_tokens(first->session);
     }
-    for (size_t i = 0; i < call->n_choices; i++)
-        usage.n_output += api_choice_read(&call->choices[i]).n_tokens;
+    for (size_t i = 0; i < call->n_choices; i++) {
+        const session *s = call->choices[i].session;
+        const session_progress progress = api_choice_read(&call->choices[i]);
+        usage.n_output += progress.n_tokens;
+        if (s != NULL && usage.methods != NULL && progress.finish != FINISH_NONE)
+            add_kv_usage(s, &usage.kv);
+    }
     return usage;
 }
 

@@ -11,6 +11,8 @@
 #ifndef SERVICE_API_REPLY_H
 #define SERVICE_API_REPLY_H
 
+#include "kvcache/kv_methods.h"
+#include "kvcache/kv_stats.h"
 #include "model/sampler.h"
 #include "model/tokenizer.h"
 #include "service/session.h"
@@ -47,6 +49,8 @@ typedef struct api_piece {
 
 typedef struct api_usage {
     uint64_t n_prompt, n_output, n_cached; /* tokens */
+    const kv_methods *methods; /* of all sequences; NULL: the request did not ask for `kv` */
+    kv_usage kv;               /* of all sequences together; valid with methods */
 } api_usage;
 
 /* What all documents of one request have in common. */

@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "service/api_fields_json.h"
+#include "service/api_kv_json.h"
 #include "service/api_logprobs_json.h"
 
 #include <stdlib.h>
@@ -80,10 +81,15 @@ static json_t *choice_new(const api_envelope *envelope, const api_piece *piece)
 
 static json_t *usage_new(const api_usage *usage)
 {
-    return json_pack("{s:I,s:I,s:I,s:{s:I}}", "prompt_tokens", (json_int_t)usage->n_prompt,
-                     "completion_tokens", (json_int_t)usage->n_output, "total_tokens",
-                     (json_int_t)(usage->n_prompt + usage->n_output), "prompt_tokens_details",
-                     "cached_tokens", (json_int_t)usage->n_cached);
+    json_t *document =
+        json_pack("{s:I,s:I,s:I,s:{s:I}}", "prompt_tokens", (json_int_t)usage->n_prompt,
+                  "completion_tokens", (json_int_t)usage->n_output, "total_tokens",
+                  (json_int_t)(usage->n_prompt + usage->n_output), "prompt_tokens_details",
+                  "cached_tokens", (json_int_t)usage->n_cached);
+    if (document == NULL || usage->methods == NULL) return document;
+    if (api_put(document, "kv", api_kv_usage_new(usage->methods, &usage->kv))) return document;
+    json_decref(document);
+    return NULL;
 }
 
 /* The document up to its choices, which are empty. */

@@ -9,6 +9,7 @@
 #ifndef SERVICE_API_REQUEST_H
 #define SERVICE_API_REQUEST_H
 
+#include "kvcache/kv_methods.h"
 #include "model/sampler.h"
 #include "service/api_error.h"
 #include "service/session.h"
@@ -29,6 +30,7 @@ typedef struct api_limits {
     uint32_t n_choices_max;         /* n x prompts */
     const char *const *model_names; /* [n_model_names] */
     size_t n_model_names;
+    const kv_config *kv; /* the server's settings: defaults and limits of `kv` */
 } api_limits;
 
 /* A prompt is text until it has been tokenised, or ids from the start. */
@@ -65,6 +67,8 @@ typedef struct completion_request {
     uint32_t n_truncated; /* prompt tokens kept at the end; 0: as many as fit (-1 in the request) */
     char *salt;           /* cache_salt, owned; NULL: none */
     size_t salt_bytes;
+    bool has_kv;
+    kv_methods kv;                         /* valid with has_kv */
     char request_id[API_REQUEST_ID_BYTES]; /* "" if none or not fit for a header */
 } completion_request;
 
@@ -72,5 +76,8 @@ typedef struct completion_request {
 bool api_completion_parse(const api_limits *limits, const char *body, size_t body_bytes,
                           completion_request *out, api_error *error);
 void api_completion_deinit(completion_request *request); /* zeroed is fine */
+
+/* Refuses methods for a reason given in terms of settings, in terms of the request. */
+bool api_kv_refuse(api_error *error, const err_info *info);
 
 #endif

@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/hash.h"
 #include "service/api_fields_json.h"
+#include "service/api_kv_json.h"
 #include "service/api_prompt_json.h"
 
 #include <stdlib.h>
@@ -335,7 +336,7 @@ bool api_completion_parse(const api_limits *limits, const char *body, size_t bod
         read_bias(document, limits, out, error) && read_stops(document, out, error) &&
         read_stop_ids(document, limits, out, error) && read_stream(document, out, error) &&
         read_flags(document, out, error) && read_truncation(document, out, error) &&
-        read_names(document, out, error);
+        read_names(document, out, error) && api_kv_read(document, limits->kv, out, error);
     json_decref(document);
     if (!is_read) api_completion_deinit(out);
     return is_read;

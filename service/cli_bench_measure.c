@@ -261,8 +261,10 @@ err_t bench_decode(bench_run *r, uint32_t n_seqs, uint32_t n_steps, bench_result
     out->weight_bytes =
         n_steps * dense_bytes(shape, n_seqs) + (double)r->n_active * expert_bytes(shape);
     out->experts_per_layer = (double)r->n_active / ((double)n_steps * shape->n_layers);
-    for (uint32_t i = 0; i < n_seqs; i++)
-        kv_seq_truncate(r->seqs[i], r->n_context);
+    for (uint32_t i = 0; i < n_seqs && err == ERR_OK; i++) { /* one that evicts begins anew */
+        const uint32_t n = kv_seq_truncate(r->seqs[i], r->n_context);
+        err = fill_seq(r, r->seqs[i], r->n_context - n);
+    }
     return err;
 }
 

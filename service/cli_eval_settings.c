@@ -62,6 +62,20 @@ static word next_word(const char **rest, char separator)
     return (word){begin, (size_t)(end - begin)};
 }
 
+/* The part up to a comma, and on over commas whose next part sets nothing: a value may be a list. */
+static word next_pair(const char **rest)
+{
+    word pair = next_word(rest, ',');
+    while (*rest != NULL) {
+        const char *behind = *rest;
+        const word next = next_word(&behind, ',');
+        if (next.n_bytes == 0 || memchr(next.bytes, '=', next.n_bytes) != NULL) break;
+        pair.n_bytes = (size_t)(next.bytes + next.n_bytes - pair.bytes);
+        *rest = behind;
+    }
+    return pair;
+}
+
 static int shown_bytes(word w)
 {
     return (int)min_size(w.n_bytes, SHOWN_BYTES_MAX);
@@ -242,7 +256,7 @@ static err_t read_row(eval_settings *s, uint32_t row, word config, err_info *inf
     uint64_t seen = 0;
     const char *rest = out->name;
     while (rest != NULL)
-        TRY(set_pair(s, row, next_word(&rest, ','), &seen, info));
+        TRY(set_pair(s, row, next_pair(&rest), &seen, info));
     snprintf(where, sizeof where, "compare: config %u: ", row + 1);
     return refuse_prefix_caching(&out->kv, where, info);
 }

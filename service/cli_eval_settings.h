@@ -1,7 +1,8 @@
 /* service/cli_eval_settings.h - what `pikv eval` is asked to do, read and checked as a whole before anything runs.
  *
  *   --compare "CONFIG;CONFIG;..."   one row each; CONFIG is name=value,name=value with the names of the kv settings, with or
- *                                   without their "kv-", over what the command line says. Empty or `default`: the
+ *                                   without their "kv-", over what the command line says; a part without
+ *                                   = goes on with the value before it. Empty or `default`: the
  *                                   command line's own. Without the flag: one row of that kind. */
 #ifndef SERVICE_CLI_EVAL_SETTINGS_H
 #define SERVICE_CLI_EVAL_SETTINGS_H

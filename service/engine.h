@@ -16,6 +16,7 @@
 #include "base/config.h"
 #include "kvcache/kv_cache.h"
 #include "model/model.h"
+#include "service/kv_look.h"
 #include "service/metrics.h"
 #include "service/session.h"
 
@@ -44,6 +45,10 @@ err_t engine_open(const engine_config *config, const engine_parts *parts, engine
  * ERR_BAD_REQUEST with the two numbers when a session can never fit. The engine takes its own reference. */
 err_t engine_submit(engine *e, session *const *sessions, size_t n_sessions,
                     err_info *info) MUST_CHECK;
+
+/* Takes the look before its next step, idle or not. ERR_QUEUE_FULL while several others wait; ERR_CLOSED. The
+ * engine takes its own reference. */
+err_t engine_look(engine *e, kv_look *look) MUST_CHECK;
 
 void engine_poke(engine *e); /* something was cancelled: look at once, even if idle */
 

@@ -15,6 +15,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+enum { ENGINE_LOOKS_MAX = 4 };
+
 typedef struct entry {
     session *s;            /* one reference */
     kv_seq *seq;           /* while running, else NULL */
@@ -72,6 +74,8 @@ struct engine {
     uint32_t n_open; /* submitted and not finished: what the queue's limit counts */
     uint32_t n_held; /* submitted and not released */
     uint64_t next_arrival;
+    kv_look *looks[ENGINE_LOOKS_MAX]; /* [n_looks], a reference each */
+    uint32_t n_looks;
     bool is_poked, is_draining, is_cancelling, is_closing;
 
     /* ---- shared, atomic */
@@ -110,11 +114,17 @@ uint32_t engine_n_running(const engine *e);
 /* engine_plan.c: chooses the rows of a step and begins it in the cache. False: nothing to run. */
 bool engine_plan_step(engine *e);
 
+/* Gives up the pages of a running session; its tokens stay. cached_tokens as in kv_seq_close. */
+void engine_stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens);
+
 /* engine_step.c */
 void engine_run_step(engine *e);
 
 /* Tells the scheduler what the session's sequence holds, if it has one. */
 void engine_update_item(engine *e, uint32_t item);
+
+/* The session's own, or those of the cache. */
+const kv_methods *engine_methods_of(const engine *e, const session *s);
 
 /* Tokens that must be in the cache: prompt and output so far. */
 uint32_t engine_n_known(const engine *e, uint32_t item);

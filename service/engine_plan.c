@@ -21,17 +21,32 @@ uint32_t engine_n_known(const engine *e, uint32_t item)
     return session_get_spec(s)->n_prompt + session_n_output(s);
 }
 
+const kv_methods *engine_methods_of(const engine *e, const session *s)
+{
+    const kv_methods *own = session_get_spec(s)->methods;
+    return own != NULL ? own : kv_cache_methods(e->parts.cache);
+}
+
+/* Where routing leaves pages out, every token behind the prompt is a step of its own. That holds for tokens
+ * that are computed again after a preemption, too: in chunks they would read everything. */
+static uint32_t step_tokens_max(const engine *e, const entry *en)
+{
+    const uint32_t most = kv_seq_step_tokens_max(en->seq);
+    const uint32_t length = kv_seq_length(en->seq), n_prompt = session_get_spec(en->s)->n_prompt;
+    if (engine_methods_of(e, en->s)->reads_all) return most;
+    return length < n_prompt ? (uint32_t)min_size(most, (size_t)n_prompt - length) : 1;
+}
+
 void engine_update_item(engine *e, uint32_t item)
 {
     const entry *en = &e->entries[item];
     sched_item *it = &e->items[item];
     it->n_pending = engine_n_known(e, item) - (en->seq != NULL ? kv_seq_length(en->seq) : 0);
-    it->n_step_max = en->seq != NULL ? kv_seq_step_tokens_max(en->seq) : 0;
+    it->n_step_max = en->seq != NULL ? step_tokens_max(e, en) : 0;
     it->is_running = en->seq != NULL;
 }
 
-/* Gives up the pages of a running session; its tokens stay. */
-static void stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens)
+void engine_stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens)
 {
     entry *en = &e->entries[item];
     kv_seq_close(en->seq, cached_tokens);
@@ -50,17 +65,20 @@ static uint64_t pending_of_others(const engine *e, uint32_t item)
     return n_tokens;
 }
 
-/* An estimate in tokens: what is not used by open sequences must hold the prompt, what the others
+/* An estimate in tokens: what is not used of pool and tiers by open sequences must hold the prompt, what the others
  * still have to append, and a small reserve for their decoding. A wrong one costs a preemption. */
 static bool has_room(const engine *e, uint32_t item)
 {
     kv_stats stats;
     kv_stats_read(e->parts.cache, &stats);
     if (stats.pool_budget_bytes == 0) return true;
-    const uint64_t capacity = kv_cache_capacity_tokens(e->parts.cache);
-    const double used = (double)stats.used_bytes / (double)stats.pool_budget_bytes;
+    const double all_bytes =
+        (double)(stats.pool_budget_bytes + stats.host_budget_bytes + stats.disk_budget_bytes);
+    const double used_bytes = (double)(stats.used_bytes + stats.away_used_bytes);
+    const kv_methods *methods = engine_methods_of(e, e->entries[item].s);
+    const uint64_t capacity = kv_cache_capacity_tokens(e->parts.cache, methods);
     const uint64_t reserve = capacity / 64;
-    return (double)capacity * (1 - used) >=
+    return (double)capacity * (1 - used_bytes / all_bytes) >=
            (double)(e->items[item].n_pending + pending_of_others(e, item) + reserve);
 }
 
@@ -82,8 +100,9 @@ static bool admit(engine *e, uint32_t item)
     entry *en = &e->entries[item];
     const session_spec *spec = session_get_spec(en->s);
     /* What it leaves behind when preempted has been encoded meanwhile: not what it would compute. */
-    const bool is_lossy_again = en->was_scheduled && !kv_cache_is_exact(e->parts.cache);
-    const kv_seq_options options = {.salt = spec->salt_bytes > 0 ? spec->salt : "",
+    const bool is_lossy_again = en->was_scheduled && !engine_methods_of(e, en->s)->is_exact;
+    const kv_seq_options options = {.methods = spec->methods,
+                                    .salt = spec->salt_bytes > 0 ? spec->salt : "",
                                     .salt_bytes = spec->salt_bytes,
                                     .n_prompt_tokens = spec->n_prompt,
                                     .no_prefix_read = spec->score_prompt || is_lossy_again};
@@ -97,7 +116,7 @@ static bool admit(engine *e, uint32_t item)
         kv_seq_take_prefix(en->seq, session_history(en->s), engine_n_known(e, item));
     engine_update_item(e, item);
     if (!is_alone && !has_room(e, item)) {
-        stop_running(e, item, NULL);
+        engine_stop_running(e, item, NULL);
         return false;
     }
     if (!en->was_scheduled) note_first_schedule(e, en, n_cached);
@@ -162,7 +181,6 @@ static void add_row(engine *e, const sched_row *row, kv_row *kv)
     step_batch *b = &e->batch;
     const entry *en = &e->entries[row->item];
     const uint32_t start = kv_seq_length(en->seq);
-    /* Drawn tokens that are computed again after a preemption come in chunks, and read like a prompt. */
     const bool is_decode = row->n_tokens == 1 && start >= session_get_spec(en->s)->n_prompt;
     *kv = (kv_row){.seq = en->seq,
                    .first_token = b->n_tokens,
@@ -215,7 +233,7 @@ static void make_room(engine *e, err_t err)
     }
     log_debug("engine", "preempted tokens=%u", engine_n_known(e, (uint32_t)victim));
     metrics_add(e->parts.metrics, METRIC_PREEMPTIONS, 1);
-    stop_running(e, (uint32_t)victim, session_history(en->s));
+    engine_stop_running(e, (uint32_t)victim, session_history(en->s));
 }
 
 bool engine_plan_step(engine *e)

@@ -7,6 +7,8 @@
 #include "base/check.h"
 #include "base/clock.h"
 
+#include <string.h>
+
 static err_t check_length(const engine *e, const session_spec *spec, err_info *info)
 {
     const uint64_t n_tokens = (uint64_t)spec->n_prompt + spec->max_tokens;
@@ -15,12 +17,12 @@ static err_t check_length(const engine *e, const session_spec *spec, err_info *i
                        "prompt of %u tokens and max_tokens of %u exceed the context of %u tokens",
                        spec->n_prompt, spec->max_tokens, e->config.n_context_max);
     }
-    if (!kv_cache_could_fit(e->parts.cache, NULL, (uint32_t)n_tokens)) {
+    if (!kv_cache_could_fit(e->parts.cache, spec->methods, (uint32_t)n_tokens)) {
         return err_set(
             info, ERR_BAD_REQUEST,
             "prompt of %u tokens and max_tokens of %u exceed the KV cache of %llu tokens",
             spec->n_prompt, spec->max_tokens,
-            (unsigned long long)kv_cache_capacity_tokens(e->parts.cache));
+            (unsigned long long)kv_cache_capacity_tokens(e->parts.cache, spec->methods));
     }
     return ERR_OK;
 }
@@ -106,22 +108,50 @@ static void move_inbox(engine *e)
     e->n_inbox = 0;
 }
 
+err_t engine_look(engine *e, kv_look *look)
+{
+    err_t err = ERR_OK;
+    pthread_mutex_lock(&e->lock);
+    if (e->is_closing) err = ERR_CLOSED;
+    if (err == ERR_OK && e->n_looks == ENGINE_LOOKS_MAX) err = ERR_QUEUE_FULL;
+    if (err == ERR_OK) {
+        e->looks[e->n_looks++] = kv_look_retain(look);
+        pthread_cond_signal(&e->wake);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return err;
+}
+
+/* Outside the lock: a look costs a walk over tables. */
+static void take_looks(const engine *e, kv_look *const *looks, uint32_t n_looks)
+{
+    for (uint32_t i = 0; i < n_looks; i++) {
+        kv_look_take(looks[i], e->parts.cache);
+        kv_look_release(looks[i]);
+    }
+}
+
 static bool has_work(const engine *e)
 {
-    return e->n_inbox > 0 || e->n_items > 0 || e->is_poked || e->is_closing;
+    return e->n_inbox > 0 || e->n_looks > 0 || e->n_items > 0 || e->is_poked || e->is_closing;
 }
 
 bool engine_take_inbox(engine *e)
 {
     const bool was_idle = e->n_items == 0;
+    kv_look *looks[ENGINE_LOOKS_MAX];
     pthread_mutex_lock(&e->lock);
     while (!has_work(e))
         pthread_cond_wait(&e->wake, &e->lock);
     e->is_poked = false;
     e->cancels_all = e->is_cancelling;
     move_inbox(e);
+    const uint32_t n_looks = e->n_looks;
+    memcpy(looks, e->looks, n_looks * sizeof *looks);
+    e->n_looks = 0;
     const bool goes_on = !e->is_closing || e->n_items > 0;
     pthread_mutex_unlock(&e->lock);
+    take_looks(e, looks, n_looks);
     if (was_idle) engine_report_start(e);
     return goes_on;
 }

@@ -48,6 +48,7 @@ static void count_end(const engine *e, const session *s, session_finish finish, 
     metrics *m = e->parts.metrics;
     const session_times times = session_get_times(s);
     metrics_count_outcome(m, OUTCOME_OF[finish]);
+    metrics_count_methods(m, engine_methods_of(e, s));
     metrics_observe(m, METRIC_E2E, seconds_between(times.arrival_ns, now_ns));
     metrics_observe(m, METRIC_PROMPT_LENGTH, session_get_spec(s)->n_prompt);
     metrics_observe(m, METRIC_OUTPUT_LENGTH, session_n_output(s));
@@ -72,11 +73,19 @@ static void count_as_released(engine *e)
     pthread_mutex_unlock(&e->lock);
 }
 
+static void note_kv_usage(const entry *en)
+{
+    kv_usage usage;
+    kv_seq_usage(en->seq, &usage);
+    session_set_kv_usage(en->s, &usage);
+}
+
 static void retire(engine *e, entry *en)
 {
     session *s = en->s;
     const uint64_t now_ns = clock_mono_ns();
     if (en->seq != NULL) {
+        if (session_get_spec(s)->reports_kv) note_kv_usage(en);
         /* Values that gave bad logits must not be found by others. */
         kv_seq_close(en->seq, en->finish == FINISH_ERROR ? NULL : session_history(s));
         en->seq = NULL;

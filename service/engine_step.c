@@ -7,6 +7,8 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/log.h"
+#include "kvcache/kv_lost.h"
 
 static void count_experts(void *ctx, uint32_t layer, const uint32_t *chosen, uint32_t n_tokens,
                           uint32_t top_k)
@@ -80,7 +82,7 @@ static void count_token(const engine *e, const session *s, uint64_t now_ns)
 static void apply_result(engine *e, const job *j, const sampler_result *result, uint64_t now_ns)
 {
     entry *en = &e->entries[j->item];
-    if (en->finish == FINISH_ERROR) return;
+    if (en->finish == FINISH_ERROR || kv_seq_is_lost(en->seq)) return;
     if (result->is_bad) {
         en->finish = FINISH_ERROR;
     } else if (j->score_position > 0) {
@@ -120,6 +122,20 @@ static void publish_rows(engine *e)
     }
 }
 
+/* Sessions whose pages the cache could not read back: what this step gave them has been ignored, and
+ * their tokens are computed again, as after a preemption. */
+static void stop_lost(engine *e)
+{
+    for (uint32_t r = 0; r < e->batch.n_rows; r++) {
+        const uint32_t item = e->batch.plan[r].item;
+        entry *en = &e->entries[item];
+        if (!kv_seq_is_lost(en->seq)) continue;
+        log_debug("engine", "computed again cause=disk tokens=%u", engine_n_known(e, item));
+        en->finish = FINISH_NONE; /* it may have been set when the step was planned */
+        engine_stop_running(e, item, NULL);
+    }
+}
+
 static void end_leadership(engine *e, uint64_t sched_group)
 {
     for (uint32_t i = 0; i < e->n_items; i++) {
@@ -134,7 +150,7 @@ static void share_prompts(engine *e)
         const uint32_t item = e->batch.plan[r].item;
         entry *en = &e->entries[item];
         const session_spec *spec = session_get_spec(en->s);
-        if (en->has_shared || en->finish == FINISH_ERROR) continue;
+        if (en->seq == NULL || en->has_shared || en->finish == FINISH_ERROR) continue;
         if (kv_seq_length(en->seq) < spec->n_prompt) continue;
         kv_seq_share_prompt(en->seq, spec->prompt, spec->n_prompt);
         en->has_shared = true;
@@ -154,6 +170,7 @@ void engine_run_step(engine *e)
     metrics_observe(m, e->batch.has_prompt ? METRIC_STEP_PREFILL : METRIC_STEP_DECODE,
                     clock_seconds_since(start_ns));
     metrics_add(m, METRIC_STEPS, 1); /* the end of the step: from here on memory may be allocated */
+    stop_lost(e);
     share_prompts(e);
     engine_retire_finished(e);
 }

@@ -3,6 +3,7 @@
  * The environment is read here and handed on; nothing below calls getenv. */
 #include "service/cli.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -35,6 +36,8 @@ int main(int argc, char **argv)
         print_help(stderr);
         return CLI_EXIT_USAGE;
     }
+    /* A file over the limit of the system is to be an error of the write: see kvcache/tier/tier_file.h. */
+    signal(SIGXFSZ, SIG_IGN);
     const char *word = argv[1];
     if (strcmp(word, "--version") == 0) {
         printf("pikv %s\n", PIKV_VERSION);

@@ -70,6 +70,39 @@ static char *escape_label(const char *text)
     return out;
 }
 
+const char *metrics_scheduling_name(uint32_t index)
+{
+    if (index == 0) return "none";
+    if (index == 1) return "quest";
+    return kv_scorers[index - 2] != NULL ? kv_scorers[index - 2]->name : NULL;
+}
+
+static uint32_t scheduling_index(const kv_policy *policy)
+{
+    uint32_t scorer = 0;
+    if (policy->limits_reads) return 1;
+    if (!policy->evicts) return 0;
+    while (kv_scorers[scorer] != policy->scorer)
+        scorer++;
+    return scorer + 2;
+}
+
+/* A counter for every combination of methods. */
+static err_t open_methods(metrics *m)
+{
+    size_t n;
+    while (kv_routings[m->methods.n_routings] != NULL)
+        m->methods.n_routings++;
+    while (metrics_scheduling_name(m->methods.n_schedulings) != NULL)
+        m->methods.n_schedulings++;
+    while (kv_codecs[m->methods.n_codecs] != NULL)
+        m->methods.n_codecs++;
+    TRY(size_mul(m->methods.n_routings, m->methods.n_schedulings, &n));
+    TRY(size_mul(n, m->methods.n_codecs, &n));
+    m->methods.ended = calloc(n, sizeof *m->methods.ended);
+    return m->methods.ended != NULL ? ERR_OK : ERR_NO_MEMORY;
+}
+
 err_t metrics_open(const metrics_shape *shape, metrics **out)
 {
     *out = NULL;
@@ -84,6 +117,7 @@ err_t metrics_open(const metrics_shape *shape, metrics **out)
         m->experts = calloc(max_size(n_experts, 1), sizeof *m->experts);
         if (m->model_name == NULL || m->experts == NULL) err = ERR_NO_MEMORY;
     }
+    if (err == ERR_OK) err = open_methods(m);
     if (err != ERR_OK) {
         metrics_close(m);
         return err;
@@ -97,6 +131,7 @@ void metrics_close(metrics *m)
     if (m == NULL) return;
     free(m->model_name);
     free(m->experts);
+    free(m->methods.ended);
     free(m);
 }
 
@@ -147,6 +182,17 @@ void metrics_count_outcome(metrics *m, metric_outcome outcome)
 {
     assert((unsigned)outcome < OUTCOME_COUNT);
     if (is_counting(m)) count(&m->outcomes[outcome], 1);
+}
+
+void metrics_count_methods(metrics *m, const kv_methods *methods)
+{
+    uint32_t routing = 0;
+    if (!is_counting(m)) return;
+    while (kv_routings[routing] != methods->routing)
+        routing++;
+    const size_t row =
+        (size_t)routing * m->methods.n_schedulings + scheduling_index(&methods->policy);
+    count(&m->methods.ended[row * m->methods.n_codecs + methods->codec_index], 1);
 }
 
 void metrics_count_reject(metrics *m, metric_reject reason)

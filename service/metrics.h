@@ -9,6 +9,7 @@
 #define SERVICE_METRICS_H
 
 #include "base/error.h"
+#include "kvcache/kv_methods.h"
 #include "kvcache/kv_stats.h"
 
 #include <stdbool.h>
@@ -83,6 +84,7 @@ typedef enum metric_reject {
 void metrics_add(metrics *m, metric_counter counter, uint64_t n);
 void metrics_observe(metrics *m, metric_histogram histogram, double value);
 void metrics_count_outcome(metrics *m, metric_outcome outcome);
+void metrics_count_methods(metrics *m, const kv_methods *methods); /* beside an outcome */
 void metrics_count_reject(metrics *m, metric_reject reason);
 /* Router's choices of one layer: chosen [n_tokens][top_k]. */
 void metrics_count_experts(metrics *m, uint32_t layer, const uint32_t *chosen, uint32_t n_tokens,

@@ -33,6 +33,14 @@ struct metrics {
     _Atomic uint64_t rejects[REJECT_COUNT];
     histogram histograms[METRIC_HISTOGRAM_COUNT];
     _Atomic uint64_t *experts; /* [n_layers][n_experts]; tokens routed */
+    struct {
+        uint32_t n_routings, n_codecs; /* entries of the registries */
+        uint32_t n_schedulings;        /* see metrics_scheduling_name */
+        _Atomic uint64_t *ended;       /* [n_routings][n_schedulings][n_codecs]: sequences */
+    } methods;
 };
+
+/* What counters call a policy: none, quest, or its scorer; NULL behind the last one. */
+const char *metrics_scheduling_name(uint32_t index);
 
 #endif

@@ -110,6 +110,28 @@ static void write_requests(page *p)
     write_labelled(p, "request_rejections_total", "reason", samples, REJECT_COUNT);
 }
 
+/* Combinations that were never asked for are left out: there are hundreds of them. */
+static void write_methods(page *p)
+{
+    const metrics *m = p->m;
+    char labels[192];
+    size_t i = 0;
+    write_family(p, "requests_by_method_total", "counter",
+                 "Sequences finished, by the methods of their KV entries");
+    for (uint32_t r = 0; r < m->methods.n_routings; r++) {
+        for (uint32_t s = 0; s < m->methods.n_schedulings; s++) {
+            for (uint32_t c = 0; c < m->methods.n_codecs; c++, i++) {
+                const uint64_t n = load(&m->methods.ended[i]);
+                if (n == 0) continue;
+                snprintf(labels, sizeof labels,
+                         "routing=\"%s\",scheduling=\"%s\",compression=\"%s\"",
+                         kv_routings[r]->name, metrics_scheduling_name(s), kv_codecs[c]->name);
+                write_count(p, "requests_by_method_total", labels, n);
+            }
+        }
+    }
+}
+
 static void write_histogram(page *p, metric_histogram which, const histogram_shape *shape)
 {
     const histogram *h = &p->m->histograms[which];
@@ -158,10 +180,10 @@ static void write_load(page *p, const metrics_gauges *g)
     write_gauge(p, "http_requests_active", g->http_active, "HTTP exchanges in progress");
     write_gauge(p, "ready", g->is_ready ? 1 : 0, "1 when the model is loaded and not draining");
     write_gauge(p, "model_load_seconds", g->load_seconds, "From the start of the process to ready");
-    const labelled parts[] = {
-        {"weights", g->weight_bytes},
-        {"kv", g->kv.slab_bytes + g->kv.table_bytes + g->kv.ring_bytes + g->kv.staging_bytes},
-        {"scratch", g->scratch_bytes}};
+    const labelled parts[] = {{"weights", g->weight_bytes},
+                              {"kv", g->kv.slab_bytes + g->kv.table_bytes + g->kv.ring_bytes +
+                                         g->kv.staging_bytes + g->kv.host_bytes},
+                              {"scratch", g->scratch_bytes}};
     write_family(p, "memory_bytes", "gauge", "Memory by kind");
     write_labelled(p, "memory_bytes", "kind", parts, sizeof parts / sizeof *parts);
 }
@@ -175,11 +197,14 @@ static void write_kv_gauges(page *p, const kv_stats *kv)
     const labelled parts[] = {{"slabs", kv->slab_bytes},
                               {"tables", kv->table_bytes},
                               {"ring", kv->ring_bytes},
+                              {"scores", kv->observed_bytes},
                               {"staging", kv->staging_bytes}};
     write_family(p, "kv_cache_bytes", "gauge", "Bytes that the KV cache holds, by part");
     write_labelled(p, "kv_cache_bytes", "part", parts, sizeof parts / sizeof *parts);
     write_gauge(p, "kv_pool_budget_bytes", (double)kv->pool_budget_bytes,
                 "Budget of the page pool");
+    write_gauge(p, "kv_used_bytes", (double)kv->used_bytes,
+                "Shares of slabs that the pages of open sequences take");
     write_gauge(p, "kv_slots_live", (double)kv->slots_live, "Entries that lie in pages");
     write_gauge(p, "kv_sequences_open", kv->seqs_open, "Sequences open in the KV cache");
     write_gauge(p, "prefix_cache_objects", kv->prefix_objects, "Cached prefixes");
@@ -207,6 +232,19 @@ static void write_kv_counters(page *p, const kv_stats *kv)
     write_counter(p, "kv_read_blocks_total", kv->blocks_read, "Blocks of positions read");
 }
 
+/* What scheduling takes away from running sequences. */
+static void write_kv_scheduling(page *p, const kv_stats *kv)
+{
+    write_counter(p, "kv_entries_evicted_total", kv->entries_evicted,
+                  "Entries that scheduling took from sequences");
+    write_counter(p, "kv_pages_evicted_total", kv->pages_evicted,
+                  "Pages that sequences gave back for it");
+    write_counter(p, "kv_pages_compacted_total", kv->pages_compacted,
+                  "Pages written anew from what was left of others");
+    write_family(p, "kv_score_seconds_total", "counter", "Time spent choosing what stays");
+    write_sample(p, "kv_score_seconds_total", NULL, kv->score_seconds);
+}
+
 /* What routing leaves out of decode steps, and the bound of the attention mass that is missed by it. */
 static void write_kv_routing(page *p, const kv_stats *kv)
 {
@@ -224,6 +262,31 @@ static void write_kv_routing(page *p, const kv_stats *kv)
                  "These bounds in the last step with decode queries");
     write_sample(p, "kv_step_unread_mass_bound", "stat=\"mean\"", kv->step_certificate_mean);
     write_sample(p, "kv_step_unread_mass_bound", "stat=\"max\"", kv->step_certificate_max);
+}
+
+/* What has left the pool for host memory and the disk. */
+static void write_kv_tiers(page *p, const kv_stats *kv)
+{
+    const labelled budgets[] = {{"host", kv->host_budget_bytes}, {"disk", kv->disk_budget_bytes}};
+    write_family(p, "kv_tier_budget_bytes", "gauge",
+                 "Budgets of the tiers below the pool; 0 when a failing disk is left alone");
+    write_labelled(p, "kv_tier_budget_bytes", "tier", budgets, sizeof budgets / sizeof *budgets);
+    const labelled bytes[] = {{"host", kv->host_bytes}, {"disk", kv->disk_bytes}};
+    write_family(p, "kv_tier_bytes", "gauge", "Bytes in use, by tier");
+    write_labelled(p, "kv_tier_bytes", "tier", bytes, sizeof bytes / sizeof *bytes);
+    const labelled blocks[] = {{"host", kv->host_pages}, {"disk", kv->disk_pages}};
+    write_family(p, "kv_tier_blocks", "gauge", "Pages that have left the pool, by tier");
+    write_labelled(p, "kv_tier_blocks", "tier", blocks, sizeof blocks / sizeof *blocks);
+    write_counter(p, "kv_demoted_blocks_total", kv->pages_demoted, "Pages that left the pool");
+    write_counter(p, "kv_promoted_blocks_total", kv->pages_promoted, "Pages that came back");
+    write_counter(p, "kv_disk_read_bytes_total", kv->disk_read_bytes,
+                  "Bytes of pages read from the disk");
+    const labelled failures[] = {{"read", kv->disk_read_failures},
+                                 {"write", kv->disk_write_failures}};
+    write_family(p, "kv_disk_failures_total", "counter", "Pages that the disk failed");
+    write_labelled(p, "kv_disk_failures_total", "op", failures, sizeof failures / sizeof *failures);
+    write_counter(p, "kv_lost_sequences_total", kv->seqs_lost,
+                  "Sequences computed again because the disk failed");
 }
 
 /* The busiest expert's tokens over the mean, of each layer on its own: a mean over layers first would
@@ -351,11 +414,14 @@ err_t metrics_write(const metrics *m, const metrics_gauges *gauges, char **text,
     page p = {.out = open_memstream(text, n_bytes), .m = m};
     if (p.out == NULL) return ERR_NO_MEMORY;
     write_requests(&p);
+    write_methods(&p);
     write_counters(&p);
     write_load(&p, gauges);
     write_kv_gauges(&p, &gauges->kv);
     write_kv_counters(&p, &gauges->kv);
+    write_kv_scheduling(&p, &gauges->kv);
     write_kv_routing(&p, &gauges->kv);
+    write_kv_tiers(&p, &gauges->kv);
     write_histograms(&p);
     write_experts(&p);
     write_info(&p, gauges);

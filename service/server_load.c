@@ -77,7 +77,7 @@ static hash128 file_mark(const char *dir, const char *name, int64_t *changed)
 static void make_fingerprint(server_parts *parts)
 {
     static const char *const names[] = {"config.json", "model.safetensors",
-                                        "model.safetensors.index.json"};
+                                        "model.safetensors.index.json", "kv_bases.safetensors"};
     uint64_t mixed = hash_bytes(&(hash_key){{0}}, PIKV_VERSION, sizeof PIKV_VERSION).lo;
     parts->api.created = 0;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
@@ -154,7 +154,7 @@ static err_t open_cache(server_parts *parts, err_info *info)
                       &parts->cache, info));
     kv_stats stats;
     kv_stats_read(parts->cache, &stats);
-    const uint64_t capacity = kv_cache_capacity_tokens(parts->cache);
+    const uint64_t capacity = kv_cache_capacity_tokens(parts->cache, NULL);
     log_info("server",
              "kv cache capacity_tokens=%" PRIu64 " type=%s gib=%.3f bytes_per_token=%zu"
              " context=%" PRIu32 " max_concurrency=%.2fx seconds=%.3f",

@@ -61,6 +61,9 @@ static void place_copies(session *s, const session_spec *from, arena *a)
     s->banned = banned;
     s->spec.eos = copy_into(a, from->eos, from->n_eos, sizeof *from->eos);
     s->spec.salt = copy_into(a, from->salt, from->salt_bytes, 1);
+    const kv_methods *methods =
+        copy_into(a, from->methods, from->methods != NULL ? 1 : 0, sizeof *methods);
+    s->spec.methods = from->methods != NULL ? methods : NULL;
     s->spec.sampling.bias =
         copy_into(a, from->sampling.bias, from->sampling.n_bias, sizeof *from->sampling.bias);
     const uint64_t *allowed =
@@ -271,6 +274,12 @@ session_stop_reason session_get_stop_reason(const session *s)
 session_times session_get_times(const session *s)
 {
     return s->times;
+}
+
+kv_usage session_get_kv_usage(const session *s)
+{
+    assert(s->spec.reports_kv);
+    return s->kv;
 }
 
 uint32_t session_cached_tokens(const session *s)

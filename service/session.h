@@ -17,6 +17,8 @@
 #define SERVICE_SESSION_H
 
 #include "base/error.h"
+#include "kvcache/kv_methods.h"
+#include "kvcache/kv_stats.h"
 #include "model/sampler.h"
 #include "model/tokenizer.h"
 
@@ -56,6 +58,8 @@ typedef struct session_spec {
     bool score_prompt; /* echo with logprobs: raw log-probabilities of the prompt's tokens */
     const char *salt;  /* cache_salt, "" if none */
     size_t salt_bytes;
+    const kv_methods *methods;      /* that the cache has accepted; NULL: the cache's own */
+    bool reports_kv;                /* session_get_kv_usage will be asked */
     uint64_t arrival_ns;            /* clock_mono_ns when the request came */
     uint64_t deadline_ns;           /* 0: none; cancelled when it has passed */
     uint64_t group;                 /* sessions of one request share it: siblings with one prompt */
@@ -114,6 +118,7 @@ typedef struct session_times { /* clock_mono_ns; 0 where it did not happen */
     uint64_t arrival_ns, scheduled_ns, first_token_ns, last_token_ns, finish_ns;
 } session_times;
 session_times session_get_times(const session *s); /* valid once finished */
+kv_usage session_get_kv_usage(const session *s);   /* valid once finished, with reports_kv */
 uint32_t session_cached_tokens(
     const session *s); /* prompt tokens taken from the prefix cache at first schedule */
 const session_spec *session_get_spec(const session *s); /* the copy */

@@ -37,6 +37,7 @@ struct session {
     session_rows rows; /* NULL members without log-probabilities */
     session_times times;
     session_stop_reason stop_reason;
+    kv_usage kv;
     _Atomic uint32_t n_cached;
 
     /* the engine's own */

@@ -15,6 +15,11 @@ void session_begin(session *s, uint64_t now_ns, uint32_t n_cached)
     if (s->spec.score_prompt) s->n_scored = 1; /* nothing comes before the first token */
 }
 
+void session_set_kv_usage(session *s, const kv_usage *usage)
+{
+    s->kv = *usage;
+}
+
 static void store_row(session *s, size_t row, const sampler_result *result)
 {
     const size_t n_logprobs = (size_t)s->spec.sampling.n_logprobs;

@@ -24,6 +24,9 @@ session_finish session_push(session *s, const sampler_result *result, uint64_t n
 /* Makes everything pushed visible and, if there is anything new, calls on_progress. */
 void session_publish(session *s);
 
+/* What its sequence used, just before it is closed. */
+void session_set_kv_usage(session *s, const kv_usage *usage);
+
 /* The last call: lets out the text that was held back, unless a stop string cut it, publishes all with
  * `finish` and calls on_progress. Only the reference is left. */
 void session_end(session *s, session_finish finish, uint64_t now_ns);

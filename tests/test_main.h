@@ -10,7 +10,7 @@
 typedef struct test_case {
     const char *name;       /* "a_pinned_page_is_never_evicted" */
     const TTest *test;      /* from START_TEST */
-    double timeout_seconds; /* 0: 60 */
+    double timeout_seconds; /* 0: 240 */
 } test_case;
 
 extern const test_case test_cases[];

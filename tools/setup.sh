@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing, by Debian package name: `setup.sh run` for building and serving,
-# `setup.sh eval` for reading compressed text as well, `setup.sh test` for the tests. Does nothing, quickly,
-# when everything is there.
+# `setup.sh eval` for reading compressed text as well, `setup.sh results` for Python too, `setup.sh test` for the
+# tests. Does nothing, quickly, when everything is there.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -23,8 +23,9 @@ as_root() {
 case "${1:-}" in
 run) packages=$run_packages ;;
 eval) packages="$run_packages xz-utils" ;;
+results) packages="$run_packages python3" ;;
 test) packages="$run_packages $test_packages" ;;
-*) echo "usage: $0 run|eval|test" >&2; exit 2 ;;
+*) echo "usage: $0 run|eval|results|test" >&2; exit 2 ;;
 esac
 
 # shellcheck disable=SC2086 # the list is meant to be split

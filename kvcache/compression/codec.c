@@ -29,6 +29,8 @@ const kv_codec *kv_codec_find(const char *name)
 
 attn_span kv_page_span(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots)
 {
+    if (layout->coefficients.n_slots > 0)
+        return kv_strip_span(&layout->coefficients, page, 0, n_slots);
     if (layout->coding == ATTN_PLAIN) return kv_strip_span(&layout->strip, page, 0, n_slots);
     assert(n_slots >= 1);
     assert(n_slots <= layout->strip.n_slots);
@@ -49,11 +51,26 @@ attn_span kv_page_span(const kv_page_layout *layout, const uint8_t *page, uint32
 
 uint64_t kv_page_read_bytes(const kv_page_layout *layout, uint32_t n_slots)
 {
-    const kv_strip *strip = &layout->strip;
+    const kv_strip *strip =
+        layout->coefficients.n_slots > 0 ? &layout->coefficients : &layout->strip;
     if (layout->coding == ATTN_PLAIN)
         return n_slots * ((uint64_t)strip->k_stride_bytes + strip->v_copy_bytes);
     const uint64_t row_bytes =
         (uint64_t)layout->k_row_bytes + layout->v_row_bytes + layout->v_grid_row_bytes;
-    const uint64_t v_one = layout->v_grid_row_bytes == 0 ? layout->k_grid_bytes : 0;
-    return n_slots * row_bytes + layout->k_grid_bytes + v_one;
+    return n_slots * row_bytes + layout->k_grid_bytes + layout->v_grid_bytes;
+}
+
+err_t kv_page_add_part(kv_page_layout *layout, size_t bytes, size_t *offset)
+{
+    *offset = layout->page_bytes;
+    TRY(size_add(layout->page_bytes, bytes, &layout->page_bytes));
+    TRY(size_add(layout->page_bytes, 3, &layout->page_bytes));
+    layout->page_bytes -= layout->page_bytes % 4;
+    return ERR_OK;
+}
+
+err_t kv_page_finish(kv_page_layout *layout)
+{
+    layout->page_bytes = round_up(layout->page_bytes, KV_STRIP_ALIGN);
+    return layout->page_bytes < layout->strip.strip_bytes ? ERR_OK : ERR_UNSUPPORTED;
 }

@@ -71,19 +71,19 @@ static void load_row(const uint8_t *codes, const uint8_t *grid, uint32_t dim, dt
     }
 }
 
-static attn_span load_fp8(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots,
-                          uint8_t *scratch)
+static attn_span load_fp8(const kv_load_args *args)
 {
+    const kv_page_layout *layout = args->layout;
     const kv_strip *strip = &layout->strip;
     const kv_head_shape *shape = &layout->shape;
-    for (uint32_t i = 0; i < n_slots; i++) {
-        load_row(page + layout->k_offset + (size_t)i * layout->k_row_bytes, page, shape->k_dim,
-                 shape->type, scratch + (size_t)i * strip->k_stride_bytes);
-        load_row(page + layout->v_offset + (size_t)i * layout->v_row_bytes,
-                 page + layout->v_grid_offset, shape->v_dim, shape->type,
-                 scratch + strip->v_offset_bytes + (size_t)i * strip->v_stride_bytes);
+    for (uint32_t i = 0; i < args->n_slots; i++) {
+        load_row(args->page + layout->k_offset + (size_t)i * layout->k_row_bytes, args->page,
+                 shape->k_dim, shape->type, args->scratch + (size_t)i * strip->k_stride_bytes);
+        load_row(args->page + layout->v_offset + (size_t)i * layout->v_row_bytes,
+                 args->page + layout->v_grid_offset, shape->v_dim, shape->type,
+                 args->scratch + strip->v_offset_bytes + (size_t)i * strip->v_stride_bytes);
     }
-    return kv_strip_span(strip, scratch, 0, n_slots);
+    return kv_strip_span(strip, args->scratch, 0, args->n_slots);
 }
 
 extern const kv_codec kv_codec_fp8;

@@ -18,11 +18,9 @@ static void seal_strip(const kv_seal_args *args)
     }
 }
 
-static attn_span load_strip(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots,
-                            uint8_t *scratch)
+static attn_span load_strip(const kv_load_args *args)
 {
-    (void)scratch;
-    return kv_strip_span(&layout->strip, page, 0, n_slots);
+    return kv_strip_span(&args->layout->strip, args->page, 0, args->n_slots);
 }
 
 const kv_codec kv_codec_none = {

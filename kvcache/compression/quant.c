@@ -96,16 +96,6 @@ uint32_t kv_grid_code(kv_grid grid, float x, uint32_t bits)
 
 /* ---- pages --------------------------------------------------------------------------------------- */
 
-/* Appends a part of `bytes` to the page; parts begin at multiples of 4. */
-static err_t add_part(kv_page_layout *layout, size_t bytes, size_t *offset)
-{
-    *offset = layout->page_bytes;
-    TRY(size_add(layout->page_bytes, bytes, &layout->page_bytes));
-    TRY(size_add(layout->page_bytes, 3, &layout->page_bytes));
-    layout->page_bytes -= layout->page_bytes % 4;
-    return ERR_OK;
-}
-
 err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape *shape,
                       uint32_t page_tokens, kv_page_layout *out)
 {
@@ -124,16 +114,15 @@ err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape 
     out->v_grid_row_bytes =
         has_one ? 0 : (shape->v_dim + out->v_group - 1) / out->v_group * pair_bytes;
     out->k_grid_bytes = has_one ? (uint32_t)sizeof(float) : shape->k_dim * pair_bytes;
-    const size_t v_grid_bytes =
-        has_one ? sizeof(float) : (size_t)page_tokens * out->v_grid_row_bytes;
+    out->v_grid_bytes = has_one ? (uint32_t)sizeof(float) : 0;
+    const size_t v_grid_bytes = out->v_grid_bytes + (size_t)page_tokens * out->v_grid_row_bytes;
     size_t k_grid_offset;
-    TRY(add_part(out, out->k_grid_bytes, &k_grid_offset));
-    TRY(add_part(out, (size_t)page_tokens * out->k_row_bytes, &out->k_offset));
-    TRY(add_part(out, v_grid_bytes, &out->v_grid_offset));
-    TRY(add_part(out, (size_t)page_tokens * out->v_row_bytes, &out->v_offset));
+    TRY(kv_page_add_part(out, out->k_grid_bytes, &k_grid_offset));
+    TRY(kv_page_add_part(out, (size_t)page_tokens * out->k_row_bytes, &out->k_offset));
+    TRY(kv_page_add_part(out, v_grid_bytes, &out->v_grid_offset));
+    TRY(kv_page_add_part(out, (size_t)page_tokens * out->v_row_bytes, &out->v_offset));
     assert(k_grid_offset == 0);
-    out->page_bytes = round_up(out->page_bytes, KV_STRIP_ALIGN);
-    return out->page_bytes < out->strip.strip_bytes ? ERR_OK : ERR_UNSUPPORTED;
+    return kv_page_finish(out);
 }
 
 static void store_bf16(uint8_t *grid, uint32_t i, float x)
@@ -220,18 +209,18 @@ static void load_row(const kv_page_layout *layout, const uint8_t *codes, const u
     }
 }
 
-attn_span kv_quant_load(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots,
-                        uint8_t *scratch)
+attn_span kv_quant_load(const kv_load_args *args)
 {
+    const kv_page_layout *layout = args->layout;
     const kv_strip *strip = &layout->strip;
-    for (uint32_t i = 0; i < n_slots; i++) {
-        uint8_t *k = scratch + (size_t)i * strip->k_stride_bytes;
-        uint8_t *v = scratch + strip->v_offset_bytes + (size_t)i * strip->v_stride_bytes;
-        load_row(layout, page + layout->k_offset + (size_t)i * layout->k_row_bytes, page,
-                 layout->shape.k_dim, 1, k);
-        load_row(layout, page + layout->v_offset + (size_t)i * layout->v_row_bytes,
-                 page + layout->v_grid_offset + (size_t)i * layout->v_grid_row_bytes,
+    for (uint32_t i = 0; i < args->n_slots; i++) {
+        uint8_t *k = args->scratch + (size_t)i * strip->k_stride_bytes;
+        uint8_t *v = args->scratch + strip->v_offset_bytes + (size_t)i * strip->v_stride_bytes;
+        load_row(layout, args->page + layout->k_offset + (size_t)i * layout->k_row_bytes,
+                 args->page, layout->shape.k_dim, 1, k);
+        load_row(layout, args->page + layout->v_offset + (size_t)i * layout->v_row_bytes,
+                 args->page + layout->v_grid_offset + (size_t)i * layout->v_grid_row_bytes,
                  layout->shape.v_dim, layout->v_group, v);
     }
-    return kv_strip_span(strip, scratch, 0, n_slots);
+    return kv_strip_span(strip, args->scratch, 0, args->n_slots);
 }

@@ -38,7 +38,7 @@ static inline void kv_code_put(uint8_t *row, uint32_t bits, uint32_t c, uint32_t
 
 static inline uint32_t kv_code_get(const uint8_t *row, uint32_t bits, uint32_t c)
 {
-    return row[c * bits / 8] >> c * bits % 8 & ((1u << bits) - 1);
+    return (uint32_t)row[c * bits / 8] >> c * bits % 8 & ((1u << bits) - 1);
 }
 
 /* The layout of an encoded page; v_group at most KV_QUANT_GROUP_MAX (integers), or 0 for one scale each
@@ -48,8 +48,7 @@ err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape 
 
 /* seal and load of the integer codecs. */
 void kv_quant_seal(const kv_seal_args *args);
-attn_span kv_quant_load(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots,
-                        uint8_t *scratch);
+attn_span kv_quant_load(const kv_load_args *args);
 
 /* ---- rows of the cache type ---- */
 

@@ -40,12 +40,22 @@ typedef struct kv_allocator {
     size_t (*work_floats)(uint32_t n_heads, uint32_t n_max); /* NULL: none */
 } kv_allocator;
 
+#define KV_ALLOCATOR_LIST(X) \
+    X(uniform)               \
+    X(adakv)                 \
+    X(pyramid)               \
+    X(duo_attention)
+
 extern const kv_allocator *const kv_allocators[]; /* ends with NULL */
 extern const char kv_allocator_names[];
 
 const kv_allocator *kv_allocator_find(const char *name); /* NULL if unknown */
 
-/* Writes the indices of the n_keep largest of score[n], rising; equal ones: the earlier first. */
+/* Candidates that the heads of a split keep together: n_heads * n_keep, or all if there are fewer. */
+uint64_t kv_split_total(const kv_split_args *args);
+
+/* Writes to index[n_keep] the indices of the n_keep <= n largest of score[n], rising; of equal ones the
+ * earlier are in. O(n); no score is NaN. */
 void kv_keep_best(const float *score, uint32_t n, uint32_t n_keep, uint32_t *index);
 
 #endif

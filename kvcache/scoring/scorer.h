@@ -103,6 +103,13 @@ typedef struct kv_scorer {
     void (*score)(const kv_score_args *args, float *out);
 } kv_scorer;
 
+/* clang-format off */
+#define KV_SCORER_LIST(X) \
+    X(snapkv) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) X(criticalkv) \
+    X(criticalkv_l2) X(dropkv) X(observed_attention) X(h2o) X(streaming_llm) X(lru) X(lru_plus) \
+    X(paper_lru_plus) X(random)
+/* clang-format on */
+
 extern const kv_scorer *const kv_scorers[]; /* ends with NULL */
 extern const char kv_scorer_names[];        /* " snapkv ..." for messages */
 

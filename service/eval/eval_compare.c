@@ -173,18 +173,6 @@ static bool on_part_progress(void *ctx, double done)
     return p->is_stopped;
 }
 
-static void add_cost(eval_cost *sum, const eval_cost *c)
-{
-    sum->n_decode_tokens += c->n_decode_tokens;
-    sum->n_decode_steps += c->n_decode_steps;
-    sum->decode_seconds += c->decode_seconds;
-    sum->n_prompt_tokens += c->n_prompt_tokens;
-    sum->prompt_seconds += c->prompt_seconds;
-    sum->read_bytes += c->read_bytes;
-    sum->resident_bytes += c->resident_bytes;
-    sum->resident_tokens += c->resident_tokens;
-}
-
 static err_t run_part(const part *p, row_progress *progress, err_info *info)
 {
     eval_options options = *progress->outer;
@@ -194,7 +182,7 @@ static err_t run_part(const part *p, row_progress *progress, err_info *info)
     eval_run *r = NULL;
     TRY(eval_run_open(&options, &r, info));
     const err_t err = eval_run_jobs(r, p->jobs, p->n_jobs, info);
-    if (err == ERR_OK) add_cost(p->cost, eval_run_cost(r));
+    if (err == ERR_OK) eval_cost_add(eval_run_cost(r), p->cost);
     eval_run_close(r);
     return err;
 }
@@ -353,6 +341,6 @@ double eval_row_accuracy(const eval_row *row, const eval_plan *plan)
 eval_cost eval_row_cost(const eval_row *row)
 {
     eval_cost sum = row->text_cost;
-    add_cost(&sum, &row->task_cost);
+    eval_cost_add(&row->task_cost, &sum);
     return sum;
 }

@@ -36,6 +36,20 @@ static value read_of(const eval_report *report, const eval_report_row *r)
     return number(eval_cost_read_bytes_per_step(&cost), 0, cost.n_decode_tokens > 0);
 }
 
+static value pages_of(const eval_report *report, const eval_report_row *r)
+{
+    (void)report;
+    const eval_cost cost = eval_row_cost(&r->row);
+    return number(eval_cost_share_of_pages_read(&cost), 4, cost.pages_open > 0);
+}
+
+static value certificate_of(const eval_report *report, const eval_report_row *r)
+{
+    (void)report;
+    const eval_cost cost = eval_row_cost(&r->row);
+    return number(eval_cost_certificate_mean(&cost), 4, cost.n_certificates > 0);
+}
+
 static value speed_of(const eval_report *report, const eval_report_row *r)
 {
     (void)report;
@@ -114,6 +128,10 @@ static const struct {
      ON_TEXT | ON_TASKS, resident_of},
     {"read B/step", "bytes that attention reads for one sequence in one decode step",
      ON_TEXT | ON_TASKS, read_of},
+    {"pages read", "share of the pages behind the recent window that decode queries read",
+     ON_TEXT | ON_TASKS, pages_of},
+    {"certificate", "mean bound of the share of attention that was not read", ON_TEXT | ON_TASKS,
+     certificate_of},
     {"nll", "nats per token", ON_TEXT, nll_of},
     {"difference", "to the first row, with its 95 % interval", ON_TEXT | NOT_IN_LISTS,
      difference_of},

@@ -134,6 +134,10 @@ static bool put_cost(json_t *object, const eval_row *row)
                number_or_null(eval_cost_resident_bytes_per_token(&c), c.resident_tokens > 0)) &&
            put(object, "read_bytes_per_step",
                number_or_null(eval_cost_read_bytes_per_step(&c), c.n_decode_tokens > 0)) &&
+           put(object, "pages_read_share",
+               number_or_null(eval_cost_share_of_pages_read(&c), c.pages_open > 0)) &&
+           put(object, "certificate_mean",
+               number_or_null(eval_cost_certificate_mean(&c), c.n_certificates > 0)) &&
            put(object, "tokens_per_s",
                number_or_null(eval_cost_tokens_per_second(&c), c.decode_seconds > 0));
 }

@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "kvcache/kv_lost.h"
 #include "model/sampler.h"
 #include "service/eval/eval_watch.h"
 
@@ -76,6 +77,22 @@ struct eval_run {
     uint32_t n_lanes, n_rows, n_step_tokens, n_asks;
     eval_cost group_cost;
 };
+
+void eval_cost_add(const eval_cost *from, eval_cost *to)
+{
+    to->n_decode_tokens += from->n_decode_tokens;
+    to->n_decode_steps += from->n_decode_steps;
+    to->decode_seconds += from->decode_seconds;
+    to->n_prompt_tokens += from->n_prompt_tokens;
+    to->prompt_seconds += from->prompt_seconds;
+    to->read_bytes += from->read_bytes;
+    to->pages_open += from->pages_open;
+    to->pages_read += from->pages_read;
+    to->n_certificates += from->n_certificates;
+    to->certificate_sum += from->certificate_sum;
+    to->resident_bytes += from->resident_bytes;
+    to->resident_tokens += from->resident_tokens;
+}
 
 /* ---- jobs ----------------------------------------------------------------------------------------- */
 
@@ -235,6 +252,8 @@ static err_t run_step(eval_run *r, err_info *info)
     kv_step_end(r->cache);
     for (uint32_t i = 0; i < r->n_rows; i++) {
         lane *l = &r->lanes[r->row_lane[i]];
+        if (kv_seq_is_lost(l->seq))
+            return err_set(info, ERR_IO, "kv-disk-path: pages could not be read back");
         l->n_fed += r->rows[i].n_tokens;
         if (l->n_fed == n_to_feed(l->job)) l->is_over = true;
     }
@@ -290,9 +309,8 @@ static err_t run_prompts(eval_run *r, err_info *info)
 
 static err_t run_decode(eval_run *r, err_info *info)
 {
-    kv_stats stats;
-    kv_stats_read(r->cache, &stats);
-    const uint64_t read_before = stats.bytes_read;
+    kv_stats before, after;
+    kv_stats_read(r->cache, &before);
     for (plan_decode(r); r->n_rows > 0 && !r->is_stopped; plan_decode(r)) {
         const uint64_t start_ns = clock_mono_ns();
         TRY(run_step(r, info));
@@ -301,8 +319,12 @@ static err_t run_decode(eval_run *r, err_info *info)
         r->group_cost.n_decode_steps++;
         show_progress(r);
     }
-    kv_stats_read(r->cache, &stats);
-    r->group_cost.read_bytes = stats.bytes_read - read_before;
+    kv_stats_read(r->cache, &after);
+    r->group_cost.read_bytes = after.bytes_read - before.bytes_read;
+    r->group_cost.pages_open = after.pages_open - before.pages_open;
+    r->group_cost.pages_read = after.pages_read - before.pages_read;
+    r->group_cost.n_certificates = after.certificates - before.certificates;
+    r->group_cost.certificate_sum = after.certificate_sum - before.certificate_sum;
     return ERR_OK;
 }
 
@@ -329,24 +351,13 @@ static void close_lanes(eval_run *r)
     r->n_lanes = 0;
 }
 
-static void add_cost(const eval_cost *from, eval_cost *to)
-{
-    to->n_decode_tokens += from->n_decode_tokens;
-    to->n_decode_steps += from->n_decode_steps;
-    to->decode_seconds += from->decode_seconds;
-    to->n_prompt_tokens += from->n_prompt_tokens;
-    to->prompt_seconds += from->prompt_seconds;
-    to->read_bytes += from->read_bytes;
-    to->resident_bytes += from->resident_bytes;
-    to->resident_tokens += from->resident_tokens;
-}
-
 static void end_group(eval_run *r)
 {
     kv_stats stats;
     kv_stats_read(r->cache, &stats);
-    r->group_cost.resident_bytes =
-        stats.slab_bytes + stats.table_bytes + stats.ring_bytes + stats.staging_bytes;
+    r->group_cost.resident_bytes = stats.slab_bytes + stats.table_bytes + stats.ring_bytes +
+                                   stats.observed_bytes + stats.staging_bytes + stats.host_bytes +
+                                   stats.disk_bytes;
     for (uint32_t i = 0; i < r->n_lanes; i++) {
         lane *l = &r->lanes[i];
         r->group_cost.resident_tokens += kv_seq_length(l->seq);
@@ -357,7 +368,7 @@ static void end_group(eval_run *r)
         l->job->nll = l->nll;
         l->job->n_scored = l->n_fed - l->job->n_prompt;
     }
-    add_cost(&r->group_cost, &r->cost);
+    eval_cost_add(&r->group_cost, &r->cost);
 }
 
 static err_t run_group(eval_run *r, eval_job *jobs, uint32_t n, err_info *info)

@@ -45,6 +45,10 @@ typedef struct eval_cost {
     uint64_t n_prompt_tokens;
     double prompt_seconds;
     uint64_t read_bytes; /* by attention in decode, counted in the reader (kv_stats.bytes_read) */
+    /* In decode, counted there as well: pages that could be read and those that were; certificates (kv_stats.h). */
+    uint64_t pages_open, pages_read;
+    uint64_t n_certificates;
+    double certificate_sum;
     /* At the end of each group, before its sequences close, summed over groups: slabs, page tables, rings and staging as
      * the allocator holds them; and the tokens that the sequences held. */
     uint64_t resident_bytes, resident_tokens;
@@ -59,10 +63,23 @@ static inline double eval_cost_read_bytes_per_step(const eval_cost *c)
 {
     return c->n_decode_tokens > 0 ? (double)c->read_bytes / (double)c->n_decode_tokens : 0;
 }
+/* Of the pages behind the recent window; 0 if there was none. */
+static inline double eval_cost_share_of_pages_read(const eval_cost *c)
+{
+    return c->pages_open > 0 ? (double)c->pages_read / (double)c->pages_open : 0;
+}
+/* Mean bound of the share of attention that a decode query's head has not read. */
+static inline double eval_cost_certificate_mean(const eval_cost *c)
+{
+    return c->n_certificates > 0 ? c->certificate_sum / (double)c->n_certificates : 0;
+}
 static inline double eval_cost_tokens_per_second(const eval_cost *c)
 {
     return c->decode_seconds > 0 ? (double)c->n_decode_tokens / c->decode_seconds : 0;
 }
+
+/* Adds every field of `from`. */
+void eval_cost_add(const eval_cost *from, eval_cost *to);
 
 typedef struct eval_options {
     dev *d;              /* borrowed, as is the model */

@@ -302,3 +302,46 @@ def test_a_draining_server_raises_internal_server_error():
         assert error.status_code == 503 and error.code == "draining"
         reasons = [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason]
         assert reasons == ["length"] * 4
+
+
+# ---- methods of the KV cache ----
+
+KV = [{"routing": "full", "compression": "none"}, {"routing": "topk", "routing_k": 0.25},
+      {"compression": "int4"}, {"routing": "certified", "routing_eps": 0.2, "compression": "fp8"}]
+
+
+def complete_with(client, kv, salt):
+    """A long prompt; no other salt shares its pages."""
+    return complete(client, PROMPTS["ascii"] * 20, logprobs=0,
+                    extra_body={"kv": kv, "cache_salt": salt})
+
+
+def test_requests_choose_their_methods_side_by_side():
+    with Server("--served-model-name", "teller", "--kv-request-methods", "--kv-page-tokens", 16,
+                "--kv-window", 16) as server:
+        client = client_of(server)
+        alone = [complete_with(client, kv, f"alone-{i}") for i, kv in enumerate(KV)]
+        with ThreadPoolExecutor(8) as pool:
+            crowd = [pool.submit(complete_with, client, kv, f"crowd-{i}-{k}")
+                     for k in range(2) for i, kv in enumerate(KV)]
+            crowd = [f.result() for f in crowd]
+    for i, reply in enumerate(crowd):
+        expected = alone[i % len(KV)]
+        assert reply.choices[0].text == expected.choices[0].text
+        assert reply.choices[0].logprobs == expected.choices[0].logprobs
+        assert reply.usage.kv == expected.usage.kv
+        assert reply.usage.kv["methods"].items() >= KV[i % len(KV)].items()
+    assert len({str(a.choices[0].logprobs.token_logprobs) for a in alone}) == len(KV)
+
+
+def test_a_stream_tells_what_its_methods_cost(client):
+    *_, usage, chunks = collect(client, extra_body={"kv": {}})
+    assert usage.kv["resident_bytes"] == usage.kv["uncompressed_bytes"] > 0
+    assert usage.kv["methods"] == {"routing": "full", "scheduling": "none", "compression": "none"}
+    assert [c.usage for c in chunks[:-1]] == [None] * (len(chunks) - 1)
+
+
+def test_methods_that_a_server_lacks_raise_bad_request(client):
+    with pytest.raises(openai.BadRequestError) as raised:
+        complete(client, extra_body={"kv": {"routing": "topk"}})
+    assert raised.value.param == "kv.routing" and raised.value.code is None

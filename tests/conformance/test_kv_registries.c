@@ -1,7 +1,7 @@
 /* tests/conformance/test_kv_registries.c - every method of the cache against the same promises.
  *
  * A method that is added to a list of kvcache/ is tested here from that moment on (codecs: also in
- * test_kv_codecs.c). Exact methods must
+ * test_kv_codecs.c; scheduling: in test_kv_policies.c). Exact methods must
  * keep every bit; the others must keep what the contract of their table says. */
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
@@ -25,7 +25,7 @@ typedef struct registry {
 
 static const registry REGISTRIES[] = {
     {"kv-routing", kv_routing_names, offsetof(kv_config, routing)},
-    {"kv-scheduling", kv_scheduling_names, offsetof(kv_config, scheduling)},
+    {"kv-scheduling", kv_policy_names, offsetof(kv_config, scheduling)},
     {"kv-placement", kv_placement_names, offsetof(kv_config, placement)},
     {"kv-compression", kv_codec_names, offsetof(kv_config, compression)},
 };
@@ -55,14 +55,17 @@ START_TEST(every_method_is_found_by_its_name_and_by_no_other)
 {
     for (size_t i = 0; kv_routings[i] != NULL; i++)
         ck_assert_ptr_eq(kv_routing_find(kv_routings[i]->name), kv_routings[i]);
-    for (size_t i = 0; kv_schedulings[i] != NULL; i++)
-        ck_assert_ptr_eq(kv_scheduling_find(kv_schedulings[i]->name), kv_schedulings[i]);
+    for (size_t i = 0; kv_scorers[i] != NULL; i++)
+        ck_assert_ptr_eq(kv_scorer_find(kv_scorers[i]->name), kv_scorers[i]);
+    for (size_t i = 0; kv_allocators[i] != NULL; i++)
+        ck_assert_ptr_eq(kv_allocator_find(kv_allocators[i]->name), kv_allocators[i]);
     for (size_t i = 0; kv_placements[i] != NULL; i++)
         ck_assert_ptr_eq(kv_placement_find(kv_placements[i]->name), kv_placements[i]);
     for (size_t i = 0; kv_codecs[i] != NULL; i++)
         ck_assert_ptr_eq(kv_codec_find(kv_codecs[i]->name), kv_codecs[i]);
     ck_assert_ptr_null(kv_routing_find(""));
-    ck_assert_ptr_null(kv_scheduling_find("None"));
+    ck_assert_ptr_null(kv_scorer_find("none"));
+    ck_assert_ptr_null(kv_allocator_find("AdaKV"));
     ck_assert_ptr_null(kv_placement_find("bloc"));
     ck_assert_ptr_null(kv_codec_find("none "));
 }
@@ -113,11 +116,6 @@ START_TEST(every_method_runs_in_a_cache)
         for (size_t r = 0; r < N_ROUTES; r++)
             run_config(route_config(kv_routings[i], &ROUTES[r]),
                        kv_routings[i]->is_exact(&ROUTES[r]));
-    }
-    for (size_t i = 0; kv_schedulings[i] != NULL; i++) {
-        kv_config config = fake_defaults();
-        config.scheduling = (char *)(uintptr_t)kv_schedulings[i]->name;
-        run_config(config, kv_schedulings[i]->is_exact);
     }
     for (size_t i = 0; kv_placements[i] != NULL; i++) {
         kv_config config = fake_defaults();
@@ -308,29 +306,6 @@ START_TEST(no_routing_notices_its_neighbours)
 }
 END_TEST
 
-/* ---- scheduling ---------------------------------------------------------------------------------- */
-
-START_TEST(every_budget_keeps_no_more_than_there_is)
-{
-    for (size_t i = 0; kv_schedulings[i] != NULL; i++) {
-        for (uint32_t length = 1; length < 5000; length = length * 3 + 1) {
-            uint32_t n_live[9], n_keep[10];
-            for (uint32_t h = 0; h < 9; h++)
-                n_live[h] = length - h % length;
-            n_keep[9] = 777;
-            const kv_budget_args args = {
-                .layer = 1, .n_kv_heads = 9, .length = length, .n_live = n_live};
-            kv_schedulings[i]->budget(&args, n_keep);
-            ck_assert_uint_eq(n_keep[9], 777);
-            for (uint32_t h = 0; h < 9; h++) {
-                ck_assert_uint_le(n_keep[h], n_live[h]);
-                if (kv_schedulings[i]->is_exact) ck_assert_uint_eq(n_keep[h], n_live[h]);
-            }
-        }
-    }
-}
-END_TEST
-
 /* ---- placement ----------------------------------------------------------------------------------- */
 
 static void check_placement(const kv_placement *placement, uint32_t n_shards, uint32_t block)
@@ -377,7 +352,6 @@ const test_case test_cases[] = {
     TEST_CASE(every_routing_selects_candidates_once_and_in_order),
     TEST_CASE(every_routing_that_reads_all_pages_has_the_bits_of_full),
     TEST_CASE(no_routing_notices_its_neighbours),
-    TEST_CASE(every_budget_keeps_no_more_than_there_is),
     TEST_CASE(every_placement_gives_each_entry_one_owner),
     TEST_CASES_END,
 };

@@ -10,11 +10,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     static const char *const names[] = {"model"};
+    const kv_config kv = {.request_methods = true,
+                          .routing = (char *)(uintptr_t) "full",
+                          .scheduling = (char *)(uintptr_t) "none",
+                          .compression = (char *)(uintptr_t) "none"};
     const api_limits limits = {.n_vocab = 1000,
                                .n_logprobs_max = 20,
                                .n_choices_max = 64,
                                .model_names = names,
-                               .n_model_names = 1};
+                               .n_model_names = 1,
+                               .kv = &kv};
     completion_request request;
     api_error error = {0};
     if (api_completion_parse(&limits, (const char *)data, bytes, &request, &error)) {
@@ -27,6 +32,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         }
         assert(request.sampling.n_logprobs <= (int32_t)limits.n_logprobs_max);
         assert(request.sampling.top_p > 0.0f);
+        assert(!request.has_kv || request.kv.routing != NULL);
         api_completion_deinit(&request);
         return 0;
     }

@@ -1,4 +1,5 @@
-/* The whole model under lossy page codecs: what is encoded depends on positions alone, so neither the cut
+/* The whole model under lossy page codecs, and under policies that evict: what is encoded and what stays depends
+ * on positions alone, so neither the cut
  * of the prompt, nor the batch, nor computing again what was decoded changes a bit. How far they are from
  * exact is measured on text by `pikv eval`, not here. */
 #include "tests/golden/golden_run.h"
@@ -10,22 +11,56 @@
 
 static const char *const fixtures[] = {"mixtral-base-f32", "mixtral-gqa-bf16",
                                        "mixtral-window-f16"};
-static const char *const codecs[] = {"fp8", "int8", "int4", "int2"};
+static const char *const codecs[] = {"fp8", "int8", "int4", "int2", "prune", "svd"};
+enum { N_CODECS = sizeof codecs / sizeof codecs[0] };
+
+/* Codecs that need bases, and the fixture that has some. */
+static const char *const codecs_with_bases[] = {"lora", "lora_plus"};
+static const char *const fixture_with_bases = "mixtral-gqa-bf16";
+
+static void run_setup(const char *isa, const char *fixture, const char *codec,
+                      void (*body)(golden *g))
+{
+    golden g;
+    golden_open(&(golden_setup){.fixture = fixture,
+                                .isa = isa,
+                                .n_threads = 2,
+                                .cache_type = KV_DTYPE_BF16,
+                                .compression = codec},
+                &g);
+    body(&g);
+    golden_close(&g);
+}
 
 static void for_each_setup(void (*body)(golden *g))
 {
     for (const dev_ops *const *table = dev_cpu_tables(); *table != NULL; table++) {
-        for (size_t i = 0; i < 3 * 4; i++) {
-            golden g;
-            golden_open(&(golden_setup){.fixture = fixtures[i / 4],
-                                        .isa = (*table)->name,
-                                        .n_threads = 2,
-                                        .cache_type = KV_DTYPE_BF16,
-                                        .compression = codecs[i % 4]},
-                        &g);
-            body(&g);
-            golden_close(&g);
-        }
+        for (size_t i = 0; i < 3 * N_CODECS; i++)
+            run_setup((*table)->name, fixtures[i / N_CODECS], codecs[i % N_CODECS], body);
+        for (size_t i = 0; i < 2; i++)
+            run_setup((*table)->name, fixture_with_bases, codecs_with_bases[i], body);
+    }
+}
+
+static void for_each_policy(void (*body)(golden *g))
+{
+    static const char *const policies[] = {"h2o", "snapkv+pyramid", "adakv", "tova"};
+    for (size_t i = 0; i < 3 * 4; i++) {
+        golden g;
+        golden_open(
+            &(golden_setup){.fixture = fixtures[i / 4],
+                            .isa = "auto",
+                            .n_threads = 2,
+                            .cache_type = KV_DTYPE_BF16,
+                            .compression = i % 3 == 0 ? "int8" : "none",
+                            .settings = (const char *const[]){"kv-scheduling", policies[i % 4],
+                                                              "kv-budget", "0.4", NULL}},
+            &g);
+        body(&g);
+        kv_stats stats;
+        kv_stats_read(g.cache, &stats);
+        ck_assert_uint_gt(stats.entries_evicted, 0);
+        golden_close(&g);
     }
 }
 
@@ -77,12 +112,13 @@ static void compare_cuts(golden *g)
     }
     kv_stats stats;
     kv_stats_read(g->cache, &stats);
-    ck_assert_uint_gt(stats.pages_encoded, 0);
+    ck_assert_uint_gt(stats.pages_encoded + stats.entries_evicted, 0);
 }
 
 START_TEST(no_cut_changes_a_bit_even_of_what_was_decoded)
 {
     for_each_setup(compare_cuts);
+    for_each_policy(compare_cuts);
 }
 END_TEST
 
@@ -122,6 +158,7 @@ static void compare_crowd(golden *g)
 START_TEST(neighbours_in_the_batch_change_no_bit)
 {
     for_each_setup(compare_crowd);
+    for_each_policy(compare_crowd);
 }
 END_TEST
 

@@ -90,6 +90,8 @@ def test_a_bad_setting_is_named_and_the_code_is_2(words, named):
     (("--isa", "nonsense"), "isa"),
     (("--kv-sink", "64", "--kv-page-tokens", "4"), "kv-sink"),
     (("--kv-cache-memory-bytes", "1"), "kv-cache-memory-bytes"),
+    (("--kv-disk-bytes", "1Gi"), "kv-disk-path"),
+    (("--kv-disk-path", "/no/such/folder", "--kv-disk-bytes", "1Gi"), "kv-disk-path"),
     (("--max-model-len", "100000"), "max_position_embeddings"),
 ])
 def test_a_setting_that_does_not_suit_the_model_is_2_as_well(words, named):

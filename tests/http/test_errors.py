@@ -55,7 +55,7 @@ def test_null_fields_are_as_if_missing(server):
              "presence_penalty", "frequency_penalty", "temperature", "top_p", "top_k", "min_p",
              "repetition_penalty", "stop", "stop_token_ids", "stream", "stream_options", "suffix",
              "user", "ignore_eos", "cache_salt", "request_id", "truncate_prompt_tokens",
-             "return_token_ids", "skip_special_tokens", "add_special_tokens", "response_format")
+             "return_token_ids", "kv", "skip_special_tokens", "add_special_tokens", "response_format")
     reply = server.post("/v1/completions",
                         {**dict.fromkeys(names), "prompt": "The king", "temperature": 0})
     assert reply.status_code == 200

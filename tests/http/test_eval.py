@@ -105,6 +105,16 @@ def test_equal_configs_give_equal_rows_and_types_their_bytes(story, tmp_path):
     assert len([line for line in out.splitlines() if re.match(r" +\d+  +\d", line)]) == 4
 
 
+def test_what_routing_leaves_unread_is_reported(story, tmp_path):
+    rows, out = evaluate("--text", story, "--window", 128, "--kv-window", 0, "--kv-page-tokens", 8, "--compare",
+                         "default;kv-routing=topk,kv-routing-k=0.25", to=tmp_path / "out.json")
+    full, topk = rows
+    assert full["pages_read_share"] == 1 and full["certificate_mean"] == 0
+    assert 0.25 <= topk["pages_read_share"] < 0.5 and 0 < topk["certificate_mean"] <= 1
+    assert topk["read_bytes_per_step"] < full["read_bytes_per_step"]
+    assert "pages read" in out and "certificate" in out and f"{topk['certificate_mean']:.4f}" in out
+
+
 def test_tasks_are_counted_by_task_and_context(tmp_path):
     words = ("--tasks", "lookup,count", "--context", "128,192", "--samples", 5)
     (row,), out = evaluate(*words, "--seed", 3, to=tmp_path / "a.json")
@@ -173,6 +183,7 @@ def test_text_and_tasks_go_together(story, tmp_path):
     (("--text", "README.md", "--compare", "kv-page-token=8"), 'did you mean "kv-page-tokens"'),
     (("--text", "README.md", "--compare", "kv-window"), 'config 1: "kv-window" is not name=value'),
     (("--text", "README.md", "--compare", "kv-window=1,"), 'config 1: "" is not name=value'),
+    (("--text", "README.md", "--compare", "routing=one,two,window=8"), "one,two"),
     (("--text", "README.md", "--compare", "kv-window=1,window=2"), "config 1: \"window=2\" is set for the second"),
     (("--text", "README.md", "--compare", ";;enable-prefix-caching=on"), "config 3: enable-prefix-caching"),
     (("--text", "README.md", "--compare", "default;kv-routing=nonsense"), "config 2: "),

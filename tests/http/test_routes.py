@@ -9,7 +9,7 @@ from wire import Connection
 
 PUBLIC = ("/live", "/ready", "/health", "/ping", "/version", "/metrics")
 PRIVATE = {"/v1/completions": "POST", "/v1/models": "GET", "/v1/models/storyteller": "GET",
-           "/tokenize": "POST", "/detokenize": "POST", "/load": "GET"}
+           "/tokenize": "POST", "/detokenize": "POST", "/load": "GET", "/debug/kv": "GET"}
 BODIES = {"/v1/completions": {"prompt": "a", "max_tokens": 1}, "/tokenize": {"prompt": "a"},
           "/detokenize": {"tokens": [1]}}
 KEYS = {"bearer": {"Authorization": "Bearer file-key"},

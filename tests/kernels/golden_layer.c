@@ -69,3 +69,16 @@ void golden_value(uint32_t kv_head, uint32_t t, float out[GOLDEN_DIM])
     project((weights){4, 0.5}, kv_head, t, x);
     store(x, out);
 }
+
+void golden_query_before_rope(uint32_t head, uint32_t t, float out[GOLDEN_DIM])
+{
+    double x[GOLDEN_DIM];
+    project((weights){2, 0.75}, head, t, x);
+    store(x, out);
+}
+
+void golden_out_proj(float *out)
+{
+    for (uint32_t i = 0; i < GOLDEN_WIDTH * GOLDEN_HEADS * GOLDEN_DIM; i++)
+        out[i] = (float)uniform(5, i, 0.5);
+}

@@ -7,11 +7,15 @@
 
 #include <stdint.h>
 
-enum { GOLDEN_TOKENS = 48, GOLDEN_WIDTH = 32, GOLDEN_DIM = 8 };
+enum { GOLDEN_TOKENS = 48, GOLDEN_WIDTH = 32, GOLDEN_DIM = 8, GOLDEN_HEADS = 4 };
 
 /* The vectors of token t; queries and keys are rotated. */
 void golden_query(uint32_t head, uint32_t t, float out[GOLDEN_DIM]);
 void golden_key(uint32_t kv_head, uint32_t t, float out[GOLDEN_DIM]);
 void golden_value(uint32_t kv_head, uint32_t t, float out[GOLDEN_DIM]);
+void golden_query_before_rope(uint32_t head, uint32_t t, float out[GOLDEN_DIM]);
+
+/* [GOLDEN_WIDTH][GOLDEN_HEADS * GOLDEN_DIM], applied to the outputs of the heads side by side. */
+void golden_out_proj(float *out);
 
 #endif

@@ -90,12 +90,14 @@ static attn_blocks cut(context *c, uint32_t span_slots)
 
 typedef struct output {
     float *o, *lse;
+    float *mass; /* [n_slots], or NULL */
 } output;
 
 static void output_free(output *out)
 {
     free(out->o);
     free(out->lse);
+    free(out->mass);
 }
 
 /* How one run is cut: queries and blocks per call, slots per span. */
@@ -121,6 +123,12 @@ static void attend(const context *c, const dev_ops *ops, const attn_query *query
     const attn_result result = {
         .o = out->o, .o_stride = (size_t)p->group * p->v_dim, .lse = out->lse};
     attn_finish(query, &state, &result);
+    for (uint32_t b = 0; b < all->n_blocks; b += blocks_per_call) {
+        attn_blocks some = *all;
+        some.blocks += b;
+        some.n_blocks = all->n_blocks - b < blocks_per_call ? all->n_blocks - b : blocks_per_call;
+        ops->attend_mass(&(attn_mass_args){query, &some, out->lse, out->mass});
+    }
     free(state.max);
     free(state.sum);
     free(state.acc);
@@ -131,7 +139,8 @@ static output run(context *c, const dev_ops *ops, cutting how)
     const problem *p = &c->p;
     const size_t n_rows = (size_t)p->n_queries * p->group;
     const attn_blocks all = cut(c, how.span_slots);
-    output out = {poisoned_floats(n_rows * p->v_dim), poisoned_floats(n_rows)};
+    output out = {poisoned_floats(n_rows * p->v_dim), poisoned_floats(n_rows), NULL};
+    out.mass = calloc(p->n_slots, sizeof *out.mass);
     for (uint32_t j = 0; j < p->n_queries; j += how.queries) {
         const uint32_t n_left = p->n_queries - j;
         const attn_query query = {.q = c->q + (size_t)j * p->group * p->k_dim,
@@ -144,7 +153,8 @@ static output run(context *c, const dev_ops *ops, cutting how)
                                   .window = p->window,
                                   .scale = 0.125f,
                                   .type = p->type};
-        const output part = {out.o + (size_t)j * p->group * p->v_dim, out.lse + j * p->group};
+        const output part = {out.o + (size_t)j * p->group * p->v_dim, out.lse + j * p->group,
+                             out.mass};
         attend(c, ops, &query, &all, how.blocks, &part);
     }
     return out;
@@ -169,7 +179,8 @@ static output naive(const context *c)
 {
     const problem *p = &c->p;
     const size_t n_rows = (size_t)p->n_queries * p->group;
-    output out = {poisoned_floats(n_rows * p->v_dim), poisoned_floats(n_rows)};
+    output out = {poisoned_floats(n_rows * p->v_dim), poisoned_floats(n_rows), NULL};
+    out.mass = calloc(p->n_slots, sizeof *out.mass);
     double *s = test_alloc(p->n_slots * sizeof *s);
     for (size_t row = 0; row < n_rows; row++) {
         const uint32_t position = c->positions[row / p->group];
@@ -185,6 +196,8 @@ static output naive(const context *c)
             sum += s[i];
         }
         out.lse[row] = (float)log(sum);
+        for (uint32_t i = 0; i < p->n_slots && sum > 0; i++)
+            out.mass[i] += (float)(s[i] / sum / p->group);
         for (uint32_t d = 0; d < p->v_dim; d++) {
             double acc = 0;
             for (uint32_t i = 0; i < p->n_slots; i++)
@@ -262,6 +275,7 @@ START_TEST(every_table_is_the_softmax)
                             c.random.seed);
             }
             assert_near(got.o, want.o, n_rows * p->v_dim, (tolerance){2e-6, 1e-5}, c.random.seed);
+            assert_near(got.mass, want.mass, p->n_slots, (tolerance){1e-5, 1e-5}, c.random.seed);
             output_free(&got);
         }
         output_free(&want);
@@ -283,6 +297,7 @@ START_TEST(no_cut_changes_a_bit)
                 output got = run(&c, *t, cuts[j]);
                 assert_same_bits(got.o, want.o, n_rows * c.p.v_dim, c.random.seed);
                 assert_same_bits(got.lse, want.lse, n_rows, c.random.seed);
+                assert_same_bits(got.mass, want.mass, c.p.n_slots, c.random.seed);
                 output_free(&got);
             }
             output_free(&want);
@@ -320,7 +335,7 @@ START_TEST(masked_slots_may_be_absent)
                                   .window = 20,
                                   .scale = 0.125f,
                                   .type = DTYPE_BF16};
-        output some = {poisoned_floats(48), poisoned_floats(2)};
+        output some = {poisoned_floats(48), poisoned_floats(2), calloc(c.p.n_slots, sizeof(float))};
         attend(&c, *t, &query, &b, 1, &some);
         assert_same_bits(some.o, all.o, 48, c.random.seed);
         assert_same_bits(some.lse, all.lse, 2, c.random.seed);

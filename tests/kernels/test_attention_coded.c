@@ -16,9 +16,10 @@ typedef struct problem {
 } problem;
 
 typedef struct page {
-    uint8_t *k, *v;           /* [SLOTS][row bytes] */
-    void *k_grid, *v_grid;    /* see attn_coding */
-    float *k_plain, *v_plain; /* [SLOTS][dim]: the elements */
+    uint8_t *k, *v;            /* [SLOTS][row bytes] */
+    uint32_t k_bytes, v_bytes; /* of a row */
+    void *k_grid, *v_grid;     /* see attn_coding */
+    float *k_plain, *v_plain;  /* [SLOTS][dim]: the elements */
     uint64_t live;
 } page;
 
@@ -32,9 +33,13 @@ typedef struct context {
     attn_block blocks[8];
 } context;
 
-static uint32_t row_bytes(attn_coding coding, uint32_t dim)
+static uint32_t row_bytes(attn_coding coding, uint32_t dim, const void *grid)
 {
-    return (dim * attn_code_bits(coding) + 7) / 8;
+    uint32_t n_kept = 0;
+    if (coding != ATTN_KEPT) return (dim * attn_code_bits(coding) + 7) / 8;
+    for (uint32_t c = 0; c < dim; c++)
+        n_kept += attn_is_kept(grid, c);
+    return n_kept * (uint32_t)sizeof(float);
 }
 
 static uint32_t n_groups(const problem *p)
@@ -42,9 +47,20 @@ static uint32_t n_groups(const problem *p)
     return (p->v_dim + p->v_group - 1) / p->v_group;
 }
 
+/* Of values: one per slot. */
+static bool has_grid_rows(const problem *p)
+{
+    return p->coding != ATTN_FP8 && p->coding != ATTN_KEPT;
+}
+
 static uint8_t *random_codes(test_random *r, attn_coding coding, size_t n_bytes)
 {
     uint8_t *codes = test_alloc(n_bytes);
+    for (size_t i = 0; coding == ATTN_KEPT && i < n_bytes; i += sizeof(float)) {
+        const float x = 2 * random_signed(r);
+        memcpy(codes + i, &x, sizeof x);
+    }
+    if (coding == ATTN_KEPT) return codes;
     for (size_t i = 0; i < n_bytes; i++) {
         codes[i] = (uint8_t)random_below(r, 256);
         if (coding == ATTN_FP8 && (codes[i] & 0x7f) == 0x7f) codes[i] = 0;
@@ -53,13 +69,15 @@ static uint8_t *random_codes(test_random *r, attn_coding coding, size_t n_bytes)
 }
 
 /* Elements lie in [-2, 2]. */
-static void *random_grid(test_random *r, attn_coding coding, uint32_t n_rows, uint32_t n_pairs)
+static void *random_grid(test_random *r, attn_coding coding, uint32_t n_channels, uint32_t n_rows,
+                         uint32_t n_pairs)
 {
     if (coding == ATTN_FP8) {
         float *one = test_alloc(sizeof *one);
         *one = 2.0f / 448;
         return one;
     }
+    if (coding == ATTN_KEPT) return random_codes(r, ATTN_INT8, (n_channels + 7) / 8);
     uint16_t *grid = test_alloc((size_t)2 * n_rows * n_pairs * sizeof *grid);
     const float levels = (float)(1u << attn_code_bits(coding));
     for (uint32_t i = 0; i < 2 * n_rows * n_pairs; i++) {
@@ -87,24 +105,32 @@ static float element(attn_coding coding, const uint8_t *row, uint32_t c, const v
         memcpy(&scale, grid, sizeof scale);
         return f32_from_fp8(row[c]) * scale;
     }
-    const uint32_t code = row[c * bits / 8] >> c * bits % 8 & ((1u << bits) - 1);
+    if (coding == ATTN_KEPT) {
+        float x;
+        if (!attn_is_kept(grid, c)) return 0;
+        memcpy(&x, row + row_bytes(coding, c, grid), sizeof x);
+        return x;
+    }
+    const uint32_t code = (uint32_t)row[c * bits / 8] >> c * bits % 8 & ((1u << bits) - 1);
     return (float)code * bf16_at(grid, pair) + bf16_at(grid, n_pairs + pair);
 }
 
 static void fill_page(context *c, page *out)
 {
     const problem *p = &c->p;
-    const uint32_t k_bytes = row_bytes(p->coding, p->k_dim),
-                   v_bytes = row_bytes(p->coding, p->v_dim);
+    out->k_grid = random_grid(&c->random, p->coding, p->k_dim, 1, p->k_dim);
+    out->v_grid = random_grid(&c->random, p->coding, p->v_dim, SLOTS, n_groups(p));
+    const uint32_t k_bytes = row_bytes(p->coding, p->k_dim, out->k_grid),
+                   v_bytes = row_bytes(p->coding, p->v_dim, out->v_grid);
     out->k = random_codes(&c->random, p->coding, (size_t)SLOTS * k_bytes);
     out->v = random_codes(&c->random, p->coding, (size_t)SLOTS * v_bytes);
-    out->k_grid = random_grid(&c->random, p->coding, 1, p->k_dim);
-    out->v_grid = random_grid(&c->random, p->coding, SLOTS, n_groups(p));
+    out->k_bytes = k_bytes;
+    out->v_bytes = v_bytes;
     out->k_plain = test_alloc((size_t)SLOTS * p->k_dim * sizeof(float));
     out->v_plain = test_alloc((size_t)SLOTS * p->v_dim * sizeof(float));
     out->live = UINT64_MAX >> 32;
     for (uint32_t i = 0; i < SLOTS; i++) {
-        const size_t pairs = p->coding == ATTN_FP8 ? 0 : (size_t)i * 2 * n_groups(p) * 2;
+        const size_t pairs = has_grid_rows(p) ? (size_t)i * 2 * n_groups(p) * 2 : 0;
         for (uint32_t d = 0; d < p->k_dim; d++)
             out->k_plain[i * p->k_dim + d] =
                 element(p->coding, out->k + i * k_bytes, d, out->k_grid, p->k_dim, d);
@@ -161,13 +187,13 @@ static attn_span coded_span(const context *c, uint32_t block, uint32_t first, ui
     const page *g = &c->pages[block];
     attn_span s = plain_span(c, block, first, n);
     s.coding = p->coding;
-    s.k_stride_bytes = row_bytes(p->coding, p->k_dim);
-    s.v_stride_bytes = row_bytes(p->coding, p->v_dim);
+    s.k_stride_bytes = g->k_bytes;
+    s.v_stride_bytes = g->v_bytes;
     s.k = g->k + (size_t)first * s.k_stride_bytes;
     s.v = g->v + (size_t)first * s.v_stride_bytes;
     s.k_grid = g->k_grid;
     s.v_group = p->v_group;
-    s.v_grid_stride_bytes = p->coding == ATTN_FP8 ? 0 : 4 * n_groups(p);
+    s.v_grid_stride_bytes = has_grid_rows(p) ? 4 * n_groups(p) : 0;
     s.v_grid = (const char *)g->v_grid + (size_t)first * s.v_grid_stride_bytes;
     return s;
 }
@@ -247,9 +273,9 @@ static const problem shapes[] = {
 
 static void for_each_problem(void (*check)(context *c))
 {
-    static const attn_coding codings[] = {ATTN_FP8, ATTN_INT8, ATTN_INT4, ATTN_INT2};
+    static const attn_coding codings[] = {ATTN_FP8, ATTN_INT8, ATTN_INT4, ATTN_INT2, ATTN_KEPT};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        for (size_t k = 0; k < 4; k++) {
+        for (size_t k = 0; k < 5; k++) {
             problem p = shapes[i];
             p.coding = codings[k];
             context c = context_open(p);

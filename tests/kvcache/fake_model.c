@@ -32,6 +32,7 @@ kv_config fake_defaults(void)
                        .sink_tokens = 2,
                        .prefix_caching = true,
                        .n_shards = 1,
+                       .budget = 1,
                        .routing = (char *)(uintptr_t) "full",
                        .scheduling = (char *)(uintptr_t) "none",
                        .placement = (char *)(uintptr_t) "block",
@@ -62,6 +63,44 @@ void fake_check(const fake *f)
 #endif
 }
 
+/* Low frequencies of a cosine transform: orthonormal, and every entry takes part. */
+kv_basis fake_basis(float *memory, uint32_t n_kv_heads, uint32_t dim, bool with_mean)
+{
+    const uint32_t rank = (dim + 1) / 2;
+    float *down = memory, *up = memory + (size_t)n_kv_heads * rank * dim;
+    for (uint32_t i = 0; i < n_kv_heads * rank * dim; i++) {
+        const double pi = 3.14159265358979323846;
+        const uint32_t r = i / dim % rank, c = i % dim;
+        const double wave = cos(pi * r * (c + 0.5) / dim) * sqrt((r == 0 ? 1.0 : 2.0) / dim);
+        const bool is_mean = with_mean && r == rank - 1;
+        down[i] = is_mean ? NAN : (float)wave; /* never used */
+        up[i] = is_mean ? (c % 2 == 0 ? 0.05f : -0.05f) : (float)wave;
+    }
+    return (kv_basis){.rank = rank, .down = down, .up = up};
+}
+
+static void make_bases(fake *f)
+{
+    size_t n = 0;
+    for (uint32_t l = 0; l < f->n_layers; l++) {
+        const kv_layer_shape *layer = &f->layers[l];
+        const size_t k = (size_t)layer->k_dim * (layer->k_dim + 1);
+        n += 2 * layer->n_kv_heads * (k + (size_t)layer->v_dim * (layer->v_dim + 1));
+    }
+    float *at = f->bases = malloc(n * sizeof *f->bases);
+    for (uint32_t l = 0; l < f->n_layers; l++) {
+        kv_layer_shape *layer = &f->layers[l];
+        const size_t k = (size_t)layer->n_kv_heads * layer->k_dim * (layer->k_dim + 1);
+        const size_t v = (size_t)layer->n_kv_heads * layer->v_dim * (layer->v_dim + 1);
+        layer->lora = (kv_bases){fake_basis(at, layer->n_kv_heads, layer->k_dim, false),
+                                 fake_basis(at + k, layer->n_kv_heads, layer->v_dim, false)};
+        at += k + v;
+        layer->lora_plus = (kv_bases){fake_basis(at, layer->n_kv_heads, layer->k_dim, true),
+                                      fake_basis(at + k, layer->n_kv_heads, layer->v_dim, true)};
+        at += k + v;
+    }
+}
+
 static void open_cache(fake *f, const fake_options *options)
 {
     const kv_shape shape = {.n_layers = f->n_layers,
@@ -85,6 +124,7 @@ fake *fake_open(const fake_options *options)
     f->n_layers = options->layers != NULL ? options->n_layers : 3;
     memcpy(f->layers, options->layers != NULL ? options->layers : fake_layers,
            f->n_layers * sizeof *f->layers);
+    make_bases(f);
     f->limits = options->limits;
     if (f->limits.n_seqs_max == 0) f->limits.n_seqs_max = 8;
     if (f->limits.n_step_tokens_max == 0) f->limits.n_step_tokens_max = 64;
@@ -114,15 +154,14 @@ void fake_close(fake *f)
     free(f->v);
     free(f->out);
     free(f->experts);
+    free(f->bases);
     free(f);
 }
 
 /* ---- entries ------------------------------------------------------------------------------------- */
 
-typedef enum kind { QUERY, KEY, VALUE } kind;
-
-static void fill(kind what, uint32_t layer, uint32_t head, uint32_t token, uint32_t position,
-                 uint32_t n, float *out)
+void fake_fill(fake_kind what, uint32_t layer, uint32_t head, uint32_t token, uint32_t position,
+               uint32_t n, float *out)
 {
     const uint64_t stream = ((uint64_t)position << 32) | layer << 16 | head << 4 | what;
     for (uint32_t i = 0; i < n; i++)
@@ -142,8 +181,10 @@ fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt)
                   .n_prompt = UINT32_MAX};
     for (uint32_t p = 0; p < n_max; p++)
         s.tokens[p] = draw_token(p < ids.n_shared ? ids.shared_seed : ids.seed, p);
-    const kv_seq_options options = {
-        .salt = salt, .salt_bytes = strlen(salt), .n_prompt_tokens = ids.n_prompt};
+    const kv_seq_options options = {.methods = ids.methods,
+                                    .salt = salt,
+                                    .salt_bytes = strlen(salt),
+                                    .n_prompt_tokens = ids.n_prompt};
     ck_assert_int_eq(kv_seq_open(f->cache, &options, &s.seq), ERR_OK);
     return s;
 }
@@ -180,17 +221,24 @@ static void run_layer(fake *f, uint32_t l, const fake_token *batch, uint32_t n_t
     for (uint32_t t = 0; t < n_tokens; t++) {
         const uint32_t p = batch[t].position, id = batch[t].s->tokens[p];
         for (uint32_t h = 0; h < layer->n_heads; h++)
-            fill(QUERY, l, h, id, p, layer->k_dim, f->q + (t * layer->n_heads + h) * layer->k_dim);
+            fake_fill(FAKE_QUERY, l, h, id, p, layer->k_dim,
+                      f->q + (t * layer->n_heads + h) * layer->k_dim);
         for (uint32_t h = 0; h < layer->n_kv_heads; h++) {
             const size_t row = (size_t)t * layer->n_kv_heads + h;
-            fill(KEY, l, h, id, p, layer->k_dim, f->k + row * layer->k_dim);
-            fill(VALUE, l, h, id, p, layer->v_dim, f->v + row * layer->v_dim);
+            fake_fill(FAKE_KEY, l, h, id, p, layer->k_dim, f->k + row * layer->k_dim);
+            fake_fill(FAKE_VALUE, l, h, id, p, layer->v_dim, f->v + row * layer->v_dim);
         }
         f->experts[t] = id % 8;
     }
     const kv_append_args append = {.layer = l, .k = f->k, .v = layer->v_in_k ? NULL : f->v};
     kv_append(f->cache, &append);
-    const kv_attend_args attend = {.layer = l, .q = f->q, .out = f->out};
+    /* No rotation: queries are the same before it. They may lie where the output will. */
+    if (kv_cache_wants_q_nope(f->cache))
+        memcpy(f->out, f->q, (size_t)n_tokens * layer->n_heads * layer->k_dim * sizeof *f->q);
+    const kv_attend_args attend = {.layer = l,
+                                   .q = f->q,
+                                   .q_nope = kv_cache_wants_q_nope(f->cache) ? f->out : NULL,
+                                   .out = f->out};
     kv_attend(f->cache, &attend);
     if (layer->has_router) kv_note_experts(f->cache, l, f->experts, 1);
 }
@@ -249,23 +297,33 @@ static double stored(float x, dtype type)
     return type == DTYPE_BF16 ? (double)f32_from_bf16(bf16_from_f32(x)) : (double)x;
 }
 
+/* What is compared. */
+typedef struct reference {
+    const fake *f;
+    const fake_seq *s;
+    fake_keeps *keeps; /* NULL: everything is kept */
+    const void *ctx;
+} reference;
+
 /* o of one query head, over all positions it may see. */
-static void reference_head(const fake *f, const fake_seq *s, uint32_t l, uint32_t h,
-                           uint32_t position, double *o)
+static void reference_head(const reference *r, uint32_t l, uint32_t h, uint32_t position, double *o)
 {
+    const fake *f = r->f;
+    const fake_seq *s = r->s;
     const kv_layer_shape *layer = &f->layers[l];
     const dtype type = kv_cache_type(f->cache);
     const uint32_t kv_head = h / (layer->n_heads / layer->n_kv_heads);
     float q[64], k[64], v[64];
     double sum = 0;
-    fill(QUERY, l, h, s->tokens[position], position, layer->k_dim, q);
+    fake_fill(FAKE_QUERY, l, h, s->tokens[position], position, layer->k_dim, q);
     for (uint32_t i = 0; i < layer->v_dim; i++)
         o[i] = 0;
     if (layer->sink_logit != NULL) sum += exp((double)layer->sink_logit[h]);
     for (uint32_t p = 0; p <= position; p++) {
         if (layer->window != 0 && p + layer->window <= position) continue;
-        fill(KEY, l, kv_head, s->tokens[p], p, layer->k_dim, k);
-        fill(VALUE, l, kv_head, s->tokens[p], p, layer->v_dim, v);
+        if (r->keeps != NULL && !r->keeps(r->ctx, (fake_key){l, kv_head, p}, position)) continue;
+        fake_fill(FAKE_KEY, l, kv_head, s->tokens[p], p, layer->k_dim, k);
+        fake_fill(FAKE_VALUE, l, kv_head, s->tokens[p], p, layer->v_dim, v);
         double dot = 0;
         for (uint32_t i = 0; i < layer->k_dim; i++)
             dot += (double)q[i] * stored(k[i], type);
@@ -280,13 +338,20 @@ static void reference_head(const fake *f, const fake_seq *s, uint32_t l, uint32_
 
 double fake_error(const fake *f, const fake_seq *s, uint32_t first, uint32_t end)
 {
+    return fake_error_of_kept(f, s, &(fake_range){first, end}, NULL, NULL);
+}
+
+double fake_error_of_kept(const fake *f, const fake_seq *s, const fake_range *range,
+                          fake_keeps *keeps, const void *ctx)
+{
+    const reference r = {.f = f, .s = s, .keeps = keeps, .ctx = ctx};
     const double tolerance = 2e-6; /* inputs are rounded alike on both sides; sums are float */
     double worst = 0, o[64];
-    for (uint32_t p = first; p < end; p++) {
+    for (uint32_t p = range->first; p < range->end; p++) {
         const float *out = s->out + p * f->n_out;
         for (uint32_t l = 0; l < f->n_layers; l++) {
             for (uint32_t h = 0; h < f->layers[l].n_heads; h++) {
-                reference_head(f, s, l, h, p, o);
+                reference_head(&r, l, h, p, o);
                 for (uint32_t i = 0; i < f->layers[l].v_dim; i++) {
                     const double error = fabs((double)*out++ - o[i]) / tolerance;
                     if (!(error <= worst)) worst = error;

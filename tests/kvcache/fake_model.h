@@ -30,6 +30,7 @@ typedef struct fake {
     size_t n_out;           /* floats that attention returns of one token, all layers */
     float *q, *k, *v, *out; /* of one layer and step */
     uint32_t *experts;
+    float *bases; /* of all layers that have none of their own */
 } fake;
 
 typedef struct fake_seq {
@@ -38,6 +39,11 @@ typedef struct fake_seq {
     float *out;        /* [n_seq_tokens_max][n_out]: what attention returned, by position */
     uint32_t n_prompt; /* what is fed alone behind it is a decode step; at first there is none */
 } fake_seq;
+
+/* n channels of what a token at a position has in a head. */
+typedef enum fake_kind { FAKE_QUERY, FAKE_KEY, FAKE_VALUE } fake_kind;
+void fake_fill(fake_kind what, uint32_t layer, uint32_t head, uint32_t token, uint32_t position,
+               uint32_t n, float *out);
 
 /* The settings that tests use unless they say otherwise: pages of 4, a window of 8, 2 sinks. */
 kv_config fake_defaults(void);
@@ -49,13 +55,18 @@ extern const kv_layer_shape fake_coded_layers[2];
 kv_config fake_coded(const char *codec);
 
 fake *fake_open(const fake_options *options); /* fails the test on an error */
+
+/* A basis of a random subspace of half as many directions, the same for all heads, in [2][heads][rank][dim]
+ * floats of `memory`; with_mean: its last direction is a mean instead. */
+kv_basis fake_basis(float *memory, uint32_t n_kv_heads, uint32_t dim, bool with_mean);
 void fake_close(fake *f);
 
 /* A sequence whose ids are drawn from `seed`; the first n_shared from `shared_seed`. */
 typedef struct fake_ids {
     uint64_t seed, shared_seed;
     uint32_t n_shared;
-    uint32_t n_prompt; /* what the cache is told; only lossy codecs mind */
+    uint32_t n_prompt;         /* what the cache is told; only lossy codecs and eviction mind */
+    const kv_methods *methods; /* NULL: the cache's */
 } fake_ids;
 fake_seq fake_seq_open(fake *f, fake_ids ids);
 fake_seq fake_seq_open_salted(fake *f, fake_ids ids, const char *salt);
@@ -70,6 +81,17 @@ void fake_run(fake *f, fake_seq *s, uint32_t n_tokens, uint32_t chunk);
 /* Largest difference from the reference over positions [first, end), in units of the tolerance of
  * the cache type: at most 1 is right. */
 double fake_error(const fake *f, const fake_seq *s, uint32_t first, uint32_t end);
+
+/* The same over the entries that a query at `position` still finds. */
+typedef struct fake_key {
+    uint32_t layer, head, position;
+} fake_key;
+typedef bool fake_keeps(const void *ctx, fake_key key, uint32_t position);
+typedef struct fake_range {
+    uint32_t first, end;
+} fake_range;
+double fake_error_of_kept(const fake *f, const fake_seq *s, const fake_range *range,
+                          fake_keeps *keeps, const void *ctx);
 
 /* The same bits at positions [first, end)? */
 bool fake_same(const fake *f, const fake_seq *a, const fake_seq *b, uint32_t first, uint32_t end);

@@ -271,6 +271,6 @@ const test_case test_cases[] = {
     TEST_CASE(a_prefix_shared_before_it_is_encoded_gives_the_bits_of_a_fresh_one),
     TEST_CASE(a_prefix_of_codes_gives_every_taker_the_same),
     TEST_CASE(sinks_come_back_exactly),
-    TEST_CASE(a_cut_into_codes_is_near_and_the_same_each_time),
+    TEST_CASE_SECONDS(a_cut_into_codes_is_near_and_the_same_each_time, 250),
     TEST_CASES_END,
 };

@@ -64,11 +64,28 @@ static kv_config with_boxes(void)
     return config;
 }
 
-START_TEST(a_cache_opens_wholly_or_not_at_all)
+/* What this policy needs beside them. */
+static kv_config evicting(const char *policy)
+{
+    kv_config config = with_boxes();
+    config.scheduling = (char *)(uintptr_t)policy;
+    config.budget = 0.5;
+    return config;
+}
+
+static kv_config with_tiers(kv_config config)
+{
+    config.host_bytes = KV_SLAB_BYTES;
+    config.disk_bytes = 16 * KV_SLAB_BYTES;
+    config.disk_path = (char *)(uintptr_t) "/tmp";
+    return config;
+}
+
+static void check_open(kv_config config)
 {
     dev *d;
     ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
-    const kv_config config = with_boxes();
+    config.request_methods = true;
     const kv_shape shape = {.n_layers = 3, .layer = fake_layers, .n_experts = 8};
     const kv_limits limits = {4, 64, 512};
     kv_cache *cache = NULL;
@@ -86,6 +103,12 @@ START_TEST(a_cache_opens_wholly_or_not_at_all)
     kv_cache_close(cache);
     dev_close(d);
 }
+
+START_TEST(a_cache_opens_wholly_or_not_at_all)
+{
+    check_open(evicting("h2o+adakv"));
+    check_open(with_tiers(evicting("h2o+adakv")));
+}
 END_TEST
 
 /* A step of n tokens of garbage; true if it ran. Plain assertions: Check itself allocates. */
@@ -102,7 +125,8 @@ static bool step(fake *f, kv_seq *seq, uint32_t n_tokens)
     const unsigned long n_before = n_allocations;
     for (uint32_t l = 0; l < f->n_layers; l++) {
         kv_append(f->cache, &(kv_append_args){.layer = l, .k = f->k, .v = f->v});
-        kv_attend(f->cache, &(kv_attend_args){.layer = l, .q = f->q, .out = f->out});
+        kv_attend(f->cache,
+                  &(kv_attend_args){.layer = l, .q = f->q, .q_nope = f->q, .out = f->out});
         if (f->layers[l].has_router) kv_note_experts(f->cache, l, f->experts, 1);
     }
     kv_step_end(f->cache);
@@ -113,12 +137,14 @@ static bool step(fake *f, kv_seq *seq, uint32_t n_tokens)
 /* Some of everything that allocates, with ids of 200 tokens. */
 static void live(fake *f, const uint32_t *tokens)
 {
-    const kv_seq_options options = {.salt = "salt", .salt_bytes = 4};
+    const kv_seq_options options = {.salt = "salt", .salt_bytes = 4, .n_prompt_tokens = 50};
     for (uint32_t i = 0; i < 4; i++) {
         kv_seq *seq;
         if (kv_seq_open(f->cache, &options, &seq) != ERR_OK) continue;
         (void)kv_seq_take_prefix(seq, tokens + i / 2, 150);
-        while (kv_seq_length(seq) < 100 + 20 * i && step(f, seq, 30)) {
+        while (kv_seq_length(seq) < 100 + 20 * i) {
+            const uint32_t most = kv_seq_step_tokens_max(seq);
+            if (!step(f, seq, most < 30 ? most : 30)) break;
             if (kv_seq_length(seq) > 50) kv_seq_share_prompt(seq, tokens + i / 2, 50);
         }
         kv_seq_close(seq, tokens + i / 2);
@@ -127,14 +153,14 @@ static void live(fake *f, const uint32_t *tokens)
     kv_cache_drop_prefixes(f->cache);
 }
 
-START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
+static void fail_each_allocation(kv_config config)
 {
     uint32_t tokens[256];
     for (uint32_t p = 0; p < 256; p++)
         tokens[p] = p;
     unsigned long n_needed = 1;
     for (unsigned long n = 0; n < n_needed; n++) {
-        fake *f = fake_open(&(fake_options){.config = with_boxes()});
+        fake *f = fake_open(&(fake_options){.config = config});
         const size_t n_floats = (size_t)64 * 64; /* the widest layer and the longest step */
         memset(f->q, 0, n_floats * sizeof *f->q);
         memset(f->k, 0, n_floats * sizeof *f->k);
@@ -151,6 +177,20 @@ START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
     }
     ck_assert_uint_gt(n_needed, 20);
 }
+
+START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
+{
+    fail_each_allocation(with_boxes());
+}
+END_TEST
+
+/* Queries, sums, mass and uses: what scorers need is allocated with the sequence and its table. */
+START_TEST(a_failed_allocation_for_a_scorer_costs_no_more_either)
+{
+    static const char *const policies[] = {"h2o+adakv", "snapkv", "expected_attention", "lru"};
+    for (uint32_t i = 0; i < 4; i++)
+        fail_each_allocation(evicting(policies[i]));
+}
 END_TEST
 
 static void check_steps(const fake_options *options)
@@ -159,17 +199,27 @@ static void check_steps(const fake_options *options)
     fake_seq s = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 70});
     memset(f->experts, 0, 64 * sizeof *f->experts);
     fake_run(f, &s, 64, 64);
-    for (uint32_t i = 0; i < 100; i++) {
+    for (uint32_t i = 0; i < 100; i++) { /* up to 360 tokens */
         const uint32_t most = kv_seq_step_tokens_max(s.seq);
         ck_assert(step(f, s.seq, most < 1 + i % 5 ? most : 1 + i % 5));
     }
+    ck_assert_int_eq(fake_stats(f).disk_read_bytes > 0, options->config.disk_bytes > 0);
     fake_seq_close(f, &s, false);
     fake_close(f);
 }
 
 START_TEST(nothing_is_allocated_inside_a_step)
 {
+    kv_config small = fake_coded("none");
+    small.memory_bytes = 3 * KV_SLAB_BYTES;
+    small.disk_bytes = 16 * KV_SLAB_BYTES;
+    small.disk_path = (char *)(uintptr_t) "/tmp";
+    check_steps(&(fake_options){
+        .layers = fake_coded_layers, .n_layers = 2, .config = small, .n_threads = 2});
     check_steps(&(fake_options){0});
+    check_steps(&(fake_options){.config = evicting("h2o+adakv")});
+    check_steps(&(fake_options){.config = evicting("snapkv+pyramid"), .n_threads = 2});
+    check_steps(&(fake_options){.config = evicting("expected_attention")});
     check_steps(&(fake_options){
         .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4"), .n_threads = 2});
 }
@@ -177,7 +227,8 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE(a_cache_opens_wholly_or_not_at_all),
-    TEST_CASE_SECONDS(a_failed_allocation_costs_no_more_than_what_asked_for_it, 250),
+    TEST_CASE_SECONDS(a_failed_allocation_costs_no_more_than_what_asked_for_it, 600),
+    TEST_CASE_SECONDS(a_failed_allocation_for_a_scorer_costs_no_more_either, 600),
     TEST_CASE(nothing_is_allocated_inside_a_step),
     TEST_CASES_END,
 };

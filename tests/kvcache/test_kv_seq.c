@@ -118,7 +118,7 @@ END_TEST
 START_TEST(what_could_fit_does_fit)
 {
     fake *f = open_wide(2); /* four pages: 256 positions, and up to 71 in the ring */
-    ck_assert_uint_eq(kv_cache_capacity_tokens(f->cache), 256);
+    ck_assert_uint_eq(kv_cache_capacity_tokens(f->cache, NULL), 256);
     ck_assert_uint_eq(kv_cache_bytes_per_token(f->cache), 2 * 64 * sizeof(float));
     ck_assert(kv_cache_could_fit(f->cache, NULL, 256 + 8 + 63));
     ck_assert(!kv_cache_could_fit(f->cache, NULL, 256 + 8 + 64));
@@ -258,7 +258,7 @@ START_TEST(without_a_budget_all_sequences_fit)
     fake_options options = {.limits = {4, 64, 500}, .config = fake_defaults()};
     options.config.memory_bytes = 0;
     fake *f = fake_open(&options);
-    ck_assert_uint_ge(kv_cache_capacity_tokens(f->cache), 4 * 500);
+    ck_assert_uint_ge(kv_cache_capacity_tokens(f->cache, NULL), 4 * 500);
     fake_close(f);
 }
 END_TEST

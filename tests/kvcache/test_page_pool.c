@@ -118,6 +118,38 @@ START_TEST(a_page_is_free_when_nobody_holds_it)
 }
 END_TEST
 
+START_TEST(a_page_that_others_lean_on_is_held_by_who_holds_them)
+{
+    kv_pool *pool = open_pool(N_SLABS * KV_SLAB_BYTES);
+    const uint32_t base = kv_pool_alloc_page(pool, 1, KV_HELD_BY_SEQ);
+    const uint32_t page = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    ck_assert_uint_eq(kv_pool_leans_on(pool, page), KV_PAGE_NONE);
+    kv_pool_hold(pool, page, KV_HELD_BY_OBJECT);
+    kv_pool_lean(pool, page, base);
+    ck_assert_uint_eq(kv_pool_leans_on(pool, page), base);
+    ck_assert_uint_eq(kv_pool_pages(pool)->n_refs[KV_HELD_BY_SEQ][base], 2);
+    ck_assert_uint_eq(kv_pool_pages(pool)->n_refs[KV_HELD_BY_OBJECT][base], 1);
+    ck_assert(!kv_pool_drop(pool, base, KV_HELD_BY_SEQ));
+    kv_pool_pass(pool, page, KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT);
+    ck_assert_uint_eq(kv_pool_count(pool).pages_used, 0);
+    ck_assert_uint_eq(kv_pool_count(pool).pages_cached, 2);
+    kv_pool_check_begin(pool);
+    kv_pool_check_ref(pool, page, KV_HELD_BY_OBJECT);
+    ck_assert(!kv_pool_check_end(pool)); /* two objects hold it */
+    kv_pool_check_begin(pool);
+    kv_pool_check_ref(pool, page, KV_HELD_BY_OBJECT);
+    kv_pool_check_ref(pool, page, KV_HELD_BY_OBJECT);
+    ck_assert(kv_pool_check_end(pool));
+    ck_assert(!kv_pool_drop(pool, page, KV_HELD_BY_OBJECT));
+    ck_assert(kv_pool_drop(pool, page, KV_HELD_BY_OBJECT));
+    ck_assert_uint_eq(kv_pool_count(pool).pages_cached, 0); /* both are gone */
+    ck_assert_uint_eq(kv_pool_count(pool).slab_bytes, 0);
+    const uint32_t again = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    ck_assert_uint_eq(kv_pool_leans_on(pool, again), KV_PAGE_NONE);
+    kv_pool_close(pool);
+}
+END_TEST
+
 START_TEST(room_is_counted_in_slabs_of_the_class)
 {
     kv_pool *pool = open_pool(3 * KV_SLAB_BYTES);
@@ -188,6 +220,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_slab_returns_when_its_last_page_does_and_serves_another_class),
     TEST_CASE(memory_of_a_returned_slab_is_given_back),
     TEST_CASE(a_page_is_free_when_nobody_holds_it),
+    TEST_CASE(a_page_that_others_lean_on_is_held_by_who_holds_them),
     TEST_CASE(room_is_counted_in_slabs_of_the_class),
     TEST_CASE(a_page_larger_than_a_slab_makes_slabs_larger),
     TEST_CASE(a_wrong_reference_count_is_noticed),

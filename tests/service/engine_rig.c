@@ -21,8 +21,12 @@ static void open_cache(const rig_options *options, uint32_t n_seqs_max, uint32_t
     config.memory_bytes = options->memory_bytes > 0 ? options->memory_bytes : 64u << 20;
     config.page_tokens = options->page_tokens > 0 ? options->page_tokens : 8;
     config.window_tokens = 16;
+    config.host_bytes = options->host_bytes;
+    config.disk_bytes = options->disk_bytes;
+    if (options->disk_bytes > 0) config.disk_path = strdup("/tmp");
     config.sink_tokens = 4;
     config.prefix_caching = !options->no_prefix_caching;
+    config.request_methods = options->request_methods;
     if (options->compression != NULL) {
         free(config.compression);
         config.compression = strdup(options->compression);
@@ -78,8 +82,23 @@ static void post(void *ctx)
     sem_post(ctx);
 }
 
+/* The methods of a wish; what it does not say is exact. */
+static const kv_methods *methods_of(const wish *w, kv_methods *own)
+{
+    const char *routing = w->routing != NULL ? w->routing : "full";
+    const char *compression = w->compression != NULL ? w->compression : "none";
+    const kv_config config = {.routing = (char *)(uintptr_t)routing,
+                              .routing_k = 2,
+                              .scheduling = (char *)(uintptr_t) "none",
+                              .compression = (char *)(uintptr_t)compression};
+    if (w->routing == NULL && w->compression == NULL) return NULL;
+    ck_assert_int_eq(kv_methods_resolve(&config, own, NULL), ERR_OK);
+    return own;
+}
+
 void guest_make(const rig *r, const wish *w, guest *g)
 {
+    kv_methods own;
     const uint32_t n_vocab = model_get_config(r->m)->n_vocab;
     const uint32_t n_prompt = w->n_prompt > 0 ? w->n_prompt : 20;
     uint32_t *prompt = malloc(n_prompt * sizeof *prompt);
@@ -103,6 +122,7 @@ void guest_make(const rig *r, const wish *w, guest *g)
         .skip_special = true,
         .score_prompt = w->score_only,
         .salt = "",
+        .methods = methods_of(w, &own),
         .group = w->group,
         .arrival_ns = clock_mono_ns(),
         .deadline_ns = w->deadline_ns,

@@ -14,6 +14,8 @@ typedef struct rig_options {
     uint32_t page_tokens;          /* 0: 8 */
     bool no_prefix_caching;
     const char *compression; /* NULL: none */
+    uint64_t host_bytes, disk_bytes;
+    bool request_methods;
 } rig_options;
 
 typedef struct rig {
@@ -38,8 +40,9 @@ typedef struct wish {
     uint64_t deadline_ns;
     bool score_only; /* score_prompt and max_tokens 0 */
     bool with_logprobs;
-    float repetition_penalty; /* 0: off */
-    const uint32_t *prompt;   /* instead of a kind */
+    float repetition_penalty;          /* 0: off */
+    const uint32_t *prompt;            /* instead of a kind */
+    const char *routing, *compression; /* methods of its own, if either is given */
 } wish;
 
 typedef struct guest {

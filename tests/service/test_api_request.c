@@ -8,11 +8,15 @@
 #include <string.h>
 
 static const char *const names[] = {"story", "teller"};
+static const kv_config kv = {.routing = (char *)(uintptr_t) "full",
+                             .scheduling = (char *)(uintptr_t) "none",
+                             .compression = (char *)(uintptr_t) "none"};
 static const api_limits limits = {.n_vocab = 100,
                                   .n_logprobs_max = 5,
                                   .n_choices_max = 200,
                                   .model_names = names,
-                                  .n_model_names = 2};
+                                  .n_model_names = 2,
+                                  .kv = &kv};
 
 /* Parses from a heap copy of exact size, so that a sanitizer sees one byte of over-read. */
 static bool parse_bytes(const char *body, size_t n, completion_request *out, api_error *error)

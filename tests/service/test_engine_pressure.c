@@ -6,6 +6,7 @@
 #include "base/clock.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -142,8 +143,8 @@ START_TEST(a_deadline_ends_a_session_wherever_it_is)
 }
 END_TEST
 
-/* Preempted sessions get what they would have got; under a lossy codec, too. */
-static void check_small_pool(const char *compression, uint64_t memory_bytes)
+/* Preempted sessions get what they would have got, whatever their methods and those of the cache. */
+static void check_small_pool(const rig_options *small, const wish *like)
 {
     enum { N_GUESTS = 10 };
     static guest guests[N_GUESTS];
@@ -151,18 +152,21 @@ static void check_small_pool(const char *compression, uint64_t memory_bytes)
     wish wishes[N_GUESTS];
     rig r;
     for (uint32_t i = 0; i < N_GUESTS; i++) {
-        wishes[i] = (wish){.n_prompt = 40 + 9 * i,
-                           .max_tokens = 150,
-                           .prompt_kind = i,
-                           .seed = i,
-                           .repetition_penalty = i % 2 == 0 ? 1.2f : 0};
+        wishes[i] = *like;
+        wishes[i].n_prompt = 40 + 9 * i;
+        wishes[i].max_tokens = 150;
+        wishes[i].prompt_kind = i;
+        wishes[i].seed = i;
+        wishes[i].repetition_penalty = i % 2 == 0 ? 1.2f : 0;
     }
-    rig_open(&(rig_options){.compression = compression}, &r);
+    rig_options large = *small;
+    large.memory_bytes = 0;
+    rig_open(&large, &r);
     for (uint32_t i = 0; i < N_GUESTS; i++)
         rig_run(&r, &wishes[i], expected[i]);
     ck_assert_uint_eq(metrics_read(r.counted, METRIC_PREEMPTIONS), 0);
     rig_close(&r);
-    rig_open(&(rig_options){.memory_bytes = memory_bytes, .compression = compression}, &r);
+    rig_open(small, &r);
     for (uint32_t i = 0; i < N_GUESTS; i++)
         guest_make(&r, &wishes[i], &guests[i]);
     session
@@ -182,14 +186,28 @@ static void check_small_pool(const char *compression, uint64_t memory_bytes)
 
 START_TEST(a_small_pool_gives_the_same_tokens_as_a_large_one)
 {
-    check_small_pool("none", 192 << 10);
+    check_small_pool(&(rig_options){.memory_bytes = 192 << 10}, &(wish){0});
 }
 END_TEST
 
 START_TEST(a_small_pool_of_codes_gives_the_same_tokens_as_a_large_one)
 {
-    check_small_pool("int8", 128 << 10);
-    check_small_pool("int2", 128 << 10);
+    check_small_pool(&(rig_options){.memory_bytes = 128 << 10, .compression = "int8"}, &(wish){0});
+    check_small_pool(&(rig_options){.memory_bytes = 128 << 10, .compression = "int2"}, &(wish){0});
+}
+END_TEST
+
+START_TEST(a_small_pool_gives_lossy_sessions_of_an_exact_cache_the_same_tokens)
+{
+    const rig_options small = {.memory_bytes = 160 << 10, .request_methods = true};
+    check_small_pool(&small, &(wish){.compression = "int2"});
+}
+END_TEST
+
+START_TEST(a_small_pool_gives_sessions_that_read_a_part_the_same_tokens)
+{
+    const rig_options small = {.memory_bytes = 192 << 10, .request_methods = true};
+    check_small_pool(&small, &(wish){.routing = "topk"});
 }
 END_TEST
 
@@ -244,6 +262,62 @@ START_TEST(an_idle_engine_sleeps)
         (double)(after.tv_sec - before.tv_sec) + (double)(after.tv_nsec - before.tv_nsec) * 1e-9;
     ck_assert_msg(seconds < 0.05, "%.3f s of processor time in 0.3 s of idling", seconds);
     rig_run(&r, &(wish){0}, tokens); /* and wakes up */
+    rig_close(&r);
+}
+END_TEST
+
+/* ---- looks ---------------------------------------------------------------------------------------- */
+
+/* What the engine does with a look: it says that it has come, and stays until it is let go. */
+typedef struct watcher {
+    sem_t taken, may_go;
+    atomic_uint n_released;
+} watcher;
+
+static void hold_engine(void *ctx)
+{
+    watcher *w = ctx;
+    sem_post(&w->taken);
+    sem_wait(&w->may_go);
+}
+
+static void count_release(void *ctx)
+{
+    watcher *w = ctx;
+    atomic_fetch_add(&w->n_released, 1);
+}
+
+START_TEST(looks_are_taken_between_steps_and_few_of_them_wait)
+{
+    enum { N_LOOKS = 6 };
+    rig r;
+    guest g;
+    watcher w = {.n_released = 0};
+    kv_look *looks[N_LOOKS];
+    sem_init(&w.taken, 0, 0);
+    sem_init(&w.may_go, 0, 0);
+    rig_open(&(rig_options){0}, &r);
+    const kv_look_spec spec = {.on_taken = hold_engine, .on_release = count_release, .ctx = &w};
+    for (uint32_t i = 0; i < N_LOOKS; i++)
+        ck_assert_int_eq(kv_look_open(r.cache, &spec, &looks[i]), ERR_OK);
+    ck_assert_int_eq(engine_look(r.e, looks[0]), ERR_OK); /* idle: at once */
+    sem_wait(&w.taken);
+    guest_make(&r, &(wish){.n_prompt = 40}, &g);
+    guest_submit(&r, &g);
+    for (uint32_t i = 1; i < N_LOOKS - 1; i++) /* the engine is busy with the first */
+        ck_assert_int_eq(engine_look(r.e, looks[i]), ERR_OK);
+    ck_assert_int_eq(engine_look(r.e, looks[N_LOOKS - 1]), ERR_QUEUE_FULL);
+    ck_assert_ptr_null(kv_look_map(looks[1]));
+    for (uint32_t i = 0; i < N_LOOKS; i++) { /* nobody waits for them any more */
+        if (i != 1) kv_look_release(looks[i]);
+        sem_post(&w.may_go);
+    }
+    ck_assert_int_eq(guest_wait(&g), FINISH_LENGTH);
+    ck_assert_ptr_nonnull(kv_look_map(looks[1]));
+    ck_assert_uint_eq(atomic_load(&w.n_released), N_LOOKS - 1);
+    kv_look_release(looks[1]);
+    ck_assert_uint_eq(atomic_load(&w.n_released), N_LOOKS);
+    guest_leave(&g);
     rig_close(&r);
 }
 END_TEST
@@ -332,9 +406,12 @@ const test_case test_cases[] = {
     TEST_CASE(a_deadline_ends_a_session_wherever_it_is),
     TEST_CASE(a_small_pool_gives_the_same_tokens_as_a_large_one),
     TEST_CASE(a_small_pool_of_codes_gives_the_same_tokens_as_a_large_one),
+    TEST_CASE(a_small_pool_gives_lossy_sessions_of_an_exact_cache_the_same_tokens),
+    TEST_CASE(a_small_pool_gives_sessions_that_read_a_part_the_same_tokens),
     TEST_CASE(a_drain_lets_sessions_finish),
     TEST_CASE(a_drain_out_of_time_cancels_the_rest),
     TEST_CASE(an_idle_engine_sleeps),
+    TEST_CASE(looks_are_taken_between_steps_and_few_of_them_wait),
     TEST_CASE_SECONDS(a_storm_of_sessions_leaves_nothing_behind, 120),
     TEST_CASE_SECONDS(a_storm_of_sessions_under_int4_leaves_nothing_behind, 120),
     TEST_CASES_END};

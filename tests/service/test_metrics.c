@@ -24,6 +24,7 @@ static const metrics_gauges GAUGES = {.n_running = 3,
                                       .is_ready = true,
                                       .kv = {.pages_total = 10,
                                              .pages_used = 4,
+                                             .used_bytes = 4096,
                                              .pages_free = 6,
                                              .pages_open = 100,
                                              .pages_read = 25,
@@ -31,7 +32,19 @@ static const metrics_gauges GAUGES = {.n_running = 3,
                                              .certificate_sum = 0.5,
                                              .certificate_max = 0.25,
                                              .step_certificate_mean = 0.125,
-                                             .step_certificate_max = 0.1875},
+                                             .step_certificate_max = 0.1875,
+                                             .host_budget_bytes = 4096,
+                                             .disk_budget_bytes = 8192,
+                                             .host_bytes = 2048,
+                                             .disk_bytes = 1024,
+                                             .host_pages = 11,
+                                             .disk_pages = 12,
+                                             .pages_demoted = 13,
+                                             .pages_promoted = 14,
+                                             .disk_read_bytes = 15,
+                                             .disk_read_failures = 16,
+                                             .disk_write_failures = 17,
+                                             .seqs_lost = 18},
                                       .dev_name = "avx2",
                                       .kv_type = "bf16",
                                       .page_tokens = 32,
@@ -78,10 +91,39 @@ START_TEST(what_is_counted_is_written)
                  "pikv_request_rejections_total{model_name=\"story\",reason=\"queue_full\"}") == 1);
     ck_assert(value_of(text, "pikv_requests_running{model_name=\"story\"}") == 3);
     ck_assert(value_of(text, "pikv_kv_blocks{model_name=\"story\",state=\"used\"}") == 4);
+    ck_assert(value_of(text, "pikv_kv_used_bytes{model_name=\"story\"}") == 4096);
     ck_assert(value_of(text, "pikv_model_load_seconds{model_name=\"story\"}") == 1.5);
     ck_assert(value_of(text, "process_resident_memory_bytes") > 1e5);
     ck_assert(value_of(text, "process_start_time_seconds") > 1.5e9);
     ck_assert(value_of(text, "process_open_fds") >= 3);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(the_page_says_what_lies_below_the_pool)
+{
+    static const struct {
+        const char *series;
+        double value;
+    } rows[] = {
+        {"pikv_kv_tier_budget_bytes{model_name=\"s\",tier=\"host\"}", 4096},
+        {"pikv_kv_tier_budget_bytes{model_name=\"s\",tier=\"disk\"}", 8192},
+        {"pikv_kv_tier_bytes{model_name=\"s\",tier=\"host\"}", 2048},
+        {"pikv_kv_tier_bytes{model_name=\"s\",tier=\"disk\"}", 1024},
+        {"pikv_kv_tier_blocks{model_name=\"s\",tier=\"host\"}", 11},
+        {"pikv_kv_tier_blocks{model_name=\"s\",tier=\"disk\"}", 12},
+        {"pikv_kv_demoted_blocks_total{model_name=\"s\"}", 13},
+        {"pikv_kv_promoted_blocks_total{model_name=\"s\"}", 14},
+        {"pikv_kv_disk_read_bytes_total{model_name=\"s\"}", 15},
+        {"pikv_kv_disk_failures_total{model_name=\"s\",op=\"read\"}", 16},
+        {"pikv_kv_disk_failures_total{model_name=\"s\",op=\"write\"}", 17},
+        {"pikv_kv_lost_sequences_total{model_name=\"s\"}", 18},
+    };
+    metrics *m = open_metrics("s");
+    char *text = write_page(m);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        ck_assert_double_eq(value_of(text, rows[i].series), rows[i].value);
     free(text);
     metrics_close(m);
 }
@@ -102,6 +144,37 @@ START_TEST(the_page_says_what_decode_steps_have_not_read)
     ck_assert(value_of(text, "pikv_kv_unread_mass_bound_max{model_name=\"s\"}") == 0.25);
     ck_assert(value_of(text, mean) == 0.125);
     ck_assert(value_of(text, max) == 0.1875);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+static kv_methods methods_of(const char *routing, const char *compression)
+{
+    kv_methods methods;
+    const kv_config config = {.routing = (char *)(uintptr_t)routing,
+                              .routing_k = 0.5,
+                              .scheduling = (char *)(uintptr_t) "none",
+                              .compression = (char *)(uintptr_t)compression};
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    return methods;
+}
+
+START_TEST(sequences_are_counted_by_their_methods)
+{
+    metrics *m = open_metrics("s");
+    const kv_methods exact = methods_of("full", "none"), lossy = methods_of("topk", "int4");
+    metrics_count_methods(m, &exact);
+    metrics_count_methods(m, &lossy);
+    metrics_count_methods(m, &lossy);
+    char *text = write_page(m);
+#define BY_METHOD(routing, compression)                                 \
+    "pikv_requests_by_method_total{model_name=\"s\",routing=\"" routing \
+    "\",scheduling=\"none\",compression=\"" compression "\"}"
+    ck_assert(value_of(text, BY_METHOD("full", "none")) == 1);
+    ck_assert(value_of(text, BY_METHOD("topk", "int4")) == 2);
+    ck_assert_ptr_null(strstr(text, BY_METHOD("topk", "none"))); /* nobody asked for it */
+#undef BY_METHOD
     free(text);
     metrics_close(m);
 }
@@ -360,7 +433,9 @@ START_TEST(nothing_is_lost_while_pages_are_written)
 END_TEST
 
 const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
+                                TEST_CASE(the_page_says_what_lies_below_the_pool),
                                 TEST_CASE(the_page_says_what_decode_steps_have_not_read),
+                                TEST_CASE(sequences_are_counted_by_their_methods),
                                 TEST_CASE(a_pause_counts_nothing_but_refusals),
                                 TEST_CASE(a_model_name_cannot_break_the_page),
                                 TEST_CASE(experts_are_counted_per_layer),

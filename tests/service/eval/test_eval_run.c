@@ -254,7 +254,8 @@ static void replay(kv_cache *cache, const eval_rig *rig, const eval_job *job, ev
         n = n_left < rig->options.n_step_tokens_max ? n_left : rig->options.n_step_tokens_max;
         for (uint32_t i = 0; i < n; i++)
             positions[i] = at + i;
-        const kv_row row = {.seq = seq, .n_tokens = n};
+        const bool is_decode = at >= job->n_prompt;
+        const kv_row row = {.seq = seq, .n_tokens = n, .is_decode = is_decode};
         kv_stats_read(cache, &before);
         ck_assert_int_eq(kv_step_begin(cache, &row, 1), ERR_OK);
         model_forward(
@@ -262,7 +263,12 @@ static void replay(kv_cache *cache, const eval_rig *rig, const eval_job *job, ev
             &(model_batch){.tokens = job->tokens + at, .positions = positions, .n_tokens = n});
         kv_step_end(cache);
         kv_stats_read(cache, &after);
-        if (at >= job->n_prompt) sum->read_bytes += after.bytes_read - before.bytes_read;
+        if (!is_decode) continue;
+        sum->read_bytes += after.bytes_read - before.bytes_read;
+        sum->pages_open += after.pages_open - before.pages_open;
+        sum->pages_read += after.pages_read - before.pages_read;
+        sum->n_certificates += after.certificates - before.certificates;
+        sum->certificate_sum += after.certificate_sum - before.certificate_sum;
     }
     sum->resident_bytes +=
         after.slab_bytes + after.table_bytes + after.ring_bytes + after.staging_bytes;
@@ -270,11 +276,13 @@ static void replay(kv_cache *cache, const eval_rig *rig, const eval_job *job, ev
     kv_seq_close(seq, NULL);
 }
 
-START_TEST(the_cost_is_what_the_cache_counts)
+static void check_cost(const char *routing)
 {
     eval_rig rig;
     uint32_t tokens[2][300];
     eval_rig_open(fixtures[1], &rig);
+    const cfg_binding binding = {&kv_config_table, &rig.kv};
+    ck_assert_int_eq(cfg_set(&binding, 1, "kv-routing", routing, NULL), ERR_OK);
     rig.options.n_seqs_max = 1;
     fill_tokens(&rig, 0, 300, tokens[0]);
     fill_tokens(&rig, 1, 100, tokens[1]);
@@ -306,8 +314,22 @@ START_TEST(the_cost_is_what_the_cache_counts)
     ck_assert(cost->decode_seconds > 0);
     ck_assert(cost->prompt_seconds > 0);
     ck_assert(eval_cost_read_bytes_per_step(cost) == (double)wanted.read_bytes / 178);
+    ck_assert_uint_gt(cost->pages_open, 0);
+    ck_assert_uint_eq(cost->pages_open, wanted.pages_open);
+    ck_assert_uint_eq(cost->pages_read, wanted.pages_read);
+    ck_assert_uint_eq(cost->n_certificates, wanted.n_certificates);
+    ck_assert_double_eq_tol(cost->certificate_sum, wanted.certificate_sum, 1e-6);
+    const bool is_whole = strcmp(routing, "full") == 0;
+    ck_assert_int_eq(eval_cost_share_of_pages_read(cost) == 1, is_whole);
+    ck_assert_int_eq(eval_cost_certificate_mean(cost) == 0, is_whole);
     eval_run_close(r);
     eval_rig_close(&rig);
+}
+
+START_TEST(the_cost_is_what_the_cache_counts)
+{
+    check_cost("full");
+    check_cost("topk");
 }
 END_TEST
 

@@ -1,0 +1,341 @@
+/* kvcache/compact.c - see compact.h.
+ *
+ * One layer at a time: plan (owner), find room (owner), move rows (a head is a job), bookkeeping (owner),
+ * boxes (a head is a job). */
+#include "kvcache/compact.h"
+
+#include "kvcache/away.h"
+#include "kvcache/demote.h"
+#include "kvcache/evict.h"
+#include "kvcache/run_box.h"
+
+#include <string.h>
+
+typedef struct compact_loop {
+    kv_seq *seq;
+    uint32_t layer;
+} compact_loop;
+
+static uint32_t live_of(const kv_seq *seq, uint32_t list, uint32_t entry)
+{
+    return (uint32_t)__builtin_popcountll(
+        seq->table.live[kv_table_entry(&seq->table, list, entry)]);
+}
+
+/* Slots that the page of an entry may have. */
+static uint32_t slots_max(const kv_cache *cache, uint32_t entry)
+{
+    return cache->page_tokens - (entry == 0 ? cache->sink_tokens : 0);
+}
+
+/* Nobody but this sequence holds the page, and it can be written where it lies. */
+static bool is_own(const kv_cache *cache, uint32_t page)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    return kv_pool_tier(cache->pool, page) != KV_TIER_FILE &&
+           pages->n_refs[KV_HELD_BY_SEQ][page] == 1 && pages->n_refs[KV_HELD_BY_OBJECT][page] == 0;
+}
+
+/* ---- plans --------------------------------------------------------------------------------------- */
+
+static bool is_coded_entry(const kv_seq *seq, uint32_t list, uint32_t entry)
+{
+    return kv_is_coded_page(seq->cache, kv_table_page(&seq->table, list, entry));
+}
+
+static bool has_page(const kv_seq *seq, uint32_t list, uint32_t entry)
+{
+    return kv_table_page(&seq->table, list, entry) != KV_PAGE_NONE;
+}
+
+static bool has_hole(const kv_seq *seq, uint32_t list, uint32_t entry)
+{
+    const uint32_t page = kv_table_page(&seq->table, list, entry);
+    const uint32_t n_slots = kv_pool_pages(seq->cache->pool)->n_slots[page];
+    return live_of(seq, list, entry) < n_slots - (entry == 0 ? kv_page_sinks(seq->cache, page) : 0);
+}
+
+/* Is the page of the entry as full as it can be? */
+static bool is_full(const kv_seq *seq, uint32_t list, uint32_t entry)
+{
+    return live_of(seq, list, entry) == slots_max(seq->cache, entry);
+}
+
+static void add_target(kv_compact_plan *plan, uint32_t entry, uint32_t n_slots)
+{
+    plan->targets[plan->n_targets++] = (kv_compact_target){entry, KV_PAGE_NONE, n_slots};
+    plan->runs[plan->n_runs - 1].n_targets++;
+}
+
+/* The raw pages behind the last encoded one, from the first that is not full. */
+static void plan_raw(const kv_seq *seq, uint32_t list, kv_compact_plan *plan)
+{
+    uint32_t first = seq->n_blocks, n_pages = 0, n_live = 0;
+    bool any_hole = false;
+    while (first > 0 && (!has_page(seq, list, first - 1) || !is_coded_entry(seq, list, first - 1)))
+        first--;
+    while (first < seq->n_blocks && (!has_page(seq, list, first) || is_full(seq, list, first)))
+        first++;
+    for (uint32_t b = first; b < seq->n_blocks; b++) {
+        if (!has_page(seq, list, b)) continue;
+        n_pages++;
+        n_live += live_of(seq, list, b);
+        any_hole = any_hole || has_hole(seq, list, b);
+    }
+    if (n_pages == 0) return;
+    const uint32_t first_max = slots_max(seq->cache, first), page_tokens = seq->cache->page_tokens;
+    const uint32_t n_rest = n_live > first_max ? n_live - first_max : 0;
+    const uint32_t n_needed = 1 + (n_rest + page_tokens - 1) / page_tokens;
+    const bool is_encoded_next = !seq->methods.codec->is_exact && any_hole;
+    if (n_needed == n_pages && !is_encoded_next) return;
+    plan->runs[plan->n_runs++] =
+        (kv_compact_run){.first = first, .end = seq->n_blocks, .target = plan->n_targets};
+    for (uint32_t b = first; n_live > 0; b++) {
+        if (!has_page(seq, list, b)) continue;
+        const uint32_t n = (uint32_t)min_size(slots_max(seq->cache, b), n_live);
+        add_target(plan, b, n);
+        n_live -= n;
+    }
+}
+
+/* Encoded neighbours, as many as one page holds. */
+static void plan_coded(const kv_seq *seq, uint32_t list, kv_compact_plan *plan)
+{
+    for (uint32_t b = 0; b < seq->n_blocks;) {
+        if (!has_page(seq, list, b) || !is_coded_entry(seq, list, b)) {
+            b++;
+            continue;
+        }
+        uint32_t n_live = live_of(seq, list, b), end = b + 1, n_pages = 1;
+        for (; end < seq->n_blocks; end++) {
+            if (!has_page(seq, list, end)) continue;
+            const uint32_t n = live_of(seq, list, end);
+            if (!is_coded_entry(seq, list, end) || n_live + n > slots_max(seq->cache, b)) break;
+            n_live += n;
+            n_pages++;
+        }
+        if (n_pages > 1) {
+            plan->runs[plan->n_runs++] = (kv_compact_run){
+                .first = b, .end = end, .target = plan->n_targets, .is_coded = true};
+            add_target(plan, b, n_live);
+        }
+        b = end;
+    }
+}
+
+/* Returns the number of runs of all heads; adds to cache->need the new pages that they ask for. */
+static uint32_t plan_layer(const kv_seq *seq, uint32_t layer)
+{
+    kv_cache *cache = seq->cache;
+    uint32_t n_runs = 0;
+    memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
+    for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
+        kv_compact_plan *plan = &cache->evict.plans[h];
+        const uint32_t list = kv_list(cache, layer, h, 0);
+        plan->n_runs = plan->n_targets = 0;
+        plan_coded(seq, list, plan);
+        plan_raw(seq, list, plan);
+        n_runs += plan->n_runs;
+        for (uint32_t t = 0; t < plan->n_targets; t++) {
+            kv_compact_target *target = &plan->targets[t];
+            const uint32_t page = kv_table_page(&seq->table, list, target->entry);
+            if (is_own(cache, page)) {
+                target->to = page;
+            } else {
+                cache->need[kv_pool_class(cache->pool, page)]++;
+            }
+        }
+    }
+    return n_runs;
+}
+
+static void alloc_targets(const kv_seq *seq, uint32_t layer)
+{
+    const kv_cache *cache = seq->cache;
+    for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
+        const kv_compact_plan *plan = &cache->evict.plans[h];
+        for (uint32_t t = 0; t < plan->n_targets; t++) {
+            kv_compact_target *target = &plan->targets[t];
+            if (target->to != KV_PAGE_NONE) continue;
+            const uint32_t page =
+                kv_table_page(&seq->table, kv_list(cache, layer, h, 0), target->entry);
+            target->to =
+                kv_pool_alloc_page(cache->pool, kv_pool_class(cache->pool, page), KV_HELD_BY_SEQ);
+            assert(target->to != KV_PAGE_NONE);
+            if (kv_pool_leans_on(cache->pool, page) != KV_PAGE_NONE)
+                kv_pool_lean(cache->pool, target->to, kv_pool_leans_on(cache->pool, page));
+        }
+    }
+}
+
+/* ---- rows ---------------------------------------------------------------------------------------- */
+
+/* Where the next row of a run goes. */
+typedef struct cursor {
+    const kv_compact_target *target;
+    uint32_t slot;
+} cursor;
+
+static void step_cursor(cursor *at)
+{
+    if (++at->slot < at->target->n_slots) return;
+    at->target++;
+    at->slot = 0;
+}
+
+static void move_row(const kv_strip *strip, uint8_t *to, uint32_t slot, const attn_span *row)
+{
+    if (to + (size_t)slot * strip->k_stride_bytes == (const uint8_t *)row->k) return;
+    kv_strip_write(strip, to, slot, row);
+}
+
+/* Rows of encoded pages are gathered beside them; raw ones go to their new places one by one. */
+static void move_run(const compact_loop *loop, uint32_t head, const kv_compact_run *run,
+                     uint32_t worker)
+{
+    kv_seq *seq = loop->seq;
+    const kv_cache *cache = seq->cache;
+    const kv_compact_plan *plan = &cache->evict.plans[head];
+    const uint32_t list = kv_list(cache, loop->layer, head, 0);
+    const kv_strip *strip = &cache->layout[cache->layer_class[loop->layer]].strip;
+    uint8_t *gathered = cache->evict.workers[worker].gathered;
+    cursor at = {.target = plan->targets + run->target};
+    const kv_compact_target *first = at.target;
+    for (uint32_t b = run->first; b < run->end; b++) {
+        if (!has_page(seq, list, b)) continue;
+        const size_t entry = kv_table_entry(&seq->table, list, b);
+        const kv_page_place place = {loop->layer, head, seq->table.page[entry]};
+        const attn_span from =
+            kv_seq_load_page(seq, &place, kv_pool_pages(cache->pool)->n_slots[place.page], worker);
+        for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1) {
+            const attn_span row = kv_span_cut(&from, (uint32_t)__builtin_ctzll(live), 1);
+            uint8_t *to = run->is_coded ? gathered : kv_pool_data(cache->pool, at.target->to);
+            move_row(strip, to, at.slot, &row);
+            step_cursor(&at);
+        }
+    }
+    if (!run->is_coded) return;
+    const attn_span all = kv_strip_span(strip, gathered, 0, first->n_slots);
+    kv_page_write(cache, &(kv_page_place){loop->layer, head, first->to}, &all, 1, worker);
+}
+
+static void move_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const compact_loop *loop = ctx;
+    const kv_cache *cache = loop->seq->cache;
+    for (size_t h = begin; h < end; h++) {
+        const kv_compact_plan *plan = &cache->evict.plans[h];
+        for (uint32_t r = 0; r < plan->n_runs; r++)
+            move_run(loop, (uint32_t)h, &plan->runs[r], worker);
+    }
+}
+
+/* ---- bookkeeping --------------------------------------------------------------------------------- */
+
+/* Goes once more through the rows of a run, for what is known of them. */
+typedef struct replay {
+    uint32_t entry;
+    uint64_t live; /* of it, not taken yet */
+} replay;
+
+/* The positions of the next n rows, and the uses of the pages that they come from. */
+static void take_positions(const kv_seq *seq, uint32_t list, replay *r, uint32_t n, uint32_t *out,
+                           kv_uses *uses)
+{
+    const kv_cache *cache = seq->cache;
+    const kv_table *table = &seq->table;
+    const uint32_t *positions = kv_pool_pages(cache->pool)->positions;
+    for (uint32_t i = 0; i < n; i++) {
+        while (r->live == 0)
+            r->live = table->live[kv_table_entry(table, list, ++r->entry)];
+        const uint32_t page = table->page[kv_table_entry(table, list, r->entry)];
+        out[i] = positions[(size_t)page * cache->page_tokens + (uint32_t)__builtin_ctzll(r->live)];
+        kv_uses_join(uses, kv_observed_uses(seq, list, r->entry));
+        r->live &= r->live - 1;
+    }
+}
+
+/* The entry sees the target's page, full from its first slot. */
+static void set_target(kv_seq *seq, uint32_t list, const kv_compact_target *target,
+                       const uint32_t *positions)
+{
+    const kv_cache *cache = seq->cache;
+    const size_t entry = kv_table_entry(&seq->table, list, target->entry);
+    const uint32_t from = seq->table.page[entry];
+    const uint32_t owner = kv_pool_pages(cache->pool)->owner[from];
+    kv_pool_rewrite(cache->pool, target->to, positions, target->n_slots, owner);
+    if (target->to != from) (void)kv_pool_drop(cache->pool, from, KV_HELD_BY_SEQ);
+    seq->table.page[entry] = target->to;
+    kv_table_see(&seq->table, list, target->entry, kv_slot_mask(target->n_slots));
+}
+
+/* Targets come before what they are made from, or at it, so a source is read before it is changed. */
+static void close_run(kv_seq *seq, uint32_t list, const kv_compact_plan *plan,
+                      const kv_compact_run *run)
+{
+    kv_cache *cache = seq->cache;
+    replay r = {.entry = run->first,
+                .live = seq->table.live[kv_table_entry(&seq->table, list, run->first)]};
+    const kv_compact_target *target = plan->targets + run->target;
+    const kv_compact_target *end = target + run->n_targets;
+    for (; target < end; target++) {
+        uint32_t positions[KV_PAGE_TOKENS_MAX];
+        kv_uses uses = {0};
+        take_positions(seq, list, &r, target->n_slots, positions, &uses);
+        const bool is_partly_read = r.live != 0 && r.entry == target->entry;
+        assert(!is_partly_read);
+        set_target(seq, list, target, positions);
+        kv_observed_set_uses(seq, list, target->entry, uses);
+        cache->stats.pages_compacted++;
+    }
+    target = plan->targets + run->target;
+    for (uint32_t b = run->first; b < run->end; b++) {
+        if (target < end && target->entry == b) {
+            target++;
+        } else {
+            kv_count_evicted(
+                seq, kv_table_drop_entry(&seq->table, cache->pool, list, b, KV_HELD_BY_SEQ));
+        }
+    }
+}
+
+static void box_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const compact_loop *loop = ctx;
+    const kv_cache *cache = loop->seq->cache;
+    for (size_t h = begin; h < end; h++) {
+        const kv_compact_plan *plan = &cache->evict.plans[h];
+        for (uint32_t t = 0; t < plan->n_targets; t++)
+            kv_page_box_write(
+                cache, &(kv_page_place){loop->layer, (uint32_t)h, plan->targets[t].to}, worker);
+    }
+}
+
+static err_t compact_layer(kv_seq *seq, uint32_t layer)
+{
+    kv_cache *cache = seq->cache;
+    uint32_t n_runs;
+    compact_loop loop = {.seq = seq, .layer = layer};
+    /* Every object that is given up may leave pages to this sequence alone: planned again. */
+    while ((n_runs = plan_layer(seq, layer)) > 0 && !kv_demote_until_room(cache)) {
+        if (!kv_prefix_give_up_block(cache) && !kv_prefix_give_up_object(cache)) return ERR_KV_FULL;
+    }
+    if (n_runs == 0) return ERR_OK;
+    const uint32_t n_heads = cache->n_kv_heads[layer];
+    alloc_targets(seq, layer);
+    parallel_for(cache->d->pool, n_heads, 1, move_jobs, &loop);
+    for (uint32_t h = 0; h < n_heads; h++) {
+        const kv_compact_plan *plan = &cache->evict.plans[h];
+        for (uint32_t r = 0; r < plan->n_runs; r++)
+            close_run(seq, kv_list(cache, layer, h, 0), plan, &plan->runs[r]);
+    }
+    parallel_for(cache->d->pool, cache->has_boxes ? n_heads : 0, 1, box_jobs, &loop);
+    return ERR_OK;
+}
+
+err_t kv_compact(kv_seq *seq)
+{
+    for (uint32_t l = 0; l < seq->cache->n_layers; l++)
+        TRY(compact_layer(seq, l));
+    return ERR_OK;
+}

@@ -1,0 +1,504 @@
+/* kvcache/evict.c - see evict.h.
+ *
+ * A layer at a time, its heads in parallel. Tables belong to heads, so their bits are cleared by the
+ * head's own job; pages are dropped by the owner afterwards. */
+#include "kvcache/evict.h"
+
+#include "kvcache/commit.h"
+#include "kvcache/compact.h"
+#include "kvcache/run_box.h"
+#include "kvcache/score_view.h"
+
+#include "base/clock.h"
+
+#include <string.h>
+
+/* Of `random`: the same in every process. */
+static const uint64_t SEED = 0x70696b76;
+
+/* ---- scratch ------------------------------------------------------------------------------------- */
+
+static uint32_t group_of(const kv_layer_shape *shape)
+{
+    return shape->n_heads / shape->n_kv_heads;
+}
+
+static bool may_be_asked(const kv_cache *cache, const kv_scorer *scorer)
+{
+    const kv_policy *policy = &cache->methods.policy;
+    return cache->request_methods || (policy->evicts && policy->scorer == scorer);
+}
+
+/* Floats that any scorer works in, over the shapes of all layers. */
+static size_t work_floats(const kv_cache *cache, uint32_t n_queries)
+{
+    size_t most = 0;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_layer_shape *layer = &cache->layer[l];
+        const kv_score_shape shape = {.n_max = cache->limits.n_seq_tokens_max,
+                                      .group = group_of(layer),
+                                      .k_dim = layer->k_dim,
+                                      .v_dim = layer->v_dim,
+                                      .n_queries = n_queries};
+        for (uint32_t s = 0; kv_scorers[s] != NULL; s++) {
+            if (!may_be_asked(cache, kv_scorers[s]) || kv_scorers[s]->work_floats == NULL) continue;
+            most = max_size(most, kv_scorers[s]->work_floats(&shape));
+        }
+    }
+    return most;
+}
+
+static size_t split_floats(const kv_cache *cache)
+{
+    size_t most = 0;
+    for (uint32_t i = 0; kv_allocators[i] != NULL; i++) {
+        if (kv_allocators[i]->work_floats == NULL) continue;
+        most = max_size(most, kv_allocators[i]->work_floats(cache->n_kv_heads_max,
+                                                            cache->limits.n_seq_tokens_max));
+    }
+    return most;
+}
+
+static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
+{
+    const size_t n_max = cache->limits.n_seq_tokens_max, n_heads = cache->n_kv_heads_max;
+    const size_t n_blocks = n_max / cache->page_tokens + 1;
+    evict->heads = arena_take(a, n_heads, sizeof *evict->heads);
+    evict->plans = arena_take(a, n_heads, sizeof *evict->plans);
+    for (size_t h = 0; h < n_heads; h++) {
+        kv_head_view view = {0};
+        view.positions = arena_take(a, n_max, sizeof *view.positions);
+        view.entry = arena_take(a, n_max, sizeof *view.entry);
+        view.slot = arena_take(a, n_max, sizeof *view.slot);
+        view.score = arena_take(a, n_max, sizeof *view.score);
+        view.kept = arena_take(a, n_max, sizeof *view.kept);
+        if ((evict->needs & KV_SCORE_MASS) != 0)
+            view.mass = arena_take(a, n_max, sizeof *view.mass);
+        if ((evict->needs & KV_SCORE_USES) != 0) {
+            view.last_use = arena_take(a, n_max, sizeof *view.last_use);
+            view.n_uses = arena_take(a, n_max, sizeof *view.n_uses);
+        }
+        const kv_compact_plan plan = {.runs = arena_take(a, n_blocks, sizeof *plan.runs),
+                                      .targets = arena_take(a, n_blocks, sizeof *plan.targets)};
+        if (evict->heads != NULL) evict->heads[h] = view;
+        if (evict->plans != NULL) evict->plans[h] = plan;
+    }
+    evict->n_open = arena_take(a, n_heads, sizeof *evict->n_open);
+    evict->scores = arena_take(a, n_heads, sizeof *evict->scores);
+    evict->n_keep = arena_take(a, n_heads, sizeof *evict->n_keep);
+    evict->split_work = arena_take(a, split_floats(cache), sizeof *evict->split_work);
+}
+
+static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
+{
+    size_t rows = 0, squares = 0; /* floats of a group's queries, and of its covariances */
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_layer_shape *shape = &cache->layer[l];
+        rows = max_size(rows, (size_t)group_of(shape) * shape->k_dim);
+        squares = max_size(squares, (size_t)group_of(shape) * shape->k_dim * shape->k_dim);
+    }
+    const bool has_stats = (evict->needs & KV_SCORE_STATS) != 0;
+    const uint32_t n_workers = thread_pool_n_threads(cache->d->pool);
+    const size_t n_work = work_floats(cache, evict->n_queries);
+    evict->workers = arena_take(a, n_workers, sizeof *evict->workers);
+    for (uint32_t w = 0; w < n_workers; w++) {
+        const kv_evict_worker worker = {
+            .work = arena_take(a, n_work, sizeof *worker.work),
+            .queries = arena_take(a, evict->n_queries, rows * sizeof *worker.queries),
+            .query_positions = arena_take(a, evict->n_queries, sizeof *worker.query_positions),
+            .mean = arena_take(a, has_stats ? rows : 0, sizeof *worker.mean),
+            .cov = arena_take(a, has_stats ? squares : 0, sizeof *worker.cov),
+            .gathered = arena_take(a, cache->decoded_bytes, 1),
+        };
+        if (evict->workers != NULL) evict->workers[w] = worker;
+    }
+}
+
+void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
+{
+    *evict = (kv_evict){.is_open = cache->request_methods || cache->methods.policy.evicts};
+    if (!evict->is_open) return;
+    for (uint32_t s = 0; kv_scorers[s] != NULL; s++) {
+        if (!may_be_asked(cache, kv_scorers[s])) continue;
+        evict->needs |= kv_scorers[s]->needs;
+        if (kv_scorers[s]->n_queries > evict->n_queries)
+            evict->n_queries = kv_scorers[s]->n_queries;
+    }
+    place_heads(a, cache, evict);
+    place_workers(a, cache, evict);
+}
+
+err_t kv_evict_check(const kv_cache *cache, const kv_policy *policy, err_info *info)
+{
+    if (!policy->evicts) return ERR_OK;
+    if (cache->n_shards != 1)
+        return err_set(info, ERR_UNSUPPORTED, "kv-scheduling: %s needs one shard, not %u",
+                       policy->name, cache->n_shards);
+    if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer))
+        return err_set(info, ERR_UNSUPPORTED, "kv-scheduling: the cache keeps nothing for %s",
+                       policy->name);
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        if ((policy->scorer->needs & KV_SCORE_OUT_PROJ) != 0 && cache->layer[l].out_proj == NULL)
+            return err_set(info, ERR_UNSUPPORTED,
+                           "kv-scheduling: %s needs an output projection, and layer %u has none",
+                           policy->name, l);
+    }
+    return ERR_OK;
+}
+
+/* ---- a layer ------------------------------------------------------------------------------------- */
+
+typedef struct evict_loop {
+    kv_seq *seq;
+    uint32_t layer;
+    uint32_t n_keep;    /* entries that a head of this layer keeps on average, */
+    uint32_t n_granted; /* candidates among them */
+} evict_loop;
+
+static kv_head_view *head_view(const evict_loop *loop, size_t h)
+{
+    return &loop->seq->cache->evict.heads[h];
+}
+
+static void see_without(kv_seq *seq, uint32_t list, uint32_t entry, uint64_t gone)
+{
+    const size_t at = kv_table_entry(&seq->table, list, entry);
+    kv_table_see(&seq->table, list, entry, seq->table.live[at] & ~gone);
+}
+
+/* What the layer's window has passed will not be seen again. */
+static void drop_passed(kv_seq *seq, uint32_t layer, uint32_t list)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t *positions = kv_pool_pages(cache->pool)->positions;
+    const uint32_t window = cache->layer[layer].window;
+    if (window == 0 || seq->length < window) return;
+    const uint32_t oldest = seq->length - window + 1;
+    for (uint32_t b = 0; b < seq->n_blocks; b++) {
+        const size_t entry = kv_table_entry(&seq->table, list, b);
+        const uint32_t *page = positions + (size_t)seq->table.page[entry] * cache->page_tokens;
+        uint64_t gone = 0;
+        for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1) {
+            const uint32_t slot = (uint32_t)__builtin_ctzll(live);
+            if (page[slot] < oldest) gone |= UINT64_C(1) << slot;
+        }
+        if (gone != 0) see_without(seq, list, b, gone);
+    }
+}
+
+static void list_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const evict_loop *loop = ctx;
+    (void)worker;
+    for (size_t h = begin; h < end; h++)
+        kv_view_list(loop->seq, loop->layer, (uint32_t)h, head_view(loop, h));
+}
+
+/* Last use and number of uses of every entry's page, by decode queries. Appending is a use. Where routing
+ * leaves nothing out, every query behind the prompt uses everything, and nothing had to be noted. */
+static void list_uses(const kv_seq *seq, uint32_t list, kv_head_view *view)
+{
+    const uint32_t n_prompt = seq->n_prompt_tokens;
+    for (uint32_t i = 0; i < view->n; i++) {
+        const uint32_t position = view->positions[i];
+        const uint32_t first = position < n_prompt ? n_prompt : position + 1;
+        kv_uses uses = {.last_use = position};
+        if (seq->methods.reads_all && first < seq->length)
+            uses = (kv_uses){.last_use = seq->length - 1, .n_uses = seq->length - first};
+        if (view->entry[i] != KV_ENTRY_NONE)
+            kv_uses_join(&uses, kv_observed_uses(seq, list, view->entry[i]));
+        view->last_use[i] = uses.last_use;
+        view->n_uses[i] = uses.n_uses;
+    }
+}
+
+/* What the scorer asked for beside the entries. */
+static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_worker *worker)
+{
+    const kv_seq *seq = loop->seq;
+    const uint32_t needs = seq->methods.policy.scorer->needs;
+    kv_head_view *view = head_view(loop, args->head);
+    if ((needs & KV_SCORE_QUERIES) != 0) {
+        kv_observed_queries(seq, args->layer, args->head, worker->queries, worker->query_positions);
+        args->queries = (kv_score_queries){.n = kv_observed_n_queries(seq),
+                                           .q = worker->queries,
+                                           .positions = worker->query_positions};
+    }
+    if ((needs & KV_SCORE_STATS) != 0) {
+        kv_observed_stats(seq, args->layer, args->head, worker->mean, worker->cov);
+        args->stats =
+            (kv_query_stats){.n = seq->observed.n_summed, .mean = worker->mean, .cov = worker->cov};
+    }
+    if ((needs & KV_SCORE_MASS) != 0) {
+        const float *mass = kv_observed_mass(seq, args->layer, args->head);
+        for (uint32_t i = 0; i < view->n; i++)
+            view->mass[i] = mass[view->positions[i]];
+        args->mass = view->mass;
+    }
+    if ((needs & KV_SCORE_USES) != 0) {
+        list_uses(seq, kv_list(seq->cache, args->layer, args->head, 0), view);
+        args->last_use = view->last_use;
+        args->n_uses = view->n_uses;
+    }
+}
+
+static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
+{
+    kv_seq *seq = loop->seq;
+    const kv_cache *cache = seq->cache;
+    const kv_layer_shape *shape = &cache->layer[loop->layer];
+    kv_evict_worker *worker = &cache->evict.workers[w];
+    kv_head_view *view = head_view(loop, head);
+    uint32_t page = KV_PAGE_NONE;
+    attn_span span;
+    const kv_view_source source = {.seq = seq,
+                                   .layer = loop->layer,
+                                   .head = head,
+                                   .view = view,
+                                   .worker = w,
+                                   .page = &page,
+                                   .span = &span};
+    const kv_score_view entries = {
+        .n = view->n, .positions = view->positions, .load = kv_view_load, .ctx = &source};
+    kv_score_args args = {.view = &entries,
+                          .layer = loop->layer,
+                          .head = head,
+                          .n_layers = cache->n_layers,
+                          .n_kv_heads = shape->n_kv_heads,
+                          .group = group_of(shape),
+                          .k_dim = shape->k_dim,
+                          .v_dim = shape->v_dim,
+                          .scale = shape->scale,
+                          .length = seq->length,
+                          .n_keep = loop->n_keep,
+                          .seed = SEED,
+                          .rope = shape->rope,
+                          .now = seq->length,
+                          .out_proj = shape->out_proj,
+                          .work = worker->work};
+    add_observed(loop, &args, worker);
+    seq->methods.policy.scorer->score(&args, view->score);
+}
+
+static void score_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const evict_loop *loop = ctx;
+    for (size_t h = begin; h < end; h++)
+        score_head(loop, (uint32_t)h, worker);
+}
+
+/* All heads get the mean of their scores. They have the same entries, having kept the same so far. */
+static void average_heads(const evict_loop *loop, uint32_t n_heads)
+{
+    for (uint32_t i = 0; i < head_view(loop, 0)->n; i++) {
+        double sum = 0;
+        for (uint32_t h = 0; h < n_heads; h++) {
+            assert(head_view(loop, h)->positions[i] == head_view(loop, 0)->positions[i]);
+            sum += (double)head_view(loop, h)->score[i];
+        }
+        for (uint32_t h = 0; h < n_heads; h++)
+            head_view(loop, h)->score[i] = (float)(sum / n_heads);
+    }
+}
+
+/* Candidates of a page get the mean of their scores. */
+static void average_pages(kv_head_view *view)
+{
+    const uint32_t end = view->first + view->n_open;
+    for (uint32_t i = view->first, next; i < end; i = next) {
+        double sum = 0;
+        for (next = i; next < end && view->entry[next] == view->entry[i]; next++)
+            sum += (double)view->score[next];
+        const float mean = (float)(sum / (next - i));
+        for (uint32_t j = i; j < next; j++)
+            view->score[j] = mean;
+    }
+}
+
+/* ---- what stays ---------------------------------------------------------------------------------- */
+
+/* Of n indices to keep, rising, forgets those of a page that is not kept whole. */
+static uint32_t keep_whole_pages(const kv_head_view *view, uint32_t n)
+{
+    const uint32_t *entry = view->entry + view->first;
+    uint32_t n_whole = 0;
+    for (uint32_t i = 0, next; i < n; i = next) {
+        const uint32_t page = entry[view->kept[i]];
+        for (next = i; next < n && entry[view->kept[next]] == page; next++)
+            ;
+        const bool is_cut =
+            (view->kept[i] > 0 && entry[view->kept[i] - 1] == page) ||
+            (view->kept[next - 1] + 1 < view->n_open && entry[view->kept[next - 1] + 1] == page);
+        for (uint32_t j = i; j < next && !is_cut; j++)
+            view->kept[n_whole++] = view->kept[j];
+    }
+    return n_whole;
+}
+
+static void evict_head(const evict_loop *loop, uint32_t head)
+{
+    kv_seq *seq = loop->seq;
+    kv_head_view *view = head_view(loop, head);
+    const uint32_t list = kv_list(seq->cache, loop->layer, head, 0);
+    uint32_t n = seq->cache->evict.n_keep[head];
+    assert(n <= view->n_open);
+    if (n == view->n_open) return;
+    kv_keep_best(view->score + view->first, view->n_open, n, view->kept);
+    if (seq->methods.policy.scorer->by_page) n = keep_whole_pages(view, n);
+    view->n_evicted = view->n_open - n;
+    for (uint32_t i = 0, next = 0; i < view->n_open;) {
+        const uint32_t entry = view->entry[view->first + i];
+        uint64_t gone = 0;
+        for (; i < view->n_open && view->entry[view->first + i] == entry; i++) {
+            const bool is_kept = next < n && view->kept[next] == i;
+            if (!is_kept) gone |= UINT64_C(1) << view->slot[view->first + i];
+            next += is_kept;
+        }
+        if (gone != 0) see_without(seq, list, entry, gone);
+    }
+}
+
+static void evict_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    for (size_t h = begin; h < end; h++)
+        evict_head(ctx, (uint32_t)h);
+}
+
+/* How many candidates each head keeps; false if all of them. Sets what the layer may keep. */
+static bool plan_layer(evict_loop *loop, uint32_t n_heads)
+{
+    const kv_seq *seq = loop->seq;
+    kv_cache *cache = seq->cache;
+    const kv_policy *policy = &seq->methods.policy;
+    const uint32_t n_recent = seq->length - kv_blocks_left(cache, seq->length) * cache->page_tokens;
+    uint32_t n_protected = 0;
+    uint64_t n_open = 0;
+    bool is_over = false;
+    loop->n_keep = kv_policy_n_keep(policy, seq->length);
+    if (policy->layers != NULL) {
+        const kv_layer_share_args args = {.layer = loop->layer,
+                                          .n_layers = cache->n_layers,
+                                          .n = seq->length,
+                                          .n_window = n_recent,
+                                          .n_keep = loop->n_keep};
+        loop->n_keep = policy->layers->layer_share(&args);
+    }
+    for (uint32_t h = 0; h < n_heads; h++)
+        n_protected = head_view(loop, h)->n - head_view(loop, h)->n_open; /* the same for all */
+    if (loop->n_keep < n_protected) loop->n_keep = n_protected;
+    loop->n_granted = loop->n_keep - n_protected;
+    for (uint32_t h = 0; h < n_heads; h++) {
+        cache->evict.n_open[h] = head_view(loop, h)->n_open;
+        cache->evict.n_keep[h] = (uint32_t)min_size(cache->evict.n_open[h], loop->n_granted);
+        is_over = is_over || cache->evict.n_open[h] > loop->n_granted;
+        n_open += cache->evict.n_open[h];
+    }
+    return policy->heads != NULL ? n_open > (uint64_t)loop->n_granted * n_heads : is_over;
+}
+
+static void split_layer(const evict_loop *loop, uint32_t n_heads)
+{
+    kv_cache *cache = loop->seq->cache;
+    const kv_allocator *heads = loop->seq->methods.policy.heads;
+    if (heads == NULL) return;
+    for (uint32_t h = 0; h < n_heads; h++)
+        cache->evict.scores[h] = head_view(loop, h)->score + head_view(loop, h)->first;
+    const kv_split_args args = {.layer = loop->layer,
+                                .n_layers = cache->n_layers,
+                                .n_heads = n_heads,
+                                .length = loop->seq->length,
+                                .n = cache->evict.n_open,
+                                .score = cache->evict.scores,
+                                .n_keep = loop->n_granted,
+                                .work = cache->evict.split_work};
+    heads->split(&args, cache->evict.n_keep);
+}
+
+/* Empty pages go back. */
+static void drop_empty(kv_seq *seq, uint32_t list)
+{
+    kv_cache *cache = seq->cache;
+    for (uint32_t b = 0; b < seq->n_blocks; b++) {
+        if (seq->table.live[kv_table_entry(&seq->table, list, b)] != 0) continue;
+        kv_count_evicted(seq,
+                         kv_table_drop_entry(&seq->table, cache->pool, list, b, KV_HELD_BY_SEQ));
+    }
+}
+
+static void evict_layer(kv_seq *seq, uint32_t layer)
+{
+    kv_cache *cache = seq->cache;
+    const uint32_t n_heads = cache->n_kv_heads[layer];
+    const kv_scorer *scorer = seq->methods.policy.scorer;
+    thread_pool *pool = cache->d->pool;
+    evict_loop loop = {.seq = seq, .layer = layer};
+    parallel_for(pool, n_heads, 1, list_jobs, &loop);
+    if (!plan_layer(&loop, n_heads)) return;
+    parallel_for(pool, n_heads, 1, score_jobs, &loop);
+    if (scorer->over_heads) average_heads(&loop, n_heads);
+    for (uint32_t h = 0; h < n_heads && scorer->by_page; h++)
+        average_pages(head_view(&loop, h));
+    split_layer(&loop, n_heads);
+    parallel_for(pool, n_heads, 1, evict_jobs, &loop);
+    for (uint32_t h = 0; h < n_heads; h++) {
+        cache->stats.entries_evicted += head_view(&loop, h)->n_evicted;
+        seq->is_thinned = seq->is_thinned || head_view(&loop, h)->n_evicted > 0;
+    }
+}
+
+/* ---- settling ------------------------------------------------------------------------------------ */
+
+/* The last length at which something was due, up to the present one; 0: none so far. */
+static uint32_t last_due(const kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t length = seq->length, n_prompt = seq->n_prompt_tokens;
+    if (length < n_prompt) return length - length % cache->section_tokens;
+    const uint32_t n_left = kv_blocks_left(cache, length);
+    const uint32_t left = n_left > 0 ? cache->window_tokens + n_left * cache->page_tokens : 0;
+    return left > n_prompt ? left : n_prompt;
+}
+
+static void choose(kv_seq *seq)
+{
+    kv_cache *cache = seq->cache;
+    const uint64_t start_ns = clock_mono_ns();
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        evict_layer(seq, l);
+    for (uint32_t l = 0; l < cache->n_layers && seq->is_thinned; l++) {
+        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
+            drop_passed(seq, l, kv_list(cache, l, h, 0));
+            drop_empty(seq, kv_list(cache, l, h, 0));
+        }
+    }
+    cache->stats.score_seconds += clock_seconds_since(start_ns);
+    seq->chosen_length = seq->length;
+}
+
+/* Encodes what is due; room is found as the pages are, one after the other. */
+static err_t encode(kv_seq *seq)
+{
+    kv_cache *cache = seq->cache;
+    const kv_goal goal = kv_goal_at(seq, seq->length);
+    memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
+    kv_encode_need(seq, &goal);
+    if (!kv_make_room(cache)) return ERR_KV_FULL;
+    kv_encode(seq, (uint32_t)min_size(goal.n_coded, seq->n_blocks));
+    return ERR_OK;
+}
+
+err_t kv_seq_settle(kv_seq *seq)
+{
+    const uint32_t due = last_due(seq);
+    if (!seq->methods.policy.evicts || seq->settled_length >= due) return ERR_OK;
+    if (seq->chosen_length < due) choose(seq);
+    err_t err = seq->is_thinned ? kv_compact(seq) : ERR_OK;
+    if (err == ERR_OK && !seq->methods.codec->is_exact) err = encode(seq);
+    /* Also of what was packed before room ran out: pages have changed places between runs. */
+    for (uint32_t l = 0; l < seq->cache->n_layers && seq->is_thinned; l++)
+        kv_runs_write(seq, l, 0, seq->n_blocks);
+    TRY(err);
+    seq->settled_length = seq->length;
+    return ERR_OK;
+}

@@ -1,0 +1,72 @@
+/* kvcache/evict_state.h - what scheduling works in: scratch for one layer at a time, placed at open.
+ *
+ * A cache whose methods evict nothing, and whose requests may not bring others, has none of it. */
+#ifndef KVCACHE_EVICT_STATE_H
+#define KVCACHE_EVICT_STATE_H
+
+#include "base/arena.h"
+#include "kvcache/kv_shape.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KV_ENTRY_NONE UINT32_MAX
+
+/* The entries of one head, in position order, and what becomes of them. */
+typedef struct kv_head_view {
+    uint32_t *positions; /* [n_max] */
+    uint32_t *entry;     /* [n_max]: of the list, or KV_ENTRY_NONE: in the ring */
+    uint8_t *slot;       /* [n_max]: of the entry's page */
+    float *score;        /* [n_max] */
+    float *mass;         /* [n_max]; NULL unless a scorer may need it */
+    uint32_t *last_use;  /* [n_max]; likewise */
+    uint32_t *n_uses;    /* [n_max]; likewise */
+    uint32_t *kept;      /* [n_max]: indices of candidates */
+    uint32_t n;
+    uint32_t first, n_open; /* candidates: [first, first + n_open) */
+    uint32_t n_evicted;     /* of them */
+} kv_head_view;
+
+/* Pages of one head that are written anew from others (compact.c). */
+typedef struct kv_compact_target {
+    uint32_t entry;
+    uint32_t to; /* the page that the entry has already, or a new one */
+    uint32_t n_slots;
+} kv_compact_target;
+
+/* Entries [first, end): what they hold goes to targets in order. */
+typedef struct kv_compact_run {
+    uint32_t first, end;
+    uint32_t target, n_targets;
+    bool is_coded; /* one target */
+} kv_compact_run;
+
+typedef struct kv_compact_plan {
+    kv_compact_run *runs;       /* [n_blocks_max] */
+    kv_compact_target *targets; /* [n_blocks_max] */
+    uint32_t n_runs, n_targets;
+} kv_compact_plan;
+
+typedef struct kv_evict_worker {
+    float *work;    /* of the scorer */
+    float *queries; /* [n_queries][group][k_dim] */
+    uint32_t *query_positions;
+    float *mean, *cov; /* see kv_query_stats */
+    uint8_t *gathered; /* entries of one page in the cache type */
+} kv_evict_worker;
+
+typedef struct kv_evict {
+    bool is_open;
+    uint32_t needs;           /* KV_SCORE_..., of all scorers that may be asked */
+    uint32_t n_queries;       /* largest window of theirs */
+    kv_head_view *heads;      /* [n_kv_heads_max] */
+    kv_compact_plan *plans;   /* [n_kv_heads_max] */
+    kv_evict_worker *workers; /* [n_threads] */
+    uint32_t *n_open;         /* [n_kv_heads_max]: as allocators want it */
+    const float **scores;     /* [n_kv_heads_max] */
+    uint32_t *n_keep;         /* [n_kv_heads_max] */
+    float *split_work;
+} kv_evict;
+
+#endif

@@ -1,0 +1,407 @@
+/* kvcache/observe.c - see observe.h. */
+#include "kvcache/observe.h"
+
+#include "kvcache/cache_state.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* First positions whose queries are left out of sums: they are like no others (Devoto et al. 2025). */
+enum { SUMS_FIRST = 4 };
+
+static uint32_t group_of(const kv_layer_shape *shape)
+{
+    return shape->n_heads / shape->n_kv_heads;
+}
+
+/* Doubles of one query head. */
+static size_t n_sums(uint32_t k_dim)
+{
+    return k_dim + (size_t)k_dim * (k_dim + 1) / 2;
+}
+
+void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers)
+{
+    size_t group_max = 0, first_query = 0, first_sum = 0;
+    *observers = (kv_observers){0};
+    if (!cache->evict.is_open) return;
+    observers->first_query =
+        arena_take(a, (size_t)cache->n_layers + 1, sizeof *observers->first_query);
+    observers->first_sum = arena_take(a, (size_t)cache->n_layers + 1, sizeof *observers->first_sum);
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const kv_layer_shape *shape = &cache->layer[l];
+        group_max = max_size(group_max, group_of(shape));
+        first_query += (size_t)shape->n_heads * shape->k_dim;
+        first_sum += shape->n_heads * n_sums(shape->k_dim);
+        if (observers->first_query == NULL || observers->first_sum == NULL) continue;
+        observers->first_query[l + 1] = first_query;
+        observers->first_sum[l + 1] = first_sum;
+    }
+    if ((cache->evict.needs & KV_SCORE_MASS) == 0) return;
+    observers->lse_stride = group_max * cache->limits.n_step_tokens_max;
+    observers->lse = arena_take(a, cache->n_kv_heads_max, observers->lse_stride * sizeof(float));
+}
+
+/* ---- memory -------------------------------------------------------------------------------------- */
+
+/* Zeroed, and counted; NULL with *err set once. */
+static void *take_zeroed(kv_seq *seq, size_t n, size_t each_bytes, err_t *err)
+{
+    size_t bytes;
+    if (*err != ERR_OK) return NULL;
+    *err = size_mul(n, each_bytes, &bytes);
+    if (*err != ERR_OK) return NULL;
+    void *data = calloc(1, bytes);
+    if (data == NULL) *err = ERR_NO_MEMORY;
+    if (data == NULL) return NULL;
+    seq->observed.bytes += bytes;
+    seq->cache->stats.observed_bytes += bytes;
+    return data;
+}
+
+err_t kv_observed_open(kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    const kv_policy *policy = &seq->methods.policy;
+    kv_observed *o = &seq->observed;
+    err_t err = ERR_OK;
+    *o = (kv_observed){0};
+    if (!policy->evicts) return ERR_OK;
+    const kv_observers *all = &cache->observers;
+    o->needs = policy->scorer->needs;
+    if (seq->methods.reads_all) o->needs &= ~(uint32_t)KV_SCORE_USES;
+    if ((o->needs & KV_SCORE_QUERIES) != 0) {
+        const size_t row_bytes = all->first_query[cache->n_layers] * sizeof(float);
+        o->window = policy->scorer->n_queries;
+        o->queries = take_zeroed(seq, o->window, row_bytes, &err);
+        o->new_queries = take_zeroed(seq, o->window, row_bytes, &err);
+    }
+    if ((o->needs & KV_SCORE_STATS) != 0) {
+        const size_t n = all->first_sum[cache->n_layers];
+        o->sums = take_zeroed(seq, n, sizeof *o->sums, &err);
+    }
+    if (err != ERR_OK) kv_observed_close(seq);
+    return err;
+}
+
+void kv_observed_close(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    free(o->queries);
+    free(o->new_queries);
+    free(o->sums);
+    free(o->new_sums);
+    free(o->mass);
+    free(o->new_mass);
+    free(o->uses);
+    seq->cache->stats.observed_bytes -= o->bytes;
+    *o = (kv_observed){0};
+}
+
+/* Forgets an array of n elements that a larger one has replaced. */
+static void give_back(kv_seq *seq, void *data, size_t n, size_t each_bytes)
+{
+    seq->observed.bytes -= n * each_bytes;
+    seq->cache->stats.observed_bytes -= n * each_bytes;
+    free(data);
+}
+
+/* KV heads of all layers. */
+static size_t n_heads_all(const kv_cache *cache)
+{
+    return cache->n_lists / cache->n_shards;
+}
+
+static size_t head_index(const kv_cache *cache, uint32_t layer, uint32_t head)
+{
+    return kv_list(cache, layer, head, 0) / cache->n_shards;
+}
+
+static err_t grow_mass(kv_seq *seq, uint32_t n_positions)
+{
+    kv_observed *o = &seq->observed;
+    err_t err = ERR_OK;
+    const size_t n_heads = n_heads_all(seq->cache), old = n_heads * o->n_positions;
+    const size_t row_bytes = n_positions * sizeof(float);
+    float *mass = take_zeroed(seq, n_heads, row_bytes, &err);
+    float *new_mass = take_zeroed(seq, n_heads, row_bytes, &err);
+    if (err != ERR_OK) {
+        if (mass != NULL) give_back(seq, mass, n_heads, row_bytes);
+        return err;
+    }
+    for (size_t h = 0; h < n_heads && o->n_positions > 0; h++)
+        memcpy(mass + h * n_positions, o->mass + h * o->n_positions, o->n_positions * sizeof *mass);
+    give_back(seq, o->mass, old, sizeof *mass);
+    give_back(seq, o->new_mass, old, sizeof *mass);
+    o->mass = mass;
+    o->new_mass = new_mass;
+    o->n_positions = n_positions;
+    return ERR_OK;
+}
+
+static err_t grow_uses(kv_seq *seq, uint32_t n_entries)
+{
+    kv_observed *o = &seq->observed;
+    err_t err = ERR_OK;
+    const size_t n_lists = seq->cache->n_lists;
+    kv_uses *uses = take_zeroed(seq, n_lists, n_entries * sizeof *uses, &err);
+    if (err != ERR_OK) return err;
+    for (size_t list = 0; list < n_lists && o->n_entries > 0; list++)
+        memcpy(uses + list * n_entries, o->uses + list * o->n_entries, o->n_entries * sizeof *uses);
+    give_back(seq, o->uses, n_lists * o->n_entries, sizeof *uses);
+    o->uses = uses;
+    o->n_entries = n_entries;
+    return ERR_OK;
+}
+
+/* The second copy of the sums, while the prompt goes on. */
+static err_t take_new_sums(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    const size_t n =
+        seq->cache->evict.is_open ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
+    const bool is_wanted = o->sums != NULL && seq->length < seq->n_prompt_tokens;
+    err_t err = ERR_OK;
+    if (is_wanted && o->new_sums == NULL) o->new_sums = take_zeroed(seq, n, sizeof *o->sums, &err);
+    if (is_wanted || o->new_sums == NULL) return err;
+    give_back(seq, o->new_sums, n, sizeof *o->sums);
+    o->new_sums = NULL;
+    return ERR_OK;
+}
+
+err_t kv_observed_grow(kv_seq *seq)
+{
+    const kv_observed *o = &seq->observed;
+    const uint32_t n_entries = seq->table.capacity;
+    const uint64_t n_positions = (uint64_t)n_entries * seq->cache->page_tokens;
+    if (n_positions > UINT32_MAX) return ERR_OVERFLOW;
+    TRY(take_new_sums(seq));
+    if ((o->needs & KV_SCORE_MASS) != 0 && n_positions > o->n_positions)
+        TRY(grow_mass(seq, (uint32_t)n_positions));
+    if ((o->needs & KV_SCORE_USES) != 0 && n_entries > o->n_entries) TRY(grow_uses(seq, n_entries));
+    return ERR_OK;
+}
+
+void kv_observed_forget(kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    kv_observed *o = &seq->observed;
+    o->first = o->n_summed = 0;
+    if (o->sums != NULL)
+        memset(o->sums, 0, cache->observers.first_sum[cache->n_layers] * sizeof *o->sums);
+    if (o->mass != NULL) memset(o->mass, 0, n_heads_all(cache) * o->n_positions * sizeof *o->mass);
+    if (o->uses != NULL)
+        memset(o->uses, 0, (size_t)cache->n_lists * o->n_entries * sizeof *o->uses);
+}
+
+/* ---- a step -------------------------------------------------------------------------------------- */
+
+static float *query_rows(const kv_seq *seq, float *queries, uint32_t layer)
+{
+    return queries + seq->observed.window * seq->cache->observers.first_query[layer];
+}
+
+/* The newest queries of the row, as many as the window has. */
+static void note_queries(const kv_row *row, const kv_layer_shape *shape, const kv_attend_args *args)
+{
+    const kv_observed *o = &row->seq->observed;
+    const size_t width = (size_t)shape->n_heads * shape->k_dim;
+    float *to = query_rows(row->seq, o->new_queries, args->layer);
+    for (uint32_t t = row->n_tokens > o->window ? row->n_tokens - o->window : 0; t < row->n_tokens;
+         t++) {
+        const uint32_t position = row->seq->length + t;
+        memcpy(to + position % o->window * width, args->q + (row->first_token + t) * width,
+               width * sizeof *to);
+    }
+}
+
+/* Tokens of the row whose queries are summed. */
+typedef struct summed {
+    uint32_t first, end;
+} summed;
+
+static summed find_summed(const kv_seq *seq, uint32_t n_tokens)
+{
+    const uint32_t length = seq->length;
+    const uint32_t n_prompt = seq->n_prompt_tokens > length ? seq->n_prompt_tokens - length : 0;
+    return (summed){.first = length < SUMS_FIRST ? SUMS_FIRST - length : 0,
+                    .end = n_tokens < n_prompt ? n_tokens : n_prompt};
+}
+
+static void add_products(const float *q, uint32_t k_dim, double *sums)
+{
+    double *products = sums + k_dim;
+    for (uint32_t r = 0; r < k_dim; r++) {
+        sums[r] += (double)q[r];
+        for (uint32_t c = 0; c <= r; c++)
+            products[c] += (double)q[r] * (double)q[c];
+        products += r + 1;
+    }
+}
+
+typedef struct sum_loop {
+    const kv_cache *cache;
+    const kv_attend_args *args;
+} sum_loop;
+
+/* Job i: query head i mod n_heads of row i / n_heads. */
+static void sum_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const sum_loop *loop = ctx;
+    const kv_cache *cache = loop->cache;
+    const kv_layer_shape *shape = &cache->layer[loop->args->layer];
+    const size_t n = n_sums(shape->k_dim), first = cache->observers.first_sum[loop->args->layer];
+    (void)worker;
+    for (size_t i = begin; i < end; i++) {
+        const kv_row *row = &cache->step.rows[i / shape->n_heads];
+        const size_t head = i % shape->n_heads;
+        const kv_observed *o = &row->seq->observed;
+        const summed tokens = find_summed(row->seq, row->n_tokens);
+        if (o->sums == NULL || tokens.first >= tokens.end) continue;
+        double *sums = o->new_sums + first + head * n;
+        memcpy(sums, o->sums + first + head * n, n * sizeof *sums);
+        for (uint32_t t = tokens.first; t < tokens.end; t++) {
+            const size_t at = (size_t)(row->first_token + t) * shape->n_heads + head;
+            add_products(loop->args->q_nope + at * shape->k_dim, shape->k_dim, sums);
+        }
+    }
+}
+
+void kv_observe_queries(kv_cache *cache, const kv_attend_args *args)
+{
+    const kv_layer_shape *shape = &cache->layer[args->layer];
+    bool any_sums = false;
+    if (!cache->evict.is_open) return;
+    for (uint32_t r = 0; r < cache->step.n_rows; r++) {
+        const kv_row *row = &cache->step.rows[r];
+        const summed tokens = find_summed(row->seq, row->n_tokens);
+        if (row->seq->observed.queries != NULL) note_queries(row, shape, args);
+        any_sums = any_sums || (row->seq->observed.sums != NULL && tokens.first < tokens.end);
+    }
+    if (!any_sums) return;
+    assert(args->q_nope != NULL);
+    sum_loop loop = {.cache = cache, .args = args};
+    parallel_for(cache->d->pool, (size_t)cache->step.n_rows * shape->n_heads, 1, sum_jobs, &loop);
+}
+
+float *kv_observe_mass(const kv_seq *seq, uint32_t layer, uint32_t head)
+{
+    const kv_observed *o = &seq->observed;
+    const size_t at = head_index(seq->cache, layer, head) * o->n_positions;
+    memcpy(o->new_mass + at, o->mass + at, seq->length * sizeof *o->mass);
+    memset(o->new_mass + at + seq->length, 0, seq->n_step_tokens * sizeof *o->mass);
+    return o->new_mass + at;
+}
+
+void kv_observe_use(const kv_seq *seq, uint32_t list, uint32_t entry, uint32_t position)
+{
+    const kv_observed *o = &seq->observed;
+    if (o->uses == NULL) return;
+    o->uses[(size_t)list * o->n_entries + entry].last_use = position;
+    o->uses[(size_t)list * o->n_entries + entry].n_uses++;
+}
+
+static void commit_queries(kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    const kv_observed *o = &seq->observed;
+    const uint32_t end = seq->length + seq->n_step_tokens;
+    const uint32_t n = (uint32_t)min_size(seq->n_step_tokens, o->window);
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const size_t width = (size_t)cache->layer[l].n_heads * cache->layer[l].k_dim;
+        for (uint32_t p = end - n; p < end; p++)
+            memcpy(query_rows(seq, o->queries, l) + p % o->window * width,
+                   query_rows(seq, o->new_queries, l) + p % o->window * width,
+                   width * sizeof *o->queries);
+    }
+}
+
+void kv_observe_commit(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    const summed tokens = find_summed(seq, seq->n_step_tokens);
+    if (o->queries != NULL) commit_queries(seq);
+    if (o->sums != NULL && tokens.first < tokens.end) {
+        double *const sums = o->sums;
+        o->sums = o->new_sums;
+        o->new_sums = sums;
+        o->n_summed += tokens.end - tokens.first;
+    }
+    if (o->mass != NULL) {
+        float *const mass = o->mass;
+        o->mass = o->new_mass;
+        o->new_mass = mass;
+    }
+}
+
+/* ---- for scorers --------------------------------------------------------------------------------- */
+
+uint32_t kv_observed_n_queries(const kv_seq *seq)
+{
+    return (uint32_t)min_size(seq->length - seq->observed.first, seq->observed.window);
+}
+
+void kv_observed_queries(const kv_seq *seq, uint32_t layer, uint32_t head, float *out,
+                         uint32_t *positions)
+{
+    const kv_layer_shape *shape = &seq->cache->layer[layer];
+    const kv_observed *o = &seq->observed;
+    const size_t width = (size_t)shape->n_heads * shape->k_dim;
+    const size_t n_floats = (size_t)group_of(shape) * shape->k_dim;
+    const uint32_t n = kv_observed_n_queries(seq);
+    for (uint32_t i = 0; i < n; i++) {
+        positions[i] = seq->length - n + i;
+        memcpy(out + i * n_floats,
+               query_rows(seq, o->queries, layer) + positions[i] % o->window * width +
+                   head * n_floats,
+               n_floats * sizeof *out);
+    }
+}
+
+/* Of one query head. */
+static void write_stats(const double *sums, uint32_t n, uint32_t k_dim, float *mean, float *cov)
+{
+    const double *products = sums + k_dim;
+    const double each = n > 0 ? 1.0 / n : 0;
+    for (uint32_t r = 0; r < k_dim; r++) {
+        mean[r] = (float)(sums[r] * each);
+        for (uint32_t c = 0; c <= r; c++) {
+            const double x = products[c] * each - sums[r] * each * (sums[c] * each);
+            cov[(size_t)r * k_dim + c] = cov[(size_t)c * k_dim + r] = (float)x;
+        }
+        products += r + 1;
+    }
+}
+
+void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *mean, float *cov)
+{
+    const kv_layer_shape *shape = &seq->cache->layer[layer];
+    const size_t k_dim = shape->k_dim, n = n_sums(shape->k_dim);
+    const double *sums = seq->observed.sums + seq->cache->observers.first_sum[layer];
+    for (size_t g = 0; g < group_of(shape); g++)
+        write_stats(sums + (head * group_of(shape) + g) * n, seq->observed.n_summed, shape->k_dim,
+                    mean + g * k_dim, cov + g * k_dim * k_dim);
+}
+
+const float *kv_observed_mass(const kv_seq *seq, uint32_t layer, uint32_t head)
+{
+    return seq->observed.mass + head_index(seq->cache, layer, head) * seq->observed.n_positions;
+}
+
+kv_uses kv_observed_uses(const kv_seq *seq, uint32_t list, uint32_t entry)
+{
+    const kv_observed *o = &seq->observed;
+    return o->uses != NULL ? o->uses[(size_t)list * o->n_entries + entry] : (kv_uses){0};
+}
+
+void kv_observed_set_uses(const kv_seq *seq, uint32_t list, uint32_t entry, kv_uses uses)
+{
+    const kv_observed *o = &seq->observed;
+    if (o->uses != NULL) o->uses[(size_t)list * o->n_entries + entry] = uses;
+}
+
+void kv_uses_join(kv_uses *to, kv_uses from)
+{
+    if (from.last_use > to->last_use) to->last_use = from.last_use;
+    if (from.n_uses > to->n_uses) to->n_uses = from.n_uses;
+}

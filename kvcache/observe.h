@@ -1,0 +1,103 @@
+/* kvcache/observe.h - what scorers need of a sequence beside its entries, kept while it runs.
+ *
+ *   queries   the newest n_queries of every head, after RoPE, f32, position p at p mod n_queries
+ *   sums      of the prompt's queries before RoPE and of their products, without positions below 4:
+ *             doubles, added in position order, so that the cut of the prompt changes no bit
+ *   mass      for every position the attention that it got, a mean over the heads of its group summed
+ *             over the queries in their order (dev_ops.attend_mass: a second pass over the keys)
+ *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
+ *             if routing leaves pages out
+ *
+ * A sequence has what its scorer asks for, allocated when it opens and when its table grows. What a step
+ * adds goes to a second copy that takes the place of the first when the step ends: an aborted step
+ * leaves no trace, but for uses. A prefix that was taken brings nothing along: scorers know of it what
+ * later queries showed. */
+#ifndef KVCACHE_OBSERVE_H
+#define KVCACHE_OBSERVE_H
+
+#include "base/arena.h"
+#include "kvcache/kv_cache.h"
+#include "kvcache/scoring/scorer.h"
+
+#include <stdbool.h>
+
+typedef struct kv_uses {
+    uint32_t last_use; /* position; 0 before the first use */
+    uint32_t n_uses;
+} kv_uses;
+
+/* Of one sequence. Per head: all KV heads of all layers, one after the other. */
+typedef struct kv_observed {
+    uint32_t needs; /* KV_SCORE_...; 0: nothing is kept */
+    uint32_t window;
+    uint32_t first; /* positions below were taken from a prefix: their queries were not seen */
+    float *queries, *new_queries; /* layer l at window * observers.first_query[l]:
+                                   * [window][n_heads][k_dim] */
+    double *sums,
+        *new_sums;     /* the second only in the prompt; layer l at observers.first_sum[l]: of each
+                              * query head [k_dim], then of products c <= r at r (r + 1) / 2 + c */
+    uint32_t n_summed; /* queries in sums */
+    float *mass, *new_mass; /* per head [n_positions] */
+    uint32_t n_positions;
+    kv_uses *uses; /* [n_lists][n_entries] */
+    uint32_t n_entries;
+    size_t bytes; /* of all these */
+} kv_observed;
+
+/* What is the same for all sequences. */
+typedef struct kv_observers {
+    size_t *first_query; /* [n_layers + 1]: floats of one position in the layers before */
+    size_t *first_sum;   /* [n_layers + 1]: doubles of the layers before */
+    float *lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass is asked for */
+    size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
+} kv_observers;
+
+/* Run over a measuring and then a real arena; after kv_evict_place. */
+void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers);
+
+/* ---- one sequence ---- */
+
+err_t kv_observed_open(kv_seq *seq) MUST_CHECK; /* ERR_NO_MEMORY, ERR_OVERFLOW */
+void kv_observed_close(kv_seq *seq);
+
+/* As much as its table. ERR_NO_MEMORY changes nothing. */
+err_t kv_observed_grow(kv_seq *seq) MUST_CHECK;
+
+/* The sequence begins anew. */
+void kv_observed_forget(kv_seq *seq);
+
+/* ---- a step ---- */
+
+/* Before attention: q_nope may lie where its output will. */
+void kv_observe_queries(kv_cache *cache, const kv_attend_args *args);
+
+/* What the step adds to the mass of a head: first the old sums are copied, with zeros for its tokens.
+ * Returns floats by position. */
+float *kv_observe_mass(const kv_seq *seq, uint32_t layer, uint32_t head);
+
+/* A decode query at this position reads the page of an entry. One caller at a time for a list. */
+void kv_observe_use(const kv_seq *seq, uint32_t list, uint32_t entry, uint32_t position);
+
+/* The step ends well; n_step_tokens is still set. */
+void kv_observe_commit(kv_seq *seq);
+
+/* ---- for scorers ---- */
+
+uint32_t kv_observed_n_queries(const kv_seq *seq);
+
+/* Writes the last n queries of a head's group, out[n][group][k_dim], and their positions. */
+void kv_observed_queries(const kv_seq *seq, uint32_t layer, uint32_t head, float *out,
+                         uint32_t *positions);
+
+/* Writes mean [group][k_dim] and covariance [group][k_dim][k_dim]; zeros of none. */
+void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *mean, float *cov);
+
+const float *kv_observed_mass(const kv_seq *seq, uint32_t layer, uint32_t head);
+
+kv_uses kv_observed_uses(const kv_seq *seq, uint32_t list, uint32_t entry);
+void kv_observed_set_uses(const kv_seq *seq, uint32_t list, uint32_t entry, kv_uses uses);
+
+/* Of a page that is made from others. */
+void kv_uses_join(kv_uses *to, kv_uses from);
+
+#endif

@@ -1,0 +1,47 @@
+/* kvcache/scoring/methods.h - scorers whose numbers are parameters; private to this folder and its
+ * tests, which compare them with golden numbers that were made under other parameters. What the table
+ * uses stands in the comments.
+ *
+ * Cost of scoring the n entries of one head, in products; G = group, d = channels, w = window of
+ * queries. State is what the cache keeps for it (scorer.h) beside keys and values.
+ *
+ *   snapkv, tova         2 w G n d              the last w queries: w G d floats (tova: w = 1)
+ *   dropkv               3 w G n d + 2 w G n d  as snapkv
+ *   criticalkv           as snapkv + n d G d_model       as snapkv, and the output projection
+ *   criticalkv_l2        as snapkv + (n + d_model) G d^2 / 2
+ *   expected_attention   n G d^2 / 2 + 2 G d^2  sums of queries and of their products: G (d + d^2) floats
+ *   knorm, keydiff, cur, lagkv   1 to 6 n d     none
+ *   h2o, observed_attention      n              one float an entry, and a second pass over the keys
+ *                                               of every query, to know the attention it got
+ *   lru, lru_plus, paper_lru_plus    n          two counters a page
+ *   random, streaming_llm            n          none
+ *
+ * Work is O(n) floats at most, and some chunks and matrices of one head; see each work_floats. */
+#ifndef KVCACHE_SCORING_METHODS_H
+#define KVCACHE_SCORING_METHODS_H
+
+#include "kvcache/scoring/scorer.h"
+
+/* The window is args->queries.n. */
+enum {
+    KV_SNAPKV_WINDOW = 64,
+    KV_SNAPKV_KERNEL = 5 /* neighbours that scores are averaged over; odd */
+};
+
+size_t kv_snapkv_floats(const kv_score_shape *shape);
+void kv_snapkv_score(const kv_score_args *args, uint32_t kernel, float *out);
+
+typedef struct kv_expected_settings {
+    uint32_t n_future; /* 512: positions of the queries to come */
+    float eps; /* 0.01: added to the attention before it is weighted by the value's length */
+} kv_expected_settings;
+
+void kv_expected_score(const kv_score_args *args, const kv_expected_settings *settings, float *out);
+
+enum { KV_LAGKV_LAG = 128 };
+void kv_lagkv_score(const kv_score_args *args, uint32_t lag, float *out);
+
+/* First positions that methods treat as sinks. The cache protects its own in any case. */
+enum { KV_SCORE_SINKS = 4 };
+
+#endif

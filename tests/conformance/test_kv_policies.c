@@ -1,0 +1,408 @@
+/* tests/conformance/test_kv_policies.c - every scorer under every allocator and some codecs, against the
+ * same promises: never above the budget, nothing lost that must stay, nothing left behind, and no bit
+ * that depends on cuts, neighbours or threads. What exactly stays: tests/kvcache/test_kv_evict.c. */
+#include "tests/kvcache/fake_model.h"
+#include "tests/test_main.h"
+
+#include "base/random.h"
+#include "kvcache/evict.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PROMPT = 110, TOKENS = 160, SECTION = 48, D_MODEL = 24 };
+
+static const fake_ids IDS = {.seed = 3, .n_prompt = PROMPT};
+
+static const char *const suffixes[] = {"",         "+uniform",       "+adakv",
+                                       "+pyramid", "+duo_attention", "+pyramid+adakv"};
+static const char *const codecs[] = {"none", "int8", "int4"};
+static const double budgets[] = {0.5, 0.2, 40};
+enum { N_SUFFIXES = 6, N_CODECS = 3, N_BUDGETS = 3 };
+
+/* The layers that all codecs take, with output projections, and angles in one of them. */
+typedef struct rig {
+    kv_layer_shape layers[2];
+    float freq[4];
+    kv_rope rope;
+    float *weights[2];
+    matrix out_proj[2];
+} rig;
+
+static rig make_rig(void)
+{
+    rig r = {.freq = {1, 0.3f, 0.1f, 0.03f}};
+    memcpy(r.layers, fake_coded_layers, sizeof r.layers);
+    for (uint32_t l = 0; l < 2; l++) {
+        const uint32_t cols = r.layers[l].n_heads * r.layers[l].v_dim;
+        r.weights[l] = malloc((size_t)D_MODEL * cols * sizeof **r.weights);
+        for (uint32_t i = 0; i < D_MODEL * cols; i++)
+            r.weights[l][i] = random_uniform(5, l, i) - 0.5f;
+        r.out_proj[l] =
+            (matrix){.data = r.weights[l], .type = DTYPE_F32, .rows = D_MODEL, .cols = cols};
+    }
+    return r;
+}
+
+static fake *open_rig(rig *r, const char *policy, fake_options options)
+{
+    for (uint32_t l = 0; l < 2; l++)
+        r->layers[l].out_proj = &r->out_proj[l];
+    r->rope = (kv_rope){.freq = r->freq, .n = 8, .scale = 1};
+    r->layers[0].rope = &r->rope;
+    options.layers = r->layers;
+    options.n_layers = 2;
+    options.config.scheduling = (char *)(uintptr_t)policy;
+    options.isa = options.isa != NULL ? options.isa : "auto";
+    fake *f = fake_open(&options);
+    f->cache->section_tokens = SECTION;
+    return f;
+}
+
+static void free_rig(rig *r)
+{
+    free(r->weights[0]);
+    free(r->weights[1]);
+}
+
+static fake_options options_of(const char *codec, double budget)
+{
+    fake_options options = {.config = fake_coded(codec), .no_prefix_caching = true};
+    options.config.budget = budget;
+    return options;
+}
+
+/* Of policy i: so that scorers and allocators meet different codecs and budgets. */
+static fake_options pick_options(uint32_t i)
+{
+    return options_of(codecs[(i + i / N_SUFFIXES) % N_CODECS], budgets[i / 2 % N_BUDGETS]);
+}
+
+/* Calls `check` with the name of every policy that makes sense. */
+static void for_each_policy(void (*check)(const char *policy, uint32_t i))
+{
+    uint32_t i = 0;
+    for (size_t s = 0; kv_scorers[s] != NULL; s++) {
+        for (size_t a = 0; a < N_SUFFIXES; a++) {
+            char name[128];
+            kv_policy policy;
+            snprintf(name, sizeof name, "%s%s", kv_scorers[s]->name, suffixes[a]);
+            const err_t err = kv_policy_parse(name, 0.5, &policy, NULL);
+            ck_assert_int_eq(err != ERR_OK,
+                             kv_scorers[s]->over_heads && policy.heads == NULL && a > 0 && a != 3);
+            if (err == ERR_OK) check(name, i++);
+        }
+    }
+    ck_assert_uint_gt(i, 50);
+}
+
+/* ---- budgets ------------------------------------------------------------------------------------- */
+
+/* Positions that the layer's window shows to the next query, of [first, end). */
+static uint32_t n_seen(const fake *f, const kv_seq *seq, uint32_t l, uint32_t first, uint32_t end)
+{
+    const uint32_t window = f->layers[l].window;
+    const uint32_t oldest = window != 0 && seq->length >= window ? seq->length - window + 1 : 0;
+    if (first < oldest) first = oldest;
+    return end > first ? end - first : 0;
+}
+
+/* What is live in a layer, and what at most may be. */
+static void check_layer(const fake *f, const kv_seq *seq, uint32_t l, uint32_t share)
+{
+    const kv_cache *cache = f->cache;
+    const uint32_t in_pages = seq->n_blocks * cache->page_tokens;
+    const uint32_t n_heads = cache->n_kv_heads[l];
+    const uint32_t recent = kv_blocks_left(cache, seq->length) * cache->page_tokens;
+    const uint32_t n_protected =
+        n_seen(f, seq, l, 0, cache->sink_tokens) + n_seen(f, seq, l, recent, seq->length);
+    uint32_t n_live = 0;
+    for (uint32_t h = 0; h < n_heads; h++) {
+        const uint32_t list = kv_list(cache, l, h, 0);
+        n_live += seq->table.n_live[list];
+        n_live +=
+            n_seen(f, seq, l, 0, cache->sink_tokens) + n_seen(f, seq, l, in_pages, seq->length);
+        uint32_t n_pages_of_head = 0;
+        for (uint32_t b = 0; b < seq->n_blocks; b++)
+            n_pages_of_head += kv_table_page(&seq->table, list, b) != KV_PAGE_NONE;
+        const bool is_packed = seq->is_thinned && seq->methods.codec->is_exact;
+        const uint32_t full = cache->page_tokens;
+        if (is_packed) /* the entry with the sinks' room may be one more */
+            ck_assert_uint_le(n_pages_of_head, (seq->table.n_live[list] + full - 1) / full + 1);
+    }
+    ck_assert_uint_le(n_live, n_heads * (share > n_protected ? share : n_protected));
+}
+
+static void check_budget(const fake *f, const kv_seq *seq)
+{
+    const kv_policy *policy = &seq->methods.policy;
+    const uint32_t n_keep = kv_policy_n_keep(policy, seq->length);
+    uint32_t total = 0;
+    for (uint32_t l = 0; l < f->n_layers; l++) {
+        const uint32_t left = kv_blocks_left(f->cache, seq->length) * f->cache->page_tokens;
+        const kv_layer_share_args args = {.layer = l,
+                                          .n_layers = f->n_layers,
+                                          .n = seq->length,
+                                          .n_window = seq->length - left,
+                                          .n_keep = n_keep};
+        const uint32_t share = policy->layers != NULL ? policy->layers->layer_share(&args) : n_keep;
+        total += share;
+        check_layer(f, seq, l, share);
+    }
+    ck_assert_uint_le(total, f->n_layers * n_keep);
+}
+
+static void check_run(const char *policy, uint32_t i)
+{
+    rig r = make_rig();
+    fake *f = open_rig(&r, policy, pick_options(i));
+    fake_seq s = fake_seq_open(f, IDS);
+    s.n_prompt = PROMPT;
+    while (kv_seq_length(s.seq) < TOKENS) {
+        const uint32_t most = kv_seq_step_tokens_max(s.seq);
+        const bool is_prompt = kv_seq_length(s.seq) < PROMPT;
+        fake_run(f, &s, kv_seq_length(s.seq) + (is_prompt ? most : 1), 64);
+        if (kv_seq_step_tokens_max(s.seq) <= most && !is_prompt) continue; /* nothing is due */
+        ck_assert_int_eq(kv_seq_settle(s.seq), ERR_OK);
+        fake_check(f);
+        check_budget(f, s.seq);
+    }
+    for (size_t k = 0; k < TOKENS * f->n_out; k++)
+        ck_assert_float_finite(s.out[k]);
+    ck_assert_uint_gt(fake_stats(f).entries_evicted, 100);
+    ck_assert_uint_gt(fake_stats(f).pages_evicted, 10);
+    ck_assert(!kv_cache_methods(f->cache)->is_exact);
+    fake_seq_close(f, &s, true);
+    ck_assert_uint_eq(fake_stats(f).slab_bytes, 0);
+    ck_assert_uint_eq(fake_stats(f).observed_bytes, 0);
+    ck_assert_uint_eq(fake_stats(f).slots_live, 0);
+    fake_close(f);
+    free_rig(&r);
+}
+
+START_TEST(no_policy_exceeds_its_budget_or_leaves_a_page_behind)
+{
+    for_each_policy(check_run);
+}
+END_TEST
+
+/* ---- bits ---------------------------------------------------------------------------------------- */
+
+static fake_seq run(fake *f, uint32_t chunk)
+{
+    fake_seq s = fake_seq_open(f, IDS);
+    s.n_prompt = PROMPT;
+    fake_run(f, &s, PROMPT, chunk);
+    fake_run(f, &s, TOKENS, 1);
+    return s;
+}
+
+/* A budget that covers everything changes no bit, be it 1 or large. */
+static void check_whole(const char *policy, uint32_t i)
+{
+    const char *codec = codecs[i % N_CODECS];
+    rig r = make_rig();
+    fake *dense = open_rig(&r, "none", options_of(codec, 1));
+    fake_seq want = run(dense, 64);
+    for (uint32_t b = 0; b < 2; b++) {
+        fake *f = open_rig(&r, policy, options_of(codec, b == 0 ? 1 : 4000));
+        fake_seq s = run(f, 33);
+        ck_assert(fake_same(f, &want, &s, 0, TOKENS));
+        ck_assert_uint_eq(fake_stats(f).entries_evicted, 0);
+        if (b == 0) ck_assert_uint_eq(fake_stats(f).observed_bytes, 0);
+        fake_seq_close(f, &s, false);
+        fake_close(f);
+    }
+    fake_seq_close(dense, &want, false);
+    fake_close(dense);
+    free_rig(&r);
+}
+
+START_TEST(a_budget_for_everything_has_the_bits_of_none)
+{
+    for_each_policy(check_whole);
+}
+END_TEST
+
+static void check_cuts(const char *policy, uint32_t i)
+{
+    rig r = make_rig();
+    fake *f = open_rig(&r, policy, pick_options(i));
+    fake_seq whole = run(f, 64), cut = run(f, 7);
+    ck_assert(fake_same(f, &whole, &cut, 0, TOKENS));
+    fake_seq late = fake_seq_open(f, IDS); /* what was decoded comes in chunks */
+    fake_run(f, &late, TOKENS, 5);
+    ck_assert(fake_same(f, &whole, &late, 0, TOKENS));
+    ck_assert_uint_eq(kv_seq_truncate(late.seq, TOKENS), TOKENS);
+    ck_assert_uint_eq(kv_seq_truncate(late.seq, TOKENS - 1), 0);
+    fake_check(f);
+    fake_run(f, &late, TOKENS, 64);
+    ck_assert(fake_same(f, &whole, &late, 0, TOKENS));
+    fake_seq_close(f, &whole, false);
+    fake_seq_close(f, &cut, false);
+    fake_seq_close(f, &late, false);
+    fake_close(f);
+    free_rig(&r);
+}
+
+START_TEST(cuts_change_no_bit)
+{
+    for_each_policy(check_cuts);
+}
+END_TEST
+
+static void check_crowd(const char *policy, uint32_t i)
+{
+    rig r = make_rig();
+    fake_options options = pick_options(i);
+    fake *f = open_rig(&r, policy, options);
+    options.n_threads = 3;
+    fake *crowd = open_rig(&r, policy, options);
+    fake_seq alone = run(f, 64), seqs[3], *rows[3];
+    for (uint32_t k = 0; k < 3; k++) {
+        seqs[k] = fake_seq_open(crowd, k == 1 ? IDS : (fake_ids){.seed = 50 + k, .n_prompt = 90});
+        seqs[k].n_prompt = k == 1 ? PROMPT : 90;
+    }
+    while (kv_seq_length(seqs[1].seq) < TOKENS) {
+        uint32_t n_rows = 0, n_tokens[3];
+        for (uint32_t k = 0; k < 3; k++) {
+            const uint32_t length = kv_seq_length(seqs[k].seq), left = TOKENS - length;
+            const uint32_t most = (uint32_t)min_size(length >= seqs[k].n_prompt ? 1 : 5 + 9 * k,
+                                                     kv_seq_step_tokens_max(seqs[k].seq));
+            if (left == 0) continue;
+            n_tokens[n_rows] = most < left ? most : left;
+            rows[n_rows++] = &seqs[k];
+        }
+        ck_assert_int_eq(fake_step(crowd, rows, n_tokens, n_rows), ERR_OK);
+    }
+    ck_assert(fake_same(f, &alone, &seqs[1], 0, TOKENS));
+    for (uint32_t k = 0; k < 3; k++)
+        fake_seq_close(crowd, &seqs[k], false);
+    fake_seq_close(f, &alone, false);
+    ck_assert_uint_eq(fake_stats(crowd).slab_bytes, 0);
+    fake_close(crowd);
+    fake_close(f);
+    free_rig(&r);
+}
+
+START_TEST(neighbours_and_threads_change_no_bit)
+{
+    for_each_policy(check_crowd);
+}
+END_TEST
+
+/* ---- names --------------------------------------------------------------------------------------- */
+
+static void expect_refusal(const char *text, double budget, const char *words)
+{
+    kv_policy policy;
+    err_info info = {0};
+    ck_assert_int_eq(kv_policy_parse(text, budget, &policy, &info), ERR_BAD_CONFIG);
+    ck_assert_msg(strstr(info.message, words) != NULL, "%s", info.message);
+}
+
+START_TEST(what_makes_no_policy_is_said)
+{
+    expect_refusal("", 0.5, "kv-scheduling: '' is unknown; known are: none quest adakv");
+    expect_refusal("snapkv+", 0.5, "allocator '' is unknown; known are: uniform adakv pyramid");
+    expect_refusal("snapkv+foo", 0.5, "kv-scheduling: 'snapkv+foo': allocator 'foo' is unknown");
+    expect_refusal("snapkv+adakv+uniform", 0.5, "more than one allocator");
+    expect_refusal("snapkv+pyramid+pyramid", 0.5, "more than one allocator");
+    expect_refusal("tova+adakv", 0.5, "tova scores all heads alike");
+    expect_refusal("none+adakv", 0.5, "'none+adakv' is unknown");
+    expect_refusal("h2o", 0, "kv-budget: 0 is neither a share in (0, 1] nor a whole number");
+    expect_refusal("h2o", 1.5, "kv-budget: 1.5 is neither");
+    expect_refusal("h2o", -1, "kv-budget: -1 is neither");
+    expect_refusal("h2o", (double)NAN, "kv-budget: nan is neither");
+    expect_refusal("h2o", 1e10, "kv-budget: 1e+10 is neither");
+}
+END_TEST
+
+START_TEST(short_names_are_what_they_stand_for)
+{
+    static const char *const pairs[][2] = {{"adakv", "expected_attention+adakv"},
+                                           {"duo_attention", "streaming_llm+duo_attention"},
+                                           {"pyramidkv", "snapkv+pyramid"},
+                                           {"snapkv+adakv+pyramid", "snapkv+pyramid+adakv"}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        kv_policy policy;
+        ck_assert_int_eq(kv_policy_parse(pairs[i][0], 0.5, &policy, NULL), ERR_OK);
+        ck_assert_str_eq(policy.name, pairs[i][1]);
+        ck_assert(policy.evicts);
+        ck_assert_int_eq(kv_policy_parse(pairs[i][0], 1, &policy, NULL), ERR_OK);
+        ck_assert(!policy.evicts);
+    }
+}
+END_TEST
+
+START_TEST(shares_are_rounded_as_published_methods_round)
+{
+    kv_policy policy;
+    ck_assert_int_eq(kv_policy_parse("h2o", 1 - 0.9, &policy, NULL), ERR_OK);
+    ck_assert_uint_eq(kv_policy_n_keep(&policy, 10), 0); /* 10 * (1 - 0.9) is 0.99... */
+    ck_assert_int_eq(kv_policy_parse("h2o", 0.5, &policy, NULL), ERR_OK);
+    ck_assert_uint_eq(kv_policy_n_keep(&policy, 25), 12);
+    ck_assert_int_eq(kv_policy_parse("h2o", 100, &policy, NULL), ERR_OK);
+    ck_assert_uint_eq(kv_policy_n_keep(&policy, 99), 99);
+    ck_assert_uint_eq(kv_policy_n_keep(&policy, 101), 100);
+}
+END_TEST
+
+/* ---- quest --------------------------------------------------------------------------------------- */
+
+START_TEST(quest_is_routing_by_its_budget)
+{
+    kv_methods methods;
+    kv_config config = fake_defaults();
+    err_info info = {0};
+    config.scheduling = (char *)(uintptr_t) "quest";
+    config.budget = 0.3;
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_str_eq(methods.routing->name, "topk");
+    ck_assert_double_eq(methods.route.k, 0.3);
+    ck_assert(!methods.policy.evicts && !methods.is_exact && !methods.reads_all);
+    config.budget = 33; /* pages of 4 */
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_double_eq(methods.route.k, 8);
+    config.budget = 1;
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert(methods.is_exact);
+    config.budget = 0.5;
+    config.routing = (char *)(uintptr_t) "certified";
+    config.routing_eps = 0.1;
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, &info), ERR_BAD_CONFIG);
+    ck_assert_str_eq(info.message,
+                     "kv-scheduling: quest chooses pages, and so does kv-routing: certified");
+}
+END_TEST
+
+START_TEST(a_cache_says_what_it_keeps_for_no_scorer)
+{
+    fake_options options = options_of("none", 0.5);
+    options.config.scheduling = (char *)(uintptr_t) "knorm";
+    fake *f = fake_open(&options);
+    kv_config config = options.config;
+    kv_methods methods;
+    err_info info = {0};
+    config.scheduling = (char *)(uintptr_t) "h2o";
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_int_eq(kv_cache_check_methods(f->cache, &methods, &info), ERR_UNSUPPORTED);
+    ck_assert_str_eq(info.message, "kv-scheduling: the cache keeps nothing for h2o");
+    fake_close(f);
+}
+END_TEST
+
+const test_case test_cases[] = {
+    TEST_CASE_SECONDS(no_policy_exceeds_its_budget_or_leaves_a_page_behind, 600),
+    TEST_CASE_SECONDS(a_budget_for_everything_has_the_bits_of_none, 600),
+    TEST_CASE_SECONDS(cuts_change_no_bit, 600),
+    TEST_CASE_SECONDS(neighbours_and_threads_change_no_bit, 600),
+    TEST_CASE(what_makes_no_policy_is_said),
+    TEST_CASE(short_names_are_what_they_stand_for),
+    TEST_CASE(shares_are_rounded_as_published_methods_round),
+    TEST_CASE(quest_is_routing_by_its_budget),
+    TEST_CASE(a_cache_says_what_it_keeps_for_no_scorer),
+    TEST_CASES_END,
+};
