@@ -60,6 +60,10 @@ static void place_arrays(kv_pool *pool, arena *a)
     const size_t row_bytes = pool->page_tokens * sizeof *pool->pages.positions;
     pool->pages.positions = arena_take(a, n_pages, row_bytes);
     if (pool->view.box_bytes > 0) pool->pages.boxes = arena_take(a, n_pages, pool->view.box_bytes);
+    if (pool->has_biases) {
+        pool->pages.biases = arena_take(a, n_pages, pool->page_tokens * sizeof(float));
+        pool->pages.bias_most = arena_take(a, n_pages, sizeof *pool->pages.bias_most);
+    }
     if (kv_pool_has_tiers(pool))
         pool->pages.last_use = arena_take(a, n_pages, sizeof *pool->pages.last_use);
     pool->view.boxes = pool->pages.boxes;
@@ -159,6 +163,7 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
     pool->page_tokens = config->page_tokens;
     pool->classes.n = config->n_classes;
     pool->view.box_bytes = config->box_bytes;
+    pool->has_biases = config->has_biases;
     for (int t = 0; t < KV_N_TIERS; t++)
         pool->tiers[t].free = KV_SLAB_NONE;
     const err_t err = open_memory(pool, config);
@@ -316,6 +321,7 @@ uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_
     pool->pages.n_refs[holder][page] = 1;
     pool->pages.leans_on[page] = KV_PAGE_NONE;
     pool->pages.n_slots[page] = 0;
+    kv_pool_set_biases(pool, page, NULL);
     count_held(pool, page, false);
     kv_pool_use(pool, page);
     if (tier->base != NULL)
@@ -427,6 +433,7 @@ void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, ui
     pool->n_slots_live -= pool->pages.n_slots[page];
     pool->pages.n_slots[page] = (uint8_t)n_slots;
     pool->pages.owner[page] = (uint16_t)owner;
+    kv_pool_set_biases(pool, page, NULL);
 }
 
 /* ---- queries ------------------------------------------------------------------------------------- */

@@ -43,6 +43,7 @@ typedef struct kv_pool_config {
     uint32_t n_classes;              /* at most KV_CLASSES_MAX */
     const size_t *page_bytes; /* [n_classes]; a slab is 64 KiB, or the largest page rounded up */
     size_t box_bytes;         /* of a page's key box, beside the page; 0: there are none */
+    bool has_biases;          /* slots may get biases: page_bias.h */
 } kv_pool_config;
 
 enum { KV_CLASSES_MAX = 4096 };
@@ -61,7 +62,7 @@ typedef struct kv_pages {
 typedef struct kv_pool_counts {
     uint64_t budget_bytes;             /* whole slabs */
     uint64_t slab_bytes;               /* slabs in use */
-    uint64_t descriptor_bytes;         /* boxes included; all tiers */
+    uint64_t descriptor_bytes;         /* boxes and biases included; all tiers */
     uint64_t pages_used, pages_cached; /* held by a sequence; by objects alone */
     uint64_t pages_free; /* in slabs in use, and what free slabs hold of the largest page */
     uint64_t slots_live; /* all tiers */
@@ -93,7 +94,8 @@ uint32_t kv_pool_leans_on(const kv_pool *pool, uint32_t page); /* or KV_PAGE_NON
 void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
                   uint32_t owner);
 
-/* Slots 0 .. n_slots of the page now hold these positions (rising), whatever they held before. */
+/* Slots 0 .. n_slots of the page now hold these positions (rising), whatever they held before, and have no
+ * biases. */
 void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
                      uint32_t owner);
 
@@ -112,7 +114,7 @@ uint64_t kv_pool_least_bytes(const kv_pool_config *config, const uint64_t *need)
 bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need);
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
 
-/* A page's part of its slab, and of the slab's descriptors and boxes. */
+/* A page's part of its slab, and of the slab's descriptors. */
 uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class);
 
 const kv_pages *kv_pool_pages(const kv_pool *pool);

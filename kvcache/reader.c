@@ -5,6 +5,7 @@
 #include "kvcache/basis.h"
 #include "kvcache/commit.h"
 #include "kvcache/key_box.h"
+#include "kvcache/page_bias.h"
 
 /* Query rows (queries x heads) of a tile: bounds the scratch of wide groups. */
 enum { TILE_ROWS_MAX = 128 };
@@ -228,6 +229,7 @@ static uint32_t page_span(job *j, uint32_t block, attn_span *out)
     attn_span span = kv_page_span(kv_layout_of(cache, page), page_bytes(j, page), n_slots);
     span.positions = pages->positions + (size_t)page * cache->page_tokens;
     span.live = table->live[entry];
+    span.bias = kv_pool_biases(cache->pool, page);
     *out = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
     return 1;
 }
