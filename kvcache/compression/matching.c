@@ -38,6 +38,7 @@ void kv_match_place(arena *a, const kv_match_shape *shape, kv_match *match)
     match->norm_work = arena_take(a, m, 2 * sizeof *match->norm_work);
     match->rest = arena_take(a, m, v_dim * sizeof *match->rest);
     match->row = arena_take(a, v_dim, sizeof *match->row);
+    match->value = arena_take(a, v_dim, sizeof *match->value);
     match->gain = arena_take(a, shape->n_max, sizeof *match->gain);
     match->weights = arena_take(a, shape->t_max, sizeof *match->weights);
     match->state = arena_take(a, shape->n_max, sizeof *match->state);
@@ -71,6 +72,18 @@ static uint32_t load_entries(kv_match *match, kv_match_set set, uint32_t from, b
     return count;
 }
 
+static float bias_of(const kv_match *match, kv_match_set set, uint32_t i)
+{
+    const float *bias = match->args.view->bias;
+    return bias != NULL ? bias[entry_at(set, i)] : 0;
+}
+
+static bool is_fixed(const kv_match *match, kv_match_set set, uint32_t i)
+{
+    const uint8_t *fixed = match->args.is_fixed;
+    return fixed != NULL && fixed[entry_at(set, i)] != 0;
+}
+
 static float limited_score(float x)
 {
     if (!(x > -score_limit)) return -score_limit; /* infinite sums can cancel to NaN */
@@ -87,6 +100,9 @@ static uint32_t read_scores(kv_match *match, kv_match_set set, uint32_t from, bo
             match->columns[(size_t)c * CHUNK + i] =
                 i < count ? match->keys[(size_t)i * k_dim + c] : 0;
     }
+    float bias[CHUNK] = {0};
+    for (uint32_t i = 0; i < count; i++)
+        bias[i] = bias_of(match, set, from + i);
     for (uint32_t r = 0; r < m; r++) {
         const float *q = match->args.q + (size_t)r * k_dim;
         float x[CHUNK] = {0};
@@ -96,7 +112,8 @@ static uint32_t read_scores(kv_match *match, kv_match_set set, uint32_t from, bo
                 x[i] += q[c] * column[i];
         }
         for (uint32_t i = 0; i < count; i++)
-            match->tile[(size_t)i * m + r] = (double)limited_score(x[i] * match->args.scale);
+            match->tile[(size_t)i * m + r] =
+                (double)limited_score(x[i] * match->args.scale + bias[i]);
     }
     return count;
 }
@@ -139,6 +156,17 @@ static void add_rows(const kv_match *match, uint32_t count, double *sum)
     for (uint32_t i = 0; i < count; i++) {
         for (uint32_t r = 0; r < m; r++)
             sum[r] += match->tile[(size_t)i * m + r];
+    }
+}
+
+/* Adds the rows of the tile as columns, without those of fixed entries. */
+static void add_columns(kv_match *match, kv_match_set kept, uint32_t from, uint32_t count)
+{
+    for (uint32_t i = 0, next; i < count; i = next + 1) {
+        for (next = i; next < count && !is_fixed(match, kept, from + next); next++)
+            ;
+        if (next > i)
+            kv_ridge_add(&match->ridge, match->tile + (size_t)i * match->args.n_queries, next - i);
     }
 }
 
@@ -253,6 +281,7 @@ static void step_weights(kv_match *match, kv_match_set kept, const kv_match_opti
         count = read_scores(match, kept, i, false);
         exponentiate(match, count, match->most);
         for (uint32_t c = 0; c < count; c++) {
+            if (is_fixed(match, kept, i + c)) continue;
             const double w = (double)weights[i + c];
             const double slope = times_row(match, c, match->residual) + lambda * (w - 1);
             weights[i + c] = limited_weight(w - step * slope, options);
@@ -272,7 +301,7 @@ static void fit_weights(kv_match *match, kv_match_set kept, const kv_match_optio
         count = read_scores(match, kept, i, false);
         exponentiate(match, count, match->most);
         add_rows(match, count, match->sum);
-        kv_ridge_add(&match->ridge, match->tile, count);
+        add_columns(match, kept, i, count);
     }
     for (uint32_t r = 0; r < m; r++)
         match->residual[r] = match->mass[r] - match->sum[r];
@@ -284,7 +313,10 @@ static void fit_weights(kv_match *match, kv_match_set kept, const kv_match_optio
         count = read_scores(match, kept, i, false);
         exponentiate(match, count, match->most);
         for (uint32_t c = 0; c < count; c++)
-            weights[i + c] = limited_weight(1 + times_row(match, c, match->residual), options);
+            weights[i + c] =
+                is_fixed(match, kept, i + c)
+                    ? 1
+                    : limited_weight(1 + times_row(match, c, match->residual), options);
         add_weighted(match, count, weights + i, match->sum);
     }
     const double step = 1 / (kv_ridge_norm(&match->ridge, match->norm_work) + lambda);
@@ -321,7 +353,7 @@ static void compare_outputs(kv_match *match, kv_match_set kept, const float *wei
         count = read_shares(match, kept, i, weights);
         add_rows(match, count, match->sum);
         add_values(match, count, match->rest);
-        kv_ridge_add(&match->ridge, match->tile, count);
+        add_columns(match, kept, i, count);
     }
     for (size_t i = 0; i < (size_t)m * v_dim; i++)
         match->rest[i] = match->target[i] - match->rest[i] / match->sum[i / v_dim];
@@ -346,8 +378,9 @@ static void write_value(const kv_match *match, uint32_t i, float *out)
 }
 
 static void fit_values(kv_match *match, kv_match_set kept, const kv_match_options *options,
-                       const float *weights, float *values)
+                       const kv_match_out *out)
 {
+    const float *weights = out->beta;
     const uint32_t m = match->args.n_queries, v_dim = match->shape.v_dim;
     compare_outputs(match, kept, weights);
     kv_ridge_factor(&match->ridge, ridge_of(&match->ridge, options->ridge_value));
@@ -356,22 +389,25 @@ static void fit_values(kv_match *match, kv_match_set kept, const kv_match_option
         match->rest[i] /= match->sum[i / v_dim];
     for (uint32_t i = 0, count; i < kept.n; i += count) {
         count = read_shares(match, kept, i, weights);
-        for (uint32_t c = 0; c < count; c++)
-            write_value(match, c, values + (size_t)(i + c) * v_dim);
+        for (uint32_t c = 0; c < count; c++) {
+            if (is_fixed(match, kept, i + c)) continue;
+            write_value(match, c, match->value);
+            out->put(out->ctx, i + c, match->value);
+        }
     }
 }
 
-void kv_match_fit(kv_match *match, kv_match_set kept, const kv_match_options *options, float *beta,
-                  float *values)
+void kv_match_fit(kv_match *match, kv_match_set kept, const kv_match_options *options,
+                  const kv_match_out *out)
 {
     assert(kept.n >= 1);
     assert(kept.n <= match->shape.t_max);
     assert(options->ridge_bias >= 1e-9);
     assert(options->ridge_value >= 1e-9);
-    fit_weights(match, kept, options, beta);
-    fit_values(match, kept, options, beta, values);
+    fit_weights(match, kept, options, out->beta);
+    fit_values(match, kept, options, out);
     for (uint32_t i = 0; i < kept.n; i++)
-        beta[i] = logf(beta[i]);
+        out->beta[i] = logf(out->beta[i]) + bias_of(match, kept, i);
 }
 
 /* ---- which entries --------------------------------------------------------------------------- */

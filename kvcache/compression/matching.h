@@ -30,7 +30,9 @@
  * Biases are of use with their values alone: with the old ones (model: 0.061, 0.031) they are worse
  * than none.
  *
- * Every query sees every entry: queries come after the block. Scores are cut to +-1e30.
+ * Every query sees every entry: queries come after the block. Scores are cut to +-1e30. Entries may have
+ * biases already, having been matched before: they are part of the scores, w is what they get in addition.
+ * Kept entries that can no longer be written are fixed; the others are fitted around them.
  *
  * Memory (kv_match_place): the matrices E and X are made again in each pass, 64 entries at a time.
  * With n = 131072, t = n / 2, 128 rows and 128 channels it is 1.9 MiB; 9 n + 4 t bytes grow with
@@ -53,6 +55,7 @@ typedef struct kv_match_shape {
 
 typedef struct kv_match_args {
     const kv_score_view *view; /* n >= 1 entries, finite; borrowed until the last call */
+    const uint8_t *is_fixed;   /* [n]: bias and value stay as they are if it is kept; NULL: none */
     const float *q;            /* [n_queries][k_dim], after RoPE, finite; borrowed likewise */
     uint32_t n_queries;        /* of all heads of the group together, >= 1 */
     float scale;               /* of attention scores */
@@ -91,6 +94,7 @@ typedef struct kv_match {
     double *norm_work;      /* [2][m] */
     double *rest;           /* [m][v_dim]: what eviction gets wrong of Y */
     double *row;            /* [v_dim] */
+    float *value;           /* [v_dim] */
     /* of OMP */
     float *gain;    /* [n] */
     float *weights; /* [t_max] */
@@ -114,8 +118,17 @@ void kv_match_choose(kv_match *match, uint32_t n_keep, uint32_t *kept);
 void kv_match_choose_omp(kv_match *match, uint32_t n_keep, const kv_match_options *options,
                          uint32_t *kept);
 
-/* beta [n] and values [n][v_dim] of the kept entries, finite; any choice will do. */
-void kv_match_fit(kv_match *match, kv_match_set kept, const kv_match_options *options, float *beta,
-                  float *values);
+/* Where a fit goes. */
+typedef struct kv_match_out {
+    float *beta; /* [n]: biases of the kept entries, those included that they had */
+    /* The value [v_dim] of the i-th kept entry, unless it is fixed: finite, and in this order. The view will
+     * not be asked for entries up to this one again. */
+    void (*put)(void *ctx, uint32_t i, const float *value);
+    void *ctx;
+} kv_match_out;
+
+/* Any choice will do. Ends what kv_match_begin began if the view shows what is put. */
+void kv_match_fit(kv_match *match, kv_match_set kept, const kv_match_options *options,
+                  const kv_match_out *out);
 
 #endif

@@ -23,6 +23,7 @@ enum { KV_SCORE_CHUNK = 64 }; /* entries that are loaded at once, at most */
 typedef struct kv_score_view {
     uint32_t n;
     const uint32_t *positions; /* [n], rising */
+    const float *bias;         /* [n], which attention adds to scores of entries, or NULL */
     /* Rows of entries [first, first + count), count <= KV_SCORE_CHUNK: k [count][k_dim] after RoPE and
      * v [count][v_dim]; each may be NULL. */
     void (*load)(const struct kv_score_view *view, uint32_t first, uint32_t count, float *k,

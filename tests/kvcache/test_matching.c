@@ -59,6 +59,8 @@ static void store(const double x[D], float out[D])
 typedef struct block {
     uint32_t n;
     float k[N_MAX][D], v[N_MAX][D];
+    float bias[N_MAX];
+    uint8_t is_fixed[N_MAX];
     uint32_t positions[N_MAX];
 } block;
 
@@ -78,6 +80,8 @@ static void make_block(uint32_t head, uint32_t n, block *b)
         project(4, 0.5, head, t, x);
         store(x, b->v[t]);
         b->positions[t] = t;
+        b->bias[t] = 0;
+        b->is_fixed[t] = 0;
     }
 }
 
@@ -111,7 +115,27 @@ typedef struct matched {
     float beta[N_MAX], values[N_MAX][D];
 } matched;
 
-typedef enum selection { HAK, OMP } selection;
+typedef enum selection { HAK, OMP, GIVEN } selection;
+
+typedef struct puts {
+    const block *b;
+    matched *out;
+    uint32_t next; /* kept entries that have been put, or are fixed */
+} puts;
+
+static void skip_fixed(puts *p)
+{
+    while (p->next < p->out->n && p->b->is_fixed[p->out->kept[p->next]] != 0)
+        p->next++;
+}
+
+static void put(void *ctx, uint32_t i, const float *value)
+{
+    puts *p = ctx;
+    skip_fixed(p);
+    ck_assert_uint_eq(i, p->next++);
+    memcpy(p->out->values[i], value, sizeof p->out->values[i]);
+}
 
 /* All of it, in memory for `spare` more of everything than is needed. */
 static void run(const block *b, const queries *q, uint32_t n_keep, selection how,
@@ -122,9 +146,13 @@ static void run(const block *b, const queries *q, uint32_t n_keep, selection how
                                   .n_queries_max = q->n + spare,
                                   .k_dim = D,
                                   .v_dim = D};
-    const kv_score_view view = {.n = b->n, .positions = b->positions, .load = load, .ctx = b};
-    const kv_match_args args = {
-        .view = &view, .q = &q->q[0][0], .n_queries = q->n, .scale = (float)(1 / sqrt(D))};
+    const kv_score_view view = {
+        .n = b->n, .positions = b->positions, .bias = b->bias, .load = load, .ctx = b};
+    const kv_match_args args = {.view = &view,
+                                .is_fixed = b->is_fixed,
+                                .q = &q->q[0][0],
+                                .n_queries = q->n,
+                                .scale = (float)(1 / sqrt(D))};
     kv_match match;
     arena a;
     arena_init_measure(&a);
@@ -135,11 +163,17 @@ static void run(const block *b, const queries *q, uint32_t n_keep, selection how
     kv_match_begin(&match, &args);
     if (how == HAK)
         kv_match_choose(&match, n_keep, out->kept);
-    else
+    else if (how == OMP)
         kv_match_choose_omp(&match, n_keep, options, out->kept);
     out->n = n_keep;
-    kv_match_fit(&match, (kv_match_set){out->kept, n_keep}, options, out->beta, out->values[0]);
+    puts p = {.b = b, .out = out};
+    for (uint32_t i = 0; i < n_keep; i++)
+        memcpy(out->values[i], b->v[out->kept[i]], sizeof out->values[i]);
+    const kv_match_out to = {.beta = out->beta, .put = put, .ctx = &p};
+    kv_match_fit(&match, (kv_match_set){out->kept, n_keep}, options, &to);
     arena_deinit(&a);
+    skip_fixed(&p);
+    ck_assert_uint_eq(p.next, n_keep);
     for (uint32_t i = 1; i < n_keep; i++)
         ck_assert_uint_lt(out->kept[i - 1], out->kept[i]);
     ck_assert_uint_lt(out->kept[n_keep - 1], b->n);
@@ -152,7 +186,7 @@ static double attend(const block *b, const matched *kept, const float *q, double
     double x[N_MAX], most = -INFINITY, sum = 0;
     for (uint32_t i = 0; i < n; i++) {
         const float *k = b->k[kept == NULL ? i : kept->kept[i]];
-        x[i] = kept == NULL ? 0 : (double)kept->beta[i];
+        x[i] = kept == NULL ? (double)b->bias[i] : (double)kept->beta[i];
         for (uint32_t c = 0; c < D; c++)
             x[i] += (double)q[c] * (double)k[c] / sqrt(D);
         most = fmax(most, x[i]);
@@ -193,7 +227,7 @@ static errors measure_eviction(const block *b, const matched *kept, const querie
 {
     matched evicted = *kept;
     for (uint32_t i = 0; i < kept->n; i++) {
-        evicted.beta[i] = 0;
+        evicted.beta[i] = b->bias[kept->kept[i]];
         memcpy(evicted.values[i], b->v[kept->kept[i]], sizeof evicted.values[i]);
     }
     return measure(b, &evicted, q);
@@ -366,6 +400,80 @@ START_TEST(keeping_all_changes_no_bit)
             }
         }
     }
+}
+END_TEST
+
+/* ---- what was matched before ----------------------------------------------------------------- */
+
+/* Every fifth entry weighs twice: it is there twice, or has a bias of ln 2. None of them has a query's largest
+ * score, by which its row is scaled. */
+START_TEST(a_bias_is_as_good_as_copies)
+{
+    static block once, twice;
+    static queries q;
+    static matched kept, other;
+    make_queries(0, 300, 48, 300, &q);
+    make_block(0, 200, &once);
+    twice.n = 0;
+    for (uint32_t t = 0; t < once.n; t++) {
+        if (t % 5 == 0) once.bias[t] = logf(2);
+        for (uint32_t c = 0; c < D && t % 5 == 0; c++)
+            once.k[t][c] *= 0.1f;
+        for (uint32_t copy = 0; copy < (t % 5 == 0 ? 2 : 1); copy++, twice.n++) {
+            memcpy(twice.k[twice.n], once.k[t], sizeof once.k[t]);
+            memcpy(twice.v[twice.n], once.v[t], sizeof once.v[t]);
+            if (t % 2 == 1 && t % 5 != 0) kept.kept[kept.n++] = t;
+            if (t % 2 == 1 && t % 5 != 0) other.kept[other.n++] = twice.n;
+        }
+    }
+    run(&once, &q, kept.n, GIVEN, &kv_match_defaults, 0, &kept);
+    run(&twice, &q, other.n, GIVEN, &kv_match_defaults, 0, &other);
+    for (uint32_t i = 0; i < kept.n; i++) {
+        ck_assert_double_eq_tol((double)kept.beta[i], (double)other.beta[i], 1e-5);
+        for (uint32_t c = 0; c < D; c++)
+            ck_assert_double_eq_tol((double)kept.values[i][c], (double)other.values[i][c], 1e-4);
+    }
+}
+END_TEST
+
+START_TEST(a_bias_that_stays_keeps_its_bits)
+{
+    static block b;
+    static queries q;
+    static matched kept;
+    make_queries(0, 0, 48, 200, &q);
+    make_block(0, 150, &b);
+    for (uint32_t t = 0; t < b.n; t++)
+        b.bias[t] = (float)uniform(9, t, 3);
+    run(&b, &q, b.n, HAK, &kv_match_defaults, 0, &kept);
+    ck_assert_mem_eq(kept.beta, b.bias, b.n * sizeof *b.bias);
+    ck_assert_mem_eq(kept.values, b.v, b.n * sizeof *b.v);
+}
+END_TEST
+
+START_TEST(fixed_entries_stay_and_the_others_make_up_for_them)
+{
+    static block b;
+    static queries q, unseen;
+    static matched kept, all_fixed;
+    make_block(0, 200, &b);
+    make_queries(0, 300, 64, 300, &q);
+    make_queries(0, 400, 64, 400, &unseen);
+    for (uint32_t t = 0; t < b.n; t++) {
+        b.is_fixed[t] = t < 60;
+        b.bias[t] = t < 60 ? (float)uniform(9, t, 1) : 0;
+    }
+    run(&b, &q, 100, HAK, &kv_match_defaults, 0, &kept);
+    for (uint32_t i = 0; i < kept.n && kept.kept[i] < 60; i++) {
+        ck_assert_float_eq(kept.beta[i], b.bias[kept.kept[i]]);
+        ck_assert_mem_eq(kept.values[i], b.v[kept.kept[i]], sizeof b.v[0]);
+    }
+    ck_assert_double_lt(measure(&b, &kept, &unseen).output,
+                        measure_eviction(&b, &kept, &unseen).output);
+    memset(b.is_fixed, 1, sizeof b.is_fixed);
+    run(&b, &q, 100, HAK, &kv_match_defaults, 0, &all_fixed);
+    ck_assert_double_eq(measure(&b, &all_fixed, &unseen).output,
+                        measure_eviction(&b, &kept, &unseen).output);
 }
 END_TEST
 
@@ -550,6 +658,9 @@ const test_case test_cases[] = {
     TEST_CASE(unseen_queries_are_served_better_than_by_eviction),
     TEST_CASE(what_few_queries_leave_open_is_not_fitted_to_noise),
     TEST_CASE(keeping_all_changes_no_bit),
+    TEST_CASE(a_bias_is_as_good_as_copies),
+    TEST_CASE(a_bias_that_stays_keeps_its_bits),
+    TEST_CASE(fixed_entries_stay_and_the_others_make_up_for_them),
     TEST_CASE(losing_what_nobody_looks_at_changes_nothing),
     TEST_CASE(a_large_ridge_is_eviction),
     TEST_CASE(beta_stays_in_its_limits),
