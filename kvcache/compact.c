@@ -29,8 +29,7 @@ static uint32_t slots_max(const kv_cache *cache, uint32_t entry)
     return cache->page_tokens - (entry == 0 ? cache->sink_tokens : 0);
 }
 
-/* Nobody but this sequence holds the page, and it can be written where it lies. */
-static bool is_own(const kv_cache *cache, uint32_t page)
+bool kv_page_is_own(const kv_cache *cache, uint32_t page)
 {
     const kv_pages *pages = kv_pool_pages(cache->pool);
     return kv_pool_tier(cache->pool, page) != KV_TIER_FILE &&
@@ -140,7 +139,7 @@ static uint32_t plan_layer(const kv_seq *seq, uint32_t layer)
         for (uint32_t t = 0; t < plan->n_targets; t++) {
             kv_compact_target *target = &plan->targets[t];
             const uint32_t page = kv_table_page(&seq->table, list, target->entry);
-            if (is_own(cache, page)) {
+            if (kv_page_is_own(cache, page)) {
                 target->to = page;
             } else {
                 cache->need[kv_pool_class(cache->pool, page)]++;

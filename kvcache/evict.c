@@ -6,6 +6,7 @@
 
 #include "kvcache/commit.h"
 #include "kvcache/compact.h"
+#include "kvcache/distill.h"
 #include "kvcache/run_box.h"
 #include "kvcache/score_view.h"
 
@@ -72,6 +73,7 @@ static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
         view.slot = arena_take(a, n_max, sizeof *view.slot);
         view.score = arena_take(a, n_max, sizeof *view.score);
         view.kept = arena_take(a, n_max, sizeof *view.kept);
+        if (evict->has_fits) view.bias = arena_take(a, n_max, sizeof *view.bias);
         if ((evict->needs & KV_SCORE_MASS) != 0)
             view.mass = arena_take(a, n_max, sizeof *view.mass);
         if ((evict->needs & KV_SCORE_USES) != 0) {
@@ -102,7 +104,7 @@ static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
     const size_t n_work = work_floats(cache, evict->n_queries);
     evict->workers = arena_take(a, n_workers, sizeof *evict->workers);
     for (uint32_t w = 0; w < n_workers; w++) {
-        const kv_evict_worker worker = {
+        kv_evict_worker worker = {
             .work = arena_take(a, n_work, sizeof *worker.work),
             .queries = arena_take(a, evict->n_queries, rows * sizeof *worker.queries),
             .query_positions = arena_take(a, evict->n_queries, sizeof *worker.query_positions),
@@ -110,8 +112,18 @@ static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
             .cov = arena_take(a, has_stats ? squares : 0, sizeof *worker.cov),
             .gathered = arena_take(a, cache->decoded_bytes, 1),
         };
+        if (evict->has_fits) kv_distill_place(a, cache, &worker.distill);
         if (evict->workers != NULL) evict->workers[w] = worker;
     }
+}
+
+/* The first layer whose values are part of its keys, or n_layers: fits write values. */
+static uint32_t layer_without_values(const kv_cache *cache)
+{
+    uint32_t l = 0;
+    while (l < cache->n_layers && !cache->layer[l].v_in_k)
+        l++;
+    return l;
 }
 
 void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
@@ -123,6 +135,8 @@ void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
         evict->needs |= kv_scorers[s]->needs;
         if (kv_scorers[s]->n_queries > evict->n_queries)
             evict->n_queries = kv_scorers[s]->n_queries;
+        evict->has_fits |=
+            kv_scorers[s]->is_fitted && layer_without_values(cache) == cache->n_layers;
     }
     place_heads(a, cache, evict);
     place_workers(a, cache, evict);
@@ -137,6 +151,11 @@ err_t kv_evict_check(const kv_cache *cache, const kv_policy *policy, err_info *i
     if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer))
         return err_set(info, ERR_UNSUPPORTED, "kv-scheduling: the cache keeps nothing for %s",
                        policy->name);
+    if (policy->scorer->is_fitted && !cache->evict.has_fits)
+        return err_set(
+            info, ERR_UNSUPPORTED,
+            "kv-scheduling: %s writes values, and those of layer %u are part of its keys",
+            policy->name, layer_without_values(cache));
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         if ((policy->scorer->needs & KV_SCORE_OUT_PROJ) != 0 && cache->layer[l].out_proj == NULL)
             return err_set(info, ERR_UNSUPPORTED,
@@ -212,18 +231,23 @@ static void list_uses(const kv_seq *seq, uint32_t list, kv_head_view *view)
     }
 }
 
+/* Those that the scorer asked for. */
+static kv_score_queries latest_queries(const evict_loop *loop, uint32_t head,
+                                       const kv_evict_worker *worker)
+{
+    kv_observed_queries(loop->seq, loop->layer, head, worker->queries, worker->query_positions);
+    return (kv_score_queries){.n = kv_observed_n_queries(loop->seq),
+                              .q = worker->queries,
+                              .positions = worker->query_positions};
+}
+
 /* What the scorer asked for beside the entries. */
 static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_worker *worker)
 {
     const kv_seq *seq = loop->seq;
     const uint32_t needs = seq->methods.policy.scorer->needs;
     kv_head_view *view = head_view(loop, args->head);
-    if ((needs & KV_SCORE_QUERIES) != 0) {
-        kv_observed_queries(seq, args->layer, args->head, worker->queries, worker->query_positions);
-        args->queries = (kv_score_queries){.n = kv_observed_n_queries(seq),
-                                           .q = worker->queries,
-                                           .positions = worker->query_positions};
-    }
+    if ((needs & KV_SCORE_QUERIES) != 0) args->queries = latest_queries(loop, args->head, worker);
     if ((needs & KV_SCORE_STATS) != 0) {
         kv_observed_stats(seq, args->layer, args->head, worker->mean, worker->cov);
         args->stats =
@@ -258,8 +282,11 @@ static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
                                    .worker = w,
                                    .page = &page,
                                    .span = &span};
-    const kv_score_view entries = {
-        .n = view->n, .positions = view->positions, .load = kv_view_load, .ctx = &source};
+    const kv_score_view entries = {.n = view->n,
+                                   .positions = view->positions,
+                                   .bias = view->bias,
+                                   .load = kv_view_load,
+                                   .ctx = &source};
     kv_score_args args = {.view = &entries,
                           .layer = loop->layer,
                           .head = head,
@@ -335,7 +362,23 @@ static uint32_t keep_whole_pages(const kv_head_view *view, uint32_t n)
     return n_whole;
 }
 
-static void evict_head(const evict_loop *loop, uint32_t head)
+/* What is kept is made to stand for all candidates while they are still there. */
+static void fit_head(const evict_loop *loop, uint32_t head, uint32_t n_kept, uint32_t worker)
+{
+    const kv_head_view *view = head_view(loop, head);
+    const kv_distill_args args = {
+        .seq = loop->seq,
+        .layer = loop->layer,
+        .head = head,
+        .view = view,
+        .kept = view->kept,
+        .n_kept = n_kept,
+        .worker = worker,
+        .queries = latest_queries(loop, head, &loop->seq->cache->evict.workers[worker])};
+    kv_distill_head(&args);
+}
+
+static void evict_head(const evict_loop *loop, uint32_t head, uint32_t worker)
 {
     kv_seq *seq = loop->seq;
     kv_head_view *view = head_view(loop, head);
@@ -345,6 +388,7 @@ static void evict_head(const evict_loop *loop, uint32_t head)
     if (n == view->n_open) return;
     kv_keep_best(view->score + view->first, view->n_open, n, view->kept);
     if (seq->methods.policy.scorer->by_page) n = keep_whole_pages(view, n);
+    if (seq->methods.policy.scorer->is_fitted) fit_head(loop, head, n, worker);
     view->n_evicted = view->n_open - n;
     for (uint32_t i = 0, next = 0; i < view->n_open;) {
         const uint32_t entry = view->entry[view->first + i];
@@ -360,9 +404,8 @@ static void evict_head(const evict_loop *loop, uint32_t head)
 
 static void evict_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
-    (void)worker;
     for (size_t h = begin; h < end; h++)
-        evict_head(ctx, (uint32_t)h);
+        evict_head(ctx, (uint32_t)h, worker);
 }
 
 /* How many candidates each head keeps; false if all of them. Sets what the layer may keep. */
@@ -426,7 +469,8 @@ static void drop_empty(kv_seq *seq, uint32_t list)
     }
 }
 
-static void evict_layer(kv_seq *seq, uint32_t layer)
+/* ERR_KV_FULL: nothing has gone. */
+static err_t evict_layer(kv_seq *seq, uint32_t layer)
 {
     kv_cache *cache = seq->cache;
     const uint32_t n_heads = cache->n_kv_heads[layer];
@@ -434,7 +478,8 @@ static void evict_layer(kv_seq *seq, uint32_t layer)
     thread_pool *pool = cache->d->pool;
     evict_loop loop = {.seq = seq, .layer = layer};
     parallel_for(pool, n_heads, 1, list_jobs, &loop);
-    if (!plan_layer(&loop, n_heads)) return;
+    if (!plan_layer(&loop, n_heads)) return ERR_OK;
+    if (scorer->is_fitted) TRY(kv_distill_own(seq, layer));
     parallel_for(pool, n_heads, 1, score_jobs, &loop);
     if (scorer->over_heads) average_heads(&loop, n_heads);
     for (uint32_t h = 0; h < n_heads && scorer->by_page; h++)
@@ -445,6 +490,7 @@ static void evict_layer(kv_seq *seq, uint32_t layer)
         cache->stats.entries_evicted += head_view(&loop, h)->n_evicted;
         seq->is_thinned = seq->is_thinned || head_view(&loop, h)->n_evicted > 0;
     }
+    return ERR_OK;
 }
 
 /* ---- settling ------------------------------------------------------------------------------------ */
@@ -460,12 +506,14 @@ static uint32_t last_due(const kv_seq *seq)
     return left > n_prompt ? left : n_prompt;
 }
 
-static void choose(kv_seq *seq)
+/* ERR_KV_FULL: the layers before have chosen, and have nothing to choose when it is called again. */
+static err_t choose(kv_seq *seq)
 {
     kv_cache *cache = seq->cache;
     const uint64_t start_ns = clock_mono_ns();
-    for (uint32_t l = 0; l < cache->n_layers; l++)
-        evict_layer(seq, l);
+    err_t err = ERR_OK;
+    for (uint32_t l = 0; l < cache->n_layers && err == ERR_OK; l++)
+        err = evict_layer(seq, l);
     for (uint32_t l = 0; l < cache->n_layers && seq->is_thinned; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
             drop_passed(seq, l, kv_list(cache, l, h, 0));
@@ -473,7 +521,8 @@ static void choose(kv_seq *seq)
         }
     }
     cache->stats.score_seconds += clock_seconds_since(start_ns);
-    seq->chosen_length = seq->length;
+    if (err == ERR_OK) seq->chosen_length = seq->length;
+    return err;
 }
 
 /* Encodes what is due; room is found as the pages are, one after the other. */
@@ -492,8 +541,8 @@ err_t kv_seq_settle(kv_seq *seq)
 {
     const uint32_t due = last_due(seq);
     if (!seq->methods.policy.evicts || seq->settled_length >= due) return ERR_OK;
-    if (seq->chosen_length < due) choose(seq);
-    err_t err = seq->is_thinned ? kv_compact(seq) : ERR_OK;
+    err_t err = seq->chosen_length < due ? choose(seq) : ERR_OK;
+    if (err == ERR_OK && seq->is_thinned) err = kv_compact(seq);
     if (err == ERR_OK && !seq->methods.codec->is_exact) err = encode(seq);
     /* Also of what was packed before room ran out: pages have changed places between runs. */
     for (uint32_t l = 0; l < seq->cache->n_layers && seq->is_thinned; l++)

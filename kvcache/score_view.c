@@ -2,14 +2,23 @@
 #include "kvcache/score_view.h"
 
 #include "kvcache/away.h"
+#include "kvcache/page_bias.h"
 
 #include <string.h>
 
-static void add_entry(kv_head_view *view, uint32_t position, uint32_t entry, uint32_t slot)
+/* An entry of a page, or of the ring. */
+typedef struct entry_place {
+    uint32_t entry, slot;
+} entry_place;
+
+static const entry_place in_ring = {KV_ENTRY_NONE, 0};
+
+static void add_entry(kv_head_view *view, uint32_t position, entry_place place, float bias)
 {
     view->positions[view->n] = position;
-    view->entry[view->n] = entry;
-    view->slot[view->n++] = (uint8_t)slot;
+    if (view->bias != NULL) view->bias[view->n] = bias;
+    view->entry[view->n] = place.entry;
+    view->slot[view->n++] = (uint8_t)place.slot;
 }
 
 static void list_pages(const kv_seq *seq, uint32_t list, uint32_t oldest, kv_head_view *view)
@@ -18,10 +27,14 @@ static void list_pages(const kv_seq *seq, uint32_t list, uint32_t oldest, kv_hea
     const uint32_t *positions = kv_pool_pages(cache->pool)->positions;
     for (uint32_t b = 0; b < seq->n_blocks; b++) {
         const size_t entry = kv_table_entry(&seq->table, list, b);
-        const uint32_t *page = positions + (size_t)seq->table.page[entry] * cache->page_tokens;
+        const uint32_t page = seq->table.page[entry];
+        const uint32_t *at = positions + (size_t)page * cache->page_tokens;
+        const float *biases = page != KV_PAGE_NONE ? kv_pool_biases(cache->pool, page) : NULL;
         for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1) {
             const uint32_t slot = (uint32_t)__builtin_ctzll(live);
-            if (page[slot] >= oldest) add_entry(view, page[slot], b, slot);
+            if (at[slot] >= oldest)
+                add_entry(view, at[slot], (entry_place){b, slot},
+                          biases != NULL ? biases[slot] : 0);
         }
     }
 }
@@ -36,13 +49,13 @@ void kv_view_list(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view
     uint32_t first_in_ring = seq->n_blocks * cache->page_tokens;
     view->n = view->n_evicted = 0;
     for (uint32_t p = oldest; p < n_sinks; p++)
-        add_entry(view, p, KV_ENTRY_NONE, 0);
+        add_entry(view, p, in_ring, 0);
     view->first = view->n;
     list_pages(seq, kv_list(cache, layer, head, 0), oldest, view);
     if (first_in_ring < n_sinks) first_in_ring = n_sinks;
     if (first_in_ring < oldest) first_in_ring = oldest;
     for (uint32_t p = first_in_ring; p < length; p++)
-        add_entry(view, p, KV_ENTRY_NONE, 0);
+        add_entry(view, p, in_ring, 0);
     uint32_t end = view->n;
     while (end > view->first && view->positions[end - 1] >= recent)
         end--;

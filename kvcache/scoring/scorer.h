@@ -94,6 +94,7 @@ typedef struct kv_scorer {
     uint32_t n_queries; /* window under KV_SCORE_QUERIES */
     bool over_heads; /* the cache averages scores over the KV heads of the layer: one set for all */
     bool by_page;    /* entries of a page stay or go together: their mean counts */
+    bool is_fitted;  /* under KV_SCORE_QUERIES: what is kept is fitted to what there was; distill.h */
 
     /* Floats that score needs to work in; NULL: none. At open, and for every growth. */
     size_t (*work_floats)(const kv_score_shape *shape);
@@ -106,7 +107,7 @@ typedef struct kv_scorer {
 
 /* clang-format off */
 #define KV_SCORER_LIST(X) \
-    X(snapkv) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) X(criticalkv) \
+    X(snapkv) X(distill) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) X(criticalkv) \
     X(criticalkv_l2) X(dropkv) X(observed_attention) X(h2o) X(streaming_llm) X(lru) X(lru_plus) \
     X(paper_lru_plus) X(random)
 /* clang-format on */

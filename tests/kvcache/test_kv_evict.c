@@ -191,7 +191,8 @@ static void evict_head(oracle *o, uint32_t l, uint32_t h, uint32_t length)
     const uint32_t n_protected = n - n_open;
     uint32_t n_keep = kv_policy_n_keep(o->policy, length);
     if (n_keep < n_protected) n_keep = n_protected;
-    const kv_score_view view = {n, source.positions, load_plain, &source};
+    const kv_score_view view = {
+        .n = n, .positions = source.positions, .load = load_plain, .ctx = &source};
     kv_score_args args = {.view = &view,
                           .layer = l,
                           .head = h,
