@@ -167,7 +167,7 @@ static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t
     attn_span spans[2];
     const kv_ring_place at = {layer, head, block * cache->page_tokens};
     const uint32_t n_spans = kv_recent_spans(seq, &at, block_slots(seq, block), spans);
-    kv_page_seal(cache, &(kv_page_place){layer, head, page}, spans, n_spans, worker);
+    kv_page_seal(seq, &(kv_page_place){layer, head, page}, spans, n_spans, worker);
 }
 
 /* Copies staged positions [first, end) of one head to the ring. */

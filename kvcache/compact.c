@@ -216,7 +216,7 @@ static void move_run(const compact_loop *loop, uint32_t head, const kv_compact_r
     }
     if (!run->is_coded) return;
     const attn_span all = kv_strip_span(strip, gathered, 0, first->n_slots);
-    kv_page_write(cache, &(kv_page_place){loop->layer, head, first->to}, &all, 1, worker);
+    kv_page_write(seq, &(kv_page_place){loop->layer, head, first->to}, &all, 1, worker);
 }
 
 static void move_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)

@@ -98,7 +98,7 @@ static bool demote_seqs(kv_cache *cache)
         uint32_t n = 0, n_moved = 0;
         for (uint32_t s = 0; s < cache->limits.n_seqs_max; s++) {
             kv_seq *seq = &cache->seqs[s];
-            if (seq->is_open && !seq->methods.policy.evicts) list_victims(cache, seq, &n);
+            if (seq->is_open && !kv_methods_evict(&seq->methods)) list_victims(cache, seq, &n);
         }
         for (uint32_t i = 0; i < n; i++) {
             const kv_victim *victim = &cache->victims[i];

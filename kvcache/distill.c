@@ -9,6 +9,14 @@
 
 #include <string.h>
 
+uint32_t kv_distill_stops_at(const kv_cache *cache)
+{
+    uint32_t l = 0;
+    while (l < cache->n_layers && !cache->layer[l].v_in_k)
+        l++;
+    return l;
+}
+
 void kv_distill_place(arena *a, const kv_cache *cache, kv_distill_worker *out)
 {
     kv_match_shape shape = {.n_max = cache->limits.n_seq_tokens_max,

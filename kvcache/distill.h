@@ -15,6 +15,9 @@
 
 #include "kvcache/cache_state.h"
 
+/* The first layer whose values cannot be written, being part of its keys; n_layers: there is none. */
+uint32_t kv_distill_stops_at(const kv_cache *cache);
+
 /* Run over a measuring and then a real arena: the scratch of one worker. */
 void kv_distill_place(arena *a, const kv_cache *cache, kv_distill_worker *out);
 

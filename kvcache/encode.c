@@ -55,7 +55,7 @@ static uint64_t next_change(const kv_seq *seq)
 
 uint32_t kv_seq_step_tokens_max(const kv_seq *seq)
 {
-    if (seq->methods.codec->is_exact && !seq->methods.policy.evicts) return UINT32_MAX;
+    if (seq->methods.codec->is_exact && !kv_methods_evict(&seq->methods)) return UINT32_MAX;
     return (uint32_t)(next_change(seq) - seq->length);
 }
 
@@ -91,26 +91,38 @@ void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t 
     kv_box_write(&cache->heads[at->layer], &keys, kv_pool_box(cache->pool, at->page));
 }
 
-void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+/* NULL if the codec does not ask, or nothing is known. */
+static const float *find_q_norm(const kv_seq *seq, const kv_page_place *at,
+                                float memory[ATTN_CODED_DIM_MAX])
+{
+    if (kv_codec_of(seq->cache, at->page)->n_queries == 0) return NULL;
+    assert(seq->cache->layer[at->layer].k_dim <= ATTN_CODED_DIM_MAX);
+    return kv_observed_q_norm(seq, at->layer, at->head, memory) ? memory : NULL;
+}
+
+void kv_page_write(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
                    uint32_t n_spans, uint32_t worker)
 {
+    const kv_cache *cache = seq->cache;
+    float q_norm[ATTN_CODED_DIM_MAX];
     uint8_t *scratch = cache->decoded + worker * cache->decoded_bytes;
     const kv_seal_args args = {
         .layout = kv_layout_of(cache, at->page),
         .spans = spans,
         .n_spans = n_spans,
         .page = kv_pool_data(cache->pool, at->page),
+        .q_norm = find_q_norm(seq, at, q_norm),
         .v_weight = kv_value_weight(cache, at->layer, at->head),
         .bases = kv_page_bases(cache, at, (float *)(void *)(scratch + cache->bases_offset)),
     };
     kv_codec_of(cache, at->page)->seal(&args);
 }
 
-void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+void kv_page_seal(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
                   uint32_t n_spans, uint32_t worker)
 {
-    kv_page_write(cache, at, spans, n_spans, worker);
-    kv_page_box_write(cache, at, worker);
+    kv_page_write(seq, at, spans, n_spans, worker);
+    kv_page_box_write(seq->cache, at, worker);
 }
 
 /* ---- encoding ------------------------------------------------------------------------------------ */
@@ -160,7 +172,7 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
         const attn_span span =
             kv_page_span(kv_layout_of(cache, sealing->from), data, pages->n_slots[sealing->from]);
         const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
-        kv_page_seal(cache, &to, &span, 1, worker);
+        kv_page_seal(sealing->seq, &to, &span, 1, worker);
     }
 }
 

@@ -84,8 +84,9 @@ static inline uint32_t kv_page_sinks(const kv_cache *cache, uint32_t page)
     return n_sinks < n_slots ? n_sinks : n_slots;
 }
 
-/* Writes entries into a page by its codec: spans[n_spans] in the cache type, in the page's order. */
-void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+/* Writes entries of a sequence into a page by its codec: spans[n_spans] in the cache type, in the page's
+ * order. */
+void kv_page_write(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
                    uint32_t n_spans, uint32_t worker);
 
 /* Writes the box of a page, from what attention reads; nothing if no routing asks for boxes. The pool knows
@@ -93,7 +94,7 @@ void kv_page_write(const kv_cache *cache, const kv_page_place *at, const attn_sp
 void kv_page_box_write(const kv_cache *cache, const kv_page_place *at, uint32_t worker);
 
 /* Both. */
-void kv_page_seal(const kv_cache *cache, const kv_page_place *at, const attn_span *spans,
+void kv_page_seal(const kv_seq *seq, const kv_page_place *at, const attn_span *spans,
                   uint32_t n_spans, uint32_t worker);
 
 /* The first n_slots entries of a sealed page in the cache type; decoded to `scratch` (of

@@ -9,6 +9,7 @@
 #include "kvcache/distill.h"
 #include "kvcache/run_box.h"
 #include "kvcache/score_view.h"
+#include "kvcache/scoring/whole_pages.h"
 
 #include "base/clock.h"
 
@@ -24,10 +25,15 @@ static uint32_t group_of(const kv_layer_shape *shape)
     return shape->n_heads / shape->n_kv_heads;
 }
 
+static bool asks(const kv_policy *policy, const kv_scorer *scorer)
+{
+    return policy->evicts && policy->scorer == scorer;
+}
+
 static bool may_be_asked(const kv_cache *cache, const kv_scorer *scorer)
 {
-    const kv_policy *policy = &cache->methods.policy;
-    return cache->request_methods || (policy->evicts && policy->scorer == scorer);
+    return cache->request_methods || asks(&cache->methods.policy, scorer) ||
+           asks(&cache->methods.selection, scorer);
 }
 
 /* Floats that any scorer works in, over the shapes of all layers. */
@@ -117,18 +123,10 @@ static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
     }
 }
 
-/* The first layer whose values are part of its keys, or n_layers: fits write values. */
-static uint32_t layer_without_values(const kv_cache *cache)
-{
-    uint32_t l = 0;
-    while (l < cache->n_layers && !cache->layer[l].v_in_k)
-        l++;
-    return l;
-}
-
 void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
 {
-    *evict = (kv_evict){.is_open = cache->request_methods || cache->methods.policy.evicts};
+    bool has_shared = false;
+    *evict = (kv_evict){.is_open = cache->request_methods || kv_methods_evict(&cache->methods)};
     if (!evict->is_open) return;
     for (uint32_t s = 0; kv_scorers[s] != NULL; s++) {
         if (!may_be_asked(cache, kv_scorers[s])) continue;
@@ -136,39 +134,49 @@ void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
         if (kv_scorers[s]->n_queries > evict->n_queries)
             evict->n_queries = kv_scorers[s]->n_queries;
         evict->has_fits |=
-            kv_scorers[s]->is_fitted && layer_without_values(cache) == cache->n_layers;
+            kv_scorers[s]->is_fitted && kv_distill_stops_at(cache) == cache->n_layers;
+        has_shared = has_shared || kv_scorers[s]->from != KV_FROM_OWN_LAYER;
     }
+    if (has_shared)
+        evict->shared = arena_take(a, cache->limits.n_seq_tokens_max, sizeof *evict->shared);
     place_heads(a, cache, evict);
     place_workers(a, cache, evict);
 }
 
-err_t kv_evict_check(const kv_cache *cache, const kv_policy *policy, err_info *info)
+static err_t check_policy(const kv_cache *cache, const kv_policy *policy, const char *key,
+                          err_info *info)
 {
     if (!policy->evicts) return ERR_OK;
     if (cache->n_shards != 1)
-        return err_set(info, ERR_UNSUPPORTED, "kv-scheduling: %s needs one shard, not %u",
-                       policy->name, cache->n_shards);
+        return err_set(info, ERR_UNSUPPORTED, "%s: %s needs one shard, not %u", key, policy->name,
+                       cache->n_shards);
     if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer))
-        return err_set(info, ERR_UNSUPPORTED, "kv-scheduling: the cache keeps nothing for %s",
+        return err_set(info, ERR_UNSUPPORTED, "%s: the cache keeps nothing for %s", key,
                        policy->name);
     if (policy->scorer->is_fitted && !cache->evict.has_fits)
-        return err_set(
-            info, ERR_UNSUPPORTED,
-            "kv-scheduling: %s writes values, and those of layer %u are part of its keys",
-            policy->name, layer_without_values(cache));
+        return err_set(info, ERR_UNSUPPORTED,
+                       "%s: %s writes values, and those of layer %u are part of its keys", key,
+                       policy->name, kv_distill_stops_at(cache));
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         if ((policy->scorer->needs & KV_SCORE_OUT_PROJ) != 0 && cache->layer[l].out_proj == NULL)
             return err_set(info, ERR_UNSUPPORTED,
-                           "kv-scheduling: %s needs an output projection, and layer %u has none",
+                           "%s: %s needs an output projection, and layer %u has none", key,
                            policy->name, l);
     }
     return ERR_OK;
+}
+
+err_t kv_evict_check(const kv_cache *cache, const kv_methods *methods, err_info *info)
+{
+    TRY(check_policy(cache, &methods->policy, "kv-scheduling", info));
+    return check_policy(cache, &methods->selection, "kv-compression", info);
 }
 
 /* ---- a layer ------------------------------------------------------------------------------------- */
 
 typedef struct evict_loop {
     kv_seq *seq;
+    const kv_policy *policy; /* that chooses now */
     uint32_t layer;
     uint32_t n_keep;    /* entries that a head of this layer keeps on average, */
     uint32_t n_granted; /* candidates among them */
@@ -231,21 +239,23 @@ static void list_uses(const kv_seq *seq, uint32_t list, kv_head_view *view)
     }
 }
 
-/* Those that the scorer asked for. */
+/* Those that the scorer asked for, as far as there are so many. */
 static kv_score_queries latest_queries(const evict_loop *loop, uint32_t head,
                                        const kv_evict_worker *worker)
 {
-    kv_observed_queries(loop->seq, loop->layer, head, worker->queries, worker->query_positions);
-    return (kv_score_queries){.n = kv_observed_n_queries(loop->seq),
-                              .q = worker->queries,
-                              .positions = worker->query_positions};
+    const size_t n = min_size(kv_observed_n_queries(loop->seq), loop->policy->scorer->n_queries);
+    const kv_observed_window window = {.layer = loop->layer, .head = head, .n = (uint32_t)n};
+    kv_observed_queries(loop->seq, &window, worker->queries, worker->query_positions);
+    return (kv_score_queries){
+        .n = window.n, .q = worker->queries, .positions = worker->query_positions};
 }
 
 /* What the scorer asked for beside the entries. */
 static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_worker *worker)
 {
     const kv_seq *seq = loop->seq;
-    const uint32_t needs = seq->methods.policy.scorer->needs;
+    const kv_scorer *scorer = loop->policy->scorer;
+    const uint32_t needs = scorer->needs;
     kv_head_view *view = head_view(loop, args->head);
     if ((needs & KV_SCORE_QUERIES) != 0) args->queries = latest_queries(loop, args->head, worker);
     if ((needs & KV_SCORE_STATS) != 0) {
@@ -304,7 +314,7 @@ static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
                           .out_proj = shape->out_proj,
                           .work = worker->work};
     add_observed(loop, &args, worker);
-    seq->methods.policy.scorer->score(&args, view->score);
+    loop->policy->scorer->score(&args, view->score);
 }
 
 static void score_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -328,39 +338,53 @@ static void average_heads(const evict_loop *loop, uint32_t n_heads)
     }
 }
 
-/* Candidates of a page get the mean of their scores. */
-static void average_pages(kv_head_view *view)
+/* Scores that all layers go by, at their positions. */
+static void share_scores(kv_seq *seq, const kv_policy *policy)
 {
-    const uint32_t end = view->first + view->n_open;
-    for (uint32_t i = view->first, next; i < end; i = next) {
-        double sum = 0;
-        for (next = i; next < end && view->entry[next] == view->entry[i]; next++)
-            sum += (double)view->score[next];
-        const float mean = (float)(sum / (next - i));
-        for (uint32_t j = i; j < next; j++)
-            view->score[j] = mean;
+    kv_cache *cache = seq->cache;
+    const bool is_one = policy->scorer->from == KV_FROM_SECOND_LAYER;
+    const uint32_t first = is_one && cache->n_layers > 2 ? 1 : 0;
+    const uint32_t end = is_one ? first + 1 : cache->n_layers;
+    memset(cache->evict.shared, 0, seq->length * sizeof *cache->evict.shared);
+    for (uint32_t l = first; l < end; l++) {
+        const uint32_t n_heads = cache->n_kv_heads[l];
+        evict_loop loop = {.seq = seq, .policy = policy, .layer = l};
+        parallel_for(cache->d->pool, n_heads, 1, list_jobs, &loop);
+        parallel_for(cache->d->pool, n_heads, 1, score_jobs, &loop);
+        for (uint32_t h = 0; h < n_heads; h++) {
+            const kv_head_view *view = head_view(&loop, h);
+            for (uint32_t i = 0; i < view->n; i++)
+                cache->evict.shared[view->positions[i]] += (double)view->score[i] / n_heads;
+        }
+    }
+}
+
+static void take_shared(const evict_loop *loop, uint32_t n_heads)
+{
+    for (uint32_t h = 0; h < n_heads; h++) {
+        kv_head_view *view = head_view(loop, h);
+        for (uint32_t i = 0; i < view->n; i++)
+            view->score[i] = (float)loop->seq->cache->evict.shared[view->positions[i]];
+    }
+}
+
+/* Of all heads of the layer, whose entries are listed. */
+static void score_layer(evict_loop *loop, uint32_t n_heads)
+{
+    const kv_scorer *scorer = loop->policy->scorer;
+    if (scorer->from != KV_FROM_OWN_LAYER) {
+        take_shared(loop, n_heads);
+    } else {
+        parallel_for(loop->seq->cache->d->pool, n_heads, 1, score_jobs, loop);
+        if (scorer->over_heads) average_heads(loop, n_heads);
+    }
+    for (uint32_t h = 0; h < n_heads && scorer->by_page; h++) {
+        kv_head_view *view = head_view(loop, h);
+        kv_pages_average(view->entry + view->first, view->n_open, view->score + view->first);
     }
 }
 
 /* ---- what stays ---------------------------------------------------------------------------------- */
-
-/* Of n indices to keep, rising, forgets those of a page that is not kept whole. */
-static uint32_t keep_whole_pages(const kv_head_view *view, uint32_t n)
-{
-    const uint32_t *entry = view->entry + view->first;
-    uint32_t n_whole = 0;
-    for (uint32_t i = 0, next; i < n; i = next) {
-        const uint32_t page = entry[view->kept[i]];
-        for (next = i; next < n && entry[view->kept[next]] == page; next++)
-            ;
-        const bool is_cut =
-            (view->kept[i] > 0 && entry[view->kept[i] - 1] == page) ||
-            (view->kept[next - 1] + 1 < view->n_open && entry[view->kept[next - 1] + 1] == page);
-        for (uint32_t j = i; j < next && !is_cut; j++)
-            view->kept[n_whole++] = view->kept[j];
-    }
-    return n_whole;
-}
 
 /* What is kept is made to stand for all candidates while they are still there. */
 static void fit_head(const evict_loop *loop, uint32_t head, uint32_t n_kept, uint32_t worker)
@@ -387,8 +411,9 @@ static void evict_head(const evict_loop *loop, uint32_t head, uint32_t worker)
     assert(n <= view->n_open);
     if (n == view->n_open) return;
     kv_keep_best(view->score + view->first, view->n_open, n, view->kept);
-    if (seq->methods.policy.scorer->by_page) n = keep_whole_pages(view, n);
-    if (seq->methods.policy.scorer->is_fitted) fit_head(loop, head, n, worker);
+    if (loop->policy->scorer->by_page)
+        n = kv_pages_keep_whole(view->entry + view->first, view->n_open, view->kept, n);
+    if (loop->policy->scorer->is_fitted) fit_head(loop, head, n, worker);
     view->n_evicted = view->n_open - n;
     for (uint32_t i = 0, next = 0; i < view->n_open;) {
         const uint32_t entry = view->entry[view->first + i];
@@ -413,7 +438,7 @@ static bool plan_layer(evict_loop *loop, uint32_t n_heads)
 {
     const kv_seq *seq = loop->seq;
     kv_cache *cache = seq->cache;
-    const kv_policy *policy = &seq->methods.policy;
+    const kv_policy *policy = loop->policy;
     const uint32_t n_recent = seq->length - kv_blocks_left(cache, seq->length) * cache->page_tokens;
     uint32_t n_protected = 0;
     uint64_t n_open = 0;
@@ -443,7 +468,7 @@ static bool plan_layer(evict_loop *loop, uint32_t n_heads)
 static void split_layer(const evict_loop *loop, uint32_t n_heads)
 {
     kv_cache *cache = loop->seq->cache;
-    const kv_allocator *heads = loop->seq->methods.policy.heads;
+    const kv_allocator *heads = loop->policy->heads;
     if (heads == NULL) return;
     for (uint32_t h = 0; h < n_heads; h++)
         cache->evict.scores[h] = head_view(loop, h)->score + head_view(loop, h)->first;
@@ -470,20 +495,16 @@ static void drop_empty(kv_seq *seq, uint32_t list)
 }
 
 /* ERR_KV_FULL: nothing has gone. */
-static err_t evict_layer(kv_seq *seq, uint32_t layer)
+static err_t evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
 {
     kv_cache *cache = seq->cache;
     const uint32_t n_heads = cache->n_kv_heads[layer];
-    const kv_scorer *scorer = seq->methods.policy.scorer;
     thread_pool *pool = cache->d->pool;
-    evict_loop loop = {.seq = seq, .layer = layer};
+    evict_loop loop = {.seq = seq, .policy = policy, .layer = layer};
     parallel_for(pool, n_heads, 1, list_jobs, &loop);
     if (!plan_layer(&loop, n_heads)) return ERR_OK;
-    if (scorer->is_fitted) TRY(kv_distill_own(seq, layer));
-    parallel_for(pool, n_heads, 1, score_jobs, &loop);
-    if (scorer->over_heads) average_heads(&loop, n_heads);
-    for (uint32_t h = 0; h < n_heads && scorer->by_page; h++)
-        average_pages(head_view(&loop, h));
+    if (policy->scorer->is_fitted) TRY(kv_distill_own(seq, layer));
+    score_layer(&loop, n_heads);
     split_layer(&loop, n_heads);
     parallel_for(pool, n_heads, 1, evict_jobs, &loop);
     for (uint32_t h = 0; h < n_heads; h++) {
@@ -506,14 +527,27 @@ static uint32_t last_due(const kv_seq *seq)
     return left > n_prompt ? left : n_prompt;
 }
 
+/* What chooses at the present length: a selection up to the end of the prompt, scheduling behind it, or in
+ * both without a selection. NULL: everything stays. */
+static const kv_policy *policy_now(const kv_seq *seq)
+{
+    const kv_methods *methods = &seq->methods;
+    const uint32_t n_prompt = seq->n_prompt_tokens;
+    const bool is_prompt = seq->length <= n_prompt || seq->chosen_length < n_prompt;
+    if (methods->selection.evicts && is_prompt) return &methods->selection;
+    return methods->policy.evicts ? &methods->policy : NULL;
+}
+
 /* ERR_KV_FULL: the layers before have chosen, and have nothing to choose when it is called again. */
 static err_t choose(kv_seq *seq)
 {
     kv_cache *cache = seq->cache;
+    const kv_policy *policy = policy_now(seq);
     const uint64_t start_ns = clock_mono_ns();
     err_t err = ERR_OK;
-    for (uint32_t l = 0; l < cache->n_layers && err == ERR_OK; l++)
-        err = evict_layer(seq, l);
+    if (policy != NULL && policy->scorer->from != KV_FROM_OWN_LAYER) share_scores(seq, policy);
+    for (uint32_t l = 0; l < cache->n_layers && policy != NULL && err == ERR_OK; l++)
+        err = evict_layer(seq, policy, l);
     for (uint32_t l = 0; l < cache->n_layers && seq->is_thinned; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
             drop_passed(seq, l, kv_list(cache, l, h, 0));
@@ -521,8 +555,10 @@ static err_t choose(kv_seq *seq)
         }
     }
     cache->stats.score_seconds += clock_seconds_since(start_ns);
-    if (err == ERR_OK) seq->chosen_length = seq->length;
-    return err;
+    if (err != ERR_OK) return err;
+    seq->chosen_length = seq->length;
+    if (seq->length >= seq->n_prompt_tokens && !seq->methods.policy.evicts) kv_observed_rest(seq);
+    return ERR_OK;
 }
 
 /* Encodes what is due; room is found as the pages are, one after the other. */
@@ -540,7 +576,7 @@ static err_t encode(kv_seq *seq)
 err_t kv_seq_settle(kv_seq *seq)
 {
     const uint32_t due = last_due(seq);
-    if (!seq->methods.policy.evicts || seq->settled_length >= due) return ERR_OK;
+    if (!kv_methods_evict(&seq->methods) || seq->settled_length >= due) return ERR_OK;
     err_t err = seq->chosen_length < due ? choose(seq) : ERR_OK;
     if (err == ERR_OK && seq->is_thinned) err = kv_compact(seq);
     if (err == ERR_OK && !seq->methods.codec->is_exact) err = encode(seq);

@@ -1,6 +1,7 @@
-/* kvcache/evict.h - scheduling at work: entries are chosen, the others go, what is left is packed.
+/* kvcache/evict.h - scheduling and selections at work: entries are chosen, the others go, what is left is
+ * packed.
  *
- * A sequence under a policy that evicts is settled at the lengths at which lossy codecs encode (encode.h):
+ * A sequence under methods that evict is settled at the lengths at which lossy codecs encode (encode.h):
  * when its prompt ends, at multiples of 2048 positions within it, and behind it whenever a block has left
  * the ring. No step crosses such a length (kv_seq_step_tokens_max), so that what stays depends neither on
  * how the sequence was cut nor on its neighbours. It is done when the next step begins:
@@ -9,6 +10,9 @@
  *   evict    sinks and the newest entries (those that belong in the ring) always stay; of the others as
  *            many as allocators grant. The budget is kv_policy_n_keep of the length; heads whose ring and
  *            sinks are more than that keep these. Evicted entries are gone for good.
+ *            A selection of --kv-compression chooses up to the end of the prompt, a policy of
+ *            --kv-scheduling behind it, and in both if there is no selection; a selection alone lets
+ *            everything that is decoded stay, and the sequence grows by it.
  *   compact  compact.h
  *   encode   encode.h
  *
@@ -30,8 +34,8 @@ static inline void kv_count_evicted(kv_seq *seq, uint64_t n_pages)
 /* Run over a measuring and then a real arena, for the methods that sequences may have. */
 void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict);
 
-/* Has the cache what the policy's scorer and allocators ask for? ERR_UNSUPPORTED says what it lacks. */
-err_t kv_evict_check(const kv_cache *cache, const kv_policy *policy, err_info *info) MUST_CHECK;
+/* Has the cache what scorers and allocators ask for? ERR_UNSUPPORTED says what it lacks. */
+err_t kv_evict_check(const kv_cache *cache, const kv_methods *methods, err_info *info) MUST_CHECK;
 
 /* Does what is due at the present length; nothing if all has been done. ERR_KV_FULL: see above. */
 err_t kv_seq_settle(kv_seq *seq) MUST_CHECK;

@@ -4,7 +4,13 @@
  * that an unknown one is answered with the names that exist. */
 #include "kvcache/kv_config.h"
 
+#include "kvcache/compression/codec.h"
+#include "kvcache/scoring/allocator.h"
+#include "kvcache/scoring/scorer.h"
+
 static const char *const dtype_names[] = {"auto", "f32", "bf16", NULL};
+
+#define NAME(name) " " #name
 
 static const cfg_field fields[] = {
     CFG_PICK(kv_config, dtype, "kv-cache-dtype", dtype_names, "auto",
@@ -35,13 +41,17 @@ static const cfg_field fields[] = {
              "certified: attention mass that a query may miss at most"),
     CFG_REAL(kv_config, routing_tau, "kv-routing-tau", 0, 1, "0.95",
              "adaptive: estimated attention mass that a query reads"),
-    CFG_TEXT(kv_config, scheduling, "kv-scheduling", "none", "NAME", "which entries stay"),
+    CFG_TEXT(kv_config, scheduling, "kv-scheduling", "none", "NAME",
+             "which entries stay: none, quest, adakv, duo_attention, pyramidkv, or "
+             "SCORER[+ALLOCATOR]..., "
+             "scorers being" KV_SCORER_LIST(NAME) " and allocators" KV_ALLOCATOR_LIST(NAME)),
     CFG_REAL(kv_config, budget, "kv-budget", 0, 4294967295.0, "1",
              "share of its entries that a sequence keeps, or above 1 their number"),
     CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME", "which shard owns an entry"),
-    CFG_TEXT(kv_config, compression, "kv-compression", "none", "NAME",
-             "how pages are encoded: none, fp8, int8, int4, int2, prune, "
-             "think, lora, lora_plus or svd"),
+    CFG_TEXT(kv_config, compression, "kv-compression", "none", "[SELECTION,]CODEC",
+             "how pages are encoded:" KV_CODEC_LIST(
+                 NAME) "; before it a SELECTION, what stays of a "
+                       "prompt by kv-budget: a name of kv-scheduling but none and quest"),
 };
 
 const cfg_table kv_config_table = {

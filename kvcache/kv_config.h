@@ -27,7 +27,7 @@ typedef struct kv_config {
     char *routing; /* names of registry entries, resolved once in kv_cache_open */
     char *scheduling;
     char *placement;
-    char *compression;
+    char *compression; /* a codec, or SELECTION,CODEC */
 } kv_config;
 
 extern const cfg_table kv_config_table;

@@ -4,6 +4,7 @@
 #include "base/check.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 static err_t unknown_name(err_info *info, const char *key, const char *name, const char *known)
@@ -12,17 +13,59 @@ static err_t unknown_name(err_info *info, const char *key, const char *name, con
                    name != NULL ? name : "", known);
 }
 
-/* Exactly one page codec. */
 static err_t find_codec(const char *name, kv_methods *out, err_info *info)
 {
-    out->codec = name != NULL ? kv_codec_find(name) : NULL;
-    if (out->codec == NULL && name != NULL && strchr(name, ',') != NULL)
-        return err_set(info, ERR_BAD_CONFIG, "kv-compression: '%s' is more than one; known are:%s",
-                       name, kv_codec_names);
+    out->codec = kv_codec_find(name);
+    if (out->codec == NULL && strchr(name, ',') != NULL)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-compression: '%s' is more than one codec; known are:%s", name,
+                       kv_codec_names);
+    if (out->codec == NULL && kv_selection_parse(name, 1, &out->selection, NULL) == ERR_OK)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-compression: '%s' selects entries and is no codec; write %s,none", name,
+                       name);
     if (out->codec == NULL) return unknown_name(info, "kv-compression", name, kv_codec_names);
     out->codec_index = 0;
     while (kv_codecs[out->codec_index] != out->codec)
         out->codec_index++;
+    return ERR_OK;
+}
+
+/* CODEC, or SELECTION,CODEC. */
+static err_t read_compression(const kv_config *config, kv_methods *out, err_info *info)
+{
+    char selection[KV_POLICY_NAME_BYTES];
+    const char *text = config->compression != NULL ? config->compression : "";
+    const char *comma = strchr(text, ',');
+    if (comma == NULL) return find_codec(text, out, info);
+    const size_t n = (size_t)(comma - text);
+    if (n >= sizeof selection)
+        return unknown_name(info, "kv-compression", text, kv_selection_names);
+    memcpy(selection, text, n);
+    selection[n] = '\0';
+    if (kv_codec_find(selection) != NULL)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-compression: '%s' is more than one codec; known selections are:%s", text,
+                       kv_selection_names);
+    TRY(find_codec(comma + 1, out, info));
+    return kv_selection_parse(selection, config->budget, &out->selection, info);
+}
+
+/* Scheduling goes on behind the prompt with what a selection has left, if it can. */
+static err_t check_selection(const kv_methods *out, err_info *info)
+{
+    const kv_policy *policy = &out->policy, *selection = &out->selection;
+    if (selection->evicts && policy->limits_reads)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-compression: %s selects by kv-budget, and kv-scheduling: quest reads by "
+                       "it; use kv-routing: topk",
+                       selection->name);
+    if (selection->evicts && policy->evicts && policy->scorer->over_heads &&
+        policy->scorer->from == KV_FROM_OWN_LAYER && !selection->scorer->over_heads)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-compression: %s leaves each head entries of its own, and "
+                       "kv-scheduling: %s wants the same in all",
+                       selection->name, policy->name);
     return ERR_OK;
 }
 
@@ -66,9 +109,19 @@ err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *inf
     *out = (kv_methods){.routing = routing != NULL ? kv_routing_find(routing) : NULL};
     if (out->routing == NULL) return unknown_name(info, "kv-routing", routing, kv_routing_names);
     TRY(kv_policy_parse(config->scheduling, config->budget, &out->policy, info));
-    TRY(find_codec(config->compression, out, info));
+    TRY(read_compression(config, out, info));
+    TRY(check_selection(out, info));
     TRY(read_routing(config, out, info));
     TRY(limit_reads(config, out, info));
-    out->is_exact = out->reads_all && !out->policy.evicts && out->codec->is_exact;
+    out->is_exact = out->reads_all && !kv_methods_evict(out) && out->codec->is_exact;
     return ERR_OK;
+}
+
+void kv_methods_compression(const kv_methods *methods, char text[KV_COMPRESSION_BYTES])
+{
+    const bool has_selection = methods->selection.budget > 0;
+    const int n =
+        snprintf(text, KV_COMPRESSION_BYTES, "%s%s%s", has_selection ? methods->selection.name : "",
+                 has_selection ? "," : "", methods->codec->name);
+    assert(n > 0 && n < KV_COMPRESSION_BYTES);
 }

@@ -14,12 +14,29 @@
 typedef struct kv_methods {
     const kv_routing *routing;
     kv_route_settings route;
-    kv_policy policy;
+    kv_policy policy;    /* of scheduling; without a selection it also has the prompt */
+    kv_policy selection; /* evicts if there is one: what stays of the prompt */
     const kv_codec *codec;
     uint32_t codec_index; /* in kv_codecs */
     bool reads_all;       /* routing is exact under its settings: no boxes, no choice */
     bool is_exact;        /* no value differs from a plain cache's */
 } kv_methods;
+
+/* May entries go before the sequence ends? */
+static inline bool kv_methods_evict(const kv_methods *methods)
+{
+    return methods->policy.evicts || methods->selection.evicts;
+}
+
+/* What both go by; 0 if there is neither. */
+static inline double kv_methods_budget(const kv_methods *methods)
+{
+    return methods->policy.budget > 0 ? methods->policy.budget : methods->selection.budget;
+}
+
+/* As --kv-compression has it: CODEC, or SELECTION,CODEC. */
+enum { KV_COMPRESSION_BYTES = 96 };
+void kv_methods_compression(const kv_methods *methods, char text[KV_COMPRESSION_BYTES]);
 
 /* From the names and numbers in `config`, and its page_tokens; its other fields are not read. ERR_BAD_CONFIG names an unknown
  * method or a number out of range. */

@@ -405,7 +405,7 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     TRY(read_shape(cache, shape, info));
     cache->prefix.n_objects_max = 4 * cache->limits.n_seqs_max + 64;
     TRY(place(cache, place_work, &cache->work_memory));
-    TRY(kv_evict_check(cache, &cache->methods.policy, info));
+    TRY(kv_evict_check(cache, &cache->methods, info));
     init_seqs(cache);
     weigh_values(cache);
     memset(cache->staging.expert, 0xff, /* KV_EXPERT_NONE: layers without a router */

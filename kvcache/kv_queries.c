@@ -77,7 +77,7 @@ err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, e
     if (!methods->reads_all && !cache->has_boxes)
         return err_set(info, ERR_UNSUPPORTED, "kv-routing: the cache keeps no bounds for %s",
                        methods->routing->name);
-    return kv_evict_check(cache, &methods->policy, info);
+    return kv_evict_check(cache, methods, info);
 }
 
 size_t kv_cache_bytes_per_token(const kv_cache *cache)
@@ -143,7 +143,7 @@ static bool could_spill(const kv_cache *cache, const kv_methods *methods, uint64
                         const uint64_t *need)
 {
     uint64_t resident[KV_CLASSES_MAX] = {0};
-    if (cache->tiers == NULL || methods->policy.evicts) return false;
+    if (cache->tiers == NULL || kv_methods_evict(methods)) return false;
     const uint64_t n_resident = resident_blocks(cache, methods);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         kv_need_blocks(cache, methods, l, n_blocks < n_resident ? n_blocks : n_resident, resident);

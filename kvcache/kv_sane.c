@@ -134,12 +134,12 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
     if (seq->n_blocks < kv_blocks_left(cache, seq->length)) return false;
     if (seq->n_coded > seq->n_blocks || (seq->methods.codec->is_exact && seq->n_coded > 0))
         return false;
-    const bool is_settled = !seq->methods.policy.evicts || seq->settled_length == seq->length;
+    const bool is_settled = !kv_methods_evict(&seq->methods) || seq->settled_length == seq->length;
     if (!cache->step.is_open && !seq->is_taken && is_settled &&
         seq->n_coded < kv_goal_at(seq, seq->length).n_coded)
         return false;
     if (seq->settled_length > seq->chosen_length || seq->chosen_length > seq->length) return false;
-    if (seq->is_thinned && !seq->methods.policy.evicts) return false;
+    if (seq->is_thinned && !kv_methods_evict(&seq->methods)) return false;
     if (!cache->step.is_open && (seq->n_step_tokens != 0 || seq->n_reserved != seq->n_blocks))
         return false;
     if (seq->object != KV_OBJECT_NONE && cache->prefix.objects[seq->object].seq != seq)

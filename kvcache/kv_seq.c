@@ -91,9 +91,10 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
     assert(n_tokens <= seq->length);
     const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
     if (n_tokens < seq->length &&
-        (seq->methods.policy.evicts || !kv_prefix_serves(cache, &self, n_tokens)))
+        (kv_methods_evict(&seq->methods) || !kv_prefix_serves(cache, &self, n_tokens)))
         n_tokens = 0;
     uint32_t n_blocks = n_tokens / cache->page_tokens;
+    if (n_tokens < seq->length) kv_observed_cut(seq, n_tokens);
     if (n_blocks < seq->n_blocks) {
         const uint32_t n_slots = n_tokens % cache->page_tokens;
         if (n_slots > 0) unseal_block(seq, n_blocks, n_slots);
@@ -121,7 +122,7 @@ void kv_seq_close(kv_seq *seq, const uint32_t *tokens)
     if (kv_seq_is_lost(seq)) {
         cache->stats.seqs_lost++;
         kv_prefix_forget(seq);
-    } else if (cache->prefix_caching && !seq->no_prefix_write && !seq->methods.policy.evicts) {
+    } else if (cache->prefix_caching && !seq->no_prefix_write && !kv_methods_evict(&seq->methods)) {
         kv_prefix_leave(seq, tokens);
     }
     assert(seq->object == KV_OBJECT_NONE);

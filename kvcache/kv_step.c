@@ -33,7 +33,7 @@ static void check_rows(const kv_cache *cache, const kv_row *rows, uint32_t n_row
 static kv_goal goal_after(const kv_row *row)
 {
     kv_goal goal = kv_goal_at(row->seq, row->seq->length + row->n_tokens);
-    if (row->seq->methods.policy.evicts) goal.n_coded = row->seq->n_coded;
+    if (kv_methods_evict(&row->seq->methods)) goal.n_coded = row->seq->n_coded;
     return goal;
 }
 

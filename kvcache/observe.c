@@ -22,19 +22,24 @@ static size_t n_sums(uint32_t k_dim)
 
 void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers)
 {
-    size_t group_max = 0, first_query = 0, first_sum = 0;
+    size_t group_max = 0, first_query = 0, first_square = 0, first_sum = 0;
     *observers = (kv_observers){0};
-    if (!cache->evict.is_open) return;
+    if (!cache->evict.is_open && cache->methods.codec->n_queries == 0) return;
     observers->first_query =
         arena_take(a, (size_t)cache->n_layers + 1, sizeof *observers->first_query);
+    observers->first_square =
+        arena_take(a, (size_t)cache->n_layers + 1, sizeof *observers->first_square);
     observers->first_sum = arena_take(a, (size_t)cache->n_layers + 1, sizeof *observers->first_sum);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
         group_max = max_size(group_max, group_of(shape));
         first_query += (size_t)shape->n_heads * shape->k_dim;
+        first_square += (size_t)shape->n_kv_heads * shape->k_dim;
         first_sum += shape->n_heads * n_sums(shape->k_dim);
         if (observers->first_query == NULL || observers->first_sum == NULL) continue;
+        if (observers->first_square == NULL) continue;
         observers->first_query[l + 1] = first_query;
+        observers->first_square[l + 1] = first_square;
         observers->first_sum[l + 1] = first_sum;
     }
     if ((cache->evict.needs & KV_SCORE_MASS) == 0) return;
@@ -59,27 +64,62 @@ static void *take_zeroed(kv_seq *seq, size_t n, size_t each_bytes, err_t *err)
     return data;
 }
 
-err_t kv_observed_open(kv_seq *seq)
+/* Adds what a policy asks for. */
+static void want(const kv_policy *policy, kv_observed *o)
+{
+    if (!policy->evicts) return;
+    o->needs |= policy->scorer->needs;
+    if (policy->scorer->n_queries > o->window) o->window = policy->scorer->n_queries;
+}
+
+static void find_needs(const kv_seq *seq, kv_observed *o)
+{
+    o->needs = o->window = 0;
+    o->n_squares = seq->methods.codec->n_queries;
+    want(&seq->methods.selection, o);
+    want(&seq->methods.policy, o);
+    if (seq->methods.reads_all) o->needs &= ~(uint32_t)KV_SCORE_USES;
+}
+
+static size_t query_row_bytes(const kv_cache *cache)
+{
+    return cache->observers.first_query[cache->n_layers] * sizeof(float);
+}
+
+static err_t take_squares(kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
-    const kv_policy *policy = &seq->methods.policy;
     kv_observed *o = &seq->observed;
     err_t err = ERR_OK;
-    *o = (kv_observed){0};
-    if (!policy->evicts) return ERR_OK;
-    const kv_observers *all = &cache->observers;
-    o->needs = policy->scorer->needs;
-    if (seq->methods.reads_all) o->needs &= ~(uint32_t)KV_SCORE_USES;
+    if (o->n_squares == 0) return ERR_OK;
+    const size_t row_bytes = cache->observers.first_square[cache->n_layers] * sizeof *o->squares;
+    if (o->squares == NULL) o->squares = take_zeroed(seq, o->n_squares, row_bytes, &err);
+    if (o->new_squares == NULL) o->new_squares = take_zeroed(seq, o->n_squares, row_bytes, &err);
+    return err;
+}
+
+/* What does not grow with the sequence, if it is not there yet. */
+static err_t take_fixed(kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    kv_observed *o = &seq->observed;
+    err_t err = take_squares(seq);
     if ((o->needs & KV_SCORE_QUERIES) != 0) {
-        const size_t row_bytes = all->first_query[cache->n_layers] * sizeof(float);
-        o->window = policy->scorer->n_queries;
-        o->queries = take_zeroed(seq, o->window, row_bytes, &err);
-        o->new_queries = take_zeroed(seq, o->window, row_bytes, &err);
+        const size_t row_bytes = query_row_bytes(cache);
+        if (o->queries == NULL) o->queries = take_zeroed(seq, o->window, row_bytes, &err);
+        if (o->new_queries == NULL) o->new_queries = take_zeroed(seq, o->window, row_bytes, &err);
     }
-    if ((o->needs & KV_SCORE_STATS) != 0) {
-        const size_t n = all->first_sum[cache->n_layers];
-        o->sums = take_zeroed(seq, n, sizeof *o->sums, &err);
-    }
+    if ((o->needs & KV_SCORE_STATS) != 0 && o->sums == NULL)
+        o->sums =
+            take_zeroed(seq, cache->observers.first_sum[cache->n_layers], sizeof *o->sums, &err);
+    return err;
+}
+
+err_t kv_observed_open(kv_seq *seq)
+{
+    seq->observed = (kv_observed){0};
+    find_needs(seq, &seq->observed);
+    const err_t err = take_fixed(seq);
     if (err != ERR_OK) kv_observed_close(seq);
     return err;
 }
@@ -89,6 +129,8 @@ void kv_observed_close(kv_seq *seq)
     kv_observed *o = &seq->observed;
     free(o->queries);
     free(o->new_queries);
+    free(o->squares);
+    free(o->new_squares);
     free(o->sums);
     free(o->new_sums);
     free(o->mass);
@@ -158,8 +200,7 @@ static err_t grow_uses(kv_seq *seq, uint32_t n_entries)
 static err_t take_new_sums(kv_seq *seq)
 {
     kv_observed *o = &seq->observed;
-    const size_t n =
-        seq->cache->evict.is_open ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
+    const size_t n = o->sums != NULL ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
     const bool is_wanted = o->sums != NULL && seq->length < seq->n_prompt_tokens;
     err_t err = ERR_OK;
     if (is_wanted && o->new_sums == NULL) o->new_sums = take_zeroed(seq, n, sizeof *o->sums, &err);
@@ -175,6 +216,7 @@ err_t kv_observed_grow(kv_seq *seq)
     const uint32_t n_entries = seq->table.capacity;
     const uint64_t n_positions = (uint64_t)n_entries * seq->cache->page_tokens;
     if (n_positions > UINT32_MAX) return ERR_OVERFLOW;
+    TRY(take_fixed(seq));
     TRY(take_new_sums(seq));
     if ((o->needs & KV_SCORE_MASS) != 0 && n_positions > o->n_positions)
         TRY(grow_mass(seq, (uint32_t)n_positions));
@@ -187,11 +229,56 @@ void kv_observed_forget(kv_seq *seq)
     const kv_cache *cache = seq->cache;
     kv_observed *o = &seq->observed;
     o->first = o->n_summed = 0;
+    find_needs(seq, o);
     if (o->sums != NULL)
         memset(o->sums, 0, cache->observers.first_sum[cache->n_layers] * sizeof *o->sums);
     if (o->mass != NULL) memset(o->mass, 0, n_heads_all(cache) * o->n_positions * sizeof *o->mass);
     if (o->uses != NULL)
         memset(o->uses, 0, (size_t)cache->n_lists * o->n_entries * sizeof *o->uses);
+}
+
+/* Later squares lie where older ones were. (A sequence whose scorer has queries begins anew.) */
+void kv_observed_cut(kv_seq *seq, uint32_t n_tokens)
+{
+    kv_observed *o = &seq->observed;
+    const uint32_t oldest = seq->length > o->n_squares ? seq->length - o->n_squares : 0;
+    if (o->first < oldest) o->first = oldest;
+    if (o->first > n_tokens) o->first = n_tokens;
+}
+
+static void drop_queries(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    if (o->queries == NULL) return;
+    const size_t row_bytes = query_row_bytes(seq->cache);
+    give_back(seq, o->queries, o->window, row_bytes);
+    give_back(seq, o->new_queries, o->new_queries != NULL ? o->window : 0, row_bytes);
+    o->queries = o->new_queries = NULL;
+}
+
+static void drop_sums(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    const size_t n = o->sums != NULL ? seq->cache->observers.first_sum[seq->cache->n_layers] : 0;
+    give_back(seq, o->sums, n, sizeof *o->sums);
+    give_back(seq, o->new_sums, o->new_sums != NULL ? n : 0, sizeof *o->sums);
+    o->sums = o->new_sums = NULL;
+    o->n_summed = 0;
+}
+
+void kv_observed_rest(kv_seq *seq)
+{
+    kv_observed *o = &seq->observed;
+    const kv_cache *cache = seq->cache;
+    o->needs = 0;
+    drop_queries(seq);
+    drop_sums(seq);
+    give_back(seq, o->mass, n_heads_all(cache) * o->n_positions, sizeof *o->mass);
+    give_back(seq, o->new_mass, n_heads_all(cache) * o->n_positions, sizeof *o->mass);
+    give_back(seq, o->uses, (size_t)cache->n_lists * o->n_entries, sizeof *o->uses);
+    o->mass = o->new_mass = NULL;
+    o->uses = NULL;
+    o->n_positions = o->n_entries = 0;
 }
 
 /* ---- a step -------------------------------------------------------------------------------------- */
@@ -212,6 +299,33 @@ static void note_queries(const kv_row *row, const kv_layer_shape *shape, const k
         const uint32_t position = row->seq->length + t;
         memcpy(to + position % o->window * width, args->q + (row->first_token + t) * width,
                width * sizeof *to);
+    }
+}
+
+static float *square_rows(const kv_seq *seq, float *squares, uint32_t layer)
+{
+    return squares + seq->observed.n_squares * seq->cache->observers.first_square[layer];
+}
+
+/* Of the newest queries of the row. */
+static void note_squares(const kv_row *row, const kv_layer_shape *shape, const kv_attend_args *args)
+{
+    const kv_observed *o = &row->seq->observed;
+    const size_t width = (size_t)shape->n_kv_heads * shape->k_dim;
+    const uint32_t group = group_of(shape), k_dim = shape->k_dim;
+    float *to = square_rows(row->seq, o->new_squares, args->layer);
+    for (uint32_t t = row->n_tokens > o->n_squares ? row->n_tokens - o->n_squares : 0;
+         t < row->n_tokens; t++) {
+        float *out = to + (row->seq->length + t) % o->n_squares * width;
+        const float *q = args->q + (row->first_token + t) * width * group;
+        for (size_t i = 0; i < width; i++) {
+            double sum = 0;
+            for (uint32_t g = 0; g < group; g++) {
+                const double x = (double)q[(i / k_dim * group + g) * k_dim + i % k_dim];
+                sum += x * x;
+            }
+            out[i] = (float)sum;
+        }
     }
 }
 
@@ -271,11 +385,12 @@ void kv_observe_queries(kv_cache *cache, const kv_attend_args *args)
 {
     const kv_layer_shape *shape = &cache->layer[args->layer];
     bool any_sums = false;
-    if (!cache->evict.is_open) return;
+    if (cache->observers.first_query == NULL) return;
     for (uint32_t r = 0; r < cache->step.n_rows; r++) {
         const kv_row *row = &cache->step.rows[r];
         const summed tokens = find_summed(row->seq, row->n_tokens);
         if (row->seq->observed.queries != NULL) note_queries(row, shape, args);
+        if (row->seq->observed.squares != NULL) note_squares(row, shape, args);
         any_sums = any_sums || (row->seq->observed.sums != NULL && tokens.first < tokens.end);
     }
     if (!any_sums) return;
@@ -301,18 +416,27 @@ void kv_observe_use(const kv_seq *seq, uint32_t list, uint32_t entry, uint32_t p
     o->uses[(size_t)list * o->n_entries + entry].n_uses++;
 }
 
+/* Copies what a step has noted of its newest positions, n_rows of them at most, `width` floats each. */
+static void commit_rows(const kv_seq *seq, uint32_t n_rows, size_t width, const float *from,
+                        float *to)
+{
+    const uint32_t end = seq->length + seq->n_step_tokens;
+    for (uint32_t p = end - (uint32_t)min_size(seq->n_step_tokens, n_rows); p < end; p++)
+        memcpy(to + p % n_rows * width, from + p % n_rows * width, width * sizeof *to);
+}
+
 static void commit_queries(kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
     const kv_observed *o = &seq->observed;
-    const uint32_t end = seq->length + seq->n_step_tokens;
-    const uint32_t n = (uint32_t)min_size(seq->n_step_tokens, o->window);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
-        const size_t width = (size_t)cache->layer[l].n_heads * cache->layer[l].k_dim;
-        for (uint32_t p = end - n; p < end; p++)
-            memcpy(query_rows(seq, o->queries, l) + p % o->window * width,
-                   query_rows(seq, o->new_queries, l) + p % o->window * width,
-                   width * sizeof *o->queries);
+        const kv_layer_shape *shape = &cache->layer[l];
+        if (o->queries != NULL)
+            commit_rows(seq, o->window, (size_t)shape->n_heads * shape->k_dim,
+                        query_rows(seq, o->new_queries, l), query_rows(seq, o->queries, l));
+        if (o->squares != NULL)
+            commit_rows(seq, o->n_squares, (size_t)shape->n_kv_heads * shape->k_dim,
+                        square_rows(seq, o->new_squares, l), square_rows(seq, o->squares, l));
     }
 }
 
@@ -320,7 +444,7 @@ void kv_observe_commit(kv_seq *seq)
 {
     kv_observed *o = &seq->observed;
     const summed tokens = find_summed(seq, seq->n_step_tokens);
-    if (o->queries != NULL) commit_queries(seq);
+    commit_queries(seq);
     if (o->sums != NULL && tokens.first < tokens.end) {
         double *const sums = o->sums;
         o->sums = o->new_sums;
@@ -334,28 +458,47 @@ void kv_observe_commit(kv_seq *seq)
     }
 }
 
-/* ---- for scorers --------------------------------------------------------------------------------- */
+/* ---- for scorers and codecs ---------------------------------------------------------------------- */
 
 uint32_t kv_observed_n_queries(const kv_seq *seq)
 {
     return (uint32_t)min_size(seq->length - seq->observed.first, seq->observed.window);
 }
 
-void kv_observed_queries(const kv_seq *seq, uint32_t layer, uint32_t head, float *out,
+void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, float *out,
                          uint32_t *positions)
 {
-    const kv_layer_shape *shape = &seq->cache->layer[layer];
+    const kv_layer_shape *shape = &seq->cache->layer[window->layer];
     const kv_observed *o = &seq->observed;
     const size_t width = (size_t)shape->n_heads * shape->k_dim;
     const size_t n_floats = (size_t)group_of(shape) * shape->k_dim;
-    const uint32_t n = kv_observed_n_queries(seq);
-    for (uint32_t i = 0; i < n; i++) {
-        positions[i] = seq->length - n + i;
+    assert(window->n <= kv_observed_n_queries(seq));
+    for (uint32_t i = 0; i < window->n; i++) {
+        positions[i] = seq->length - window->n + i;
         memcpy(out + i * n_floats,
-               query_rows(seq, o->queries, layer) + positions[i] % o->window * width +
-                   head * n_floats,
+               query_rows(seq, o->queries, window->layer) + positions[i] % o->window * width +
+                   window->head * n_floats,
                n_floats * sizeof *out);
     }
+}
+
+/* A commit asks before the length has grown, and means the tokens of its step, too. */
+bool kv_observed_q_norm(const kv_seq *seq, uint32_t layer, uint32_t head, float *out)
+{
+    const kv_layer_shape *shape = &seq->cache->layer[layer];
+    const kv_observed *o = &seq->observed;
+    const size_t width = (size_t)shape->n_kv_heads * shape->k_dim;
+    const uint32_t end = seq->length + seq->n_step_tokens;
+    const uint32_t n = (uint32_t)min_size(end - o->first, o->n_squares);
+    if (o->squares == NULL || n == 0) return false;
+    const float *rows = square_rows(seq, o->squares, layer) + (size_t)head * shape->k_dim;
+    for (uint32_t c = 0; c < shape->k_dim; c++) {
+        double sum = 0;
+        for (uint32_t p = end - n; p < end; p++)
+            sum += (double)rows[p % o->n_squares * width + c];
+        out[c] = (float)sum;
+    }
+    return true;
 }
 
 /* Of one query head. */

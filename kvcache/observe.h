@@ -1,6 +1,8 @@
 /* kvcache/observe.h - what scorers need of a sequence beside its entries, kept while it runs.
  *
  *   queries   the newest n_queries of every head, after RoPE, f32, position p at p mod n_queries
+ *   squares   of those of every KV head's group, channel by channel and summed over the group, f32, as many
+ *             as the codec asks for, position p at p mod n_squares
  *   sums      of the prompt's queries before RoPE and of their products, without positions below 4:
  *             doubles, added in position order, so that the cut of the prompt changes no bit
  *   mass      for every position the attention that it got, a mean over the heads of its group summed
@@ -8,7 +10,8 @@
  *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
  *             if routing leaves pages out
  *
- * A sequence has what its scorer asks for, allocated when it opens and when its table grows. What a step
+ * A sequence has what its scorers and its codec ask for, allocated when it opens and when its table grows;
+ * what only a selection asks for is given back once the prompt's end has been chosen. What a step
  * adds goes to a second copy that takes the place of the first when the step ends: an aborted step
  * leaves no trace, but for uses. A prefix that was taken brings nothing along: scorers know of it what
  * later queries showed. */
@@ -28,11 +31,14 @@ typedef struct kv_uses {
 
 /* Of one sequence. Per head: all KV heads of all layers, one after the other. */
 typedef struct kv_observed {
-    uint32_t needs; /* KV_SCORE_...; 0: nothing is kept */
-    uint32_t window;
-    uint32_t first; /* positions below were taken from a prefix: their queries were not seen */
+    uint32_t needs;  /* KV_SCORE_...; 0: nothing is kept */
+    uint32_t window; /* the largest that is asked for */
+    uint32_t n_squares;
+    uint32_t first; /* the queries of positions below were not seen, or are no longer there */
     float *queries, *new_queries; /* layer l at window * observers.first_query[l]:
                                    * [window][n_heads][k_dim] */
+    float *squares, *new_squares; /* layer l at n_squares * observers.first_square[l]:
+                                   * [n_squares][n_kv_heads][k_dim] */
     double *sums,
         *new_sums;     /* the second only in the prompt; layer l at observers.first_sum[l]: of each
                               * query head [k_dim], then of products c <= r at r (r + 1) / 2 + c */
@@ -46,8 +52,9 @@ typedef struct kv_observed {
 
 /* What is the same for all sequences. */
 typedef struct kv_observers {
-    size_t *first_query; /* [n_layers + 1]: floats of one position in the layers before */
-    size_t *first_sum;   /* [n_layers + 1]: doubles of the layers before */
+    size_t *first_query;  /* [n_layers + 1]: floats of one position in the layers before */
+    size_t *first_square; /* [n_layers + 1]: floats of one position in the layers before */
+    size_t *first_sum;    /* [n_layers + 1]: doubles of the layers before */
     float *lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass is asked for */
     size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
 } kv_observers;
@@ -66,6 +73,12 @@ err_t kv_observed_grow(kv_seq *seq) MUST_CHECK;
 /* The sequence begins anew. */
 void kv_observed_forget(kv_seq *seq);
 
+/* The sequence is about to be cut to its first n_tokens. */
+void kv_observed_cut(kv_seq *seq, uint32_t n_tokens);
+
+/* Nothing is chosen any more: only what the codec asks for is kept from now on. */
+void kv_observed_rest(kv_seq *seq);
+
 /* ---- a step ---- */
 
 /* Before attention: q_nope may lie where its output will. */
@@ -81,13 +94,23 @@ void kv_observe_use(const kv_seq *seq, uint32_t list, uint32_t entry, uint32_t p
 /* The step ends well; n_step_tokens is still set. */
 void kv_observe_commit(kv_seq *seq);
 
-/* ---- for scorers ---- */
+/* ---- for scorers and codecs ---- */
 
 uint32_t kv_observed_n_queries(const kv_seq *seq);
 
-/* Writes the last n queries of a head's group, out[n][group][k_dim], and their positions. */
-void kv_observed_queries(const kv_seq *seq, uint32_t layer, uint32_t head, float *out,
+/* The last n of them, of a head's group. */
+typedef struct kv_observed_window {
+    uint32_t layer, head;
+    uint32_t n;
+} kv_observed_window;
+
+/* Writes the queries, out[n][group][k_dim], and their positions[n]. */
+void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, float *out,
                          uint32_t *positions);
+
+/* Writes out[k_dim]: the squares of a head, summed over as many queries as there are; false if there are
+ * none. */
+bool kv_observed_q_norm(const kv_seq *seq, uint32_t layer, uint32_t head, float *out);
 
 /* Writes mean [group][k_dim] and covariance [group][k_dim][k_dim]; zeros of none. */
 void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *mean, float *cov);

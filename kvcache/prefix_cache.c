@@ -54,10 +54,12 @@ void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
                      cache->page_tokens, routing);
     if (!methods->is_exact) /* lossy values depend on what is left alone */
         n += snprintf(text + n, KV_SETTINGS_BYTES - (size_t)n,
-                      " %s/%.17g %s bases=%" PRIx64 " window=%u sinks=%u",
+                      " %s %s/%.17g %s bases=%" PRIx64 " window=%u sinks=%u",
                       methods->policy.evicts ? methods->policy.name : "none",
-                      methods->policy.evicts ? methods->policy.budget : 1, methods->codec->name,
-                      mark_bases(cache, methods->codec), cache->window_tokens, cache->sink_tokens);
+                      methods->selection.evicts ? methods->selection.name : "none",
+                      kv_methods_evict(methods) ? kv_methods_budget(methods) : 1,
+                      methods->codec->name, mark_bases(cache, methods->codec), cache->window_tokens,
+                      cache->sink_tokens);
     assert(n > 0 && n < KV_SETTINGS_BYTES);
 }
 
@@ -387,7 +389,7 @@ void kv_prefix_share(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
     kv_cache *cache = seq->cache;
     assert(n_tokens <= seq->length);
-    if (seq->methods.policy.evicts) {
+    if (kv_methods_evict(&seq->methods)) {
         share_blocks(seq, tokens, n_tokens);
         return;
     }

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { NAME_BYTES_MAX = 64 };
+enum { NAME_BYTES_MAX = 95 };
 
 /* One key of the object, and the setting that it stands for, which has its type and its limits. */
 typedef struct kv_key {
@@ -123,9 +123,10 @@ static bool refuse_idle(const json_t *object, const kv_methods *methods, api_err
 {
     const kv_routing *routing = methods->routing;
     const json_t *budget = api_field(object, "budget");
-    if (budget != NULL && methods->policy.budget == 0)
-        return api_refuse_value(error, "kv.budget", budget, "has no effect with scheduling \"%s\"",
-                                methods->policy.name);
+    if (budget != NULL && !(kv_methods_budget(methods) > 0))
+        return api_refuse_value(error, "kv.budget", budget,
+                                "has no effect with scheduling \"%s\" and compression \"%s\"",
+                                methods->policy.name, methods->codec->name);
     for (size_t i = 0; i < N_KEYS; i++) {
         const json_t *value = api_field(object, keys[i].key);
         if (value == NULL || keys[i].obeys == 0 || (keys[i].obeys & routing->obeys) != 0) continue;
@@ -175,14 +176,17 @@ static bool put_number(json_t *object, const char *key, bool is_obeyed, double v
 json_t *api_kv_methods_new(const kv_methods *methods)
 {
     const uint32_t obeys = methods->routing->obeys;
+    const double budget = kv_methods_budget(methods);
+    char compression[KV_COMPRESSION_BYTES];
     json_t *object = json_pack("{s:s}", "routing", methods->routing->name);
     if (object == NULL) return NULL;
+    kv_methods_compression(methods, compression);
     if (put_number(object, "routing_k", (obeys & KV_ROUTE_K) != 0, methods->route.k) &&
         put_number(object, "routing_eps", (obeys & KV_ROUTE_EPS) != 0, methods->route.eps) &&
         put_number(object, "routing_tau", (obeys & KV_ROUTE_TAU) != 0, methods->route.tau) &&
         api_put(object, "scheduling", json_string(methods->policy.name)) &&
-        put_number(object, "budget", methods->policy.budget > 0, methods->policy.budget) &&
-        api_put(object, "compression", json_string(methods->codec->name)))
+        put_number(object, "budget", budget > 0, budget) &&
+        api_put(object, "compression", json_string(compression)))
         return object;
     json_decref(object);
     return NULL;

@@ -77,14 +77,21 @@ const char *metrics_scheduling_name(uint32_t index)
     return kv_scorers[index - 2] != NULL ? kv_scorers[index - 2]->name : NULL;
 }
 
-static uint32_t scheduling_index(const kv_policy *policy)
+/* 0 for a policy that evicts nothing; its scorer's place in the list, from 1 on. */
+static uint32_t scorer_place(const kv_policy *policy)
 {
     uint32_t scorer = 0;
-    if (policy->limits_reads) return 1;
     if (!policy->evicts) return 0;
     while (kv_scorers[scorer] != policy->scorer)
         scorer++;
-    return scorer + 2;
+    return scorer + 1;
+}
+
+static uint32_t scheduling_index(const kv_policy *policy)
+{
+    const uint32_t place = scorer_place(policy);
+    if (policy->limits_reads) return 1;
+    return place > 0 ? place + 1 : 0;
 }
 
 /* A counter for every combination of methods. */
@@ -97,7 +104,11 @@ static err_t open_methods(metrics *m)
         m->methods.n_schedulings++;
     while (kv_codecs[m->methods.n_codecs] != NULL)
         m->methods.n_codecs++;
+    m->methods.n_selections = 1;
+    while (kv_scorers[m->methods.n_selections - 1] != NULL)
+        m->methods.n_selections++;
     TRY(size_mul(m->methods.n_routings, m->methods.n_schedulings, &n));
+    TRY(size_mul(n, m->methods.n_selections, &n));
     TRY(size_mul(n, m->methods.n_codecs, &n));
     m->methods.ended = calloc(n, sizeof *m->methods.ended);
     return m->methods.ended != NULL ? ERR_OK : ERR_NO_MEMORY;
@@ -192,7 +203,8 @@ void metrics_count_methods(metrics *m, const kv_methods *methods)
         routing++;
     const size_t row =
         (size_t)routing * m->methods.n_schedulings + scheduling_index(&methods->policy);
-    count(&m->methods.ended[row * m->methods.n_codecs + methods->codec_index], 1);
+    const size_t column = row * m->methods.n_selections + scorer_place(&methods->selection);
+    count(&m->methods.ended[column * m->methods.n_codecs + methods->codec_index], 1);
 }
 
 void metrics_count_reject(metrics *m, metric_reject reason)

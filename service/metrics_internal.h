@@ -36,7 +36,9 @@ struct metrics {
     struct {
         uint32_t n_routings, n_codecs; /* entries of the registries */
         uint32_t n_schedulings;        /* see metrics_scheduling_name */
-        _Atomic uint64_t *ended;       /* [n_routings][n_schedulings][n_codecs]: sequences */
+        uint32_t n_selections;         /* none, or a scorer */
+        _Atomic uint64_t
+            *ended; /* [n_routings][n_schedulings][n_selections][n_codecs]: sequences */
     } methods;
 };
 

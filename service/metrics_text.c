@@ -110,25 +110,35 @@ static void write_requests(page *p)
     write_labelled(p, "request_rejections_total", "reason", samples, REJECT_COUNT);
 }
 
-/* Combinations that were never asked for are left out: there are hundreds of them. */
-static void write_methods(page *p)
+/* One routing and scheduling, from counter i on. Combinations that were never asked for are left out: there
+ * are thousands of them. */
+static void write_compressions(page *p, uint32_t routing, uint32_t scheduling, size_t i)
 {
     const metrics *m = p->m;
     char labels[192];
+    for (uint32_t s = 0; s < m->methods.n_selections; s++) {
+        for (uint32_t c = 0; c < m->methods.n_codecs; c++, i++) {
+            const uint64_t n = load(&m->methods.ended[i]);
+            if (n == 0) continue;
+            snprintf(labels, sizeof labels,
+                     "routing=\"%s\",scheduling=\"%s\",compression=\"%s%s%s\"",
+                     kv_routings[routing]->name, metrics_scheduling_name(scheduling),
+                     s > 0 ? kv_scorers[s - 1]->name : "", s > 0 ? "," : "", kv_codecs[c]->name);
+            write_count(p, "requests_by_method_total", labels, n);
+        }
+    }
+}
+
+static void write_methods(page *p)
+{
+    const metrics *m = p->m;
+    const size_t n_each = (size_t)m->methods.n_selections * m->methods.n_codecs;
     size_t i = 0;
     write_family(p, "requests_by_method_total", "counter",
                  "Sequences finished, by the methods of their KV entries");
     for (uint32_t r = 0; r < m->methods.n_routings; r++) {
-        for (uint32_t s = 0; s < m->methods.n_schedulings; s++) {
-            for (uint32_t c = 0; c < m->methods.n_codecs; c++, i++) {
-                const uint64_t n = load(&m->methods.ended[i]);
-                if (n == 0) continue;
-                snprintf(labels, sizeof labels,
-                         "routing=\"%s\",scheduling=\"%s\",compression=\"%s\"",
-                         kv_routings[r]->name, metrics_scheduling_name(s), kv_codecs[c]->name);
-                write_count(p, "requests_by_method_total", labels, n);
-            }
-        }
+        for (uint32_t s = 0; s < m->methods.n_schedulings; s++, i += n_each)
+            write_compressions(p, r, s, i);
     }
 }
 

@@ -37,7 +37,7 @@ typedef struct kv_seal_args {
     uint32_t n_spans;
     uint8_t *page; /* out, [page_bytes] */
     /* Either may be NULL: not known. */
-    const float *q_norm;   /* [k_dim]: sum of q_c^2 over the recent queries of the head */
+    const float *q_norm;   /* [k_dim]: sum of q_c^2 over the latest queries of the head's group */
     const float *v_weight; /* [v_dim]: what the output projection makes of a channel */
     kv_head_bases bases;
 } kv_seal_args;
@@ -54,6 +54,7 @@ typedef struct kv_codec {
     const char *name;
     bool is_exact;      /* an entry comes back with its bits */
     bool weighs_values; /* asks for v_weight when it seals */
+    uint32_t n_queries; /* asks for q_norm over at most so many queries; 0: does not */
 
     /* The bases that a low-rank codec uses of a layer; NULL for all others. */
     const kv_bases *(*bases)(const kv_layer_shape *layer);
@@ -74,7 +75,8 @@ typedef struct kv_codec {
 } kv_codec;
 
 #define KV_CODEC_LIST(X) \
-    X(none) X(fp8) X(int8) X(int4) X(int2) X(prune) X(think) X(lora) X(lora_plus) X(svd)
+    X(none)              \
+    X(fp8) X(int8) X(int4) X(int2) X(prune) X(think) X(lora) X(lora_plus) X(svd) X(paper_fastv)
 
 extern const kv_codec *const kv_codecs[]; /* ends with NULL */
 extern const char kv_codec_names[];       /* " none fp8 ..." for messages */

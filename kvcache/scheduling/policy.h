@@ -8,12 +8,17 @@
  *   adakv           expected_attention+adakv
  *   duo_attention   streaming_llm+duo_attention
  *   pyramidkv       snapkv+pyramid
+ *   fastv           fastv+deep
  *   quest           everything stays, and decode queries read only as much as the budget says: routing
  *                   `topk` (Tang et al., Quest, 2024)
  *
  * The budget is a share of the entries seen so far in (0, 1], sinks and ring included, averaged over layers
  * and heads, or above 1 their whole number. With a budget of 1 nothing is evicted, and no method that
- * a policy needs runs: results have the bits of `none`. When and how entries go: evict.h. */
+ * a policy needs runs: results have the bits of `none`. When and how entries go: evict.h.
+ *
+ * A selection (--kv-compression SELECTION,CODEC) is written in the same way, but for `none` and `quest`. It
+ * chooses in the prompt and at its end, to the same budget, and decode then keeps everything new. Beside a
+ * policy of --kv-scheduling the selection has the prompt and the policy what comes behind it. */
 #ifndef KVCACHE_SCHEDULING_POLICY_H
 #define KVCACHE_SCHEDULING_POLICY_H
 
@@ -38,6 +43,12 @@ extern const char kv_policy_names[]; /* " none adakv ... random" for messages */
 /* ERR_BAD_CONFIG names an unknown part, two of one kind, a combination that makes no sense, or a budget out of
  * range. `none` asks for no budget. */
 err_t kv_policy_parse(const char *text, double budget, kv_policy *out, err_info *info) MUST_CHECK;
+
+extern const char kv_selection_names[]; /* " adakv ... random" for messages */
+
+/* The same for a selection; errors name kv-compression. */
+err_t kv_selection_parse(const char *text, double budget, kv_policy *out,
+                         err_info *info) MUST_CHECK;
 
 /* Entries of `length` that a head keeps on average over layers and heads: trunc(length * (1 - r)) with
  * r = 1 - budget in double arithmetic, as published methods round; at most `length`. */

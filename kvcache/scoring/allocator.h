@@ -44,6 +44,7 @@ typedef struct kv_allocator {
     X(uniform)               \
     X(adakv)                 \
     X(pyramid)               \
+    X(deep)                  \
     X(duo_attention)
 
 extern const kv_allocator *const kv_allocators[]; /* ends with NULL */

@@ -88,6 +88,13 @@ typedef struct kv_score_shape {
     uint32_t group, k_dim, v_dim, n_queries;
 } kv_score_shape;
 
+/* Whose scores decide what a layer keeps. */
+typedef enum kv_score_from {
+    KV_FROM_OWN_LAYER,
+    KV_FROM_SECOND_LAYER, /* the second layer's, or the only one's */
+    KV_FROM_ALL_LAYERS    /* summed over the layers that still have the entry */
+} kv_score_from;
+
 typedef struct kv_scorer {
     const char *name;
     uint32_t needs;     /* KV_SCORE_... */
@@ -95,6 +102,7 @@ typedef struct kv_scorer {
     bool over_heads; /* the cache averages scores over the KV heads of the layer: one set for all */
     bool by_page;    /* entries of a page stay or go together: their mean counts */
     bool is_fitted;  /* under KV_SCORE_QUERIES: what is kept is fitted to what there was; distill.h */
+    kv_score_from from; /* other layers' go by position: scores are at least 0, and over_heads */
 
     /* Floats that score needs to work in; NULL: none. At open, and for every growth. */
     size_t (*work_floats)(const kv_score_shape *shape);
@@ -107,9 +115,9 @@ typedef struct kv_scorer {
 
 /* clang-format off */
 #define KV_SCORER_LIST(X) \
-    X(snapkv) X(distill) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) X(criticalkv) \
-    X(criticalkv_l2) X(dropkv) X(observed_attention) X(h2o) X(streaming_llm) X(lru) X(lru_plus) \
-    X(paper_lru_plus) X(random)
+    X(snapkv) X(distill) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) \
+    X(criticalkv) X(criticalkv_l2) X(dropkv) X(chunkkv) X(fastv) X(observed_attention) X(h2o) \
+    X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
 /* clang-format on */
 
 extern const kv_scorer *const kv_scorers[]; /* ends with NULL */

@@ -119,8 +119,8 @@ typedef enum order { CONTENTS, POSITIONS, NEIGHBOURS } order;
 static order order_of(const char *name)
 {
     static const char *const by_position[] = {"streaming_llm", "random"};
-    static const char *const by_neighbours[] = {"snapkv", "criticalkv", "criticalkv_l2",
-                                                "lagkv",  "cur",        "observed_attention"};
+    static const char *const by_neighbours[] = {
+        "snapkv", "chunkkv", "criticalkv", "criticalkv_l2", "lagkv", "cur", "observed_attention"};
     for (size_t i = 0; i < sizeof by_position / sizeof by_position[0]; i++) {
         if (strcmp(name, by_position[i]) == 0) return POSITIONS;
     }

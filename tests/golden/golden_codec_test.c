@@ -6,6 +6,7 @@
 #include "tests/test_main.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,16 +45,21 @@ static void for_each_setup(void (*body)(golden *g))
 
 static void for_each_policy(void (*body)(golden *g))
 {
-    static const char *const policies[] = {"h2o", "snapkv+pyramid", "adakv", "tova"};
-    for (size_t i = 0; i < 3 * 4; i++) {
+    static const char *const policies[] = {"h2o",  "snapkv+pyramid", "adakv", "tova",
+                                           "none", "none",           "h2o"};
+    static const char *const selections[] = {"", "", "", "", "chunkkv,", "pyramidkv,", "fastv,"};
+    for (size_t i = 0; i < 3 * 7; i++) {
+        char compression[32];
+        snprintf(compression, sizeof compression, "%s%s", selections[i % 7],
+                 i % 3 == 0 ? "int8" : "none");
         golden g;
         golden_open(
-            &(golden_setup){.fixture = fixtures[i / 4],
+            &(golden_setup){.fixture = fixtures[i / 7],
                             .isa = "auto",
                             .n_threads = 2,
                             .cache_type = KV_DTYPE_BF16,
-                            .compression = i % 3 == 0 ? "int8" : "none",
-                            .settings = (const char *const[]){"kv-scheduling", policies[i % 4],
+                            .compression = compression,
+                            .settings = (const char *const[]){"kv-scheduling", policies[i % 7],
                                                               "kv-budget", "0.4", NULL}},
             &g);
         body(&g);

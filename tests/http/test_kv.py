@@ -20,7 +20,10 @@ CHOICES = [EXACT,
            {"compression": "int8"},
            {"compression": "int2"},
            {"scheduling": "snapkv", "budget": 0.5},
-           {"scheduling": "h2o+adakv", "budget": 0.4, "compression": "int4"}]
+           {"scheduling": "h2o+adakv", "budget": 0.4, "compression": "int4"},
+           {"compression": "chunkkv,int4", "budget": 0.5},
+           {"compression": "fastv,none", "budget": 0.9},
+           {"scheduling": "h2o", "compression": "pyramidkv,int8", "budget": 0.5}]
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,17 @@ START_TEST(prune_keeps_half_of_the_keys_and_three_quarters_of_the_values)
 }
 END_TEST
 
+START_TEST(paper_fastv_keeps_the_first_half_whatever_it_holds)
+{
+    static const float size[DIM] = {0, 1, 0, 2, 0, 3, 0, 4, 50, 12, 11, 10, 9, 8, 7, 6};
+    fill_channels(keys, size);
+    fill_channels(values, size);
+    const block b = plain_block();
+    ck_assert_uint_eq(seal_and_list("paper_fastv", &b, true), 0x00ff);
+    ck_assert_uint_eq(seal_and_list("paper_fastv", &b, false), 0x00ff);
+}
+END_TEST
+
 START_TEST(of_equal_channels_the_lower_ones_stay)
 {
     static const float size[DIM] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2};
@@ -223,6 +234,7 @@ const test_case test_cases[] = {
     TEST_CASE(think_leaves_out_the_channels_that_its_authors_leave_out),
     TEST_CASE(think_without_queries_keeps_the_largest_keys),
     TEST_CASE(prune_keeps_half_of_the_keys_and_three_quarters_of_the_values),
+    TEST_CASE(paper_fastv_keeps_the_first_half_whatever_it_holds),
     TEST_CASE(of_equal_channels_the_lower_ones_stay),
     TEST_CASE(values_that_the_output_projection_ignores_go_first),
     TEST_CASE(what_is_not_a_number_is_kept_and_no_more),

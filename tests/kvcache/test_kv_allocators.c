@@ -61,6 +61,30 @@ START_TEST(pyramid_has_the_golden_budgets_of_a_broken_average)
 }
 END_TEST
 
+static void check_deep(kv_layer_share_args args, const uint32_t *want)
+{
+    for (args.layer = 0; args.layer < args.n_layers; args.layer++)
+        ck_assert_uint_eq(kv_allocator_find("deep")->layer_share(&args), want[args.layer]);
+}
+
+START_TEST(deep_leaves_the_first_two_layers_whole)
+{
+    kv_layer_share_args args = {.n_layers = 5, .n = 100, .n_window = 10, .n_keep = 80};
+    check_deep(args, (uint32_t[]){100, 100, 67, 67, 66});
+    args.n_keep = 46; /* the later ones have their window, and no more */
+    check_deep(args, (uint32_t[]){100, 100, 10, 10, 10});
+    args.n_keep = 45;
+    check_deep(args, (uint32_t[]){45, 45, 45, 45, 45});
+    args.n_keep = 100;
+    check_deep(args, (uint32_t[]){100, 100, 100, 100, 100});
+    args.n_keep = 75;
+    args.n_layers = 2; /* the second is a later one here */
+    check_deep(args, (uint32_t[]){100, 50});
+    args.n_layers = 1;
+    check_deep(args, (uint32_t[]){75});
+}
+END_TEST
+
 /* ---- heads -------------------------------------------------------------------------------------------- */
 
 enum { HEADS_MAX = 8, N_MAX = 64 };
@@ -211,6 +235,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(pyramid_has_the_golden_budgets),
     TEST_CASE(pyramid_has_the_golden_budgets_of_a_broken_average),
+    TEST_CASE(deep_leaves_the_first_two_layers_whole),
     TEST_CASE(uniform_gives_what_short_heads_leave_to_the_others),
     TEST_CASE(adakv_leaves_every_head_its_floor),
     TEST_CASE(adakv_deals_equal_scores_evenly),

@@ -54,7 +54,7 @@ START_TEST(what_a_codec_cannot_do_is_said_at_open)
         .n_heads = 1, .n_kv_heads = 1, .k_dim = 64, .v_dim = 64, .v_in_k = true, .scale = 1};
     const kv_layer_shape tiny = {.n_heads = 1, .n_kv_heads = 1, .k_dim = 8, .v_dim = 8, .scale = 1};
     expect_refusal("int8,int4", fake_coded_layers, 8, ERR_BAD_CONFIG,
-                   "kv-compression: 'int8,int4' is more than one; known are: none fp8 int8");
+                   "kv-compression: 'int8,int4' is more than one codec; known selections are: ");
     expect_refusal("int9", fake_coded_layers, 8, ERR_BAD_CONFIG,
                    "kv-compression: 'int9' is unknown; known are: none fp8 int8");
     expect_refusal("int8", &latent, 32, ERR_UNSUPPORTED, "kv-compression: int8 cannot encode");
@@ -236,6 +236,90 @@ START_TEST(sinks_come_back_exactly)
 }
 END_TEST
 
+/* ---- queries ------------------------------------------------------------------------------------- */
+
+/* Channel c of the keys of a block, by what the positions [first, end) of queries make of it. */
+static double think_score(const fake *f, const fake_seq *s, fake_key block, fake_range queries,
+                          uint32_t c)
+{
+    const kv_layer_shape *layer = &f->layers[block.layer];
+    const uint32_t group = layer->n_heads / layer->n_kv_heads, page_tokens = f->cache->page_tokens;
+    double keys = 0, asked = queries.first < queries.end ? 0 : 1;
+    float x[64];
+    for (uint32_t p = block.position; p < block.position + page_tokens; p++) {
+        fake_fill(FAKE_KEY, block.layer, block.head, s->tokens[p], p, layer->k_dim, x);
+        keys += (double)x[c] * (double)x[c];
+    }
+    for (uint32_t p = queries.first; p < queries.end; p++) {
+        for (uint32_t g = 0; g < group; g++) {
+            fake_fill(FAKE_QUERY, block.layer, block.head * group + g, s->tokens[p], p,
+                      layer->k_dim, x);
+            asked += (double)x[c] * (double)x[c];
+        }
+    }
+    return keys * asked;
+}
+
+/* Half of the channels, the best by those queries, are in the block's page and no other. */
+static void check_think(const fake *f, const fake_seq *s, uint32_t b, fake_range queries)
+{
+    for (uint32_t l = 0; l < f->n_layers; l++) {
+        const uint32_t dim = f->layers[l].k_dim;
+        for (uint32_t h = 0; h < f->layers[l].n_kv_heads; h++) {
+            const uint32_t page = kv_table_page(&s->seq->table, kv_list(f->cache, l, h, 0), b);
+            if (page == KV_PAGE_NONE) continue;
+            ck_assert(kv_is_coded_page(f->cache, page));
+            const attn_span span =
+                kv_page_span(kv_layout_of(f->cache, page), kv_pool_data(f->cache->pool, page), 1);
+            const fake_key block = {l, h, b * f->cache->page_tokens};
+            for (uint32_t c = 0; c < dim; c++) {
+                uint32_t n_better = 0;
+                const double own = think_score(f, s, block, queries, c);
+                for (uint32_t other = 0; other < dim; other++)
+                    n_better += think_score(f, s, block, queries, other) > own;
+                ck_assert_msg(attn_is_kept(span.k_grid, c) == (n_better < dim / 2),
+                              "layer %u head %u block %u channel %u", l, h, b, c);
+            }
+        }
+    }
+}
+
+/* Pages of the prompt by its last 32, later ones by the 32 before they are encoded; by fewer where fewer have
+ * been seen. */
+START_TEST(think_weighs_channels_by_the_latest_queries)
+{
+    enum { WINDOW = 32, LENGTH = 70 };
+    kv_config config = fake_coded("think");
+    config.dtype = KV_DTYPE_F32;
+    fake *f =
+        fake_open(&(fake_options){.layers = fake_coded_layers, .n_layers = 1, .config = config});
+    const uint32_t page = f->cache->page_tokens, window = f->cache->window_tokens;
+    fake_seq s = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = LENGTH});
+    fake_run(f, &s, LENGTH, 9);
+    const uint32_t n_of_prompt = (LENGTH - window) / page;
+    for (uint32_t b = 1; b < n_of_prompt; b++)
+        check_think(f, &s, b, (fake_range){LENGTH - WINDOW, LENGTH});
+    fake_run(f, &s, LENGTH + 40, 1);
+    for (uint32_t b = n_of_prompt; b < (LENGTH + 40 - window) / page; b++) {
+        const uint32_t end = (b + 1) * page + window;
+        check_think(f, &s, b, (fake_range){end - WINDOW, end});
+    }
+    ck_assert_uint_eq(kv_seq_truncate(s.seq, 88), 88); /* of the window 78 to 87 are left */
+    fake_run(f, &s, 108, 64);
+    check_think(f, &s, 11, (fake_range){78, 108});
+    ck_assert_uint_gt(fake_stats(f).observed_bytes, 0);
+    kv_seq_share_prompt(s.seq, s.tokens, 64);
+    fake_seq taker = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = LENGTH});
+    ck_assert_uint_eq(take(&taker, LENGTH), 64);
+    fake_run(f, &taker, 84, 1);
+    check_think(f, &taker, 8, (fake_range){64, 84}); /* those before were not seen */
+    fake_seq_close(f, &taker, true);
+    fake_seq_close(f, &s, true);
+    ck_assert_uint_eq(fake_stats(f).observed_bytes, 0);
+    fake_close(f);
+}
+END_TEST
+
 /* ---- cuts ---------------------------------------------------------------------------------------- */
 
 START_TEST(a_cut_into_codes_is_near_and_the_same_each_time)
@@ -271,6 +355,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_prefix_shared_before_it_is_encoded_gives_the_bits_of_a_fresh_one),
     TEST_CASE(a_prefix_of_codes_gives_every_taker_the_same),
     TEST_CASE(sinks_come_back_exactly),
+    TEST_CASE(think_weighs_channels_by_the_latest_queries),
     TEST_CASE_SECONDS(a_cut_into_codes_is_near_and_the_same_each_time, 250),
     TEST_CASES_END,
 };

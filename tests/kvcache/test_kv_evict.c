@@ -1,15 +1,15 @@
 /* tests/kvcache/test_kv_evict.c - which entries stay, against a slow reference that knows nothing of pages;
  * prefixes, full pools and cuts of sequences that evict. All policies: tests/conformance. */
-#include "tests/kvcache/fake_model.h"
+#include "tests/kvcache/evict_oracle.h"
 #include "tests/test_main.h"
 
 #include "kvcache/evict.h"
 
-#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROMPT = 150, TOKENS = 230, SECTION = 64, N_MAX = 256, HEADS_MAX = 2, KEPT = UINT32_MAX };
+enum { PROMPT = 150, TOKENS = 230, SECTION = 64 };
 
 static const fake_ids IDS = {.seed = 3, .n_prompt = PROMPT};
 
@@ -34,262 +34,36 @@ static fake *open_evicting(const fake_options *options)
     return f;
 }
 
-/* ---- the reference ------------------------------------------------------------------------------- */
+/* A policy, or a selection, or both. */
+typedef struct chooser {
+    const char *policy, *selection;
+    double budget;
+} chooser;
 
-/* Every entry of a sequence: when it went, and what is known of it. */
-typedef struct oracle {
-    const fake *f;
-    const fake_seq *s;
-    const kv_policy *policy;
-    uint32_t gone[2][HEADS_MAX][N_MAX]; /* length at which it went, or KEPT */
-    double mass[2][HEADS_MAX][N_MAX];
-    uint32_t n_massed; /* queries that have been added */
-} oracle;
-
-static bool keeps(const void *ctx, fake_key key, uint32_t position)
+static void follow(const chooser *c)
 {
-    const oracle *o = ctx;
-    return o->gone[key.layer][key.head][key.position] > position;
-}
-
-static bool sees(const oracle *o, fake_key key, uint32_t position)
-{
-    const uint32_t window = o->f->layers[key.layer].window;
-    return key.position <= position && (window == 0 || key.position + window > position) &&
-           keeps(o, key, position);
-}
-
-static double dot(const float *a, const float *b, uint32_t n)
-{
-    double sum = 0;
-    for (uint32_t i = 0; i < n; i++)
-        sum += (double)a[i] * (double)b[i];
-    return sum;
-}
-
-/* Adds what one query head pays to every key of its KV head. */
-static void add_head_mass(oracle *o, uint32_t l, uint32_t query_head, uint32_t position)
-{
-    const kv_layer_shape *layer = &o->f->layers[l];
-    const uint32_t group = layer->n_heads / layer->n_kv_heads, head = query_head / group;
-    double weight[N_MAX], sum = 0;
-    float q[64], k[64];
-    fake_fill(FAKE_QUERY, l, query_head, o->s->tokens[position], position, layer->k_dim, q);
-    for (uint32_t p = 0; p <= position; p++) {
-        weight[p] = 0;
-        if (!sees(o, (fake_key){l, head, p}, position)) continue;
-        fake_fill(FAKE_KEY, l, head, o->s->tokens[p], p, layer->k_dim, k);
-        weight[p] = exp(dot(q, k, layer->k_dim) * (double)layer->scale);
-        sum += weight[p];
-    }
-    for (uint32_t p = 0; p <= position; p++)
-        o->mass[l][head][p] += weight[p] / sum / group;
-}
-
-/* A view of plain arrays. */
-typedef struct plain {
-    const oracle *o;
-    uint32_t layer, head;
-    uint32_t positions[N_MAX];
-} plain;
-
-static void load_plain(const kv_score_view *view, uint32_t first, uint32_t count, float *k,
-                       float *v)
-{
-    const plain *from = view->ctx;
-    const kv_layer_shape *layer = &from->o->f->layers[from->layer];
-    for (uint32_t i = 0; i < count; i++) {
-        const uint32_t p = from->positions[first + i], id = from->o->s->tokens[p];
-        if (k != NULL)
-            fake_fill(FAKE_KEY, from->layer, from->head, id, p, layer->k_dim, k + i * layer->k_dim);
-        if (v != NULL)
-            fake_fill(FAKE_VALUE, from->layer, from->head, id, p, layer->v_dim,
-                      v + i * layer->v_dim);
-    }
-}
-
-/* The last n queries of a group. */
-static void list_queries(const oracle *o, kv_score_args *args, uint32_t n, float *q,
-                         uint32_t *positions)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        positions[i] = args->length - n + i;
-        for (uint32_t g = 0; g < args->group; g++)
-            fake_fill(FAKE_QUERY, args->layer, args->head * args->group + g,
-                      o->s->tokens[positions[i]], positions[i], args->k_dim,
-                      q + (i * args->group + g) * args->k_dim);
-    }
-    args->queries = (kv_score_queries){n, q, positions};
-}
-
-/* Mean and covariance of the prompt's queries, in two passes. */
-static void find_stats(const oracle *o, kv_score_args *args, float *mean, float *cov)
-{
-    const uint32_t dim = args->k_dim, end = args->length < PROMPT ? args->length : PROMPT;
-    float q[64];
-    for (uint32_t g = 0; g < args->group; g++) {
-        double m[64] = {0}, c[64 * 64] = {0};
-        for (uint32_t pass = 0; pass < 2; pass++) {
-            for (uint32_t p = 4; p < end; p++) {
-                fake_fill(FAKE_QUERY, args->layer, args->head * args->group + g, o->s->tokens[p], p,
-                          dim, q);
-                for (uint32_t r = 0; r < dim && pass == 0; r++)
-                    m[r] += (double)q[r] / (end - 4);
-                for (uint32_t r = 0; r < dim * dim && pass == 1; r++)
-                    c[r] += ((double)q[r / dim] - m[r / dim]) * ((double)q[r % dim] - m[r % dim]) /
-                            (end - 4);
-            }
-        }
-        for (uint32_t r = 0; r < dim; r++)
-            mean[g * dim + r] = (float)m[r];
-        for (uint32_t r = 0; r < dim * dim; r++)
-            cov[g * dim * dim + r] = (float)c[r];
-    }
-    args->stats = (kv_query_stats){end - 4, mean, cov};
-}
-
-/* Candidates of the head: indices [*first, *first + *n_open) of the view. */
-static uint32_t list_entries(const oracle *o, plain *view, uint32_t length, uint32_t *first,
-                             uint32_t *n_open)
-{
-    const uint32_t recent = kv_blocks_left(o->f->cache, length) * o->f->cache->page_tokens;
-    uint32_t n = 0;
-    *first = *n_open = 0;
-    for (uint32_t p = 0; p < length; p++) {
-        if (!sees(o, (fake_key){view->layer, view->head, p}, length)) continue;
-        *first += p < o->f->cache->sink_tokens;
-        *n_open += p >= o->f->cache->sink_tokens && p < recent;
-        view->positions[n++] = p;
-    }
-    return n;
-}
-
-/* The candidates but for the n_keep best go, the worst first and of equal ones the newest. */
-static void drop_worst(oracle *o, const plain *view, const float *score, uint32_t first,
-                       uint32_t n_open, uint32_t n_keep, uint32_t length)
-{
-    bool is_gone[N_MAX] = {false};
-    for (uint32_t n = n_open; n > n_keep; n--) {
-        uint32_t worst = N_MAX;
-        for (uint32_t i = first; i < first + n_open; i++) {
-            if (!is_gone[i] && (worst == N_MAX || score[i] <= score[worst])) worst = i;
-        }
-        is_gone[worst] = true;
-        o->gone[view->layer][view->head][view->positions[worst]] = length;
-    }
-}
-
-static void evict_head(oracle *o, uint32_t l, uint32_t h, uint32_t length)
-{
-    static float q[64 * 2 * 64], mean[2 * 64], cov[2 * 64 * 64], score[N_MAX], mass[N_MAX],
-        work[1 << 16];
-    uint32_t positions[64], first, n_open;
-    const kv_layer_shape *layer = &o->f->layers[l];
-    const kv_scorer *scorer = o->policy->scorer;
-    plain source = {.o = o, .layer = l, .head = h};
-    const uint32_t n = list_entries(o, &source, length, &first, &n_open);
-    const uint32_t n_protected = n - n_open;
-    uint32_t n_keep = kv_policy_n_keep(o->policy, length);
-    if (n_keep < n_protected) n_keep = n_protected;
-    const kv_score_view view = {
-        .n = n, .positions = source.positions, .load = load_plain, .ctx = &source};
-    kv_score_args args = {.view = &view,
-                          .layer = l,
-                          .head = h,
-                          .n_layers = o->f->n_layers,
-                          .n_kv_heads = layer->n_kv_heads,
-                          .group = layer->n_heads / layer->n_kv_heads,
-                          .k_dim = layer->k_dim,
-                          .v_dim = layer->v_dim,
-                          .scale = layer->scale,
-                          .length = length,
-                          .n_keep = n_keep,
-                          .seed = 0x70696b76,
-                          .mass = mass,
-                          .now = length,
-                          .work = work};
-    const uint32_t window = scorer->n_queries < length ? scorer->n_queries : length;
-    list_queries(o, &args, window, q, positions);
-    find_stats(o, &args, mean, cov);
-    for (uint32_t i = 0; i < n; i++)
-        mass[i] = (float)o->mass[l][h][source.positions[i]];
-    scorer->score(&args, score);
-    drop_worst(o, &source, score, first, n_open, n_keep - n_protected, length);
-}
-
-/* Everything that has happened when `length` tokens are held and the next step begins. */
-static void settle(oracle *o, uint32_t length)
-{
-    for (uint32_t l = 0; l < o->f->n_layers; l++) {
-        for (uint32_t p = o->n_massed; p < length; p++) {
-            for (uint32_t h = 0; h < o->f->layers[l].n_heads; h++)
-                add_head_mass(o, l, h, p);
-        }
-    }
-    o->n_massed = length;
-    for (uint32_t l = 0; l < o->f->n_layers; l++) {
-        for (uint32_t h = 0; h < o->f->layers[l].n_kv_heads; h++)
-            evict_head(o, l, h, length);
-    }
-}
-
-static bool is_due(const oracle *o, uint32_t length)
-{
-    if (length <= PROMPT) return length == PROMPT || length % SECTION == 0;
-    const uint32_t window = o->f->cache->window_tokens, page = o->f->cache->page_tokens;
-    return length > window && (length - window) % page == 0;
-}
-
-/* The table's live entries are those that the reference has kept. */
-static void compare_entries(const oracle *o)
-{
-    const kv_cache *cache = o->f->cache;
-    const kv_seq *seq = o->s->seq;
-    const kv_pages *pages = kv_pool_pages(cache->pool);
-    for (uint32_t l = 0; l < o->f->n_layers; l++) {
-        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            bool is_live[N_MAX] = {false};
-            for (uint32_t b = 0; b < seq->n_blocks; b++) {
-                const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
-                for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1)
-                    is_live[pages->positions[(size_t)seq->table.page[entry] * cache->page_tokens +
-                                             (uint32_t)__builtin_ctzll(live)]] = true;
-            }
-            const uint32_t end = seq->n_blocks * cache->page_tokens;
-            for (uint32_t p = cache->sink_tokens; p < end; p++) {
-                const fake_key key = {l, h, p};
-                if (sees(o, key, seq->length) != is_live[p] && sees(o, key, seq->length))
-                    ck_abort_msg("layer %u head %u position %u is missing at %u", l, h, p,
-                                 seq->length);
-                if (is_live[p] && !keeps(o, key, seq->length))
-                    ck_abort_msg("layer %u head %u position %u is left at %u", l, h, p,
-                                 seq->length);
-            }
-        }
-    }
-}
-
-static void follow(const char *policy, double budget)
-{
-    const fake_options options = options_of(policy, budget, "none");
+    char compression[64];
+    fake_options options = options_of(c->policy, c->budget, "none");
+    snprintf(compression, sizeof compression, "%s,none", c->selection != NULL ? c->selection : "");
+    if (c->selection != NULL) options.config.compression = compression;
     fake *f = open_evicting(&options);
     fake_seq s = fake_seq_open(f, IDS);
-    oracle *o = calloc(1, sizeof *o);
+    oracle *o = oracle_new(f, &s, PROMPT);
     s.n_prompt = PROMPT;
-    *o = (oracle){.f = f, .s = &s, .policy = &s.seq->methods.policy};
-    memset(o->gone, 0xff, sizeof o->gone);
     while (kv_seq_length(s.seq) < TOKENS) {
         const uint32_t length = kv_seq_length(s.seq);
-        if (length > 0 && is_due(o, length)) settle(o, length);
+        oracle_settle(o, length);
         const uint32_t most = length < PROMPT ? 11 : 1, until = kv_seq_step_tokens_max(s.seq);
         fake_run(f, &s, length + (most < until ? most : until), 11);
-        compare_entries(o);
+        oracle_compare(o);
     }
     const fake_range all = {0, TOKENS};
-    ck_assert_double_le(fake_error_of_kept(f, &s, &all, keeps, o), 1);
+    ck_assert_double_le(fake_error_of_kept(f, &s, &all, oracle_keeps, o), 1);
     ck_assert_double_gt(fake_error(f, &s, PROMPT + 1, TOKENS), 1); /* and something was missed */
-    if (budget < 1 && strcmp(policy, "streaming_llm") != 0) /* which leaves no holes but one */
-        ck_assert_msg(fake_stats(f).pages_compacted > 0, "%s %g", policy, budget);
+    const kv_scorer *scorer = s.seq->methods.policy.scorer;
+    if (c->budget < 1 && scorer != NULL && !scorer->by_page &&
+        strcmp(c->policy, "streaming_llm") != 0) /* which leaves no holes but one */
+        ck_assert_msg(fake_stats(f).pages_compacted > 0, "%s %g", c->policy, c->budget);
     free(o);
     fake_seq_close(f, &s, false);
     fake_close(f);
@@ -297,13 +71,38 @@ static void follow(const char *policy, double budget)
 
 START_TEST(what_stays_is_what_a_slow_reference_keeps)
 {
-    static const char *const policies[] = {
-        "streaming_llm",     "random", "knorm", "snapkv", "h2o", "expected_attention", "keydiff",
-        "observed_attention"};
+    static const char *const policies[] = {"streaming_llm", "random",
+                                           "knorm",         "snapkv",
+                                           "h2o",           "expected_attention",
+                                           "keydiff",       "observed_attention",
+                                           "tova",          "chunkkv",
+                                           "fastv",         "paper_duo_attention"};
     for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
-        follow(policies[i], 0.4);
-        follow(policies[i], 48);
+        follow(&(chooser){policies[i], NULL, 0.4});
+        follow(&(chooser){policies[i], NULL, 48});
     }
+}
+END_TEST
+
+/* Of the prompt a part, of what is decoded everything; or what scheduling then leaves of both. */
+START_TEST(a_selection_has_the_prompt_and_scheduling_what_comes_behind_it)
+{
+    static const chooser choosers[] = {
+        {"none", "snapkv", 0.4},
+        {"none", "chunkkv", 0.4},
+        {"none", "pyramidkv", 0.5},
+        {"none", "fastv", 0.6},
+        {"none", "chunkkv", 60},
+        {"none", "knorm", 20},
+        {"none", "paper_duo_attention", 0.4},
+        {"h2o", "chunkkv", 0.4},
+        {"knorm", "snapkv", 60},
+        {"tova", "chunkkv", 0.4},
+        {"snapkv", "tova", 0.4},
+        {"fastv", "h2o", 0.5},
+    };
+    for (size_t i = 0; i < sizeof choosers / sizeof *choosers; i++)
+        follow(&choosers[i]);
 }
 END_TEST
 
@@ -391,6 +190,52 @@ START_TEST(policies_do_not_share_prefixes)
         kv_seq_close(seq, NULL);
     }
     fake_seq_close(f, &source, false);
+    fake_close(f);
+}
+END_TEST
+
+/* Of a selection the name counts and the budget, too; its prompt is shared as it was before. */
+START_TEST(selections_share_prefixes_with_their_like)
+{
+    static const char *const wanted[][2] = {{"none", "knorm,none"}, {"none", "knorm,none"},
+                                            {"knorm", "none"},      {"none", "keydiff,none"},
+                                            {"h2o", "knorm,none"},  {"none", "knorm,int8"}};
+    fake_options options = options_of("none", 0.3, "knorm,none");
+    options.config.request_methods = true;
+    fake *f = open_evicting(&options);
+    fake_seq source = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 56});
+    fake_run(f, &source, 56, 64);
+    kv_seq_share_prompt(source.seq, source.tokens, 56);
+    for (uint32_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        kv_seq *seq;
+        kv_methods methods;
+        kv_config config = options.config;
+        config.scheduling = text(wanted[i][0]);
+        config.compression = text(wanted[i][1]);
+        if (i == 1) config.budget = 0.4;
+        ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+        const kv_seq_options seq_options = {.methods = &methods, .salt = "", .n_prompt_tokens = 56};
+        ck_assert_int_eq(kv_seq_open(f->cache, &seq_options, &seq), ERR_OK);
+        ck_assert_uint_eq(kv_seq_take_prefix(seq, source.tokens, 56), i == 0 ? 40 : 0);
+        kv_seq_close(seq, NULL);
+    }
+    fake_seq_close(f, &source, true);
+    ck_assert_uint_eq(fake_stats(f).prefix_objects, 1); /* what it decoded was not left behind */
+    fake_close(f);
+}
+END_TEST
+
+START_TEST(a_cache_says_what_it_keeps_for_no_selection)
+{
+    const fake_options options = options_of("none", 0.5, "knorm,none");
+    fake *f = open_evicting(&options);
+    kv_config config = options.config;
+    kv_methods methods;
+    err_info info = {0};
+    config.compression = text("h2o+adakv,none");
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_int_eq(kv_cache_check_methods(f->cache, &methods, &info), ERR_UNSUPPORTED);
+    ck_assert_str_eq(info.message, "kv-compression: the cache keeps nothing for h2o+adakv");
     fake_close(f);
 }
 END_TEST
@@ -561,9 +406,12 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(what_stays_is_what_a_slow_reference_keeps, 250),
+    TEST_CASE_SECONDS(a_selection_has_the_prompt_and_scheduling_what_comes_behind_it, 250),
     TEST_CASE(a_prompt_is_shared_as_it_was_before_anything_was_evicted),
     TEST_CASE(nothing_is_shared_once_entries_are_gone),
     TEST_CASE(policies_do_not_share_prefixes),
+    TEST_CASE(selections_share_prefixes_with_their_like),
+    TEST_CASE(a_cache_says_what_it_keeps_for_no_selection),
     TEST_CASE(a_full_pool_refuses_the_step_whose_settling_finds_no_room),
     TEST_CASE(a_cached_prompt_gives_way_to_the_sequence_that_left_it),
     TEST_CASE_SECONDS(what_could_fit_does_fit, 250),

@@ -73,6 +73,14 @@ static kv_config evicting(const char *policy)
     return config;
 }
 
+/* The same, but of the prompt alone. */
+static kv_config selecting(const char *compression)
+{
+    kv_config config = evicting("none");
+    config.compression = (char *)(uintptr_t)compression;
+    return config;
+}
+
 static kv_config with_tiers(kv_config config)
 {
     config.host_bytes = KV_SLAB_BYTES;
@@ -190,6 +198,8 @@ START_TEST(a_failed_allocation_for_a_scorer_costs_no_more_either)
     static const char *const policies[] = {"h2o+adakv", "snapkv", "expected_attention", "lru"};
     for (uint32_t i = 0; i < 4; i++)
         fail_each_allocation(evicting(policies[i]));
+    fail_each_allocation(selecting("h2o,none"));
+    fail_each_allocation(selecting("chunkkv+pyramid,none"));
 }
 END_TEST
 
@@ -220,8 +230,11 @@ START_TEST(nothing_is_allocated_inside_a_step)
     check_steps(&(fake_options){.config = evicting("h2o+adakv")});
     check_steps(&(fake_options){.config = evicting("snapkv+pyramid"), .n_threads = 2});
     check_steps(&(fake_options){.config = evicting("expected_attention")});
+    check_steps(&(fake_options){.config = selecting("paper_duo_attention,none")});
     check_steps(&(fake_options){
         .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4"), .n_threads = 2});
+    check_steps(&(fake_options){
+        .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("think"), .n_threads = 2});
 }
 END_TEST
 

@@ -6,6 +6,7 @@
 
 #include "kvcache/scoring/allocator.h"
 #include "kvcache/scoring/methods.h"
+#include "kvcache/scoring/whole_pages.h"
 
 #include <math.h>
 
@@ -165,6 +166,29 @@ START_TEST(lagkv_keeps_sinks_before_the_newest)
 }
 END_TEST
 
+/* Under a window of 16 and chunks of 10: two of five chunks, the last of which is short. */
+START_TEST(chunkkv_keeps_the_golden_chunks_in_all_heads)
+{
+    float score[N_HEADS][T], mean[T];
+    uint32_t page[T], index[T];
+    uint64_t mask = 0;
+    for (uint32_t head = 0; head < N_HEADS; head++)
+        golden_scores("chunkkv", NULL, 16, head, score[head]);
+    for (uint32_t i = 0; i < T; i++) {
+        mean[i] = (score[0][i] + score[1][i]) / 2;
+        page[i] = i / 10;
+    }
+    ck_assert(kv_scorer_find("chunkkv")->over_heads && kv_scorer_find("chunkkv")->by_page);
+    kv_pages_average(page, T, mean);
+    kv_keep_best(mean, T, HALF, index);
+    const uint32_t n = kv_pages_keep_whole(page, T, index, HALF);
+    ck_assert_uint_eq(n, 18);
+    for (uint32_t i = 0; i < n; i++)
+        mask |= UINT64_C(1) << index[i];
+    ck_assert_uint_eq(mask, 0xffffc0000000);
+}
+END_TEST
+
 /* ---- with budgets of heads ------------------------------------------------------------------- */
 
 /* What two heads keep of T each at one half. */
@@ -260,6 +284,7 @@ const test_case test_cases[] = {
     TEST_CASE(scores_and_kept_sets_are_the_golden_ones),
     TEST_CASE(tova_keeps_the_golden_set_in_all_heads),
     TEST_CASE(streaming_llm_keeps_sinks_and_the_newest),
+    TEST_CASE(chunkkv_keeps_the_golden_chunks_in_all_heads),
     TEST_CASE(h2o_beside_a_ring_keeps_the_golden_set),
     TEST_CASE(lagkv_keeps_sinks_before_the_newest),
     TEST_CASE(adakv_keeps_the_golden_sets),

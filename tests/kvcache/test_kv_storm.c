@@ -134,10 +134,11 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
 {
     options.isa = "auto";
     options.limits = (kv_limits){N_SEQS, STEP_TOKENS, N_TOKENS_MAX};
-    const bool is_evicting = strcmp(options.config.scheduling, "none") != 0;
+    const bool has_selection = strchr(options.config.compression, ',') != NULL;
+    const bool is_evicting = has_selection || strcmp(options.config.scheduling, "none") != 0;
     const bool is_lossy = is_evicting || strcmp(options.config.compression, "none") != 0;
     const bool has_bases =
-        strcmp(options.config.compression, "svd") == 0; /* pages of one more class */
+        strstr(options.config.compression, "svd") != NULL; /* pages of one more class */
     options.config.memory_bytes = ((is_evicting ? 5u
                                     : is_lossy  ? 7u
                                                 : 5u) +
@@ -156,7 +157,8 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
     ck_assert_uint_ge(s.n_hits, n_hits_least);
     ck_assert_uint_gt(s.n_aborts, 20);
     if (is_evicting) ck_assert_uint_gt(fake_stats(s.f).pages_evicted, 100);
-    if (is_evicting && !s.f->cache->methods.policy.scorer->by_page)
+    const kv_scorer *scorer = s.f->cache->methods.policy.scorer;
+    if (is_evicting && scorer != NULL && !scorer->by_page)
         ck_assert_uint_gt(fake_stats(s.f).pages_compacted, 100);
     ck_assert_uint_gt(fake_stats(s.f).pages_given_up, is_evicting ? 10 : 100);
     kv_cache_drop_prefixes(s.f->cache);
@@ -325,6 +327,25 @@ START_TEST(a_storm_of_evictions_leaves_nothing_behind)
 }
 END_TEST
 
+START_TEST(a_storm_of_selections_leaves_nothing_behind)
+{
+    static const char *const compressions[] = {"chunkkv,int8", "snapkv+adakv,none", "fastv,think",
+                                               "h2o+pyramid,int4", "chunkkv,svd"};
+    static const char *const policies[] = {"none", "none", "none", "random", "none"};
+    for (uint32_t i = 0; i < 5; i++) {
+        kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
+        layers[1].window = i % 2 == 0 ? 0 : 120;
+        fake_options options = {.layers = layers, .n_layers = 2, .n_threads = 2};
+        options.config = fake_coded(compressions[i]);
+        options.config.scheduling = (char *)(uintptr_t)policies[i];
+        options.config.budget = i < 2 ? 0.4 : 50;
+        options.config.routing = (char *)(uintptr_t)(i % 2 == 0 ? "full" : "topk");
+        options.config.routing_k = 0.5;
+        run_storm(30 + i, options, 3);
+    }
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_under_lossy_codecs_leaves_nothing_behind, 600),
@@ -337,5 +358,6 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_of_evictions_over_tiers_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_over_a_failing_disk_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_of_selections_leaves_nothing_behind, 600),
     TEST_CASES_END,
 };

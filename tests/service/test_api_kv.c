@@ -100,7 +100,31 @@ START_TEST(what_cannot_be_is_refused_by_key_value_and_limit)
         {"{\"compression\":\"int9\"}", "kv.compression",
          "kv.compression: 'int9' is unknown; known are: none"},
         {"{\"compression\":\"int8,int4\"}", "kv.compression",
-         "kv.compression: 'int8,int4' is more than one"},
+         "kv.compression: 'int8,int4' is more than one codec"},
+        {"{\"compression\":\"chunkkv\"}", "kv.compression",
+         "kv.compression: 'chunkkv' selects entries and is no codec; write chunkkv,none"},
+        {"{\"compression\":\"chunkvk,int4\"}", "kv.compression",
+         "kv.compression: 'chunkvk' is unknown; known are: adakv"},
+        {"{\"compression\":\"quest,int4\"}", "kv.compression",
+         "kv.compression: 'quest' is unknown; known are: adakv"},
+        {"{\"compression\":\"chunkkv,int3\"}", "kv.compression",
+         "kv.compression: 'int3' is unknown; known are: none"},
+        {"{\"compression\":\"chunkkv,\"}", "kv.compression",
+         "kv.compression: '' is unknown; known are: none"},
+        {"{\"compression\":\",int8\"}", "kv.compression",
+         "kv.compression: '' is unknown; known are: adakv"},
+        {"{\"compression\":\"snapkv,h2o,int4\"}", "kv.compression",
+         "kv.compression: 'h2o,int4' is more than one codec"},
+        {"{\"compression\":\"chunkkv+adakv,int4\"}", "kv.compression",
+         "kv.compression: 'chunkkv+adakv': chunkkv scores all heads alike"},
+        {"{\"compression\":\"chunkkv,int4\",\"budget\":0}", "kv.budget",
+         "kv.budget: 0 is neither a share in (0, 1] nor"},
+        {"{\"routing\":\"full\",\"scheduling\":\"quest\",\"budget\":0.5,"
+         "\"compression\":\"chunkkv,int4\"}",
+         "kv.compression",
+         "kv.compression: chunkkv selects by kv-budget, and kv-scheduling: quest"},
+        {"{\"scheduling\":\"tova\",\"budget\":0.5,\"compression\":\"snapkv,int4\"}",
+         "kv.compression", "kv.compression: snapkv leaves each head entries of its own"},
         {"{\"scheduling\":\"\"}", "kv.scheduling", "kv.scheduling: '' is unknown; known are:"},
         {"{\"routing_k\":0}", "kv.routing_k", "kv.routing_k: 0 is neither a share in (0, 1] nor"},
         {"{\"routing_k\":2.5}", "kv.routing_k", "kv.routing_k: 2.5 is neither a share"},
@@ -119,7 +143,8 @@ START_TEST(what_cannot_be_is_refused_by_key_value_and_limit)
          "kv.budget: 0 is neither a share in (0, 1] nor"},
         {"{\"scheduling\":\"snapkv\",\"budget\":100.5}", "kv.budget",
          "kv.budget: 100.5 is neither a share in (0, 1] nor"},
-        {"{\"budget\":0.5}", "kv.budget", "kv.budget: 0.5 has no effect with scheduling \"none\""},
+        {"{\"budget\":0.5}", "kv.budget",
+         "kv.budget: 0.5 has no effect with scheduling \"none\" and compression \"int8\""},
     };
     const kv_config server = settings("topk", true);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
@@ -146,6 +171,32 @@ START_TEST(the_budget_of_the_server_is_a_bound_in_its_unit)
     r = accept(&server, "{\"scheduling\":\"h2o+adakv\",\"budget\":100}");
     ck_assert_str_eq(r.kv.policy.name, "h2o+adakv");
     ck_assert(r.kv.policy.budget == 100);
+    api_completion_deinit(&r);
+}
+END_TEST
+
+START_TEST(a_selection_goes_before_the_codec)
+{
+    kv_config server = settings("full", true);
+    completion_request r = accept(&server, "{\"compression\":\"chunkkv,int4\",\"budget\":0.5}");
+    ck_assert_str_eq(r.kv.policy.name, "none");
+    ck_assert_str_eq(r.kv.selection.name, "chunkkv");
+    ck_assert_str_eq(r.kv.codec->name, "int4");
+    ck_assert(r.kv.selection.evicts && r.kv.selection.budget == 0.5 && !r.kv.policy.evicts);
+    api_completion_deinit(&r);
+    server.compression =
+        (char *)(uintptr_t) "pyramidkv,int8"; /* the budget looked at, and a bound */
+    server.budget = 0.5;
+    refuse(&server, &(bad_case){"{\"budget\":0.6}", "kv.budget", "kv.budget: 0.6 is more"});
+    r = accept(&server, "{\"budget\":0.25,\"scheduling\":\"h2o+adakv\"}");
+    ck_assert_str_eq(r.kv.policy.name, "h2o+adakv");
+    ck_assert_str_eq(r.kv.selection.name, "snapkv+pyramid");
+    ck_assert(r.kv.selection.budget == 0.25 && r.kv.policy.budget == 0.25);
+    api_completion_deinit(&r);
+    server.request_methods = false;
+    refuse(&server, &(bad_case){"{\"compression\":\"int8\"}", "kv.compression",
+                                "kv.compression: \"int8\" is not the server's \"pyramidkv,int8\""});
+    r = accept(&server, "{\"compression\":\"pyramidkv,int8\"}");
     api_completion_deinit(&r);
 }
 END_TEST
@@ -225,6 +276,11 @@ START_TEST(usage_names_the_methods_as_a_request_would)
                 "\"pages_evicted\":7,\"mean_certificate\":0.125,\"methods\":{\"routing\":\"topk\","
                 "\"routing_k\":0.25,"
                 "\"scheduling\":\"none\",\"compression\":\"int8\"}}}}");
+    check_usage(&server, "{\"routing\":\"full\",\"compression\":\"pyramidkv,int4\",\"budget\":0.5}",
+                &(kv_usage){0},
+                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,"
+                "\"methods\":{\"routing\":\"full\",\"scheduling\":\"none\",\"budget\":0.5,"
+                "\"compression\":\"snapkv+pyramid,int4\"}}}}");
 }
 END_TEST
 
@@ -247,6 +303,7 @@ const test_case test_cases[] = {
     TEST_CASE(what_is_left_out_is_as_the_server_has_it),
     TEST_CASE(what_cannot_be_is_refused_by_key_value_and_limit),
     TEST_CASE(the_budget_of_the_server_is_a_bound_in_its_unit),
+    TEST_CASE(a_selection_goes_before_the_codec),
     TEST_CASE(a_number_of_pages_has_a_limit),
     TEST_CASE(without_the_flag_only_the_settings_of_the_server_pass),
     TEST_CASE(a_long_name_gets_a_short_error),

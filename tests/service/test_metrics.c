@@ -155,6 +155,7 @@ static kv_methods methods_of(const char *routing, const char *compression)
     const kv_config config = {.routing = (char *)(uintptr_t)routing,
                               .routing_k = 0.5,
                               .scheduling = (char *)(uintptr_t) "none",
+                              .budget = 0.5,
                               .compression = (char *)(uintptr_t)compression};
     ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
     return methods;
@@ -164,15 +165,21 @@ START_TEST(sequences_are_counted_by_their_methods)
 {
     metrics *m = open_metrics("s");
     const kv_methods exact = methods_of("full", "none"), lossy = methods_of("topk", "int4");
+    const kv_methods selected = methods_of("full", "chunkkv,int8");
+    const kv_methods last = methods_of("full", "random+adakv,lora_plus");
     metrics_count_methods(m, &exact);
     metrics_count_methods(m, &lossy);
     metrics_count_methods(m, &lossy);
+    metrics_count_methods(m, &selected);
+    metrics_count_methods(m, &last);
     char *text = write_page(m);
 #define BY_METHOD(routing, compression)                                 \
     "pikv_requests_by_method_total{model_name=\"s\",routing=\"" routing \
     "\",scheduling=\"none\",compression=\"" compression "\"}"
     ck_assert(value_of(text, BY_METHOD("full", "none")) == 1);
     ck_assert(value_of(text, BY_METHOD("topk", "int4")) == 2);
+    ck_assert(value_of(text, BY_METHOD("full", "chunkkv,int8")) == 1);
+    ck_assert(value_of(text, BY_METHOD("full", "random,lora_plus")) == 1);
     ck_assert_ptr_null(strstr(text, BY_METHOD("topk", "none"))); /* nobody asked for it */
 #undef BY_METHOD
     free(text);
