@@ -83,10 +83,14 @@ static fake_options options_of(const char *codec, double budget)
     return options;
 }
 
-/* Of policy i: so that scorers and allocators meet different codecs and budgets. */
-static fake_options pick_options(uint32_t i)
+/* Of policy i: so that scorers and allocators meet different codecs and budgets. Where what is kept is fitted,
+ * the budget is large enough for more than the window of 64 queries that stays as it is. */
+static fake_options pick_options(const method *m, uint32_t i)
 {
-    return options_of(codecs[(i + i / N_SUFFIXES) % N_CODECS], budgets[i / 2 % N_BUDGETS]);
+    const bool is_fitted =
+        strstr(m->scheduling, "distill") != NULL || strstr(m->selection, "distill") != NULL;
+    return options_of(codecs[(i + i / N_SUFFIXES) % N_CODECS],
+                      is_fitted ? 0.65 : budgets[i / 2 % N_BUDGETS]);
 }
 
 /* Calls `check` with every policy that makes sense, as scheduling and as a selection, and with some pairs. */
@@ -210,7 +214,7 @@ static void check_run(const method *m, uint32_t i)
 {
     uint64_t n_evicted_of_prompt = 0;
     rig r = make_rig();
-    fake *f = open_rig(&r, m, pick_options(i));
+    fake *f = open_rig(&r, m, pick_options(m, i));
     fake_seq s = fake_seq_open(f, IDS);
     s.n_prompt = PROMPT;
     while (kv_seq_length(s.seq) < TOKENS) {
@@ -284,7 +288,7 @@ END_TEST
 static void check_cuts(const method *m, uint32_t i)
 {
     rig r = make_rig();
-    fake *f = open_rig(&r, m, pick_options(i));
+    fake *f = open_rig(&r, m, pick_options(m, i));
     fake_seq whole = run(f, 64), cut = run(f, 7);
     ck_assert(fake_same(f, &whole, &cut, 0, TOKENS));
     fake_seq late = fake_seq_open(f, IDS); /* what was decoded comes in chunks */
@@ -311,7 +315,7 @@ END_TEST
 static void check_crowd(const method *m, uint32_t i)
 {
     rig r = make_rig();
-    fake_options options = pick_options(i);
+    fake_options options = pick_options(m, i);
     fake *f = open_rig(&r, m, options);
     options.n_threads = 3;
     fake *crowd = open_rig(&r, m, options);
