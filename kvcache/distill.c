@@ -152,19 +152,14 @@ static void put_value(void *ctx, uint32_t i, const float *value)
     }
 }
 
-/* Page by page; slots that go keep what they had. */
-static void write_biases(const head_fit *fit, uint32_t n_kept, const float *beta)
+static void write_biases(const head_fit *fit, uint32_t n_kept, const kv_distill_worker *worker)
 {
-    const uint32_t *kept = fit->args->kept;
     kv_pool *pool = fit->args->seq->cache->pool;
-    for (uint32_t i = 0, next; i < n_kept; i = next) {
-        float biases[KV_PAGE_TOKENS_MAX] = {0};
-        const uint32_t entry = fit->block.entry[kept[i]], page = page_of(fit, entry);
-        const float *old = kv_pool_biases(pool, page);
-        if (old != NULL) memcpy(biases, old, kv_pool_pages(pool)->n_slots[page] * sizeof *biases);
-        for (next = i; next < n_kept && fit->block.entry[kept[next]] == entry; next++)
-            biases[fit->block.slot[kept[next]]] = beta[next];
-        if (!kv_is_coded_page(fit->args->seq->cache, page)) kv_pool_set_biases(pool, page, biases);
+    for (uint32_t i = 0; i < n_kept; i++) {
+        const uint32_t c = fit->args->kept[i];
+        if (worker->is_fixed[c]) continue;
+        kv_pool_set_bias(pool, page_of(fit, fit->block.entry[c]), fit->block.slot[c],
+                         worker->beta[i]);
     }
 }
 
@@ -203,5 +198,5 @@ void kv_distill_head(const kv_distill_args *args)
     worker->match.shape.v_dim = shape->v_dim;
     kv_match_begin(&worker->match, &match);
     kv_match_fit(&worker->match, (kv_match_set){args->kept, n_kept}, &kv_match_defaults, &out);
-    write_biases(&fit, n_kept, worker->beta);
+    write_biases(&fit, n_kept, worker);
 }

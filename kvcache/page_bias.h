@@ -21,4 +21,7 @@ float kv_pool_bias_most(const kv_pool *pool, uint32_t page);
  * the pool was opened with has_biases. */
 void kv_pool_set_biases(kv_pool *pool, uint32_t page, const float *biases);
 
+/* One of them; the others stay as they are, 0 at first. */
+void kv_pool_set_bias(kv_pool *pool, uint32_t page, uint32_t slot, float bias);
+
 #endif

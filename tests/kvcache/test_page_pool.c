@@ -174,9 +174,15 @@ START_TEST(biases_stay_with_a_page_until_its_slots_change)
         ck_assert_mem_eq(kv_pool_biases(pool, pages[i]), biases, 3 * sizeof *biases);
         ck_assert_float_eq(kv_pool_bias_most(pool, pages[i]), 0.25f);
     }
+    kv_pool_set_bias(pool, pages[0], 2, 2);
+    kv_pool_set_bias(pool, pages[0], 1, -4);
+    ck_assert_mem_eq(kv_pool_biases(pool, pages[0]), ((float[]){-1.5f, -4, 2}), 3 * sizeof *biases);
+    ck_assert_float_eq(kv_pool_bias_most(pool, pages[0]), 2);
     check(pool, pages, 2);
     kv_pool_rewrite(pool, pages[0], positions, 2, 0);
     ck_assert_ptr_null(kv_pool_biases(pool, pages[0]));
+    kv_pool_set_bias(pool, pages[0], 1, 3); /* the other slot has none */
+    ck_assert_mem_eq(kv_pool_biases(pool, pages[0]), ((float[]){0, 3}), 2 * sizeof *biases);
     ck_assert_ptr_nonnull(kv_pool_biases(pool, pages[1]));
     ck_assert(kv_pool_drop(pool, pages[1], KV_HELD_BY_SEQ));
     pages[1] = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
