@@ -19,47 +19,12 @@
 #ifndef KERNELS_ATTENTION_H
 #define KERNELS_ATTENTION_H
 
+#include "kernels/attention_coding.h"
 #include "kernels/dtype.h"
 
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 
-enum { ATTN_BLOCK_SLOTS_MAX = 64, ATTN_CODED_DIM_MAX = 1024, ATTN_GROUP_MIN = 16 };
-
-/* How the entries of a span are written. Plain ones are elements of the query's type. Of the others, a row
- * is one code per channel; code c has b bits, at bits [b c, b (c + 1)) of the row, little-endian.
- *
- *   fp8    E4M3 codes     k[i][c] = code s_k             v[i][c] = code s_v
- *          k_grid, v_grid: one f32 each, s_k and s_v
- *   intB   unsigned       k[i][c] = code s_c + m_c       v[i][c] = code s_ig + m_ig,  g = c / v_group
- *          k_grid: bf16 [2][k_dim], s and m of every channel
- *          v_grid: bf16 [2][n_groups] at v_grid + i * v_grid_stride_bytes, s and m of slot i; v_group is
- *          a multiple of ATTN_GROUP_MIN
- *   kept   elements       of the query's type; rows hold those channels alone that are kept, in order, and
- *          all others are 0. k_grid, v_grid: a bit for each channel, bit c % 8 of byte c / 8
- *
- * Grids are finite, and so are all codes; k_dim and v_dim are at most ATTN_CODED_DIM_MAX. */
-typedef enum attn_coding {
-    ATTN_PLAIN,
-    ATTN_FP8,
-    ATTN_INT8,
-    ATTN_INT4,
-    ATTN_INT2,
-    ATTN_KEPT
-} attn_coding;
-
-/* Of the integers and fp8. */
-static inline uint32_t attn_code_bits(attn_coding coding)
-{
-    return coding == ATTN_INT4 ? 4 : coding == ATTN_INT2 ? 2 : 8;
-}
-
-/* Does a span of ATTN_KEPT hold channel c? */
-static inline bool attn_is_kept(const void *grid, uint32_t c)
-{
-    return (((const uint8_t *)grid)[c / 8] >> c % 8 & 1) != 0;
-}
+enum { ATTN_BLOCK_SLOTS_MAX = 64 };
 
 /* Consecutive slots in memory. position[i] = first_position + i unless `positions` is given. */
 typedef struct attn_span {

@@ -14,20 +14,20 @@ static bool is_visible(const attn_span *span, uint32_t i, uint32_t position, uin
     return window == 0 || position - at < window;
 }
 
-/* Code c of a row; fp8 as the number that it means. */
-static double load_code(const char *row, attn_coding coding, uint32_t c)
+/* The code at a place of a row; fp8 as the number that it means. */
+static double load_code(const char *row, attn_coding coding, uint32_t place)
 {
-    const uint32_t bits = attn_code_bits(coding), at = c * bits;
+    const uint32_t bits = attn_code_bits(coding), at = place * bits;
     const uint8_t byte = (uint8_t)row[at / 8];
     if (coding == ATTN_FP8) return (double)f32_from_fp8(byte);
     return (double)(byte >> at % 8 & ((1u << bits) - 1));
 }
 
-/* Element c of a row of codes whose grid has n pairs, this one under pair `at`. */
-static double load_coded(const char *row, attn_coding coding, uint32_t c, const void *grid,
+/* The element at a place of a row of codes whose grid has n pairs, this one under pair `at`. */
+static double load_coded(const char *row, attn_coding coding, uint32_t place, const void *grid,
                          uint32_t n, uint32_t at)
 {
-    const double code = load_code(row, coding, c);
+    const double code = load_code(row, coding, place);
     if (coding == ATTN_FP8) return code * (double)load_element(grid, DTYPE_F32, 0);
     const double scale = (double)load_element(grid, DTYPE_BF16, at);
     return code * scale + (double)load_element(grid, DTYPE_BF16, (size_t)n + at);
@@ -48,7 +48,8 @@ static double key_element(const attn_query *query, const attn_span *span, uint32
     const char *k = (const char *)span->k + (size_t)i * span->k_stride_bytes;
     if (span->coding == ATTN_PLAIN) return (double)load_element(k, query->type, c);
     if (span->coding == ATTN_KEPT) return load_kept(k, query->type, c, span->k_grid);
-    return load_coded(k, span->coding, c, span->k_grid, query->k_dim, c);
+    const uint32_t place = attn_code_place(span->coding, query->k_dim, c);
+    return load_coded(k, span->coding, place, span->k_grid, query->k_dim, c);
 }
 
 static double value_element(const attn_query *query, const attn_span *span, uint32_t i, uint32_t c)
@@ -58,7 +59,8 @@ static double value_element(const attn_query *query, const attn_span *span, uint
     if (span->coding == ATTN_KEPT) return load_kept(v, query->type, c, span->v_grid);
     const char *grid = (const char *)span->v_grid + (size_t)i * span->v_grid_stride_bytes;
     const uint32_t n_groups = (query->v_dim + span->v_group - 1) / span->v_group;
-    return load_coded(v, span->coding, c, grid, n_groups, c / span->v_group);
+    const uint32_t place = attn_code_place(span->coding, query->v_dim, c);
+    return load_coded(v, span->coding, place, grid, n_groups, c / span->v_group);
 }
 
 static double score(const attn_query *query, const attn_span *span, uint32_t i, const float *q)

@@ -54,7 +54,7 @@ static void fold_kept(const attn_query *query, const slot_set *s, const slot_run
         rows[j] = sums[j];
     }
     const v_fold f = {.v = s->v + run->first,
-                      .p = part->p + (size_t)run->first * ATTN_ROWS,
+                      .p = part->p + (size_t)run->first * row_width(n_rows),
                       .n_slots = run->n,
                       .kept = none,
                       .added = all,

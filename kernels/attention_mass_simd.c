@@ -8,18 +8,19 @@ static void add_shares(const attn_query *query, const slot_set *s, const row_set
 {
     partial part;
     float lane[LANES];
+    const uint32_t width = row_width(r->n);
     score_rows(query, s, r, &part);
     mask_rows(query, s, r, &part);
     for (uint32_t i = 0; i < LANES; i++) {
-        const uint32_t row = i % ATTN_ROWS;
+        const uint32_t row = i & (width - 1);
         lane[i] = row < r->n && lse[row] > -INFINITY ? lse[row] : INFINITY;
     }
     const vf norm = vf_load(lane);
-    for (uint32_t i = 0; i < s->n * ATTN_ROWS; i += LANES)
+    for (uint32_t i = 0; i < s->n * width; i += LANES)
         vf_store(part.p + i, vf_exp(vf_sub(vf_load(part.p + i), norm)));
     for (uint32_t i = 0; i < s->n; i++) {
-        const float *p = part.p + i * ATTN_ROWS;
-        sum[i] += (p[0] + p[1]) + (p[2] + p[3]);
+        const float *p = part.p + i * width;
+        sum[i] += width == 1 ? p[0] : width == 2 ? p[0] + p[1] : (p[0] + p[1]) + (p[2] + p[3]);
     }
 }
 

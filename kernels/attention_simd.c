@@ -12,8 +12,8 @@
  * nor masked slots that are absent, nor the rows that share a load change a bit.
  *
  * Slots of encoded spans are in runs of their own, one per span; what differs for them is in
- * attention_coded_simd.c and attention_kept_simd.c. Plain spans that follow each other are one run. Each run has its own a, and
- * the runs of a block are added to the state one after the other. */
+ * attention_coded_simd.c and attention_kept_simd.c. Plain spans that follow each other are one run. Each
+ * run has its own a, and the runs of a block are added to the state one after the other. */
 #ifndef KERNELS_ATTENTION_SIMD_H
 #define KERNELS_ATTENTION_SIMD_H
 
@@ -21,15 +21,16 @@
 #include "kernels/attention.h"
 #include "kernels/dots_simd.c"
 #include "kernels/simd_codes.h"
+#include "kernels/simd_lots.h"
 
 #include <math.h>
 
 enum { ATTN_ROWS = 4 };
 static_assert((int)ATTN_ROWS == (int)DIRECT_TOKENS_MAX, "one direct tile of scores");
-typedef float four __attribute__((vector_size(16))); /* a number of each row */
-static_assert(sizeof(four) == ATTN_ROWS * sizeof(float), "one for each");
+typedef float four __attribute__((vector_size(16)));
 static_assert(ATTN_BLOCK_SLOTS_MAX * ATTN_ROWS % LANES == 0, "whole vectors of scores");
 static_assert(2 * ATTN_ROWS <= LANES, "one vector of fold factors");
+enum { LINE_BYTES = 64 };
 
 /* Slots [first, first + n) of a set: of one encoded span, or of plain ones. */
 typedef struct slot_run {
@@ -39,11 +40,13 @@ typedef struct slot_run {
 
 /* The slots of one block that at least one query may see, in order. */
 typedef struct slot_set {
-    const void *k[ATTN_BLOCK_SLOTS_MAX];
-    const void *v[ATTN_BLOCK_SLOTS_MAX];
-    const void *v_grid[ATTN_BLOCK_SLOTS_MAX]; /* valid in coded runs */
+    const void *k[ATTN_BLOCK_SLOTS_MAX + 3]; /* fill_rows writes fours */
+    const void *v[ATTN_BLOCK_SLOTS_MAX + 3];
+    const void *v_grid[ATTN_BLOCK_SLOTS_MAX + 3]; /* valid in coded runs */
     slot_run runs[ATTN_BLOCK_SLOTS_MAX];
     uint32_t n_runs;
+    const attn_span
+        *next; /* rows to ask for while the last run is worked on, coded alike; or NULL */
     uint32_t position[ATTN_BLOCK_SLOTS_MAX];
     float bias[ATTN_BLOCK_SLOTS_MAX];
     bool has_bias;
@@ -61,10 +64,16 @@ typedef struct row_set {
 
 /* What one block gives to the rows. */
 typedef struct partial {
-    float p[ATTN_BLOCK_SLOTS_MAX * ATTN_ROWS]; /* [slot][ATTN_ROWS]; unused rows: 0 */
+    float p[ATTN_BLOCK_SLOTS_MAX * ATTN_ROWS]; /* [slot][row_width]; unused rows: 0 */
     float max[ATTN_ROWS], sum[ATTN_ROWS];
     float kept[ATTN_ROWS], added[ATTN_ROWS]; /* factors of the fold */
 } partial;
+
+/* Columns of scores of n rows: a power of two, so that lanes and rows go together. */
+static inline uint32_t row_width(uint32_t n_rows)
+{
+    return n_rows == 3 ? 4 : n_rows;
+}
 
 #include "kernels/attention_values_simd.c"
 
@@ -81,11 +90,53 @@ static slot_run *run_of(slot_set *s, const attn_span *span)
     return &s->runs[s->n_runs - 1];
 }
 
+/* out[i] = first + i stride for i < n, and up to three more. */
+static void fill_rows(const void **out, const void *first, uint32_t stride_bytes, uint32_t n)
+{
+    typedef uint64_t fours __attribute__((vector_size(32)));
+    const uint64_t at = (uintptr_t)first, stride = stride_bytes;
+    fours rows = {at, at + stride, at + 2 * stride, at + 3 * stride};
+    for (uint32_t i = 0; i < n; i += 4, rows += 4 * stride)
+        memcpy(out + i, &rows, sizeof rows);
+}
+
+/* A span whose slots are all seen by some query, as most of a long context are: straight loops. False
+ * if it is not one; nothing is gathered then. */
+static bool gather_whole(const attn_query *query, const attn_span *span, slot_set *out)
+{
+    const uint32_t newest = query->positions[query->n_queries - 1], oldest = query->positions[0];
+    const uint32_t n = span->n_slots, n_before = out->n, first = span->first_position;
+    const uint64_t all = n < 64 ? (UINT64_C(1) << n) - 1 : UINT64_MAX;
+    uint32_t *position = out->position + n_before, min = UINT32_MAX, max = 0;
+    if ((span->live & all) != all) return false;
+    for (uint32_t i = 0; i < n; i++)
+        position[i] = span->positions != NULL ? span->positions[i] : first + i;
+    for (uint32_t i = 0; i < n; i++) {
+        min = position[i] < min ? position[i] : min;
+        max = position[i] > max ? position[i] : max;
+    }
+    if (max > newest) return false;
+    if (query->window != 0 && min < oldest && oldest - min >= query->window) return false;
+    fill_rows(out->k + n_before, span->k, span->k_stride_bytes, n);
+    fill_rows(out->v + n_before, span->v, span->v_stride_bytes, n);
+    if (span->coding != ATTN_PLAIN)
+        fill_rows(out->v_grid + n_before, span->v_grid, span->v_grid_stride_bytes, n);
+    for (uint32_t i = 0; i < n; i++)
+        out->bias[n_before + i] = span->bias != NULL ? span->bias[i] : 0;
+    out->has_bias |= span->bias != NULL;
+    out->position_min = min < out->position_min ? min : out->position_min;
+    out->position_max = max > out->position_max ? max : out->position_max;
+    run_of(out, span)->n += n;
+    out->n += n;
+    return true;
+}
+
 static void gather_span(const attn_query *query, const attn_span *span, slot_set *out)
 {
     const uint32_t newest = query->positions[query->n_queries - 1];
     const uint32_t oldest = query->positions[0];
     uint64_t live = span->live;
+    if (gather_whole(query, span, out)) return;
     if (span->n_slots < 64) live &= (UINT64_C(1) << span->n_slots) - 1;
     for (; live != 0; live &= live - 1) {
         const uint32_t i = (uint32_t)__builtin_ctzll(live);
@@ -112,6 +163,7 @@ static void gather_block(const attn_query *query, const attn_blocks *blocks,
     uint32_t n_slots = 0;
     out->n = out->n_runs = 0;
     out->has_bias = false;
+    out->next = NULL;
     out->position_min = UINT32_MAX;
     out->position_max = 0;
     for (uint32_t s = 0; s < block->n_spans; s++) {
@@ -140,19 +192,16 @@ static uint64_t visible_slots(const slot_set *s, uint32_t position, uint32_t win
     return visible;
 }
 
-/* From `n` columns to ATTN_ROWS, the new ones zero; backwards, since it is done in place. `n` is a constant. */
-static ALWAYS_INLINE void spread_columns(float *p, uint32_t n_slots, const uint32_t n)
+/* From 3 columns to 4, the new one zero; backwards, since it is done in place. */
+static void spread_columns(float *p, uint32_t n_slots)
 {
     for (uint32_t i = n_slots; i-- > 0;) {
-        float row[ATTN_ROWS] = {0};
-        for (uint32_t j = 0; j < n; j++)
-            row[j] = p[i * n + j];
-        memcpy(p + (size_t)i * ATTN_ROWS, row, sizeof row);
+        const float row[4] = {p[i * 3], p[i * 3 + 1], p[i * 3 + 2], 0};
+        memcpy(p + (size_t)i * 4, row, sizeof row);
     }
 }
 
-/* Products of q and k of all runs, each in its way; spread out to ATTN_ROWS columns if there are
- * fewer rows. */
+/* Products of q and k of all runs, each in its way. */
 static void score_rows(const attn_query *query, const slot_set *s, const row_set *r, partial *part)
 {
     for (uint32_t i = 0; i < s->n_runs; i++) {
@@ -172,68 +221,78 @@ static void score_rows(const attn_query *query, const slot_set *s, const row_set
                         .type = query->type};
         dots_direct(&d);
     }
-    switch (r->n) {
-    case 1: spread_columns(part->p, s->n, 1); break;
-    case 2: spread_columns(part->p, s->n, 2); break;
-    case 3: spread_columns(part->p, s->n, 3); break;
-    default: assert(r->n == ATTN_ROWS);
-    }
+    if (row_width(r->n) != r->n) spread_columns(part->p, s->n);
 }
 
 /* score = scale * product + bias, -inf where masked. */
 static void mask_rows(const attn_query *query, const slot_set *s, const row_set *r, partial *part)
 {
     const vf scale = vf_set1(query->scale);
-    const uint32_t n = s->n * ATTN_ROWS;
+    const uint32_t width = row_width(r->n), n = s->n * width;
     uint64_t everywhere = all_slots(s);
     for (uint32_t i = n; i % LANES != 0; i++)
         part->p[i] = -INFINITY;
     for (uint32_t i = 0; i < n; i += LANES)
         vf_store(part->p + i, vf_mul(vf_load(part->p + i), scale));
     for (uint32_t i = 0; i < n && s->has_bias; i++)
-        part->p[i] += s->bias[i / ATTN_ROWS];
+        part->p[i] += s->bias[i / width];
     for (uint32_t j = 0; j < r->n; j++)
         everywhere &= r->visible[j];
     for (uint64_t some = all_slots(s) & ~everywhere; some != 0; some &= some - 1) {
         const uint32_t i = (uint32_t)__builtin_ctzll(some);
         for (uint32_t j = 0; j < r->n; j++) {
-            if ((r->visible[j] >> i & 1) == 0) part->p[i * ATTN_ROWS + j] = -INFINITY;
+            if ((r->visible[j] >> i & 1) == 0) part->p[i * width + j] = -INFINITY;
         }
     }
 }
 
 /* The largest score of each row; which lane a score is in does not matter to a maximum. */
-static void find_max(const slot_set *s, partial *part)
+static void find_max(const slot_set *s, uint32_t width, partial *part)
 {
     float lane[LANES];
     vf max = vf_set1(-INFINITY);
-    for (uint32_t i = 0; i < s->n * ATTN_ROWS; i += LANES)
+    for (uint32_t i = 0; i < s->n * width; i += LANES)
         max = vf_max(max, vf_load(part->p + i));
     vf_store(lane, max);
-    for (uint32_t j = 0; j < ATTN_ROWS; j++) {
+    for (uint32_t j = 0; j < width; j++) {
         part->max[j] = lane[j];
-        for (uint32_t i = j + ATTN_ROWS; i < LANES; i += ATTN_ROWS)
+        for (uint32_t i = j + width; i < LANES; i += width)
             part->max[j] = lane[i] > part->max[j] ? lane[i] : part->max[j];
     }
 }
 
+/* p = exp(score - max), and sums of W columns, a constant: slot after slot. The chain of sums takes
+ * longer than the exponentials, which go on beside it. */
+static ALWAYS_INLINE void weigh_columns(const slot_set *s, vf max, partial *part, const uint32_t W)
+{
+    float sum[ATTN_ROWS] = {0};
+    const uint32_t n = s->n * W;
+    for (uint32_t i = 0; i < n; i += LANES) {
+        float *p = part->p + i;
+        vf_store(p, vf_exp(vf_sub(vf_load(p), max)));
+        UNROLL
+        for (uint32_t l = 0; l < LANES; l++) /* after the last slot: exp(-inf) */
+            sum[l % W] += p[l];
+    }
+    for (uint32_t j = 0; j < W; j++)
+        part->sum[j] = sum[j];
+}
+
 /* p and its sums. A row whose block is all -inf gets p = 0 and adds nothing. */
-static void weigh_rows(const slot_set *s, partial *part)
+static void weigh_rows(const slot_set *s, uint32_t width, partial *part)
 {
     float lane[LANES];
     for (uint32_t i = 0; i < LANES; i++) {
-        const float max = part->max[i % ATTN_ROWS];
+        const float max = part->max[i & (width - 1)];
         lane[i] = max == -INFINITY ? 0 : max;
     }
     const vf max = vf_load(lane);
-    for (uint32_t i = 0; i < s->n * ATTN_ROWS; i += LANES)
-        vf_store(part->p + i, vf_exp(vf_sub(vf_load(part->p + i), max)));
-    four sum = {0}, p;
-    for (uint32_t i = 0; i < s->n; i++) {
-        memcpy(&p, part->p + i * ATTN_ROWS, sizeof p);
-        sum += p;
+    switch (width) {
+    case 1: weigh_columns(s, max, part, 1); break;
+    case 2: weigh_columns(s, max, part, 2); break;
+    case 4: weigh_columns(s, max, part, 4); break;
+    default: assert(false);
     }
-    memcpy(part->sum, &sum, sizeof sum);
 }
 
 /* m' = max(m, m_b), l' = l exp(m - m') + l_b exp(m_b - m'); the factors are kept for acc. */
@@ -263,8 +322,8 @@ static void fold_rows(const attn_query *query, const slot_set *s, const row_set 
     partial part;
     score_rows(query, s, r, &part);
     mask_rows(query, s, r, &part);
-    find_max(s, &part);
-    weigh_rows(s, &part);
+    find_max(s, row_width(r->n), &part);
+    weigh_rows(s, row_width(r->n), &part);
     fold_sums(r, state, &part);
     float *acc[ATTN_ROWS];
     for (uint32_t j = 0; j < r->n; j++)
@@ -302,24 +361,30 @@ static void attend_block(const attn_query *query, const slot_set *s, attn_state 
 
 static void prefetch_bytes(const void *from, size_t n_bytes)
 {
-    enum { LINE_BYTES = 64 };
     for (size_t i = 0; i < n_bytes; i += LINE_BYTES)
         _mm_prefetch((const char *)from + i, _MM_HINT_T0);
 }
 
-/* Asks for a block while the one before it is worked on. Pages lie anywhere and are a few KiB long, so the hardware
- * sees each of their parts as something new. */
-static void prefetch_block(const attn_query *query, const attn_blocks *blocks, uint32_t b)
+/* Asks for a block while the one before it, `s`, is worked on. Pages lie anywhere and are a few KiB
+ * long, so the hardware sees each of their parts as something new. Codes after codes are left to the
+ * loops over the last run, row by row: asked for all at once they would wait for each other. */
+static void prefetch_block(const attn_query *query, const attn_blocks *blocks, uint32_t b,
+                           slot_set *s)
 {
     if (b >= blocks->n_blocks) return;
     const attn_block *block = &blocks->blocks[b];
-    for (uint32_t s = 0; s < block->n_spans; s++) {
-        const attn_span *span = &blocks->spans[block->first_span + s];
+    const attn_span *coded = s->n_runs > 0 ? s->runs[s->n_runs - 1].coded : NULL;
+    for (uint32_t i = 0; i < block->n_spans; i++) {
+        const attn_span *span = &blocks->spans[block->first_span + i];
         const size_t n_slots = span->n_slots;
         if (span->positions != NULL)
             prefetch_bytes(span->positions, n_slots * sizeof *span->positions);
-        prefetch_bytes(span->k, n_slots * span->k_stride_bytes);
-        prefetch_bytes(span->v, n_slots * span->v_stride_bytes);
+        if (coded != NULL && coded->coding == span->coding && span->coding != ATTN_KEPT) {
+            s->next = span;
+        } else {
+            prefetch_bytes(span->k, n_slots * span->k_stride_bytes);
+            prefetch_bytes(span->v, n_slots * span->v_stride_bytes);
+        }
         if (span->coding == ATTN_PLAIN || span->coding == ATTN_FP8) continue;
         prefetch_bytes(span->k_grid, (size_t)2 * query->k_dim * sizeof(uint16_t));
         prefetch_bytes(span->v_grid, n_slots * span->v_grid_stride_bytes);
@@ -332,8 +397,8 @@ static void attend_simd(const attn_query *query, const attn_blocks *blocks, attn
     if (query->n_queries == 0) return;
     slot_set s;
     for (uint32_t b = 0; b < blocks->n_blocks; b++) {
-        prefetch_block(query, blocks, b + 1);
         gather_block(query, blocks, &blocks->blocks[b], &s);
+        prefetch_block(query, blocks, b + 1, &s);
         if (s.n > 0) attend_block(query, &s, state);
     }
 }

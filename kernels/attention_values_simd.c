@@ -2,32 +2,41 @@
  * attention_simd.c, which includes it after its types.
  *
  * A tile is R rows by C vectors of channels. Over the slots it adds p v in registers, then
- *     acc = (a + shift) added + acc kept
- * with `shift` only in encoded runs: the part of the sum that the minima make. */
+ *     acc = a added + acc kept */
 
 enum { V_TILE_MAX = 8 };
 
 /* The slots and rows that tiles go over. */
 typedef struct v_fold {
     const void *const *v; /* [n_slots] */
-    const float *p;       /* [n_slots][ATTN_ROWS] */
+    const float *p;       /* [n_slots][row_width] */
     uint32_t n_slots;
-    const float *kept, *added, *shift; /* [n rows]; shift: coded only */
-    float *const *acc;                 /* [n rows]: rows of the state */
+    const float *kept, *added; /* [n rows] */
+    float *const *acc;         /* [n rows]: rows of the state */
 } v_fold;
 
-/* LANES values from channel c of a row; n_rest of them, if it is not 0. Coding and type are constants. */
-static ALWAYS_INLINE vf load_values(const char *row, uint32_t c, uint32_t n_rest,
-                                    const attn_coding coding, const dtype type)
+/* LANES values from channel c of a row; n_rest of them, if it is not 0. The type is a constant. */
+static ALWAYS_INLINE vf load_values(const char *row, uint32_t c, uint32_t n_rest, const dtype type)
 {
-    if (coding != ATTN_PLAIN) return load_codes(row, c, n_rest, coding);
     const char *at = row + (size_t)c * dtype_bytes(type);
     return n_rest > 0 ? vf_load_part(at, type, n_rest) : vf_load_as(at, type);
 }
 
+/* acc = a added + acc kept; of a partial vector only n_rest. */
+static ALWAYS_INLINE void fold_vector(float *acc, uint32_t n_rest, vf a, vf kept, vf added)
+{
+    const vf old = n_rest > 0 ? vf_load_part(acc, DTYPE_F32, n_rest) : vf_load(acc);
+    const vf sum = vf_fma(a, added, vf_mul(old, kept));
+    if (n_rest > 0) {
+        vf_store_part(acc, sum, n_rest);
+    } else {
+        vf_store(acc, sum);
+    }
+}
+
 /* Channels [c, c + C LANES) of R rows; of a last, partial vector only n_rest. */
 static ALWAYS_INLINE void fold_tile(const v_fold *f, uint32_t c, uint32_t n_rest, const int R,
-                                    const int C, const attn_coding coding, const dtype type)
+                                    const int C, const dtype type)
 {
     vf a[ATTN_ROWS][V_TILE_MAX];
     UNROLL
@@ -40,10 +49,10 @@ static ALWAYS_INLINE void fold_tile(const v_fold *f, uint32_t c, uint32_t n_rest
         vf values[V_TILE_MAX];
         UNROLL
         for (int i = 0; i < C; i++)
-            values[i] = load_values(f->v[s], c + (uint32_t)(i * LANES), n_rest, coding, type);
+            values[i] = load_values(f->v[s], c + (uint32_t)(i * LANES), n_rest, type);
         UNROLL
         for (int j = 0; j < R; j++) {
-            const vf p = vf_set1(f->p[s * ATTN_ROWS + (uint32_t)j]);
+            const vf p = vf_set1(f->p[s * row_width((uint32_t)R) + (uint32_t)j]);
             UNROLL
             for (int i = 0; i < C; i++)
                 a[j][i] = vf_fma(p, values[i], a[j][i]);
@@ -53,39 +62,30 @@ static ALWAYS_INLINE void fold_tile(const v_fold *f, uint32_t c, uint32_t n_rest
     for (int j = 0; j < R; j++) {
         const vf kept = vf_set1(f->kept[j]), added = vf_set1(f->added[j]);
         UNROLL
-        for (int i = 0; i < C; i++) {
-            float *acc = f->acc[j] + c + i * LANES;
-            const vf old = n_rest > 0 ? vf_load_part(acc, DTYPE_F32, n_rest) : vf_load(acc);
-            const vf new = coding == ATTN_PLAIN ? a[j][i] : vf_add(a[j][i], vf_set1(f->shift[j]));
-            const vf sum = vf_fma(new, added, vf_mul(old, kept));
-            if (n_rest > 0) {
-                vf_store_part(acc, sum, n_rest);
-            } else {
-                vf_store(acc, sum);
-            }
-        }
+        for (int i = 0; i < C; i++)
+            fold_vector(f->acc[j] + c + i * LANES, n_rest, a[j][i], kept, added);
     }
 }
 
 /* Channels [c, end) of R rows: tiles of C vectors, single vectors, the rest. */
 static ALWAYS_INLINE void fold_channels(const v_fold *f, uint32_t c, uint32_t end, const int R,
-                                        const int C, const attn_coding coding, const dtype type)
+                                        const int C, const dtype type)
 {
     for (; c + (uint32_t)C * LANES <= end; c += (uint32_t)C * LANES)
-        fold_tile(f, c, 0, R, C, coding, type);
+        fold_tile(f, c, 0, R, C, type);
     for (; c + LANES <= end; c += LANES)
-        fold_tile(f, c, 0, R, 1, coding, type);
-    if (c < end) fold_tile(f, c, end - c, R, 1, coding, type);
+        fold_tile(f, c, 0, R, 1, type);
+    if (c < end) fold_tile(f, c, end - c, R, 1, type);
 }
 
 static ALWAYS_INLINE void fold_values(const v_fold *f, uint32_t c, uint32_t end, uint32_t n_rows,
-                                      const attn_coding coding, const dtype type)
+                                      const dtype type)
 {
     switch (n_rows) {
-    case 1: fold_channels(f, c, end, 1, 8, coding, type); break;
-    case 2: fold_channels(f, c, end, 2, 4, coding, type); break;
-    case 3: fold_channels(f, c, end, 3, 2, coding, type); break;
-    case 4: fold_channels(f, c, end, 4, 2, coding, type); break;
+    case 1: fold_channels(f, c, end, 1, 8, type); break;
+    case 2: fold_channels(f, c, end, 2, 4, type); break;
+    case 3: fold_channels(f, c, end, 3, 2, type); break;
+    case 4: fold_channels(f, c, end, 4, 2, type); break;
     default: assert(false);
     }
 }
@@ -95,9 +95,9 @@ static __attribute__((noinline)) void fold_plain_values(const v_fold *f, uint32_
                                                         uint32_t n_rows, dtype type)
 {
     if (type == DTYPE_F32) {
-        fold_values(f, 0, n, n_rows, ATTN_PLAIN, DTYPE_F32);
+        fold_values(f, 0, n, n_rows, DTYPE_F32);
     } else {
-        fold_values(f, 0, n, n_rows, ATTN_PLAIN, DTYPE_BF16);
+        fold_values(f, 0, n, n_rows, DTYPE_BF16);
     }
 }
 
@@ -105,7 +105,7 @@ static void fold_plain(const attn_query *query, const slot_set *s, const slot_ru
                        uint32_t n_rows, const partial *part, float *const *acc)
 {
     const v_fold f = {.v = s->v + run->first,
-                      .p = part->p + (size_t)run->first * ATTN_ROWS,
+                      .p = part->p + (size_t)run->first * row_width(n_rows),
                       .n_slots = run->n,
                       .kept = part->kept,
                       .added = part->added,

@@ -1,4 +1,5 @@
-/* kernels/simd_codes.h - codes of encoded pages (attn_coding) as vectors of numbers; part of simd.h.
+/* kernels/simd_codes.h - codes in order of encoded pages (attn_coding) as vectors of numbers; for those in
+ * lots see simd_lots.h. Part of simd.h.
  *
  * LANES codes from `p`, unaligned: as many bytes as they fill are read, no more. fp8 is as
  * f32_from_fp8, but for NaN: its bits, moved, are an f32 whose exponent is 120 too low. */
@@ -101,9 +102,10 @@ static inline vf vf_load_fp8(const void *p)
 }
 
 #undef VECTOR_OF
+
 #endif
 
-/* Codes c .. c + LANES - 1 of a row, c a multiple of LANES. n > 0: only n of them, zeros behind, and
+/* Codes in order: c .. c + LANES - 1 of a row, behind its lots. n > 0: only n of them, zeros behind, and
  * nothing after their bytes is read. `coding` is a constant after inlining. */
 static ALWAYS_INLINE vf load_codes(const char *row, uint32_t c, uint32_t n,
                                    const attn_coding coding)

@@ -82,7 +82,7 @@ void kv_basis_need_blocks(const kv_cache *cache, uint32_t layer, uint64_t n_bloc
     uint64_t n = 0;
     for (; n_blocks > 0; n_blocks /= 2)
         n++;
-    need[kv_basis_class(cache, layer)] += n * cache->n_kv_heads[layer];
+    need[kv_basis_class(cache, layer)] += n * cache->n_kv_heads[layer] * cache->n_shards;
 }
 
 /* The basis of the last encoded page among blocks [0, end), or KV_PAGE_NONE. */
@@ -109,8 +109,8 @@ void kv_basis_need(const kv_seq *seq, uint32_t end)
 {
     const kv_cache *cache = seq->cache;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
-        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            const uint32_t before = basis_before(seq, kv_list(cache, l, h, 0), end);
+        for (uint32_t i = 0; i < cache->n_kv_heads[l] * cache->n_shards; i++) {
+            const uint32_t before = basis_before(seq, kv_list(cache, l, 0, 0) + i, end);
             cache->need[kv_basis_class(cache, l)] += !is_good(cache, before, end);
         }
     }
@@ -118,73 +118,88 @@ void kv_basis_need(const kv_seq *seq, uint32_t end)
 
 /* ---- making -------------------------------------------------------------------------------------- */
 
+/* One list of pages, some of which are encoded now. */
+typedef struct list_at {
+    uint32_t layer, shard, list;
+} list_at;
+
+/* The list with this number. */
+static list_at find_list(const kv_cache *cache, uint32_t list)
+{
+    uint32_t layer = cache->n_layers - 1;
+    while (cache->first_list[layer] > list)
+        layer--;
+    return (list_at){layer, (list - cache->first_list[layer]) % cache->n_shards, list};
+}
+
+/* The raw page of a block that is encoded now, or KV_PAGE_NONE. */
+static uint32_t raw_page(const kv_seq *seq, const list_at *at, uint32_t block,
+                         const kv_encoded *blocks)
+{
+    const kv_page_at page = {at->shard, block, kv_table_page(&seq->table, at->list, block)};
+    return kv_encodes(seq, at->layer, &page, blocks) ? page.page : KV_PAGE_NONE;
+}
+
 typedef struct fit_loop {
     kv_seq *seq;
-    uint32_t first, end;
+    const kv_encoded *blocks;
 } fit_loop;
 
-static void fit_list(const fit_loop *loop, uint32_t layer, uint32_t head, uint32_t worker)
+static void fit_list(const fit_loop *loop, const list_at *at, uint32_t worker)
 {
     kv_seq *seq = loop->seq;
     const kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
-    const uint32_t list = kv_list(cache, layer, head, 0);
-    const uint32_t before = basis_before(seq, list, loop->end);
+    const uint32_t end = loop->blocks->end, before = basis_before(seq, at->list, end);
     kv_svd_fit *fit = &cache->own_bases.fits[worker];
-    fit->shape = &cache->heads[layer];
+    fit->shape = &cache->heads[at->layer];
     kv_svd_fit_begin(fit, before != KV_PAGE_NONE ? kv_pool_data(cache->pool, before) : NULL);
-    for (uint32_t b = loop->first; b < loop->end; b++) {
-        const uint32_t page = kv_table_page(&seq->table, list, b);
-        if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
+    for (uint32_t b = 0; b < end; b++) {
+        const uint32_t page = raw_page(seq, at, b, loop->blocks);
+        if (page == KV_PAGE_NONE) continue;
         const uint8_t *data = kv_seq_read_page(seq, page, kv_landing(cache, worker));
         const attn_span span = kv_page_span(kv_layout_of(cache, page), data, pages->n_slots[page]);
         kv_svd_fit_add(fit, &span);
     }
-    kv_svd_fit_end(fit, loop->end * cache->page_tokens,
-                   kv_pool_data(cache->pool, cache->own_bases.page[list]));
+    kv_svd_fit_end(fit, end * cache->page_tokens,
+                   kv_pool_data(cache->pool, cache->own_bases.page[at->list]));
 }
 
-/* Job i: head i of all layers' heads. */
+/* Job i: list i. */
 static void fit_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
     const fit_loop *loop = ctx;
     const kv_cache *cache = loop->seq->cache;
-    size_t i = 0;
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++, i++) {
-            if (i < begin || i >= end) continue;
-            if (cache->own_bases.is_new[kv_list(cache, l, h, 0)]) fit_list(loop, l, h, worker);
-        }
+    for (size_t i = begin; i < end; i++) {
+        const list_at at = find_list(cache, (uint32_t)i);
+        if (cache->own_bases.is_new[i]) fit_list(loop, &at, worker);
     }
 }
 
-static bool any_raw(const kv_seq *seq, uint32_t list, uint32_t first, uint32_t end)
+static bool any_raw(const kv_seq *seq, const list_at *at, const kv_encoded *blocks)
 {
-    for (uint32_t b = first; b < end; b++) {
-        const uint32_t page = kv_table_page(&seq->table, list, b);
-        if (page != KV_PAGE_NONE && !kv_is_coded_page(seq->cache, page)) return true;
+    for (uint32_t b = 0; b < blocks->end; b++) {
+        if (raw_page(seq, at, b, blocks) != KV_PAGE_NONE) return true;
     }
     return false;
 }
 
-void kv_bases_begin(kv_seq *seq, uint32_t first, uint32_t end)
+void kv_bases_begin(kv_seq *seq, const kv_encoded *blocks)
 {
     kv_cache *cache = seq->cache;
-    fit_loop loop = {.seq = seq, .first = first, .end = end};
-    size_t n_heads = 0;
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++, n_heads++) {
-            const uint32_t list = kv_list(cache, l, h, 0);
-            uint32_t basis = basis_before(seq, list, end);
-            const bool is_new = any_raw(seq, list, first, end) && !is_good(cache, basis, end);
-            if (is_new)
-                basis = kv_pool_alloc_page(cache->pool, kv_basis_class(cache, l), KV_HELD_BY_SEQ);
-            assert(!is_new || basis != KV_PAGE_NONE);
-            cache->own_bases.page[list] = basis;
-            cache->own_bases.is_new[list] = is_new;
-        }
+    fit_loop loop = {.seq = seq, .blocks = blocks};
+    for (uint32_t list = 0; list < cache->n_lists; list++) {
+        const list_at at = find_list(cache, list);
+        uint32_t basis = basis_before(seq, list, blocks->end);
+        const bool is_new = any_raw(seq, &at, blocks) && !is_good(cache, basis, blocks->end);
+        if (is_new)
+            basis =
+                kv_pool_alloc_page(cache->pool, kv_basis_class(cache, at.layer), KV_HELD_BY_SEQ);
+        assert(!is_new || basis != KV_PAGE_NONE);
+        cache->own_bases.page[list] = basis;
+        cache->own_bases.is_new[list] = is_new;
     }
-    parallel_for(cache->d->pool, n_heads, 1, fit_jobs, &loop);
+    parallel_for(cache->d->pool, cache->n_lists, 1, fit_jobs, &loop);
 }
 
 void kv_bases_end(kv_seq *seq)

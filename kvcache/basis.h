@@ -5,7 +5,7 @@
  * on them: a basis lives as long as somebody sees a page that needs it, shared prefixes included. They
  * are never demoted.
  *
- * A list of pages gets its first basis when its first blocks are encoded, from those, and a new one when the
+ * A list of pages - every shard's of a head has its own - gets its first basis when its first blocks are encoded, from those, and a new one when the
  * entries have doubled since, from what the old one saw and from the blocks that are encoded then. The
  * others lean on the basis of the encoded block before them. So which basis a page has follows from
  * positions alone, and there are at most 1 + log2 of the blocks. A sequence that takes a prefix goes on
@@ -38,9 +38,9 @@ void kv_basis_need_blocks(const kv_cache *cache, uint32_t layer, uint64_t n_bloc
 /* Adds to cache->need those that encoding up to block `end` may make. */
 void kv_basis_need(const kv_seq *seq, uint32_t end);
 
-/* Before blocks [first, end) are encoded, as far as they are raw: chooses or makes a basis for every list,
+/* Before blocks are encoded, as far as they are raw: chooses or makes a basis for every list,
  * cache->own_bases.page; kv_bases_end when the pages lean on them. */
-void kv_bases_begin(kv_seq *seq, uint32_t first, uint32_t end);
+void kv_bases_begin(kv_seq *seq, const kv_encoded *blocks);
 void kv_bases_end(kv_seq *seq);
 
 #endif

@@ -5,12 +5,13 @@
  *   kv_seq.c        sequences: open, truncate, close
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
+ *   scatter.c       the same for layers whose entries are placed one by one
  *   encode.c        which blocks are encoded, and when (basis.c: in which basis)
  *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
  *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
  *   distill.c       what stays is made to stand for what goes
  *   compact.c       pages with holes become fewer
- *   reader.c        attention (low_reader.c: over coefficients)
+ *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
  *   kv_queries.c    numbers for others (kv_map.c: what lies where)
@@ -18,7 +19,8 @@
  *
  * Blocks: position p lies in block p / page_tokens. Of a sequence, blocks [0, n_blocks) lie in pages
  * and positions [n_blocks * page_tokens, length) in its ring; during a step, positions [length,
- * length + n_step_tokens) lie in staging, and blocks [n_blocks, n_reserved) have empty pages.
+ * length + n_step_tokens) lie in staging, and blocks [n_blocks, n_reserved) have empty pages - but in
+ * layers whose entries are placed one by one, where pages are taken when the step ends (scatter.h).
  *
  * Scheduling thins a sequence out: from then on an entry of its table is no block any more, but up to a
  * page of entries in position order, those of all entries before it being older. */
@@ -32,6 +34,7 @@
 #include "kvcache/kv_cache.h"
 #include "kvcache/observe.h"
 #include "kvcache/page_table.h"
+#include "kvcache/placement/expert_map.h"
 #include "kvcache/placement/placement.h"
 #include "kvcache/prefix_cache.h"
 #include "kvcache/reader.h"
@@ -87,20 +90,24 @@ struct kv_cache {
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
 
-    uint32_t n_layers, n_lists, n_kv_heads_max, v_dim_max;
+    uint32_t n_layers, n_lists, n_kv_heads_max, n_experts, v_dim_max;
     uint32_t n_classes, n_raw_classes;
     uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */
     kv_layer_shape *layer;               /* [n_layers] */
     kv_head_shape *heads;                /* [n_layers] */
     uint32_t *n_kv_heads;                /* [n_layers]: layer[l].n_kv_heads */
     uint32_t *first_list;                /* [n_layers]: in page tables; see kv_list */
+    bool has_scattered;                  /* layers */
+    bool *scatters;         /* [n_layers]: its entries are placed one by one; see scatter.h */
     uint32_t *layer_class;  /* [n_layers]: size class of its raw pages; see kv_coded_class */
     kv_page_layout *layout; /* [n_classes]: raw ones, then those of each codec in their order */
     const kv_codec **class_codec; /* [n_classes] */
     uint64_t *need;               /* [n_classes]: pages to find room for */
 
+    kv_expert_map experts; /* which shard has which */
     kv_pool *pool;
-    kv_tiers *tiers; /* NULL: the pool is all there is */
+    uint64_t quota_bytes; /* of the pool, for what one shard owns; see kv_choose_owner */
+    kv_tiers *tiers;      /* NULL: the pool is all there is */
     kv_rings rings;
     kv_staging staging;
     kv_reader reader;
@@ -124,17 +131,6 @@ struct kv_cache {
     kv_stats_board board;
     arena layer_memory, work_memory; /* every array above */
 };
-
-static inline uint32_t kv_list(const kv_cache *cache, uint32_t layer, uint32_t head, uint32_t shard)
-{
-    return cache->first_list[layer] + head * cache->n_shards + shard;
-}
-
-/* Blocks that have left the window of the ring when `length` tokens are held. */
-static inline uint32_t kv_blocks_left(const kv_cache *cache, uint32_t length)
-{
-    return length < cache->window_tokens ? 0 : (length - cache->window_tokens) / cache->page_tokens;
-}
 
 /* ---- kv_seq.c ---- */
 

@@ -6,6 +6,7 @@
 
 #include "kvcache/demote.h"
 #include "kvcache/run_box.h"
+#include "kvcache/scatter.h"
 
 /* A commit job copies at least this much, or the loop stays on one thread. */
 enum { SERIAL_BYTES_MAX = 64 * 1024 };
@@ -54,12 +55,20 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
 {
     const kv_cache *cache = seq->cache;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
+        uint32_t n_scattered = 0;
         for (uint32_t b = seq->n_blocks; b < goal->n_blocks; b++) {
             if (kv_block_passed(cache, l, b, goal->length)) continue;
+            if (cache->scatters[l]) {
+                n_scattered++;
+                continue;
+            }
             cache->need[page_class(seq, goal, l, b)] += cache->n_kv_heads[l];
             if (seq->methods.codec->has_own_bases && kv_goal_encodes(cache, goal, b))
                 cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
         }
+        /* Who owns the step's entries is not known yet, so there is room for the worst. */
+        cache->need[cache->layer_class[l]] +=
+            (uint64_t)kv_pages_to_open(cache, l, n_scattered) * cache->n_kv_heads[l];
     }
     kv_encode_need(seq, goal);
 }
@@ -69,35 +78,11 @@ bool kv_make_room(kv_cache *cache)
     while (!kv_demote_until_room(cache)) {
         if (kv_prefix_give_up_block(cache)) continue;
         /* Pages that an object shares with a sequence have one holder once it is gone, and may leave. */
-        if (!kv_may_demote(cache) || !kv_prefix_give_up_object(cache)) return false;
+        if (kv_may_demote(cache) && kv_prefix_give_up_object(cache)) continue;
+        kv_scatter_pack(cache);
+        return kv_pool_has_room(cache->pool, cache->need);
     }
     return true;
-}
-
-/* Asks placement who owns a block. There is one shard, so its entries cannot have two owners. */
-static uint32_t place_block(const kv_cache *cache, const kv_seq *seq, uint32_t layer,
-                            uint32_t block, uint32_t n_slots)
-{
-    uint16_t expert[KV_PAGE_TOKENS_MAX];
-    uint32_t owner[KV_PAGE_TOKENS_MAX];
-    const uint32_t first = block * cache->page_tokens;
-    for (uint32_t i = 0; i < n_slots; i++) {
-        const uint32_t p = first + i;
-        expert[i] = p < seq->length
-                        ? *kv_ring_expert(&cache->rings, seq->ring, layer, p)
-                        : cache->staging.expert[(size_t)layer * cache->limits.n_step_tokens_max +
-                                                seq->first_token + (p - seq->length)];
-    }
-    const kv_place_args args = {.layer = layer,
-                                .n_shards = cache->n_shards,
-                                .page_tokens = cache->page_tokens,
-                                .first_position = first,
-                                .n_slots = n_slots,
-                                .expert = expert};
-    cache->placement->place(&args, owner);
-    for (uint32_t i = 0; i < n_slots; i++)
-        assert(owner[i] == owner[0] && owner[i] < cache->n_shards);
-    return owner[0];
 }
 
 void kv_reserve(kv_seq *seq, const kv_goal *goal)
@@ -108,14 +93,14 @@ void kv_reserve(kv_seq *seq, const kv_goal *goal)
     if (end <= seq->n_blocks) return;
     assert(end <= seq->table.capacity);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
-        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            const size_t first = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), 0);
+        for (uint32_t h = 0; h < cache->n_kv_heads[l] && !cache->scatters[l]; h++) {
             for (uint32_t b = seq->n_blocks; b < end; b++) {
                 if (kv_block_passed(cache, l, b, goal->length)) continue;
+                const uint32_t list = kv_home_list(cache, l, h, b);
                 const uint32_t page =
                     kv_pool_alloc_page(cache->pool, page_class(seq, goal, l, b), KV_HELD_BY_SEQ);
                 assert(page != KV_PAGE_NONE);
-                seq->table.page[first + b] = page;
+                seq->table.page[kv_table_entry(&seq->table, list, b)] = page;
             }
         }
     }
@@ -135,24 +120,83 @@ static uint32_t block_slots(const kv_seq *seq, uint32_t block)
     return (uint32_t)min_size(page_tokens, (size_t)end - block * page_tokens);
 }
 
-/* Notes slots, positions and owner of the reserved pages, and which slots this sequence sees. */
-static void describe_pages(kv_seq *seq)
+/* The expert of a position that is not in a page yet. */
+static uint16_t expert_of(const kv_seq *seq, uint32_t layer, uint32_t position)
+{
+    const kv_cache *cache = seq->cache;
+    if (position < seq->length) return *kv_ring_expert(&cache->rings, seq->ring, layer, position);
+    return cache->staging.expert[(size_t)layer * cache->limits.n_step_tokens_max +
+                                 seq->first_token + (position - seq->length)];
+}
+
+/* Asks placement who owns the entries of a block. What came from a page goes to where it was. */
+static void place_block(const kv_seq *seq, uint32_t layer, uint32_t block, uint32_t n_slots,
+                        uint32_t *owner)
 {
     kv_cache *cache = seq->cache;
+    uint16_t expert[KV_PAGE_TOKENS_MAX];
+    uint32_t shard[KV_PAGE_TOKENS_MAX];
+    const uint32_t first = block * cache->page_tokens;
+    for (uint32_t i = 0; i < n_slots; i++) {
+        expert[i] = expert_of(seq, layer, first + i);
+        shard[i] = cache->n_shards;
+        if (expert[i] == KV_EXPERT_NONE || expert[i] < KV_EXPERT_OF_SHARD) continue;
+        shard[i] = expert[i] - KV_EXPERT_OF_SHARD;
+        expert[i] = KV_EXPERT_NONE;
+    }
+    const kv_place_args args = {.layer = layer,
+                                .n_shards = cache->n_shards,
+                                .page_tokens = cache->page_tokens,
+                                .first_position = first,
+                                .n_slots = n_slots,
+                                .expert = expert,
+                                .expert_shard = kv_expert_shards(&cache->experts, layer)};
+    cache->placement->place(&args, owner);
+    for (uint32_t i = 0; i < n_slots; i++) {
+        if (shard[i] < cache->n_shards) owner[i] = shard[i];
+        assert(owner[i] < cache->n_shards);
+        if (cache->placement->follows_experts && expert[i] != KV_EXPERT_NONE)
+            kv_expert_map_count(&cache->experts, layer, expert[i]);
+    }
+}
+
+/* Notes slots, positions and owner of a block's reserved pages, and which slots this sequence sees. */
+static void describe_block(kv_seq *seq, uint32_t layer, uint32_t block, const uint32_t *owner)
+{
+    kv_cache *cache = seq->cache;
+    const uint32_t n_slots = block_slots(seq, block);
+    uint64_t live = kv_slot_mask(n_slots);
+    if (block == 0) live &= ~kv_slot_mask(cache->sink_tokens); /* read from the ring */
+    for (uint32_t i = 0; i < n_slots; i++)
+        assert(owner[i] == kv_block_shard(cache->n_shards, block));
+    for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
+        const uint32_t list = kv_home_list(cache, layer, h, block);
+        const uint32_t page = kv_table_page(&seq->table, list, block);
+        if (page == KV_PAGE_NONE) continue; /* the layer's window has passed it */
+        const uint32_t page_class = kv_pool_class(cache->pool, page);
+        kv_pool_fill(cache->pool, page, block * cache->page_tokens, n_slots,
+                     kv_choose_owner(cache, owner[0], page_class));
+        kv_count_spilled(cache, owner[0], page, n_slots);
+        kv_table_see(&seq->table, list, block, live);
+        cache->stats.pages_committed++;
+        if (kv_is_coded_page(cache, page)) kv_encode_count(cache, layer, page);
+    }
+}
+
+static void describe_pages(kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t length = seq->length + seq->n_step_tokens;
+    uint32_t owner[KV_PAGE_TOKENS_MAX];
     for (uint32_t b = seq->n_blocks; b < seq->n_reserved; b++) {
-        const uint32_t n_slots = block_slots(seq, b);
-        uint64_t live = kv_slot_mask(n_slots);
-        if (b == 0) live &= ~kv_slot_mask(cache->sink_tokens); /* read from the ring */
         for (uint32_t l = 0; l < cache->n_layers; l++) {
-            const uint32_t owner = place_block(cache, seq, l, b, n_slots);
-            for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-                const uint32_t list = kv_list(cache, l, h, owner);
-                const uint32_t page = kv_table_page(&seq->table, list, b);
-                if (page == KV_PAGE_NONE) continue; /* the layer's window has passed it */
-                kv_pool_fill(cache->pool, page, b * cache->page_tokens, n_slots, owner);
-                kv_table_see(&seq->table, list, b, live);
-                cache->stats.pages_committed++;
-                if (kv_is_coded_page(cache, page)) kv_encode_count(cache, l, page);
+            place_block(seq, l, b, block_slots(seq, b), owner);
+            if (!cache->scatters[l]) {
+                describe_block(seq, l, b, owner);
+            } else if (kv_block_passed(cache, l, b, length)) {
+                kv_scatter_skip(seq, l, b);
+            } else {
+                kv_scatter_append(seq, l, b, owner, block_slots(seq, b));
             }
         }
     }
@@ -162,7 +206,8 @@ static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t
                       uint32_t worker)
 {
     const kv_cache *cache = seq->cache;
-    const uint32_t page = kv_table_page(&seq->table, kv_list(cache, layer, head, 0), block);
+    const uint32_t page =
+        kv_table_page(&seq->table, kv_home_list(cache, layer, head, block), block);
     if (page == KV_PAGE_NONE) return;
     attn_span spans[2];
     const kv_ring_place at = {layer, head, block * cache->page_tokens};
@@ -214,7 +259,9 @@ static void commit_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     for (size_t i = begin; i < end; i++) {
         const uint32_t layer = (uint32_t)(i % loop->cache->n_layers);
         kv_seq *seq = loop->rows[i / loop->cache->n_layers].seq;
-        for (uint32_t b = seq->n_blocks; b < seq->n_reserved; b++) {
+        const bool scatters = loop->cache->scatters[layer];
+        if (scatters) kv_scatter_write(seq, layer, worker);
+        for (uint32_t b = seq->n_blocks; b < seq->n_reserved && !scatters; b++) {
             for (uint32_t h = 0; h < loop->cache->n_kv_heads[layer]; h++)
                 seal_page(seq, layer, h, b, worker);
         }
@@ -236,12 +283,14 @@ static void drop_passed(kv_seq *seq, uint32_t old_length)
 {
     const kv_cache *cache = seq->cache;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
+        if (cache->scatters[l]) kv_scatter_drop_passed(seq, l);
+        if (cache->scatters[l]) continue;
         const uint32_t first = n_passed_blocks(cache, l, old_length);
         const uint32_t end =
             (uint32_t)min_size(n_passed_blocks(cache, l, seq->length), seq->n_blocks);
         for (uint32_t h = 0; h < cache->n_kv_heads[l] && first < end; h++) {
             for (uint32_t b = first; b < end; b++)
-                kv_table_drop_entry(&seq->table, cache->pool, kv_list(cache, l, h, 0), b,
+                kv_table_drop_entry(&seq->table, cache->pool, kv_home_list(cache, l, h, b), b,
                                     KV_HELD_BY_SEQ);
         }
     }
@@ -270,4 +319,5 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
             drop_passed(seq, old_length); /* else its blocks are no longer whole */
         kv_encode(seq, (uint32_t)min_size(seq->n_coded_goal, seq->n_blocks));
     }
+    kv_expert_map_update(&cache->experts);
 }

@@ -9,6 +9,7 @@
 #include "kvcache/evict.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
+#include "kvcache/scatter.h"
 
 #include <string.h>
 
@@ -17,16 +18,25 @@ typedef struct compact_loop {
     uint32_t layer;
 } compact_loop;
 
+/* A list of the layer that is looked at. */
+typedef struct list_at {
+    const kv_seq *seq;
+    uint32_t layer, shard;
+    uint32_t list;
+} list_at;
+
 static uint32_t live_of(const kv_seq *seq, uint32_t list, uint32_t entry)
 {
     return (uint32_t)__builtin_popcountll(
         seq->table.live[kv_table_entry(&seq->table, list, entry)]);
 }
 
-/* Slots that the page of an entry may have. */
-static uint32_t slots_max(const kv_cache *cache, uint32_t entry)
+/* Slots that the page of an entry may have. Where entries are placed one by one, sinks are read apart. */
+static uint32_t slots_max(const list_at *at, uint32_t entry)
 {
-    return cache->page_tokens - (entry == 0 ? cache->sink_tokens : 0);
+    const kv_cache *cache = at->seq->cache;
+    return cache->page_tokens -
+           (entry == 0 && !cache->scatters[at->layer] ? cache->sink_tokens : 0);
 }
 
 bool kv_page_is_own(const kv_cache *cache, uint32_t page)
@@ -56,9 +66,9 @@ static bool has_hole(const kv_seq *seq, uint32_t list, uint32_t entry)
 }
 
 /* Is the page of the entry as full as it can be? */
-static bool is_full(const kv_seq *seq, uint32_t list, uint32_t entry)
+static bool is_full(const list_at *at, uint32_t entry)
 {
-    return live_of(seq, list, entry) == slots_max(seq->cache, entry);
+    return live_of(at->seq, at->list, entry) == slots_max(at, entry);
 }
 
 static void add_target(kv_compact_plan *plan, uint32_t entry, uint32_t n_slots)
@@ -68,13 +78,15 @@ static void add_target(kv_compact_plan *plan, uint32_t entry, uint32_t n_slots)
 }
 
 /* The raw pages behind the last encoded one, from the first that is not full. */
-static void plan_raw(const kv_seq *seq, uint32_t list, kv_compact_plan *plan)
+static void plan_raw(const list_at *at, kv_compact_plan *plan)
 {
+    const kv_seq *seq = at->seq;
+    const uint32_t list = at->list;
     uint32_t first = seq->n_blocks, n_pages = 0, n_live = 0;
     bool any_hole = false;
     while (first > 0 && (!has_page(seq, list, first - 1) || !is_coded_entry(seq, list, first - 1)))
         first--;
-    while (first < seq->n_blocks && (!has_page(seq, list, first) || is_full(seq, list, first)))
+    while (first < seq->n_blocks && (!has_page(seq, list, first) || is_full(at, first)))
         first++;
     for (uint32_t b = first; b < seq->n_blocks; b++) {
         if (!has_page(seq, list, b)) continue;
@@ -83,24 +95,26 @@ static void plan_raw(const kv_seq *seq, uint32_t list, kv_compact_plan *plan)
         any_hole = any_hole || has_hole(seq, list, b);
     }
     if (n_pages == 0) return;
-    const uint32_t first_max = slots_max(seq->cache, first), page_tokens = seq->cache->page_tokens;
+    const uint32_t first_max = slots_max(at, first), page_tokens = seq->cache->page_tokens;
     const uint32_t n_rest = n_live > first_max ? n_live - first_max : 0;
     const uint32_t n_needed = 1 + (n_rest + page_tokens - 1) / page_tokens;
     const bool is_encoded_next = !seq->methods.codec->is_exact && any_hole;
     if (n_needed == n_pages && !is_encoded_next) return;
-    plan->runs[plan->n_runs++] =
-        (kv_compact_run){.first = first, .end = seq->n_blocks, .target = plan->n_targets};
+    plan->runs[plan->n_runs++] = (kv_compact_run){
+        .shard = at->shard, .first = first, .end = seq->n_blocks, .target = plan->n_targets};
     for (uint32_t b = first; n_live > 0; b++) {
         if (!has_page(seq, list, b)) continue;
-        const uint32_t n = (uint32_t)min_size(slots_max(seq->cache, b), n_live);
+        const uint32_t n = (uint32_t)min_size(slots_max(at, b), n_live);
         add_target(plan, b, n);
         n_live -= n;
     }
 }
 
 /* Encoded neighbours, as many as one page holds. */
-static void plan_coded(const kv_seq *seq, uint32_t list, kv_compact_plan *plan)
+static void plan_coded(const list_at *at, kv_compact_plan *plan)
 {
+    const kv_seq *seq = at->seq;
+    const uint32_t list = at->list;
     for (uint32_t b = 0; b < seq->n_blocks;) {
         if (!has_page(seq, list, b) || !is_coded_entry(seq, list, b)) {
             b++;
@@ -110,16 +124,34 @@ static void plan_coded(const kv_seq *seq, uint32_t list, kv_compact_plan *plan)
         for (; end < seq->n_blocks; end++) {
             if (!has_page(seq, list, end)) continue;
             const uint32_t n = live_of(seq, list, end);
-            if (!is_coded_entry(seq, list, end) || n_live + n > slots_max(seq->cache, b)) break;
+            if (!is_coded_entry(seq, list, end) || n_live + n > slots_max(at, b)) break;
             n_live += n;
             n_pages++;
         }
         if (n_pages > 1) {
-            plan->runs[plan->n_runs++] = (kv_compact_run){
-                .first = b, .end = end, .target = plan->n_targets, .is_coded = true};
+            plan->runs[plan->n_runs++] = (kv_compact_run){.shard = at->shard,
+                                                          .first = b,
+                                                          .end = end,
+                                                          .target = plan->n_targets,
+                                                          .is_coded = true};
             add_target(plan, b, n_live);
         }
         b = end;
+    }
+}
+
+/* Targets of the plan's last runs: a page of one's own is written over, of another one a new one is made. */
+static void find_targets(const list_at *at, kv_compact_plan *plan, uint32_t first)
+{
+    kv_cache *cache = at->seq->cache;
+    for (uint32_t t = first; t < plan->n_targets; t++) {
+        kv_compact_target *target = &plan->targets[t];
+        const uint32_t page = kv_table_page(&at->seq->table, at->list, target->entry);
+        if (kv_page_is_own(cache, page)) {
+            target->to = page;
+        } else {
+            cache->need[kv_pool_class(cache->pool, page)]++;
+        }
     }
 }
 
@@ -131,20 +163,15 @@ static uint32_t plan_layer(const kv_seq *seq, uint32_t layer)
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
     for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
         kv_compact_plan *plan = &cache->evict.plans[h];
-        const uint32_t list = kv_list(cache, layer, h, 0);
         plan->n_runs = plan->n_targets = 0;
-        plan_coded(seq, list, plan);
-        plan_raw(seq, list, plan);
-        n_runs += plan->n_runs;
-        for (uint32_t t = 0; t < plan->n_targets; t++) {
-            kv_compact_target *target = &plan->targets[t];
-            const uint32_t page = kv_table_page(&seq->table, list, target->entry);
-            if (kv_page_is_own(cache, page)) {
-                target->to = page;
-            } else {
-                cache->need[kv_pool_class(cache->pool, page)]++;
-            }
+        for (uint32_t s = 0; s < cache->n_shards; s++) {
+            const list_at at = {seq, layer, s, kv_list(cache, layer, h, s)};
+            const uint32_t first = plan->n_targets;
+            plan_coded(&at, plan);
+            plan_raw(&at, plan);
+            find_targets(&at, plan, first);
         }
+        n_runs += plan->n_runs;
     }
     return n_runs;
 }
@@ -154,16 +181,19 @@ static void alloc_targets(const kv_seq *seq, uint32_t layer)
     const kv_cache *cache = seq->cache;
     for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
         const kv_compact_plan *plan = &cache->evict.plans[h];
-        for (uint32_t t = 0; t < plan->n_targets; t++) {
-            kv_compact_target *target = &plan->targets[t];
-            if (target->to != KV_PAGE_NONE) continue;
-            const uint32_t page =
-                kv_table_page(&seq->table, kv_list(cache, layer, h, 0), target->entry);
-            target->to =
-                kv_pool_alloc_page(cache->pool, kv_pool_class(cache->pool, page), KV_HELD_BY_SEQ);
-            assert(target->to != KV_PAGE_NONE);
-            if (kv_pool_leans_on(cache->pool, page) != KV_PAGE_NONE)
-                kv_pool_lean(cache->pool, target->to, kv_pool_leans_on(cache->pool, page));
+        for (uint32_t r = 0; r < plan->n_runs; r++) {
+            const kv_compact_run *run = &plan->runs[r];
+            const uint32_t list = kv_list(cache, layer, h, run->shard);
+            for (uint32_t t = run->target; t < run->target + run->n_targets; t++) {
+                kv_compact_target *target = &plan->targets[t];
+                if (target->to != KV_PAGE_NONE) continue;
+                const uint32_t page = kv_table_page(&seq->table, list, target->entry);
+                const uint32_t on = kv_pool_leans_on(cache->pool, page);
+                target->to = kv_pool_alloc_page(cache->pool, kv_pool_class(cache->pool, page),
+                                                KV_HELD_BY_SEQ);
+                assert(target->to != KV_PAGE_NONE);
+                if (on != KV_PAGE_NONE) kv_pool_lean(cache->pool, target->to, on);
+            }
         }
     }
 }
@@ -196,7 +226,7 @@ static void move_run(const compact_loop *loop, uint32_t head, const kv_compact_r
     kv_seq *seq = loop->seq;
     const kv_cache *cache = seq->cache;
     const kv_compact_plan *plan = &cache->evict.plans[head];
-    const uint32_t list = kv_list(cache, loop->layer, head, 0);
+    const uint32_t list = kv_list(cache, loop->layer, head, run->shard);
     const kv_strip *strip = &cache->layout[cache->layer_class[loop->layer]].strip;
     uint8_t *gathered = cache->evict.workers[worker].gathered;
     cursor at = {.target = plan->targets + run->target};
@@ -340,8 +370,9 @@ static err_t compact_layer(kv_seq *seq, uint32_t layer)
     for (uint32_t h = 0; h < n_heads; h++) {
         const kv_compact_plan *plan = &cache->evict.plans[h];
         for (uint32_t r = 0; r < plan->n_runs; r++)
-            close_run(seq, kv_list(cache, layer, h, 0), plan, &plan->runs[r]);
+            close_run(seq, kv_list(cache, layer, h, plan->runs[r].shard), plan, &plan->runs[r]);
     }
+    kv_scatter_find_ends(seq, layer);
     parallel_for(cache->d->pool, cache->has_boxes ? n_heads : 0, 1, box_jobs, &loop);
     return ERR_OK;
 }

@@ -1,6 +1,8 @@
 /* kvcache/demote.c - see demote.h. */
 #include "kvcache/demote.h"
 
+#include "kvcache/encode.h"
+
 #include <string.h>
 
 /* Pages that may come back in one step: what it costs is waited for. */
@@ -61,6 +63,14 @@ static bool demote_objects(kv_cache *cache)
     return false;
 }
 
+/* Full, so that nothing is written to it any more, and as it will stay: not to be encoded. */
+static bool is_finished(const kv_seq *seq, uint32_t page)
+{
+    const kv_cache *cache = seq->cache;
+    return kv_pool_pages(cache->pool)->n_slots[page] == cache->page_tokens &&
+           (seq->methods.codec->is_exact || kv_is_coded_page(cache, page));
+}
+
 /* Keeps the KV_VICTIMS_MAX oldest, in order; of equal ones the first that came. */
 static void add_victim(kv_victim *victims, uint32_t *n, const kv_victim *new)
 {
@@ -82,6 +92,7 @@ static void list_victims(kv_cache *cache, kv_seq *seq, uint32_t *n)
         for (uint32_t b = first; b < end; b++) {
             const uint32_t page = table->page[kv_table_entry(table, list, b)];
             if (!is_in(cache, page, KV_TIER_POOL) || !is_held_once(cache, page)) continue;
+            if (!is_finished(seq, page)) continue;
             const uint32_t unused = kv_pool_now(cache->pool) - kv_pool_last_use(cache->pool, page);
             const kv_victim victim = {.age = ((uint64_t)unused << 32) | (UINT32_MAX - b),
                                       .seq = seq,

@@ -6,8 +6,8 @@
  *      positions. A routing that reads everything uses all pages in every step: then it is the oldest
  *      positions of everybody, and those of sequences that do not run, first.
  * Only pages with one holder move, since his table alone has to learn the new id. Sinks and the recent
- * window are in the ring, open pages have no entries yet, and raw pages that will be encoded stay, so
- * none of these ever leaves. Nor do those of sequences that evict: they are scored and packed again and
+ * window are in the ring, and pages that are not full yet, or that will be encoded, stay, so none of
+ * these ever leaves. Nor do those of sequences that evict: they are scored and packed again and
  * again (compact.h), and become fewer instead.
  *
  * Up, while an eighth of the pool is free: what the sequences of a step read, and what a new sequence takes

@@ -48,9 +48,9 @@ static uint32_t count_copies(const kv_seq *seq, uint32_t layer)
     kv_cache *cache = seq->cache;
     uint32_t n = 0;
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
-    for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
+    for (uint32_t i = 0; i < cache->n_kv_heads[layer] * cache->n_shards; i++) {
         for (uint32_t b = 0; b < seq->n_blocks; b++)
-            n += must_copy(seq, kv_list(cache, layer, h, 0), b);
+            n += must_copy(seq, kv_list(cache, layer, 0, 0) + i, b);
     }
     cache->need[cache->layer_class[layer]] = n;
     return n;
@@ -76,8 +76,8 @@ err_t kv_distill_own(kv_seq *seq, uint32_t layer)
     while (count_copies(seq, layer) > 0 && !kv_demote_until_room(cache)) {
         if (!kv_prefix_give_up_block(cache) && !kv_prefix_give_up_object(cache)) return ERR_KV_FULL;
     }
-    for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
-        const uint32_t list = kv_list(cache, layer, h, 0);
+    for (uint32_t i = 0; i < cache->n_kv_heads[layer] * cache->n_shards; i++) {
+        const uint32_t list = kv_list(cache, layer, 0, 0) + i;
         for (uint32_t b = 0; b < seq->n_blocks; b++) {
             if (must_copy(seq, list, b)) copy_page(seq, list, b);
         }
@@ -92,11 +92,13 @@ typedef struct head_fit {
     kv_head_view block;
 } head_fit;
 
-static uint32_t page_of(const head_fit *fit, uint32_t entry)
+/* Of entry i of the block. */
+static uint32_t page_of(const head_fit *fit, uint32_t i)
 {
     const kv_seq *seq = fit->args->seq;
-    const uint32_t list = kv_list(seq->cache, fit->args->layer, fit->args->head, 0);
-    return kv_table_page(&seq->table, list, entry);
+    const uint32_t list =
+        kv_list(seq->cache, fit->args->layer, fit->args->head, fit->block.shard[i]);
+    return kv_table_page(&seq->table, list, fit->block.entry[i]);
 }
 
 /* Of the candidates those that every query sees; they lie in pages. */
@@ -106,6 +108,7 @@ static kv_head_view cut_block(const kv_distill_args *args)
     const uint32_t end = args->queries.positions[0];
     kv_head_view block = {.positions = view->positions + view->first,
                           .entry = view->entry + view->first,
+                          .shard = view->shard + view->first,
                           .slot = view->slot + view->first,
                           .bias = view->bias + view->first};
     while (block.n < view->n_open && block.positions[block.n] < end)
@@ -119,9 +122,9 @@ static bool find_fixed(const head_fit *fit, uint32_t n_kept, uint8_t *is_fixed)
     const kv_cache *cache = fit->args->seq->cache;
     bool any_open = false;
     for (uint32_t i = 0; i < fit->block.n; i++)
-        is_fixed[i] = kv_is_coded_page(cache, page_of(fit, fit->block.entry[i]));
+        is_fixed[i] = kv_is_coded_page(cache, page_of(fit, i));
     for (uint32_t i = 0; i < n_kept; i++)
-        any_open = any_open || !is_fixed[fit->args->kept[i]];
+        any_open = any_open || !is_fixed[fit->args->view->kept[i]];
     return any_open;
 }
 
@@ -135,11 +138,11 @@ static void put_value(void *ctx, uint32_t i, const float *value)
 {
     const head_fit *fit = ctx;
     const kv_cache *cache = fit->args->seq->cache;
-    const uint32_t layer = fit->args->layer, c = fit->args->kept[i];
+    const uint32_t layer = fit->args->layer, c = fit->args->view->kept[i];
     const kv_head_shape *shape = &cache->heads[layer];
     const kv_strip *strip = &cache->layout[cache->layer_class[layer]].strip;
-    uint8_t *out = kv_pool_data(cache->pool, page_of(fit, fit->block.entry[c])) +
-                   strip->v_offset_bytes + (size_t)fit->block.slot[c] * strip->v_stride_bytes;
+    uint8_t *out = kv_pool_data(cache->pool, page_of(fit, c)) + strip->v_offset_bytes +
+                   (size_t)fit->block.slot[c] * strip->v_stride_bytes;
     for (uint32_t d = 0; d < shape->v_dim; d++) {
         const float most = type_max(shape->type);
         const float x = value[d] < -most ? -most : value[d] > most ? most : value[d];
@@ -156,10 +159,9 @@ static void write_biases(const head_fit *fit, uint32_t n_kept, const kv_distill_
 {
     kv_pool *pool = fit->args->seq->cache->pool;
     for (uint32_t i = 0; i < n_kept; i++) {
-        const uint32_t c = fit->args->kept[i];
+        const uint32_t c = fit->args->view->kept[i];
         if (worker->is_fixed[c]) continue;
-        kv_pool_set_bias(pool, page_of(fit, fit->block.entry[c]), fit->block.slot[c],
-                         worker->beta[i]);
+        kv_pool_set_bias(pool, page_of(fit, c), fit->block.slot[c], worker->beta[i]);
     }
 }
 
@@ -171,7 +173,7 @@ void kv_distill_head(const kv_distill_args *args)
     if (args->queries.n == 0) return;
     head_fit fit = {.args = args, .block = cut_block(args)};
     uint32_t n_kept = 0, page = KV_PAGE_NONE;
-    while (n_kept < args->n_kept && args->kept[n_kept] < fit.block.n)
+    while (n_kept < args->n_kept && args->view->kept[n_kept] < fit.block.n)
         n_kept++;
     if (n_kept == 0 || n_kept == fit.block.n || !find_fixed(&fit, n_kept, worker->is_fixed)) return;
     attn_span span;
@@ -197,6 +199,7 @@ void kv_distill_head(const kv_distill_args *args)
     worker->match.shape.k_dim = shape->k_dim;
     worker->match.shape.v_dim = shape->v_dim;
     kv_match_begin(&worker->match, &match);
-    kv_match_fit(&worker->match, (kv_match_set){args->kept, n_kept}, &kv_match_defaults, &out);
+    kv_match_fit(&worker->match, (kv_match_set){args->view->kept, n_kept}, &kv_match_defaults,
+                 &out);
     write_biases(&fit, n_kept, worker);
 }

@@ -29,8 +29,7 @@ err_t kv_distill_own(kv_seq *seq, uint32_t layer) MUST_CHECK;
 typedef struct kv_distill_args {
     kv_seq *seq;
     uint32_t layer, head;
-    const kv_head_view *view;
-    const uint32_t *kept; /* [n_kept]: indices of candidates, rising */
+    const kv_head_view *view; /* kept[n_kept] are candidates, rising */
     uint32_t n_kept;
     uint32_t worker;
     kv_score_queries queries;

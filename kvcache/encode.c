@@ -6,6 +6,7 @@
 #include "kvcache/key_box.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
+#include "kvcache/scatter.h"
 
 /* ---- goals --------------------------------------------------------------------------------------- */
 
@@ -28,7 +29,8 @@ void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t l
     /* The section begins and ends within a block; one more has the sinks. */
     const uint64_t n_section = cache->section_tokens / cache->page_tokens + 3;
     const uint64_t n_raw = is_exact || n_blocks < n_section ? n_blocks : n_section;
-    need[cache->layer_class[layer]] += n_raw * cache->n_kv_heads[layer];
+    need[cache->layer_class[layer]] +=
+        kv_pages_most(cache, layer, n_raw) * cache->n_kv_heads[layer];
     if (is_exact) return;
     need[kv_coded_class(cache, methods, layer)] += n_blocks * cache->n_kv_heads[layer];
     if (methods->codec->has_own_bases) kv_basis_need_blocks(cache, layer, n_blocks, need);
@@ -135,6 +137,25 @@ static uint32_t first_to_encode(const kv_seq *seq)
     return seq->n_coded == 0 && seq->cache->sink_tokens > 0 ? 1 : seq->n_coded;
 }
 
+/* Of every page that is encoded then, all positions lie in the goal's blocks. So there are at most as
+ * many as blocks, with those that are encoded now. */
+static void need_scattered(const kv_seq *seq, const kv_goal *goal, uint32_t layer)
+{
+    const kv_cache *cache = seq->cache;
+    if (goal->n_coded <= seq->n_coded) return;
+    for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
+        uint32_t n_raw = kv_pages_to_open(cache, layer, goal->n_blocks - seq->n_blocks);
+        uint32_t n_coded = 0;
+        kv_page_at at;
+        kv_walk walk;
+        kv_walk_begin(&walk, cache, &seq->table, layer, h, seq->n_blocks);
+        while (kv_walk_next(&walk, &at))
+            *(kv_is_coded_page(cache, at.page) ? &n_coded : &n_raw) += 1;
+        const uint32_t n_most = goal->n_coded > n_coded ? goal->n_coded - n_coded : 0;
+        cache->need[kv_coded_class(cache, &seq->methods, layer)] += min_size(n_raw, n_most);
+    }
+}
+
 void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
 {
     const kv_cache *cache = seq->cache;
@@ -142,12 +163,13 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
     if (seq->methods.codec->has_own_bases && goal->n_coded > seq->n_coded)
         kv_basis_need(seq, goal->n_coded);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
+        if (cache->scatters[l]) need_scattered(seq, goal, l);
         uint64_t *need = &cache->need[kv_coded_class(cache, &seq->methods, l)];
-        for (uint32_t b = first_to_encode(seq); b < end; b++) {
+        for (uint32_t b = first_to_encode(seq); b < end && !cache->scatters[l]; b++) {
             if (!seq->is_thinned && kv_block_passed(cache, l, b, goal->length))
                 continue; /* freed before */
             for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-                const uint32_t page = kv_table_page(&seq->table, kv_list(cache, l, h, 0), b);
+                const uint32_t page = kv_table_page(&seq->table, kv_home_list(cache, l, h, b), b);
                 *need += page != KV_PAGE_NONE && !kv_is_coded_page(cache, page);
             }
         }
@@ -202,6 +224,50 @@ static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
     return to;
 }
 
+/* Full, raw, not where a cached prefix keeps sinks (from a thinned sequence nobody takes one), and with no
+ * position from block `end` on. */
+static bool is_to_encode(const kv_seq *seq, uint32_t page, uint32_t end)
+{
+    const kv_cache *cache = seq->cache;
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    return pages->n_slots[page] == cache->page_tokens && !kv_is_coded_page(cache, page) &&
+           (seq->is_thinned || kv_page_sinks(cache, page) == 0) &&
+           kv_last_position(cache, page) / cache->page_tokens < end;
+}
+
+bool kv_encodes(const kv_seq *seq, uint32_t layer, const kv_page_at *at, const kv_encoded *blocks)
+{
+    const kv_cache *cache = seq->cache;
+    if (at->page == KV_PAGE_NONE || kv_is_coded_page(cache, at->page)) return false;
+    if (cache->scatters[layer]) return is_to_encode(seq, at->page, blocks->end);
+    return at->block >= blocks->first && at->block < blocks->end;
+}
+
+/* Pages on their way, encoded whenever there are KV_SEALING_MAX. */
+static void add_sealing(kv_seq *seq, const kv_page_place *from, size_t entry, uint32_t *n)
+{
+    kv_cache *cache = seq->cache;
+    const uint32_t to = replace_page(seq, from->layer, entry);
+    cache->sealings[(*n)++] = (kv_sealing){from->layer, from->head, from->page, to, seq};
+    if (*n < KV_SEALING_MAX) return;
+    seal_all(cache, *n);
+    *n = 0;
+}
+
+static void encode_scattered(kv_seq *seq, uint32_t layer, uint32_t head, uint32_t end, uint32_t *n)
+{
+    const kv_cache *cache = seq->cache;
+    kv_page_at at;
+    kv_walk walk;
+    kv_walk_begin(&walk, cache, &seq->table, layer, head, seq->n_blocks);
+    while (kv_walk_next(&walk, &at)) {
+        if (!is_to_encode(seq, at.page, end)) continue;
+        const size_t entry =
+            kv_table_entry(&seq->table, kv_list(cache, layer, head, at.shard), at.block);
+        add_sealing(seq, &(kv_page_place){layer, head, at.page}, entry, n);
+    }
+}
+
 /* The raw pages of blocks [first, end), as many at a time as there is room to note. */
 static void encode_pages(kv_seq *seq, uint32_t first, uint32_t end)
 {
@@ -209,15 +275,12 @@ static void encode_pages(kv_seq *seq, uint32_t first, uint32_t end)
     uint32_t n = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            for (uint32_t b = first; b < end; b++) {
-                const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
+            if (cache->scatters[l]) encode_scattered(seq, l, h, end, &n);
+            for (uint32_t b = first; b < end && !cache->scatters[l]; b++) {
+                const size_t entry = kv_table_entry(&seq->table, kv_home_list(cache, l, h, b), b);
                 const uint32_t page = seq->table.page[entry];
                 if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
-                const uint32_t to = replace_page(seq, l, entry);
-                cache->sealings[n++] = (kv_sealing){l, h, page, to, seq};
-                if (n < KV_SEALING_MAX) continue;
-                seal_all(cache, n);
-                n = 0;
+                add_sealing(seq, &(kv_page_place){l, h, page}, entry, &n);
             }
         }
     }
@@ -229,7 +292,7 @@ void kv_encode(kv_seq *seq, uint32_t end)
     const kv_cache *cache = seq->cache;
     const uint32_t first = first_to_encode(seq);
     if (end <= seq->n_coded) return;
-    if (seq->methods.codec->has_own_bases) kv_bases_begin(seq, first, end);
+    if (seq->methods.codec->has_own_bases) kv_bases_begin(seq, &(kv_encoded){first, end});
     encode_pages(seq, first, end);
     if (seq->methods.codec->has_own_bases) kv_bases_end(seq);
     for (uint32_t l = 0; l < cache->n_layers; l++)
@@ -241,11 +304,13 @@ uint32_t kv_encode_taken(const kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
     if (seq->methods.codec->is_exact) return 0;
-    for (uint32_t b = first_to_encode(seq); b < seq->n_blocks; b++) {
-        for (uint32_t list = 0; list < cache->n_lists; list++) {
+    uint32_t n_coded = seq->n_blocks;
+    for (uint32_t list = 0; list < cache->n_lists; list++) {
+        for (uint32_t b = 0; b < seq->n_blocks; b++) {
             const uint32_t page = kv_table_page(&seq->table, list, b);
-            if (page != KV_PAGE_NONE && !kv_is_coded_page(cache, page)) return b;
+            if (page == KV_PAGE_NONE || !is_to_encode(seq, page, n_coded)) continue;
+            n_coded = kv_last_position(cache, page) / cache->page_tokens;
         }
     }
-    return seq->n_blocks;
+    return n_coded;
 }

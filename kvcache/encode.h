@@ -11,10 +11,12 @@
  * find what they found one by one. The ring is never encoded, nor are the sinks: block 0, whose page is
  * where a cached prefix keeps them, stays raw if there are any.
  *
+ * Where entries are placed one by one (scatter.h), a page is encoded once it is full and all its positions
+ * lie in blocks that are encoded elsewhere.
+ *
  * A page says by its size class which of the two it is, and tables mix them freely. A raw page is
  * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
- * the new ones is found when the step begins, beside the raw ones: the pool must be able to hold both of
- * one section.
+ * the new ones is found when the step begins, beside the raw ones: the pool must hold both of a section.
  *
  * A codec with bases of the sequence's own encodes what is in raw pages: a step's new ones, too, are written
  * raw first. Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
@@ -78,10 +80,9 @@ static inline const float *kv_value_weight(const kv_cache *cache, uint32_t layer
 /* Slots of the page, from the first, that hold sinks: the sequence reads those from its ring. */
 static inline uint32_t kv_page_sinks(const kv_cache *cache, uint32_t page)
 {
-    const kv_pages *pages = kv_pool_pages(cache->pool);
-    const uint32_t n_slots = pages->n_slots[page], n_sinks = cache->sink_tokens;
-    if (pages->positions[(size_t)page * cache->page_tokens] != 0) return 0;
-    return n_sinks < n_slots ? n_sinks : n_slots;
+    const uint32_t first = kv_pool_pages(cache->pool)->positions[(size_t)page * cache->page_tokens];
+    return first < cache->sink_tokens ? kv_pool_slots_below(cache->pool, page, cache->sink_tokens)
+                                      : 0;
 }
 
 /* Writes entries of a sequence into a page by its codec: spans[n_spans] in the cache type, in the page's
@@ -106,9 +107,9 @@ attn_span kv_page_load(const kv_cache *cache, const kv_page_place *at, uint32_t 
 attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const uint8_t *data,
                          uint32_t n_slots, uint8_t *scratch);
 
-/* What a sequence is to have in pages when it holds `length` tokens. */
+/* What a sequence is to have in pages. */
 typedef struct kv_goal {
-    uint32_t length;
+    uint32_t length;   /* tokens that it holds then */
     uint32_t n_blocks; /* in pages */
     uint32_t n_coded; /* blocks below are encoded, but for the one with the sinks; 0 under `none` */
 } kv_goal;
@@ -129,10 +130,16 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal);
 /* Encodes the raw pages of blocks [n_coded, end); room was found before. */
 void kv_encode(kv_seq *seq, uint32_t end);
 
-/* Notes in the counters that a page was encoded. */
+/* While that happens: blocks [first, end). Is the page at an entry of a list one of theirs, and raw? */
+typedef struct kv_encoded {
+    uint32_t first, end;
+} kv_encoded;
+bool kv_encodes(const kv_seq *seq, uint32_t layer, const kv_page_at *at, const kv_encoded *blocks);
+
+/* A page was encoded. */
 void kv_encode_count(kv_cache *cache, uint32_t layer, uint32_t page);
 
-/* Blocks before the first raw one, of a table that was taken over. */
+/* Blocks before the first raw one, of a table that was taken over, its open pages left out. */
 uint32_t kv_encode_taken(const kv_seq *seq);
 
 #endif

@@ -8,6 +8,7 @@
 #include "kvcache/compact.h"
 #include "kvcache/distill.h"
 #include "kvcache/run_box.h"
+#include "kvcache/scatter.h"
 #include "kvcache/score_view.h"
 #include "kvcache/scoring/whole_pages.h"
 
@@ -69,13 +70,14 @@ static size_t split_floats(const kv_cache *cache)
 static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
 {
     const size_t n_max = cache->limits.n_seq_tokens_max, n_heads = cache->n_kv_heads_max;
-    const size_t n_blocks = n_max / cache->page_tokens + 1;
+    const size_t n_pages = kv_head_pages_max(cache);
     evict->heads = arena_take(a, n_heads, sizeof *evict->heads);
     evict->plans = arena_take(a, n_heads, sizeof *evict->plans);
     for (size_t h = 0; h < n_heads; h++) {
         kv_head_view view = {0};
         view.positions = arena_take(a, n_max, sizeof *view.positions);
         view.entry = arena_take(a, n_max, sizeof *view.entry);
+        view.shard = arena_take(a, n_max, sizeof *view.shard);
         view.slot = arena_take(a, n_max, sizeof *view.slot);
         view.score = arena_take(a, n_max, sizeof *view.score);
         view.kept = arena_take(a, n_max, sizeof *view.kept);
@@ -86,8 +88,14 @@ static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
             view.last_use = arena_take(a, n_max, sizeof *view.last_use);
             view.n_uses = arena_take(a, n_max, sizeof *view.n_uses);
         }
-        const kv_compact_plan plan = {.runs = arena_take(a, n_blocks, sizeof *plan.runs),
-                                      .targets = arena_take(a, n_blocks, sizeof *plan.targets)};
+        if (evict->by_page) {
+            view.pages.of_entry = arena_take(a, n_max, sizeof *view.pages.of_entry);
+            view.pages.score = arena_take(a, n_max, sizeof *view.pages.score);
+            view.pages.n_open = arena_take(a, n_max, sizeof *view.pages.n_open);
+            view.pages.n_kept = arena_take(a, n_max, sizeof *view.pages.n_kept);
+        }
+        const kv_compact_plan plan = {.runs = arena_take(a, n_pages, sizeof *plan.runs),
+                                      .targets = arena_take(a, n_pages, sizeof *plan.targets)};
         if (evict->heads != NULL) evict->heads[h] = view;
         if (evict->plans != NULL) evict->plans[h] = plan;
     }
@@ -131,6 +139,7 @@ void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
     for (uint32_t s = 0; kv_scorers[s] != NULL; s++) {
         if (!may_be_asked(cache, kv_scorers[s])) continue;
         evict->needs |= kv_scorers[s]->needs;
+        evict->by_page = evict->by_page || kv_scorers[s]->by_page;
         if (kv_scorers[s]->n_queries > evict->n_queries)
             evict->n_queries = kv_scorers[s]->n_queries;
         evict->has_fits |=
@@ -147,9 +156,6 @@ static err_t check_policy(const kv_cache *cache, const kv_policy *policy, const 
                           err_info *info)
 {
     if (!policy->evicts) return ERR_OK;
-    if (cache->n_shards != 1)
-        return err_set(info, ERR_UNSUPPORTED, "%s: %s needs one shard, not %u", key, policy->name,
-                       cache->n_shards);
     if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer))
         return err_set(info, ERR_UNSUPPORTED, "%s: the cache keeps nothing for %s", key,
                        policy->name);
@@ -203,6 +209,7 @@ static void drop_passed(kv_seq *seq, uint32_t layer, uint32_t list)
     const uint32_t oldest = seq->length - window + 1;
     for (uint32_t b = 0; b < seq->n_blocks; b++) {
         const size_t entry = kv_table_entry(&seq->table, list, b);
+        if (seq->table.live[entry] == 0) continue;
         const uint32_t *page = positions + (size_t)seq->table.page[entry] * cache->page_tokens;
         uint64_t gone = 0;
         for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1) {
@@ -223,7 +230,7 @@ static void list_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 
 /* Last use and number of uses of every entry's page, by decode queries. Appending is a use. Where routing
  * leaves nothing out, every query behind the prompt uses everything, and nothing had to be noted. */
-static void list_uses(const kv_seq *seq, uint32_t list, kv_head_view *view)
+static void list_uses(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view *view)
 {
     const uint32_t n_prompt = seq->n_prompt_tokens;
     for (uint32_t i = 0; i < view->n; i++) {
@@ -232,8 +239,10 @@ static void list_uses(const kv_seq *seq, uint32_t list, kv_head_view *view)
         kv_uses uses = {.last_use = position};
         if (seq->methods.reads_all && first < seq->length)
             uses = (kv_uses){.last_use = seq->length - 1, .n_uses = seq->length - first};
-        if (view->entry[i] != KV_ENTRY_NONE)
+        if (view->entry[i] != KV_ENTRY_NONE) {
+            const uint32_t list = kv_list(seq->cache, layer, head, view->shard[i]);
             kv_uses_join(&uses, kv_observed_uses(seq, list, view->entry[i]));
+        }
         view->last_use[i] = uses.last_use;
         view->n_uses[i] = uses.n_uses;
     }
@@ -270,7 +279,7 @@ static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_w
         args->mass = view->mass;
     }
     if ((needs & KV_SCORE_USES) != 0) {
-        list_uses(seq, kv_list(seq->cache, args->layer, args->head, 0), view);
+        list_uses(seq, args->layer, args->head, view);
         args->last_use = view->last_use;
         args->n_uses = view->n_uses;
     }
@@ -380,7 +389,7 @@ static void score_layer(evict_loop *loop, uint32_t n_heads)
     }
     for (uint32_t h = 0; h < n_heads && scorer->by_page; h++) {
         kv_head_view *view = head_view(loop, h);
-        kv_pages_average(view->entry + view->first, view->n_open, view->score + view->first);
+        kv_pages_average(&view->pages, view->first, view->n_open, view->score);
     }
 }
 
@@ -389,13 +398,11 @@ static void score_layer(evict_loop *loop, uint32_t n_heads)
 /* What is kept is made to stand for all candidates while they are still there. */
 static void fit_head(const evict_loop *loop, uint32_t head, uint32_t n_kept, uint32_t worker)
 {
-    const kv_head_view *view = head_view(loop, head);
     const kv_distill_args args = {
         .seq = loop->seq,
         .layer = loop->layer,
         .head = head,
-        .view = view,
-        .kept = view->kept,
+        .view = head_view(loop, head),
         .n_kept = n_kept,
         .worker = worker,
         .queries = latest_queries(loop, head, &loop->seq->cache->evict.workers[worker])};
@@ -406,24 +413,26 @@ static void evict_head(const evict_loop *loop, uint32_t head, uint32_t worker)
 {
     kv_seq *seq = loop->seq;
     kv_head_view *view = head_view(loop, head);
-    const uint32_t list = kv_list(seq->cache, loop->layer, head, 0);
     uint32_t n = seq->cache->evict.n_keep[head];
     assert(n <= view->n_open);
     if (n == view->n_open) return;
     kv_keep_best(view->score + view->first, view->n_open, n, view->kept);
     if (loop->policy->scorer->by_page)
-        n = kv_pages_keep_whole(view->entry + view->first, view->n_open, view->kept, n);
+        n = kv_pages_keep_whole(&view->pages, view->first, view->kept, n);
     if (loop->policy->scorer->is_fitted) fit_head(loop, head, n, worker);
     view->n_evicted = view->n_open - n;
     for (uint32_t i = 0, next = 0; i < view->n_open;) {
-        const uint32_t entry = view->entry[view->first + i];
-        uint64_t gone = 0;
-        for (; i < view->n_open && view->entry[view->first + i] == entry; i++) {
+        const uint32_t at = view->first + i, entry = view->entry[at], shard = view->shard[at];
+        uint64_t gone = 0; /* of one page, as far as its entries follow each other */
+        for (; i < view->n_open; i++) {
+            if (view->entry[view->first + i] != entry || view->shard[view->first + i] != shard)
+                break;
             const bool is_kept = next < n && view->kept[next] == i;
             if (!is_kept) gone |= UINT64_C(1) << view->slot[view->first + i];
             next += is_kept;
         }
-        if (gone != 0) see_without(seq, list, entry, gone);
+        if (gone == 0) continue;
+        see_without(seq, kv_list(seq->cache, loop->layer, head, shard), entry, gone);
     }
 }
 
@@ -549,10 +558,11 @@ static err_t choose(kv_seq *seq)
     for (uint32_t l = 0; l < cache->n_layers && policy != NULL && err == ERR_OK; l++)
         err = evict_layer(seq, policy, l);
     for (uint32_t l = 0; l < cache->n_layers && seq->is_thinned; l++) {
-        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            drop_passed(seq, l, kv_list(cache, l, h, 0));
-            drop_empty(seq, kv_list(cache, l, h, 0));
+        for (uint32_t i = 0; i < cache->n_kv_heads[l] * cache->n_shards; i++) {
+            drop_passed(seq, l, kv_list(cache, l, 0, 0) + i);
+            drop_empty(seq, kv_list(cache, l, 0, 0) + i);
         }
+        kv_scatter_find_ends(seq, l);
     }
     cache->stats.score_seconds += clock_seconds_since(start_ns);
     if (err != ERR_OK) return err;

@@ -6,7 +6,7 @@
  * the ring. No step crosses such a length (kv_seq_step_tokens_max), so that what stays depends neither on
  * how the sequence was cut nor on its neighbours. It is done when the next step begins:
  *
- *   score    every head of a layer, all entries that it still has (score_view.h)
+ *   score    every head of a layer, all entries that it still has on all shards (score_view.h)
  *   evict    sinks and the newest entries (those that belong in the ring) always stay; of the others as
  *            many as allocators grant. The budget is kv_policy_n_keep of the length; heads whose ring and
  *            sinks are more than that keep these. Evicted entries are gone for good.
@@ -15,6 +15,10 @@
  *            everything that is decoded stay, and the sequence grows by it.
  *   compact  compact.h
  *   encode   encode.h
+ *
+ * A head has one budget over all of its shards, in decode too, and its entries compete wherever they lie. So
+ * what stays is the same for every number of shards and every placement, as far as scores are, whose sums
+ * may be rounded differently; but for scorers that keep whole pages, since placement says what is on one.
  *
  * That it waits for the next step has a use: between the two kv_seq_share_prompt can share the prompt.
  *

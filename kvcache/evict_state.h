@@ -7,6 +7,7 @@
 #include "base/arena.h"
 #include "kvcache/compression/matching.h"
 #include "kvcache/kv_shape.h"
+#include "kvcache/scoring/whole_pages.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -14,10 +15,11 @@
 
 #define KV_ENTRY_NONE UINT32_MAX
 
-/* The entries of one head, in position order, and what becomes of them. */
+/* The entries of one head on all shards, in position order, and what becomes of them. */
 typedef struct kv_head_view {
     uint32_t *positions; /* [n_max] */
-    uint32_t *entry;     /* [n_max]: of the list, or KV_ENTRY_NONE: in the ring */
+    uint32_t *entry;     /* [n_max]: of its list, or KV_ENTRY_NONE: in the ring */
+    uint8_t *shard;      /* [n_max]: whose list; valid with an entry */
     uint8_t *slot;       /* [n_max]: of the entry's page */
     float *bias;         /* [n_max]; NULL unless a scorer may be fitted */
     float *score;        /* [n_max] */
@@ -25,6 +27,7 @@ typedef struct kv_head_view {
     uint32_t *last_use;  /* [n_max]; likewise */
     uint32_t *n_uses;    /* [n_max]; likewise */
     uint32_t *kept;      /* [n_max]: indices of candidates */
+    kv_page_sums pages;
     uint32_t n;
     uint32_t first, n_open; /* candidates: [first, first + n_open) */
     uint32_t n_evicted;     /* of them */
@@ -37,16 +40,17 @@ typedef struct kv_compact_target {
     uint32_t n_slots;
 } kv_compact_target;
 
-/* Entries [first, end): what they hold goes to targets in order. */
+/* Entries [first, end) of one shard's list: what they hold goes to targets in order. */
 typedef struct kv_compact_run {
+    uint32_t shard;
     uint32_t first, end;
     uint32_t target, n_targets;
     bool is_coded; /* one target */
 } kv_compact_run;
 
 typedef struct kv_compact_plan {
-    kv_compact_run *runs;       /* [n_blocks_max] */
-    kv_compact_target *targets; /* [n_blocks_max] */
+    kv_compact_run *runs;       /* [n_max]: as many as a head has pages at most */
+    kv_compact_target *targets; /* [n_max] */
     uint32_t n_runs, n_targets;
 } kv_compact_plan;
 
@@ -71,6 +75,7 @@ typedef struct kv_evict {
     bool has_fits;            /* a scorer may be fitted: slots may get biases */
     uint32_t needs;           /* KV_SCORE_..., of all scorers that may be asked */
     uint32_t n_queries;       /* largest window of theirs */
+    bool by_page;             /* does one of them keep whole pages? */
     kv_head_view *heads;      /* [n_kv_heads_max] */
     kv_compact_plan *plans;   /* [n_kv_heads_max] */
     kv_evict_worker *workers; /* [n_threads] */

@@ -77,8 +77,8 @@ uint32_t kv_seq_step_tokens_max(const kv_seq *seq);
 void kv_seq_usage(const kv_seq *seq, kv_usage *out);
 
 /* Cuts to n_tokens <= length: rejected drafts, regenerated tails. Only this sequence's view changes.
- * Returns the tokens held then: n_tokens, or 0 if a layer's sliding window has freed what the cut
- * needs, it cannot be read any more, or the sequence evicts; then it must be computed again. */
+ * Returns the tokens held then: n_tokens, or 0, to be computed again, if a window has freed what the cut
+ * needs, it cannot be read any more, the sequence evicts, or copies of shared pages find no room. */
 uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens);
 
 /* Gives up every cached object that no open sequence uses. */

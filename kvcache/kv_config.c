@@ -32,11 +32,14 @@ static const cfg_field fields[] = {
     CFG_FLAG(kv_config, prefix_caching, "enable-prefix-caching", "true",
              "share the keys and values of common prefixes"),
     CFG_NUM32(kv_config, n_shards, "kv-shards", 1, KV_SHARDS_MAX, "1", "shards of the cache"),
+    CFG_FLAG(kv_config, eplb, "kv-eplb", "true",
+             "placement by expert packs experts onto shards by measured load"),
     CFG_FLAG(kv_config, request_methods, "kv-request-methods", "false",
              "requests may choose methods of their own; keeps what any of them needs"),
     CFG_TEXT(kv_config, routing, "kv-routing", "full", "NAME", "which pages a query reads"),
     CFG_REAL(kv_config, routing_k, "kv-routing-k", 0, 4294967295.0, "0.25",
-             "topk, hierarchical: share of the pages that a query reads, or above 1 their number"),
+             "topk, hierarchical: share of the pages that a query reads, or above 1 their number; "
+             "topk_balanced, pikv: of the shards"),
     CFG_REAL(kv_config, routing_eps, "kv-routing-eps", 0, 1, "0.01",
              "certified: attention mass that a query may miss at most"),
     CFG_REAL(kv_config, routing_tau, "kv-routing-tau", 0, 1, "0.95",
@@ -47,7 +50,8 @@ static const cfg_field fields[] = {
              "scorers being" KV_SCORER_LIST(NAME) " and allocators" KV_ALLOCATOR_LIST(NAME)),
     CFG_REAL(kv_config, budget, "kv-budget", 0, 4294967295.0, "1",
              "share of its entries that a sequence keeps, or above 1 their number"),
-    CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME", "which shard owns an entry"),
+    CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME",
+             "which shard owns an entry: block, expert or hash"),
     CFG_TEXT(kv_config, compression, "kv-compression", "none", "[SELECTION,]CODEC",
              "how pages are encoded:" KV_CODEC_LIST(
                  NAME) "; before it a SELECTION, what stays of a "

@@ -4,7 +4,7 @@
 
 #include "base/config.h"
 
-enum { KV_PAGE_TOKENS_MAX = 64, KV_SHARDS_MAX = 1024 };
+enum { KV_PAGE_TOKENS_MAX = 64, KV_SHARDS_MAX = 64 };
 
 typedef enum kv_dtype { KV_DTYPE_AUTO, KV_DTYPE_F32, KV_DTYPE_BF16 } kv_dtype;
 
@@ -19,6 +19,7 @@ typedef struct kv_config {
     uint32_t sink_tokens;   /* first tokens kept in the ring; <= page_tokens */
     bool prefix_caching;
     uint32_t n_shards;
+    bool eplb; /* placement by expert packs experts onto shards by load, again and again */
     bool request_methods; /* requests may choose methods of their own */
     double routing_k;     /* see kv_route_settings; each is obeyed by some of the methods */
     double routing_eps;

@@ -30,9 +30,26 @@ static err_t check_numbers(const kv_config *config, err_info *info)
     if (config->window_tokens > 65536)
         return err_set(info, ERR_BAD_CONFIG, "kv-window: %u is outside [0, 65536]",
                        config->window_tokens);
-    if (config->n_shards != 1)
-        return err_set(info, ERR_BAD_CONFIG, "kv-shards: %u; the cache has one shard",
-                       config->n_shards);
+    if (config->n_shards < 1 || config->n_shards > KV_SHARDS_MAX)
+        return err_set(info, ERR_BAD_CONFIG, "kv-shards: %u is outside [1, %d]", config->n_shards,
+                       KV_SHARDS_MAX);
+    return ERR_OK;
+}
+
+static err_t read_placement(kv_cache *cache, const kv_config *config, err_info *info)
+{
+    const uint32_t n = config->n_shards;
+    cache->placement = config->placement != NULL ? kv_placement_find(config->placement) : NULL;
+    if (cache->placement == NULL)
+        return err_set(info, ERR_BAD_CONFIG, "kv-placement: '%s' is unknown; known are:%s",
+                       config->placement != NULL ? config->placement : "", kv_placement_names);
+    if (cache->placement->needs_power_of_two && (n & (n - 1)) != 0)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-shards: %u is no power of two, which kv-placement %s needs", n,
+                       cache->placement->name);
+    cache->n_shards = n;
+    cache->experts.is_packed = cache->placement->follows_experts &&
+                               (config->eplb || cache->methods.routing->packs_experts);
     return ERR_OK;
 }
 
@@ -60,12 +77,8 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
     TRY(check_numbers(config, info));
     TRY(check_tiers(config, info));
     TRY(kv_methods_resolve(config, &cache->methods, info));
-    cache->placement = config->placement != NULL ? kv_placement_find(config->placement) : NULL;
-    if (cache->placement == NULL)
-        return err_set(info, ERR_BAD_CONFIG, "kv-placement: '%s' is unknown; known are:%s",
-                       config->placement != NULL ? config->placement : "", kv_placement_names);
+    TRY(read_placement(cache, config, info));
     cache->request_methods = config->request_methods;
-    cache->n_shards = config->n_shards;
     cache->has_boxes = cache->request_methods || !cache->methods.reads_all;
     cache->page_tokens = config->page_tokens;
     cache->window_tokens = config->window_tokens;
@@ -100,6 +113,7 @@ static err_t place_layers(kv_cache *cache, arena *a)
     cache->heads = arena_take(a, n, sizeof *cache->heads);
     cache->n_kv_heads = arena_take(a, n, sizeof *cache->n_kv_heads);
     cache->first_list = arena_take(a, n, sizeof *cache->first_list);
+    cache->scatters = arena_take(a, n, sizeof *cache->scatters);
     cache->layer_class = arena_take(a, n, sizeof *cache->layer_class);
     /* At most a class per layer and codec, bases counting as one. */
     cache->layout = arena_take(a, KV_CODECS_MAX * n, sizeof *cache->layout);
@@ -232,7 +246,8 @@ static err_t find_classes(kv_cache *cache, err_info *info)
 static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
 {
     assert(shape->n_layers >= 1);
-    assert(shape->n_experts < KV_EXPERT_NONE);
+    assert(shape->n_experts < KV_EXPERT_OF_SHARD);
+    cache->n_experts = shape->n_experts;
     if (shape->n_layers > KV_CLASSES_MAX / KV_CODECS_MAX)
         return err_set(info, ERR_BAD_MODEL, "the cache has room for %d layers, not %u",
                        KV_CLASSES_MAX / KV_CODECS_MAX, shape->n_layers);
@@ -247,6 +262,9 @@ static err_t read_shape(kv_cache *cache, const kv_shape *shape, err_info *info)
                                           .v_in_k = layer->v_in_k,
                                           .type = cache->type};
         cache->n_kv_heads[l] = layer->n_kv_heads;
+        cache->scatters[l] =
+            cache->n_shards > 1 && layer->has_router && !cache->placement->is_exact;
+        cache->has_scattered = cache->has_scattered || cache->scatters[l];
         cache->first_list[l] = cache->n_lists;
         cache->n_lists += layer->n_kv_heads * cache->n_shards;
         if (layer->n_kv_heads > cache->n_kv_heads_max) cache->n_kv_heads_max = layer->n_kv_heads;
@@ -299,6 +317,7 @@ static err_t place_work(kv_cache *cache, arena *a)
     cache->step.rows = arena_take(a, n_seqs, sizeof *cache->step.rows);
     cache->step.has_experts = arena_take(a, cache->n_layers, sizeof *cache->step.has_experts);
     cache->seqs = arena_take(a, n_seqs, sizeof *cache->seqs);
+    kv_expert_map_place(a, &cache->experts);
     kv_evict_place(a, cache, &cache->evict);
     kv_observers_place(a, cache, &cache->observers);
     return ERR_OK;
@@ -354,6 +373,7 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
                              .page_tokens = cache->page_tokens,
                              .n_classes = cache->n_classes,
                              .page_bytes = page_bytes,
+                             .n_shards = cache->n_shards,
                              .has_biases = cache->evict.has_fits};
     for (uint32_t c = 0; c < cache->n_classes; c++)
         page_bytes[c] = cache->layout[c].page_bytes;
@@ -371,6 +391,7 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
     if (err != ERR_OK)
         return err_set(info, err, "kv-cache-memory-bytes: cannot reserve %llu bytes",
                        (unsigned long long)config.budget_bytes);
+    cache->quota_bytes = kv_pool_count(cache->pool).budget_bytes / cache->n_shards;
     if (!cache->has_tiers) return ERR_OK;
     TRY(check_tier_bytes(cache, settings, info));
     return kv_tiers_open(cache->pool, cache->has_file ? settings->disk_path : NULL, &cache->tiers,
@@ -403,10 +424,14 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     TRY(read_config(cache, config, info));
     cache->type = resolve_type(config->dtype, shape->model_type);
     TRY(read_shape(cache, shape, info));
+    cache->experts.n_layers = cache->n_layers;
+    cache->experts.n_experts = cache->n_experts;
+    cache->experts.n_shards = cache->n_shards;
     cache->prefix.n_objects_max = 4 * cache->limits.n_seqs_max + 64;
     TRY(place(cache, place_work, &cache->work_memory));
     TRY(kv_evict_check(cache, &cache->methods, info));
     init_seqs(cache);
+    kv_expert_map_init(&cache->experts);
     weigh_values(cache);
     memset(cache->staging.expert, 0xff, /* KV_EXPERT_NONE: layers without a router */
            cache->staging.total_bytes - cache->staging.strips.total_bytes);

@@ -2,6 +2,7 @@
 #include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/evict.h"
+#include "kvcache/scatter.h"
 
 static void count_tiers(const kv_cache *cache, kv_stats *stats)
 {
@@ -43,6 +44,14 @@ void kv_publish(kv_cache *cache)
     stats->used_bytes = pool.used_bytes;
     stats->slots_live = pool.slots_live;
     stats->prefix_objects = prefix->n_objects;
+    stats->n_shards = cache->n_shards;
+    stats->experts_packed = cache->experts.n_packed;
+    const kv_pool_shard *shards = kv_pool_shards(cache->pool);
+    for (uint32_t s = 0; s < cache->n_shards; s++) {
+        stats->shards[s].pages = shards[s].n_pages;
+        stats->shards[s].slots = shards[s].n_slots;
+        stats->shards[s].bytes = shards[s].bytes;
+    }
     kv_reader_count(&cache->reader, stats);
     count_tiers(cache, stats);
     kv_stats_board_write(&cache->board, stats);
@@ -88,23 +97,29 @@ size_t kv_cache_bytes_per_token(const kv_cache *cache)
     return bytes / cache->page_tokens;
 }
 
-/* Adds the pages of one list, as they are and as raw ones would be. */
-static void add_list(const kv_seq *seq, uint32_t layer, uint32_t list, kv_usage *usage)
+static uint64_t page_bytes(const kv_cache *cache, uint32_t page)
+{
+    return kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, page));
+}
+
+/* Adds the pages of one KV head, as they are and as raw ones would be. */
+static void add_head(const kv_seq *seq, uint32_t layer, uint32_t head, kv_usage *usage)
 {
     const kv_cache *cache = seq->cache;
     const uint64_t raw_bytes = kv_pool_share_bytes(cache->pool, cache->layer_class[layer]);
-    uint32_t basis = KV_PAGE_NONE; /* pages that share one follow each other */
     for (uint32_t b = 0; b < seq->n_blocks; b++) {
-        const uint32_t page = kv_table_page(&seq->table, list, b);
         if (!kv_block_passed(cache, layer, b, seq->length)) usage->uncompressed_bytes += raw_bytes;
-        if (page == KV_PAGE_NONE) continue;
-        const uint32_t on = kv_pool_leans_on(cache->pool, page);
-        if (on != KV_PAGE_NONE && on != basis) {
-            basis = on;
-            usage->resident_bytes +=
-                kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, on));
+    }
+    for (uint32_t s = 0; s < cache->n_shards; s++) {
+        uint32_t basis = KV_PAGE_NONE; /* pages that share one follow each other */
+        for (uint32_t b = 0; b < seq->n_blocks; b++) {
+            const uint32_t page = kv_table_page(&seq->table, kv_list(cache, layer, head, s), b);
+            if (page == KV_PAGE_NONE) continue;
+            const uint32_t on = kv_pool_leans_on(cache->pool, page);
+            if (on != KV_PAGE_NONE && on != basis) usage->resident_bytes += page_bytes(cache, on);
+            if (on != KV_PAGE_NONE) basis = on;
+            usage->resident_bytes += page_bytes(cache, page);
         }
-        usage->resident_bytes += kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, page));
     }
 }
 
@@ -122,7 +137,7 @@ void kv_seq_usage(const kv_seq *seq, kv_usage *out)
                       .certificate_sum = seq->misses.sum};
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++)
-            add_list(seq, l, kv_list(cache, l, h, 0), out);
+            add_head(seq, l, h, out);
     }
 }
 

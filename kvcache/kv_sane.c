@@ -5,6 +5,7 @@
 #include "kvcache/key_box.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
+#include "kvcache/scatter.h"
 
 /* Blocks [0, n_blocks) of a table; `length` tokens are held, and windows have freed what they pass. */
 typedef struct view {
@@ -19,17 +20,23 @@ typedef struct view {
     bool is_thinned; /* entries are no blocks any more */
 } view;
 
-/* Raw or encoded, as the sequence says, and of the layer's size in any case. */
+/* Of the layer's size, and leaning on a basis if it must. */
+static bool is_of_layer(const kv_cache *cache, uint32_t layer, uint32_t page)
+{
+    const uint32_t page_class = kv_pool_class(cache->pool, page);
+    const uint32_t on = kv_pool_leans_on(cache->pool, page);
+    if (page_class % cache->n_raw_classes != cache->layer_class[layer]) return false;
+    if ((on != KV_PAGE_NONE) != kv_codec_of(cache, page)->has_own_bases) return false;
+    return on == KV_PAGE_NONE || kv_pool_class(cache->pool, on) == kv_basis_class(cache, layer);
+}
+
+/* Raw or encoded, as the sequence says. */
 static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t block,
                           uint32_t page)
 {
     const uint32_t page_class = kv_pool_class(cache->pool, page);
     const bool is_coded = kv_is_coded_page(cache, page);
-    if (page_class % cache->n_raw_classes != cache->layer_class[layer]) return false;
-    const uint32_t on = kv_pool_leans_on(cache->pool, page);
-    if ((on != KV_PAGE_NONE) != kv_codec_of(cache, page)->has_own_bases) return false;
-    if (on != KV_PAGE_NONE && kv_pool_class(cache->pool, on) != kv_basis_class(cache, layer))
-        return false;
+    if (!is_of_layer(cache, layer, page)) return false;
     if (v->methods == NULL || block >= v->n_blocks) return true;
     if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
     if (v->methods->codec->is_exact) return !is_coded;
@@ -72,6 +79,9 @@ static bool is_thinned_page_sane(const kv_cache *cache, const view *v, uint32_t 
     return true;
 }
 
+/* ---- layers that are placed by blocks ------------------------------------------------------------ */
+
+/* What does not lie in its home list must not be there at all. */
 static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t list,
                           uint32_t block, uint32_t *next)
 {
@@ -79,10 +89,12 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     const size_t entry = kv_table_entry(v->table, list, block);
     const uint32_t page = v->table->page[entry];
     const uint64_t live = v->table->live[entry];
+    const bool is_home = (list - kv_list(cache, layer, 0, 0)) % cache->n_shards ==
+                         kv_block_shard(cache->n_shards, block);
     if (page == KV_PAGE_NONE)
-        return live == 0 &&
-               (block >= v->n_reserved || cache->layer[layer].window != 0 || v->is_thinned);
-    if (block >= v->n_reserved) return false;
+        return live == 0 && (!is_home || block >= v->n_reserved ||
+                             cache->layer[layer].window != 0 || v->is_thinned);
+    if (block >= v->n_reserved || !is_home) return false;
     kv_pool_check_ref(cache->pool, page, v->holder);
     if (!is_class_sane(cache, v, layer, block, page)) return false;
     if (block >= v->n_blocks) return live == 0 && pages->n_slots[page] == 0;
@@ -103,24 +115,168 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     return live == expected;
 }
 
+/* ---- layers whose entries are placed one by one --------------------------------------------------- */
+
+/* Sums over positions: a set of n different ones has those of [first, end) only if it is that range, or
+ * was made to deceive. */
+typedef struct position_sums {
+    uint64_t n, sum, squares;
+} position_sums;
+
+static void add_position(position_sums *sums, uint64_t position)
+{
+    sums->n++;
+    sums->sum += position;
+    sums->squares += position * position;
+}
+
+/* Raw while it is being filled or has sinks; encoded when all of its positions are below. Of a thinned
+ * sequence that has not found room to encode everything, a full one may still be raw. */
+static bool is_scattered_class_sane(const kv_cache *cache, const view *v, uint32_t layer,
+                                    uint32_t page)
+{
+    const uint32_t page_class = kv_pool_class(cache->pool, page);
+    const bool is_coded = kv_is_coded_page(cache, page);
+    const bool is_full = kv_pool_pages(cache->pool)->n_slots[page] == cache->page_tokens;
+    if (!is_of_layer(cache, layer, page)) return false;
+    if (v->methods == NULL) return true;
+    if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
+    if (v->is_thinned) return !is_coded || !v->methods->codec->is_exact;
+    const bool is_below = kv_last_position(cache, page) / cache->page_tokens < v->n_coded;
+    const bool has_sinks = kv_pool_slots_below(cache->pool, page, cache->sink_tokens) > 0;
+    return is_coded == (is_full && is_below && !has_sinks);
+}
+
+/* Of a thinned sequence. What is not sealed is the list's last page, and its own. */
+static bool is_scattered_rest_sane(const kv_cache *cache, const view *v, const kv_ring_place *at,
+                                   const kv_page_at *page, uint32_t *next)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t list = kv_list(cache, at->layer, at->head, page->shard);
+    const uint64_t live = v->table->live[kv_table_entry(v->table, list, page->block)];
+    const bool is_sealed = kv_is_sealed_page(cache, page->page);
+    const kv_page_place place = {at->layer, at->head, page->page};
+    kv_pool_check_ref(cache->pool, page->page, v->holder);
+    if (pages->owner[page->page] >= cache->n_shards) return false;
+    if (!is_scattered_class_sane(cache, v, at->layer, page->page)) return false;
+    if (!is_sealed && (v->table->marks[list].tail != page->block ||
+                       pages->n_refs[KV_HELD_BY_SEQ][page->page] > 1 ||
+                       pages->n_refs[KV_HELD_BY_OBJECT][page->page] > 0))
+        return false;
+    if (cache->has_boxes && is_sealed && !is_box_sane(cache, &place)) return false;
+    return is_thinned_page_sane(cache, v, page->page, live, next);
+}
+
+/* One page of a list: its positions follow those before, and the live ones are below the end. */
+static bool is_scattered_page_sane(const kv_cache *cache, const view *v, const kv_ring_place *at,
+                                   const kv_page_at *page, position_sums *sums)
+{
+    const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t *positions = pages->positions + (size_t)page->page * cache->page_tokens;
+    const uint32_t list = kv_list(cache, at->layer, at->head, page->shard);
+    const uint64_t live = v->table->live[kv_table_entry(v->table, list, page->block)];
+    const uint32_t n_slots = pages->n_slots[page->page];
+    const bool is_tail = v->table->marks[list].tail == page->block;
+    const uint32_t end = (uint32_t)min_size((size_t)v->n_blocks * cache->page_tokens, v->n_tokens);
+    const uint32_t n = kv_pool_slots_below(cache->pool, page->page, end);
+    kv_pool_check_ref(cache->pool, page->page, v->holder);
+    if (n == 0 || pages->owner[page->page] >= cache->n_shards) return false;
+    if (positions[0] / cache->page_tokens != page->block) return false;
+    if (!is_tail && n < cache->page_tokens) return false;
+    if (v->holder == KV_HELD_BY_SEQ && n < cache->page_tokens &&
+        (n < n_slots || pages->n_refs[KV_HELD_BY_SEQ][page->page] > 1 ||
+         pages->n_refs[KV_HELD_BY_OBJECT][page->page] > 0))
+        return false; /* it goes on here, and must be its own */
+    if (!is_scattered_class_sane(cache, v, at->layer, page->page)) return false;
+    const bool is_sealed = n_slots == cache->page_tokens;
+    const kv_page_place place = {at->layer, at->head, page->page};
+    if (cache->has_boxes && is_sealed && !is_box_sane(cache, &place)) return false;
+    for (uint32_t i = 0; i < n; i++) {
+        if (positions[i] >= at->position) add_position(sums, positions[i]);
+    }
+    const uint32_t n_sinks =
+        v->has_sinks ? kv_pool_slots_below(cache->pool, page->page, cache->sink_tokens) : 0;
+    return live == (kv_slot_mask(n) & ~kv_slot_mask(n_sinks));
+}
+
+/* The pages of one list; adds its positions from at->position on. */
+static bool is_scattered_list_sane(const kv_cache *cache, const view *v, const kv_ring_place *at,
+                                   uint32_t shard, position_sums *sums)
+{
+    const kv_table *table = v->table;
+    const uint32_t list = kv_list(cache, at->layer, at->head, shard);
+    const kv_list_marks *marks = &table->marks[list];
+    uint32_t tail = KV_PAGE_NONE, last = 0, next = 0;
+    for (uint32_t b = 0; b < table->capacity; b++) {
+        const kv_page_at page = {shard, b, table->page[kv_table_entry(table, list, b)]};
+        if (page.page == KV_PAGE_NONE) {
+            if (table->live[kv_table_entry(table, list, b)] != 0) return false;
+            continue;
+        }
+        if (b < marks->first || b >= v->n_blocks) return false;
+        const uint32_t first =
+            kv_pool_pages(cache->pool)->positions[(size_t)page.page * cache->page_tokens];
+        if (tail != KV_PAGE_NONE && first <= last) return false;
+        const bool is_sane = v->is_thinned ? is_scattered_rest_sane(cache, v, at, &page, &next)
+                                           : is_scattered_page_sane(cache, v, at, &page, sums);
+        if (!is_sane) return false;
+        last = kv_last_position(cache, page.page);
+        tail = b;
+    }
+    return table->capacity == 0 || marks->tail == tail;
+}
+
+/* Every position that no window has passed lies on exactly one of the head's lists, unless evicted. */
+static bool is_scattered_head_sane(const kv_cache *cache, const view *v, uint32_t layer,
+                                   uint32_t head)
+{
+    const uint32_t end = (uint32_t)min_size((size_t)v->n_blocks * cache->page_tokens, v->n_tokens);
+    kv_ring_place at = {layer, head, 0};
+    position_sums sums = {0}, expected = {0};
+    for (uint32_t s = 0; s < cache->n_shards && v->n_blocks > 0; s++) {
+        const uint32_t passed = v->table->marks[kv_list(cache, layer, head, s)].passed;
+        if (passed > 0 && cache->layer[layer].window == 0) return false;
+        if (passed > at.position) at.position = passed;
+    }
+    for (uint32_t s = 0; s < cache->n_shards; s++) {
+        if (!is_scattered_list_sane(cache, v, &at, s, &sums)) return false;
+    }
+    for (uint32_t p = at.position; p < end; p++)
+        add_position(&expected, p);
+    if (v->is_thinned) return true;
+    return sums.n == expected.n && sums.sum == expected.sum && sums.squares == expected.squares;
+}
+
+/* ---- tables -------------------------------------------------------------------------------------- */
+
+static bool is_head_sane(const kv_cache *cache, const view *v, uint32_t layer, uint32_t head)
+{
+    const kv_table *table = v->table;
+    if (cache->scatters[layer] && !is_scattered_head_sane(cache, v, layer, head)) return false;
+    for (uint32_t s = 0; s < cache->n_shards && table->capacity > 0; s++) {
+        const uint32_t list = kv_list(cache, layer, head, s);
+        uint32_t n_live = 0, next = 0;
+        for (uint32_t b = 0; b < table->capacity; b++) {
+            if (!cache->scatters[layer] && !is_entry_sane(cache, v, layer, list, b, &next))
+                return false;
+            n_live += (uint32_t)__builtin_popcountll(table->live[kv_table_entry(table, list, b)]);
+        }
+        if (n_live != table->n_live[list]) return false;
+    }
+    if (table->run_boxes == NULL || cache->scatters[layer]) return true;
+    for (uint32_t run = 0; run < v->n_blocks / KV_RUN_PAGES; run++) {
+        if (!kv_run_holds(cache, table, layer, head, run)) return false;
+    }
+    return true;
+}
+
 static bool is_table_sane(const kv_cache *cache, const view *v)
 {
     const kv_table *table = v->table;
     if (table->n_lists != cache->n_lists || v->n_reserved > table->capacity) return false;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            const uint32_t list = kv_list(cache, l, h, 0);
-            uint32_t n_live = 0, next = 0;
-            for (uint32_t b = 0; b < table->capacity; b++) {
-                if (!is_entry_sane(cache, v, l, list, b, &next)) return false;
-                n_live +=
-                    (uint32_t)__builtin_popcountll(table->live[kv_table_entry(table, list, b)]);
-            }
-            for (uint32_t run = 0; table->run_boxes != NULL && run < v->n_blocks / KV_RUN_PAGES;
-                 run++) {
-                if (!kv_run_holds(cache, table, l, list, run)) return false;
-            }
-            if (table->capacity > 0 && n_live != table->n_live[list]) return false;
+            if (!is_head_sane(cache, v, l, h)) return false;
         }
     }
     return true;

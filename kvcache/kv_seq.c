@@ -1,5 +1,6 @@
 /* kvcache/kv_seq.c - sequences: open, share, cut, close. */
 #include "kvcache/away.h"
+#include "kvcache/scatter.h"
 
 err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
 {
@@ -68,19 +69,33 @@ uint32_t kv_seq_length(const kv_seq *seq)
 static void unseal_block(kv_seq *seq, uint32_t block, uint32_t n_slots)
 {
     const kv_cache *cache = seq->cache;
+    const uint32_t first = block * cache->page_tokens;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
+        for (uint32_t i = 0; i < n_slots; i++)
+            *kv_ring_expert(&cache->rings, seq->ring, l, first + i) = KV_EXPERT_NONE;
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            const uint32_t page = kv_table_page(&seq->table, kv_list(cache, l, h, 0), block);
+            const kv_scatter_range range = {&seq->table, l, h, first, first + n_slots};
+            if (cache->scatters[l]) kv_scatter_to_ring(seq, &range);
+            if (cache->scatters[l]) continue;
+            const uint32_t page =
+                kv_table_page(&seq->table, kv_home_list(cache, l, h, block), block);
             if (page == KV_PAGE_NONE) continue; /* no query of this layer will ask for it */
-            const kv_ring_place at = {l, h, block * cache->page_tokens};
+            const kv_ring_place at = {l, h, first};
             const kv_page_place from = {l, h, page};
             const attn_span span = kv_seq_load_page(seq, &from, n_slots, 0);
             kv_ring_write(&cache->rings, seq->ring, &at, &span);
         }
-        for (uint32_t i = 0; i < n_slots; i++)
-            *kv_ring_expert(&cache->rings, seq->ring, l, block * cache->page_tokens + i) =
-                KV_EXPERT_NONE;
     }
+}
+
+/* Back to the first n_blocks blocks in pages. */
+static void cut_pages(kv_seq *seq, uint32_t n_blocks)
+{
+    kv_cache *cache = seq->cache;
+    (void)kv_scatter_cut(cache, &seq->table, n_blocks * cache->page_tokens, KV_HELD_BY_SEQ);
+    kv_table_drop(&seq->table, cache->pool, n_blocks, seq->n_blocks, KV_HELD_BY_SEQ);
+    seq->n_blocks = seq->n_reserved = n_blocks;
+    if (seq->n_coded > n_blocks) seq->n_coded = n_blocks;
 }
 
 uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
@@ -93,15 +108,16 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
     if (n_tokens < seq->length &&
         (kv_methods_evict(&seq->methods) || !kv_prefix_serves(cache, &self, n_tokens)))
         n_tokens = 0;
-    uint32_t n_blocks = n_tokens / cache->page_tokens;
+    uint32_t n_blocks = kv_blocks_kept(cache, n_tokens);
     if (n_tokens < seq->length) kv_observed_cut(seq, n_tokens);
     if (n_blocks < seq->n_blocks) {
-        const uint32_t n_slots = n_tokens % cache->page_tokens;
-        if (n_slots > 0) unseal_block(seq, n_blocks, n_slots);
+        for (uint32_t b = n_blocks; b < seq->n_blocks && b * cache->page_tokens < n_tokens; b++) {
+            const size_t n_left = n_tokens - b * cache->page_tokens;
+            unseal_block(seq, b, (uint32_t)min_size(n_left, cache->page_tokens));
+        }
         if (kv_seq_is_lost(seq)) n_blocks = n_tokens = 0;
-        kv_table_drop(&seq->table, cache->pool, n_blocks, seq->n_blocks, KV_HELD_BY_SEQ);
-        seq->n_blocks = seq->n_reserved = n_blocks;
-        if (seq->n_coded > n_blocks) seq->n_coded = n_blocks;
+        cut_pages(seq, n_blocks);
+        if (!kv_scatter_own_tails(seq) || kv_seq_is_lost(seq)) cut_pages(seq, n_tokens = 0);
     }
     seq->length = n_tokens;
     if (n_tokens == 0) {

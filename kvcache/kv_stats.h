@@ -2,7 +2,16 @@
 #ifndef KVCACHE_KV_STATS_H
 #define KVCACHE_KV_STATS_H
 
+#include "kvcache/kv_config.h"
+
 #include <stdint.h>
+
+typedef struct kv_shard_stats {
+    uint64_t pages; /* now: that it owns, of open sequences and of cached objects */
+    uint64_t slots;
+    uint64_t bytes;   /* of these pages, in shares of slabs */
+    uint64_t spilled; /* since start: its entries that went to another shard, per KV head */
+} kv_shard_stats;
 
 typedef struct kv_stats {
     /* now, bytes as the allocator holds them */
@@ -54,6 +63,11 @@ typedef struct kv_stats {
     double certificate_max;       /* of all of them */
     double step_certificate_mean; /* of the last step that had decode queries */
     double step_certificate_max;
+    /* Shards. */
+    uint64_t n_shards;
+    uint64_t entries_spilled; /* since start, of all shards */
+    uint64_t experts_packed;  /* since start: layers whose experts were packed onto shards anew */
+    kv_shard_stats shards[KV_SHARDS_MAX];
 } kv_stats;
 
 /* What one sequence costs. Pages that it shares with others count in full. */

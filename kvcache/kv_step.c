@@ -137,7 +137,7 @@ void kv_note_experts(kv_cache *cache, uint32_t layer, const uint32_t *top1, size
     assert(cache->layer[layer].has_router);
     uint16_t *expert = cache->staging.expert + (size_t)layer * cache->limits.n_step_tokens_max;
     for (uint32_t t = 0; t < cache->step.n_tokens; t++) {
-        assert(top1[t * stride] < KV_EXPERT_NONE);
+        assert(top1[t * stride] < cache->n_experts);
         expert[t] = (uint16_t)top1[t * stride];
     }
     cache->step.has_experts[layer] = true;

@@ -1,7 +1,7 @@
 /* kvcache/observe.c - see observe.h. */
 #include "kvcache/observe.h"
 
-#include "kvcache/cache_state.h"
+#include "kvcache/blocks.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,24 +1,26 @@
 /* kvcache/page_choice.c - see page_choice.h. */
 #include "kvcache/page_choice.h"
 
-#include "kvcache/cache_state.h"
 #include "kvcache/page_bias.h"
+#include "kvcache/scatter.h"
 
 #include <math.h>
 
 void kv_choice_place(arena *a, const kv_cache *cache, kv_choice *choice)
 {
-    const size_t n_max = cache->limits.n_seq_tokens_max / cache->page_tokens + 1;
+    const size_t n_max = kv_head_pages_max(cache);
     size_t group_max = 0;
     *choice = (kv_choice){0};
     if (!cache->has_boxes) return;
     for (uint32_t l = 0; l < cache->n_layers; l++)
         group_max = max_size(group_max, cache->layer[l].n_heads / cache->layer[l].n_kv_heads);
     choice->block = arena_take(a, n_max, sizeof *choice->block);
+    choice->shard = arena_take(a, n_max, sizeof *choice->shard);
     choice->page = arena_take(a, n_max, sizeof *choice->page);
     choice->n_live = arena_take(a, n_max, sizeof *choice->n_live);
     choice->bound = arena_take(a, n_max, group_max * sizeof *choice->bound);
     choice->chosen = arena_take(a, n_max, sizeof *choice->chosen);
+    if (cache->has_file) choice->misses = arena_take(a, cache->n_shards, sizeof *choice->misses);
     choice->log_read = arena_take(a, group_max, sizeof *choice->log_read);
     choice->runs.index = arena_take(a, n_max, sizeof *choice->runs.index);
     choice->runs.n_live = arena_take(a, n_max, sizeof *choice->runs.n_live);
@@ -30,22 +32,52 @@ void kv_choice_place(arena *a, const kv_cache *cache, kv_choice *choice)
         .rest = arena_take(a, n_max + 1, group_max * sizeof *choice->work.rest),
         .scale = arena_take(a, group_max, sizeof *choice->work.scale),
         .is_chosen = arena_take(a, n_max, sizeof *choice->work.is_chosen),
+        .shards = arena_take(a, cache->n_shards, sizeof *choice->work.shards),
+        .shard_order = arena_take(a, cache->n_shards, sizeof *choice->work.shard_order),
     };
 }
 
-/* Every page with a live slot. */
-static void list_pages(kv_choice *choice, const kv_choice_range *range, uint32_t list)
+static void add_page(kv_choice *choice, const kv_page_at *at, uint64_t live)
 {
+    if (live == 0) return;
+    choice->block[choice->n_pages] = at->block;
+    choice->shard[choice->n_pages] = (uint16_t)at->shard;
+    choice->page[choice->n_pages] = at->page;
+    choice->n_live[choice->n_pages++] = (uint16_t)__builtin_popcountll(live);
+}
+
+bool kv_choice_has(const kv_choice_range *range, const kv_page_at *at)
+{
+    const kv_cache *cache = range->seq->cache;
+    const uint32_t last = kv_last_position(cache, at->page);
+    return kv_is_sealed_page(cache, at->page) && last / cache->page_tokens < range->end &&
+           last >= range->first_seen;
+}
+
+/* Every page with a live slot. */
+static void list_pages(kv_choice *choice, const kv_choice_range *range)
+{
+    const kv_cache *cache = range->seq->cache;
     const kv_table *table = &range->seq->table;
-    uint32_t n = 0;
-    for (uint32_t b = range->first; b < range->end; b++) {
-        const size_t entry = kv_table_entry(table, list, b);
-        if (table->live[entry] == 0) continue;
-        choice->block[n] = b;
-        choice->page[n] = table->page[entry];
-        choice->n_live[n++] = (uint16_t)__builtin_popcountll(table->live[entry]);
+    kv_walk walk;
+    kv_page_at at;
+    choice->n_pages = 0;
+    if (cache->scatters[range->layer]) {
+        kv_walk_begin(&walk, cache, table, range->layer, range->head, range->seq->n_blocks);
+        while (kv_walk_next(&walk, &at)) {
+            const uint32_t list = kv_list(cache, range->layer, range->head, at.shard);
+            if (kv_choice_has(range, &at))
+                add_page(choice, &at, table->live[kv_table_entry(table, list, at.block)]);
+        }
     }
-    choice->n_pages = choice->n_open = n;
+    for (uint32_t b = range->first; b < range->end && !cache->scatters[range->layer]; b++) {
+        at.block = b;
+        at.shard = kv_block_shard(cache->n_shards, b);
+        const uint32_t list = kv_list(cache, range->layer, range->head, at.shard);
+        at.page = table->page[kv_table_entry(table, list, b)];
+        add_page(choice, &at, table->live[kv_table_entry(table, list, b)]);
+    }
+    choice->n_open = choice->n_pages;
 }
 
 /* The runs that lie wholly in the range. */
@@ -55,6 +87,7 @@ static void list_runs(kv_choice *choice, const kv_choice_range *range)
     const uint32_t end = range->end / KV_RUN_PAGES;
     choice->runs.n = choice->runs.n_chosen = 0;
     if (range->seq->methods.routing->select_runs == NULL) return;
+    if (range->seq->cache->scatters[range->layer]) return;
     for (uint32_t run = first; run < end; run++) {
         choice->runs.n_live[choice->runs.n] = 0;
         choice->runs.index[choice->runs.n++] = run;
@@ -80,6 +113,7 @@ static void drop_runs(kv_choice *choice)
             next < choice->runs.n_chosen && choice->runs.index[choice->runs.chosen[next]] == run;
         if (run >= first && run < first + choice->runs.n && !is_chosen) continue;
         choice->block[n] = choice->block[i];
+        choice->shard[n] = choice->shard[i];
         choice->page[n] = choice->page[i];
         choice->n_live[n++] = choice->n_live[i];
     }
@@ -110,14 +144,16 @@ static void add_bias(float *bound, uint32_t n, uint32_t i, uint32_t group, float
 }
 
 /* The largest bias of the pages of a run. */
-static float run_bias(const kv_choice_range *range, uint32_t list, uint32_t run)
+static float run_bias(const kv_choice_range *range, uint32_t run)
 {
+    const kv_cache *cache = range->seq->cache;
     const kv_table *table = &range->seq->table;
     float most = -INFINITY;
     for (uint32_t b = run * KV_RUN_PAGES; b < (run + 1) * KV_RUN_PAGES; b++) {
+        const uint32_t list = kv_home_list(cache, range->layer, range->head, b);
         const size_t entry = kv_table_entry(table, list, b);
         if (table->live[entry] == 0) continue;
-        most = fmaxf(most, kv_pool_bias_most(range->seq->cache->pool, table->page[entry]));
+        most = fmaxf(most, kv_pool_bias_most(cache->pool, table->page[entry]));
     }
     return most == -INFINITY ? 0 : most;
 }
@@ -133,7 +169,7 @@ static void choose_runs(kv_choice *choice, const kv_choice_range *range, uint32_
     cache->d->ops->key_bounds(&args);
     for (uint32_t i = 0; i < choice->runs.n && range->seq->is_thinned; i++)
         add_bias(choice->runs.bound, choice->runs.n, i, query->group,
-                 run_bias(range, list, choice->runs.index[i]));
+                 run_bias(range, choice->runs.index[i]));
     const kv_methods *methods = &range->seq->methods;
     const kv_route_args route = {.settings = &methods->route,
                                  .n_pages = choice->runs.n,
@@ -152,7 +188,7 @@ void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_
     const kv_cache *cache = range->seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const uint32_t list = kv_list(cache, range->layer, range->head, 0);
-    list_pages(choice, range, list);
+    list_pages(choice, range);
     list_runs(choice, range);
     if (choice->runs.n > 0) choose_runs(choice, range, list, query);
     key_bounds_args args = bounds_of(query, choice->page, choice->n_pages, choice->bound);
@@ -164,15 +200,31 @@ void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_
                  kv_pool_bias_most(cache->pool, choice->page[i]));
 }
 
-void kv_choice_make(kv_choice *choice, const kv_methods *methods, uint32_t group,
+/* Of the candidates those that would be waited for. */
+static void count_misses(kv_choice *choice, const kv_cache *cache)
+{
+    for (uint32_t s = 0; s < cache->n_shards && choice->misses != NULL; s++)
+        choice->misses[s] = 0;
+    for (uint32_t i = 0; i < choice->n_pages && choice->misses != NULL; i++)
+        choice->misses[choice->shard[i]] +=
+            kv_pool_tier(cache->pool, choice->page[i]) == KV_TIER_FILE ? 1.0f : 0.0f;
+}
+
+void kv_choice_make(kv_choice *choice, const kv_choice_range *range, uint32_t group,
                     void (*read)(void *ctx, uint32_t page), void *ctx)
 {
+    const kv_methods *methods = &range->seq->methods;
     choice->n_chosen = 0;
     if (choice->n_pages == 0) return;
+    count_misses(choice, range->seq->cache);
     const kv_route_args args = {.settings = &methods->route,
                                 .n_pages = choice->n_pages,
                                 .n_open = choice->n_open,
                                 .group = group,
+                                .n_shards = range->seq->cache->n_shards,
+                                .is_scattered = range->seq->cache->scatters[range->layer],
+                                .shard = choice->shard,
+                                .misses = choice->misses,
                                 .n_live = choice->n_live,
                                 .bound = choice->bound,
                                 .log_read = choice->log_read,

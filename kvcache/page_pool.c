@@ -66,6 +66,7 @@ static void place_arrays(kv_pool *pool, arena *a)
     }
     if (kv_pool_has_tiers(pool))
         pool->pages.last_use = arena_take(a, n_pages, sizeof *pool->pages.last_use);
+    pool->shards = arena_take(a, pool->n_shards, sizeof *pool->shards);
     pool->view.boxes = pool->pages.boxes;
     pool->view.owner = pool->pages.owner;
     pool->view.n_slots = pool->pages.n_slots;
@@ -158,12 +159,15 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
     *out = NULL;
     assert(config->n_classes >= 1);
     assert(config->n_classes <= KV_CLASSES_MAX);
+    assert(config->n_shards >= 1);
+    assert(config->n_shards < KV_OWNER_NONE);
     kv_pool *pool = calloc(1, sizeof *pool);
     if (pool == NULL) return ERR_NO_MEMORY;
     pool->page_tokens = config->page_tokens;
     pool->classes.n = config->n_classes;
     pool->view.box_bytes = config->box_bytes;
     pool->has_biases = config->has_biases;
+    pool->n_shards = config->n_shards;
     for (int t = 0; t < KV_N_TIERS; t++)
         pool->tiers[t].free = KV_SLAB_NONE;
     const err_t err = open_memory(pool, config);
@@ -263,6 +267,11 @@ static void return_slab(kv_pool *pool, uint32_t slab)
 
 /* ---- pages --------------------------------------------------------------------------------------- */
 
+uint64_t kv_pool_part_bytes(const kv_pool *pool, uint32_t page_class)
+{
+    return pool->slab_bytes / pool->classes.pages_per_slab[page_class];
+}
+
 uint32_t kv_slab_of(const kv_pool *pool, uint32_t page)
 {
     const uint32_t slab = page / pool->pages_per_slab_max;
@@ -281,7 +290,7 @@ static void count_held(kv_pool *pool, uint32_t page, bool is_out)
 {
     kv_tier_slabs *tier = tier_of(pool, kv_slab_of(pool, page));
     const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
-    const uint64_t bytes = is_used ? kv_page_share_bytes(pool, page) : 0;
+    const uint64_t bytes = is_used ? kv_page_part_bytes(pool, page) : 0;
     if (is_out) {
         tier->n_held[is_used ? 0 : 1]--;
         tier->used_bytes -= bytes;
@@ -304,13 +313,11 @@ uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
     return pool->pages.boxes != NULL ? pool->pages.boxes + page * pool->view.box_bytes : NULL;
 }
 
-uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_holder holder)
+/* A page of a slab that has one. */
+static uint32_t take_page(kv_pool *pool, uint32_t slab, kv_holder holder)
 {
-    assert(page_class < pool->classes.n);
-    kv_tier_slabs *tier = &pool->tiers[where];
-    uint32_t slab = tier->partial[page_class];
-    if (slab == KV_SLAB_NONE) slab = take_slab(pool, tier, page_class);
-    if (slab == KV_SLAB_NONE) return KV_PAGE_NONE;
+    const uint32_t page_class = pool->slabs.page_class[slab];
+    kv_tier_slabs *tier = tier_of(pool, slab);
     const uint32_t index = pool->slabs.first_free[slab];
     const uint32_t page = slab * pool->pages_per_slab_max + index;
     pool->slabs.first_free[slab] = pool->pages.next_free[page];
@@ -322,6 +329,7 @@ uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_
     pool->pages.leans_on[page] = KV_PAGE_NONE;
     pool->pages.n_slots[page] = 0;
     kv_pool_set_biases(pool, page, NULL);
+    pool->pages.owner[page] = KV_OWNER_NONE;
     count_held(pool, page, false);
     kv_pool_use(pool, page);
     if (tier->base != NULL)
@@ -329,9 +337,29 @@ uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_
     return page;
 }
 
+uint32_t kv_pool_alloc_in(kv_pool *pool, kv_tier where, uint32_t page_class, kv_holder holder)
+{
+    assert(page_class < pool->classes.n);
+    kv_tier_slabs *tier = &pool->tiers[where];
+    uint32_t slab = tier->partial[page_class];
+    if (slab == KV_SLAB_NONE) slab = take_slab(pool, tier, page_class);
+    return slab == KV_SLAB_NONE ? KV_PAGE_NONE : take_page(pool, slab, holder);
+}
+
 uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder)
 {
     return kv_pool_alloc_in(pool, KV_TIER_POOL, page_class, holder);
+}
+
+/* The page's slots and bytes are nobody's any more. */
+static void disown(kv_pool *pool, uint32_t page)
+{
+    if (pool->pages.owner[page] == KV_OWNER_NONE) return;
+    kv_pool_shard *shard = &pool->shards[pool->pages.owner[page]];
+    shard->n_pages--;
+    shard->n_slots -= pool->pages.n_slots[page];
+    shard->bytes -= kv_page_owned_bytes(pool, page);
+    pool->n_slots_live -= pool->pages.n_slots[page];
 }
 
 static void free_page(kv_pool *pool, uint32_t page)
@@ -340,7 +368,7 @@ static void free_page(kv_pool *pool, uint32_t page)
     const uint32_t page_class = pool->slabs.page_class[slab];
     kv_tier_slabs *tier = tier_of(pool, slab);
     if (tier->base != NULL) POISON(kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
-    pool->n_slots_live -= pool->pages.n_slots[page];
+    disown(pool, page);
     const bool was_full = pool->slabs.first_free[slab] == KV_INDEX_NONE;
     pool->pages.next_free[page] = pool->slabs.first_free[slab];
     pool->slabs.first_free[slab] = (uint16_t)(page % pool->pages_per_slab_max);
@@ -408,32 +436,33 @@ void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to)
     assert(!is_freed);
 }
 
-void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
-                  uint32_t owner)
+uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page)
 {
-    assert(kv_page_is_held(pool, page));
-    assert(pool->pages.n_slots[page] == 0);
-    assert(n_slots <= pool->page_tokens);
-    uint32_t *positions = pool->pages.positions + (size_t)page * pool->page_tokens;
-    for (uint32_t i = 0; i < n_slots; i++)
-        positions[i] = first_position + i;
-    pool->pages.n_slots[page] = (uint8_t)n_slots;
-    pool->pages.owner[page] = (uint16_t)owner;
-    pool->n_slots_live += n_slots;
-}
-
-void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
-                     uint32_t owner)
-{
-    assert(kv_page_is_held(pool, page));
-    assert(n_slots <= pool->page_tokens);
-    memcpy(pool->pages.positions + (size_t)page * pool->page_tokens, positions,
-           n_slots * sizeof *positions);
-    pool->n_slots_live += n_slots;
-    pool->n_slots_live -= pool->pages.n_slots[page];
-    pool->pages.n_slots[page] = (uint8_t)n_slots;
-    pool->pages.owner[page] = (uint16_t)owner;
-    kv_pool_set_biases(pool, page, NULL);
+    const uint32_t own = kv_slab_of(pool, page), page_class = pool->slabs.page_class[own];
+    uint32_t best = KV_SLAB_NONE, n_most = pool->slabs.n_used[own];
+    assert(kv_pool_tier(pool, page) == KV_TIER_POOL);
+    assert(pool->pages.leans_on[page] == KV_PAGE_NONE);
+    assert(pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0);
+    for (uint32_t s = pool->tiers[KV_TIER_POOL].partial[page_class]; s != KV_SLAB_NONE;
+         s = pool->slabs.next[s]) {
+        if (s == own || pool->slabs.n_used[s] < n_most) continue;
+        best = s;
+        n_most = pool->slabs.n_used[s];
+    }
+    if (best == KV_SLAB_NONE) return page;
+    const uint32_t to = take_page(pool, best, KV_HELD_BY_SEQ);
+    kv_pool_rewrite(pool, to, kv_page_positions(pool, page), pool->pages.n_slots[page],
+                    pool->pages.owner[page]);
+    memcpy(kv_pool_data(pool, to), kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
+    if (pool->pages.boxes != NULL)
+        memcpy(kv_pool_box(pool, to), kv_pool_box(pool, page), pool->view.box_bytes);
+    kv_pool_set_biases(pool, to, kv_pool_biases(pool, page));
+    for (int i = 0; i < KV_N_HOLDERS; i++) {
+        pool->pages.n_refs[i][to] = pool->pages.n_refs[i][page];
+        pool->pages.n_refs[i][page] = i == KV_HELD_BY_SEQ ? 1 : 0;
+    }
+    (void)kv_pool_drop(pool, page, KV_HELD_BY_SEQ);
+    return to;
 }
 
 /* ---- queries ------------------------------------------------------------------------------------- */
@@ -482,6 +511,11 @@ uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class)
 const kv_pages *kv_pool_pages(const kv_pool *pool)
 {
     return &pool->view;
+}
+
+const kv_pool_shard *kv_pool_shards(const kv_pool *pool)
+{
+    return pool->shards;
 }
 
 static uint64_t count_free(const kv_pool *pool, const kv_tier_slabs *tier)

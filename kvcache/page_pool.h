@@ -30,7 +30,8 @@
 
 typedef struct kv_pool kv_pool;
 
-#define KV_PAGE_NONE UINT32_MAX
+#define KV_PAGE_NONE  UINT32_MAX
+#define KV_OWNER_NONE UINT16_MAX
 
 enum { KV_SLAB_BYTES = 64 * 1024 };
 
@@ -44,6 +45,7 @@ typedef struct kv_pool_config {
     const size_t *page_bytes; /* [n_classes]; a slab is 64 KiB, or the largest page rounded up */
     size_t box_bytes;         /* of a page's key box, beside the page; 0: there are none */
     bool has_biases;          /* slots may get biases: page_bias.h */
+    uint32_t n_shards;        /* that pages may have as owners, >= 1 */
 } kv_pool_config;
 
 enum { KV_CLASSES_MAX = 4096 };
@@ -51,7 +53,7 @@ enum { KV_CLASSES_MAX = 4096 };
 /* What the cache knows of every page, as arrays by page id; borrowed until kv_pool_close. */
 typedef struct kv_pages {
     const uint32_t *n_refs[KV_N_HOLDERS]; /* [n_pages] each */
-    const uint16_t *owner;                /* [n_pages]: shard */
+    const uint16_t *owner;                /* [n_pages]: shard; KV_OWNER_NONE without slots */
     const uint8_t *n_slots;               /* [n_pages]: slots written */
     const uint32_t *positions;            /* [n_pages][page_tokens]; valid below n_slots */
     const uint8_t *boxes; /* [n_pages][box_bytes], or NULL; valid once the page is sealed */
@@ -69,6 +71,12 @@ typedef struct kv_pool_counts {
     uint64_t used_bytes; /* of pages_used, each with its share of its slab */
 } kv_pool_counts;
 
+/* What one shard owns, whoever holds it and wherever it lies. */
+typedef struct kv_pool_shard {
+    uint64_t n_pages, n_slots;
+    uint64_t bytes; /* of the pool: each page with its share of its slab */
+} kv_pool_shard;
+
 /* ---- life cycle ---- */
 
 /* ERR_NO_MEMORY, or ERR_OVERFLOW if pages outnumber ids. */
@@ -82,6 +90,9 @@ uint32_t kv_pool_alloc_page(kv_pool *pool, uint32_t page_class, kv_holder holder
 void kv_pool_hold(kv_pool *pool, uint32_t page, kv_holder holder);
 /* True if that was the last reference and the page is free now. */
 bool kv_pool_drop(kv_pool *pool, uint32_t page, kv_holder holder);
+/* Moves a page that a sequence holds into the fullest slab of its class that has room, if that is no emptier
+ * than its own; returns the page's id from then on, which all of its holders must be told. */
+uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page);
 /* One reference passes from one kind of holder to the other. */
 void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
 
@@ -89,15 +100,6 @@ void kv_pool_pass(kv_pool *pool, uint32_t page, kv_holder from, kv_holder to);
  * only on such as lean on none. */
 void kv_pool_lean(kv_pool *pool, uint32_t page, uint32_t on);
 uint32_t kv_pool_leans_on(const kv_pool *pool, uint32_t page); /* or KV_PAGE_NONE */
-
-/* The page gets slots 0 .. n_slots at first_position and up; its owner is written once, here. */
-void kv_pool_fill(kv_pool *pool, uint32_t page, uint32_t first_position, uint32_t n_slots,
-                  uint32_t owner);
-
-/* Slots 0 .. n_slots of the page now hold these positions (rising), whatever they held before, and have no
- * biases. */
-void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
-                     uint32_t owner);
 
 /* Valid while the page is held; there is none in the file: page_tiers.h. */
 uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page);
@@ -114,11 +116,14 @@ uint64_t kv_pool_least_bytes(const kv_pool_config *config, const uint64_t *need)
 bool kv_pool_has_room(const kv_pool *pool, const uint64_t *need);
 bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
 
-/* A page's part of its slab, and of the slab's descriptors. */
+/* A page's part of its slab. */
+uint64_t kv_pool_part_bytes(const kv_pool *pool, uint32_t page_class);
+/* The same, and of the slab's descriptors. */
 uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class);
 
 const kv_pages *kv_pool_pages(const kv_pool *pool);
 kv_pool_counts kv_pool_count(const kv_pool *pool);
+const kv_pool_shard *kv_pool_shards(const kv_pool *pool); /* [n_shards] */
 
 /* Checking: begin, tell every reference that is known, end. The end also walks slabs and free lists,
  * and is false if anything disagrees. No allocation. */

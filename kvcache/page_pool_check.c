@@ -29,6 +29,7 @@ typedef struct walk {
     uint64_t n_held[2];
     uint64_t n_slots;
     uint64_t used_bytes;
+    kv_pool_shard owned; /* by anybody */
     uint32_t n_in_use;
 } walk;
 
@@ -52,9 +53,16 @@ static bool is_page_sane(const kv_pool *pool, uint32_t page, walk *found)
     if (!are_biases_sane(pool, page)) return false;
     const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
     found->n_held[is_used ? 0 : 1]++;
-    found->used_bytes += is_used ? kv_page_share_bytes(pool, page) : 0;
+    found->used_bytes += is_used ? kv_page_part_bytes(pool, page) : 0;
     found->n_slots += pool->pages.n_slots[page];
-    return true;
+    for (uint32_t i = 1; i < pool->pages.n_slots[page]; i++) {
+        if (kv_page_positions(pool, page)[i - 1] >= kv_page_positions(pool, page)[i]) return false;
+    }
+    if (pool->pages.owner[page] == KV_OWNER_NONE) return pool->pages.n_slots[page] == 0;
+    found->owned.n_pages++;
+    found->owned.n_slots += pool->pages.n_slots[page];
+    found->owned.bytes += kv_page_owned_bytes(pool, page);
+    return pool->pages.owner[page] < pool->n_shards;
 }
 
 static bool is_slab_sane(const kv_pool *pool, uint32_t slab, walk *found)
@@ -94,7 +102,7 @@ static bool is_class_sane(const kv_pool *pool, const kv_tier_slabs *tier, uint32
     return n_free == tier->n_free[page_class];
 }
 
-static bool is_tier_sane(const kv_pool *pool, const kv_tier_slabs *tier, uint64_t *n_slots)
+static bool is_tier_sane(const kv_pool *pool, const kv_tier_slabs *tier, kv_pool_shard *owned)
 {
     walk found = {0};
     for (uint32_t slab = tier->first; slab < tier->first + tier->n_touched; slab++) {
@@ -107,7 +115,10 @@ static bool is_tier_sane(const kv_pool *pool, const kv_tier_slabs *tier, uint64_
     for (uint32_t slab = tier->free; slab != KV_SLAB_NONE; slab = pool->slabs.next[slab]) {
         if (n_free_slabs++ > tier->n_touched || pool->slabs.n_used[slab] != 0) return false;
     }
-    *n_slots += found.n_slots;
+    if (found.n_slots != found.owned.n_slots) return false;
+    owned->n_pages += found.owned.n_pages;
+    owned->n_slots += found.owned.n_slots;
+    owned->bytes += found.owned.bytes;
     return found.n_in_use == tier->n_in_use && n_free_slabs + tier->n_in_use == tier->n_touched &&
            found.n_held[0] == tier->n_held[0] && found.n_held[1] == tier->n_held[1] &&
            found.used_bytes == tier->used_bytes;
@@ -115,9 +126,15 @@ static bool is_tier_sane(const kv_pool *pool, const kv_tier_slabs *tier, uint64_
 
 bool kv_pool_check_end(const kv_pool *pool)
 {
-    uint64_t n_slots = 0;
+    kv_pool_shard owned = {0}, all = {0};
     for (int t = 0; t < KV_N_TIERS; t++) {
-        if (!is_tier_sane(pool, &pool->tiers[t], &n_slots)) return false;
+        if (!is_tier_sane(pool, &pool->tiers[t], &owned)) return false;
     }
-    return n_slots == pool->n_slots_live;
+    for (uint32_t s = 0; s < pool->n_shards; s++) {
+        all.n_pages += pool->shards[s].n_pages;
+        all.n_slots += pool->shards[s].n_slots;
+        all.bytes += pool->shards[s].bytes;
+    }
+    return all.n_pages == owned.n_pages && all.n_slots == owned.n_slots &&
+           all.bytes == owned.bytes && all.n_slots == pool->n_slots_live;
 }

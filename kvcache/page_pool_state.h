@@ -9,6 +9,7 @@
 #define KVCACHE_PAGE_POOL_STATE_H
 
 #include "kvcache/page_bias.h"
+#include "kvcache/page_slots.h"
 #include "kvcache/page_tiers.h"
 
 #include "base/arena.h"
@@ -68,6 +69,8 @@ struct kv_pool {
     uint32_t now; /* what last_use is measured in; see kv_pool_tick */
     kv_pages view;
     uint64_t n_slots_live;
+    uint32_t n_shards;
+    kv_pool_shard *shards; /* [n_shards]: what each owns */
 };
 
 static inline kv_tier kv_tier_of_slab(const kv_pool *pool, uint32_t slab)
@@ -90,10 +93,20 @@ static inline bool kv_page_is_held(const kv_pool *pool, uint32_t page)
            pool->pages.n_refs[KV_HELD_BY_OBJECT][page] > 0;
 }
 
-/* A slab's bytes over the pages that it holds. */
-static inline uint64_t kv_page_share_bytes(const kv_pool *pool, uint32_t page)
+static inline uint64_t kv_page_part_bytes(const kv_pool *pool, uint32_t page)
 {
-    return pool->slab_bytes / pool->classes.pages_per_slab[kv_pool_class(pool, page)];
+    return kv_pool_part_bytes(pool, kv_pool_class(pool, page));
+}
+
+/* What a page counts for its owner's bytes: those of the pool alone. */
+static inline uint64_t kv_page_owned_bytes(const kv_pool *pool, uint32_t page)
+{
+    return kv_pool_tier(pool, page) == KV_TIER_POOL ? kv_page_part_bytes(pool, page) : 0;
+}
+
+static inline uint32_t *kv_page_positions(const kv_pool *pool, uint32_t page)
+{
+    return pool->pages.positions + (size_t)page * pool->page_tokens;
 }
 
 #endif

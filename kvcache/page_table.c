@@ -20,6 +20,7 @@ static void copy_list(const kv_table *table, uint32_t list, kv_table *grown)
     memcpy(grown->page + to, table->page + from, table->capacity * sizeof *grown->page);
     memcpy(grown->live + to, table->live + from, table->capacity * sizeof *grown->live);
     grown->n_live[list] = table->n_live[list];
+    grown->marks[list] = table->marks[list];
     if (runs_bytes(table) > 0)
         memcpy(kv_table_run_box(grown, list, 0), kv_table_run_box(table, list, 0),
                runs_bytes(table));
@@ -42,15 +43,18 @@ err_t kv_table_grow(kv_table *table, uint32_t n_entries)
     grown.page = malloc(page_bytes);
     grown.live = calloc(n, sizeof *grown.live);
     grown.n_live = calloc(table->n_lists, sizeof *grown.n_live);
+    grown.marks = calloc(table->n_lists, sizeof *grown.marks);
     if (has_runs) grown.run_boxes = calloc(table->n_lists, runs_bytes(&grown));
-    if (grown.page == NULL || grown.live == NULL || grown.n_live == NULL ||
+    if (grown.page == NULL || grown.live == NULL || grown.n_live == NULL || grown.marks == NULL ||
         (has_runs && grown.run_boxes == NULL)) {
         kv_table_deinit(&grown);
         return ERR_NO_MEMORY;
     }
     memset(grown.page, 0xff, page_bytes); /* KV_PAGE_NONE */
-    for (uint32_t list = 0; list < table->n_lists && table->capacity > 0; list++)
-        copy_list(table, list, &grown);
+    for (uint32_t list = 0; list < table->n_lists; list++) {
+        grown.marks[list].tail = KV_PAGE_NONE;
+        if (table->capacity > 0) copy_list(table, list, &grown);
+    }
     kv_table_deinit(table);
     *table = grown;
     return ERR_OK;
@@ -61,6 +65,7 @@ void kv_table_deinit(kv_table *table)
     free(table->page);
     free(table->live);
     free(table->n_live);
+    free(table->marks);
     free(table->run_boxes);
     *table = (kv_table){.n_lists = table->n_lists, .run_box_bytes = table->run_box_bytes};
 }
@@ -69,8 +74,8 @@ size_t kv_table_bytes(const kv_table *table)
 {
     if (table->capacity == 0) return 0;
     const size_t entry_bytes = sizeof *table->page + sizeof *table->live;
-    return table->n_lists *
-           (table->capacity * entry_bytes + sizeof *table->n_live + runs_bytes(table));
+    return table->n_lists * (table->capacity * entry_bytes + sizeof *table->n_live +
+                             sizeof *table->marks + runs_bytes(table));
 }
 
 void kv_table_see(kv_table *table, uint32_t list, uint32_t block, uint64_t live)

@@ -7,6 +7,10 @@
  *   list   layer 0 head 0:  page 7 ####   page 9 ####   page 4 ##..
  *          layer 0 head 1:  page 2 ####   page 3 ####   page 8 ##..
  *
+ * Of a layer that is placed by blocks, block b lies in one list of its head, that of shard b mod
+ * n_shards. Of one that is placed entry by entry (scatter.h), an entry of a list is the page that was
+ * opened by an entry of that block, and the positions in it may lie far beyond; they rise along the list.
+ *
  * The bitmap belongs to the table, not to the page: cutting or evicting touches only one's own view.
  * Runs of KV_RUN_PAGES entries may have a box of their keys (run_box.h).
  *
@@ -14,7 +18,14 @@
 #ifndef KVCACHE_PAGE_TABLE_H
 #define KVCACHE_PAGE_TABLE_H
 
-#include "kvcache/page_pool.h"
+#include "kvcache/page_slots.h"
+
+/* Of a list whose entries are scattered; the other lists have none of this. */
+typedef struct kv_list_marks {
+    uint32_t first;  /* entries below have no page */
+    uint32_t tail;   /* the last entry with a page, or KV_PAGE_NONE */
+    uint32_t passed; /* positions below may be gone: the layer's window has passed them */
+} kv_list_marks;
 
 typedef struct kv_table {
     uint32_t n_lists;     /* layers x heads x shards; fixed */
@@ -22,11 +33,18 @@ typedef struct kv_table {
     uint32_t *page;       /* [n_lists][capacity]; KV_PAGE_NONE beyond what was set */
     uint64_t *live;       /* [n_lists][capacity]; 0 where the page is KV_PAGE_NONE */
     uint32_t *n_live;     /* [n_lists]: bits set in `live` */
+    kv_list_marks *marks; /* [n_lists] */
     size_t run_box_bytes; /* 0: there are none; set before the table grows */
     uint8_t *run_boxes;   /* [n_lists][capacity / KV_RUN_PAGES][run_box_bytes] */
 } kv_table;
 
 enum { KV_RUN_PAGES = 16 };
+
+/* One page that a table sees of a KV head. */
+typedef struct kv_page_at {
+    uint32_t shard, block; /* its list, and its entry in it */
+    uint32_t page;
+} kv_page_at;
 
 /* Makes room for n_entries in every list; those there stay. ERR_NO_MEMORY changes nothing. */
 err_t kv_table_grow(kv_table *table, uint32_t n_entries) MUST_CHECK;

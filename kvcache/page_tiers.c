@@ -5,19 +5,17 @@
 
 uint32_t kv_pool_alloc_twin(kv_pool *pool, uint32_t page, kv_tier tier, kv_holder holder)
 {
-    const size_t n = pool->page_tokens, box_bytes = pool->view.box_bytes;
+    const size_t box_bytes = pool->view.box_bytes;
     const uint32_t twin = kv_pool_alloc_in(pool, tier, kv_pool_class(pool, page), holder);
     if (twin == KV_PAGE_NONE) return KV_PAGE_NONE;
-    pool->pages.owner[twin] = pool->pages.owner[page];
-    pool->pages.n_slots[twin] = pool->pages.n_slots[page];
-    memcpy(pool->pages.positions + twin * n, pool->pages.positions + page * n,
-           n * sizeof *pool->pages.positions);
+    if (pool->pages.owner[page] != KV_OWNER_NONE)
+        kv_pool_rewrite(pool, twin, kv_page_positions(pool, page), pool->pages.n_slots[page],
+                        pool->pages.owner[page]);
     if (box_bytes > 0) memcpy(kv_pool_box(pool, twin), kv_pool_box(pool, page), box_bytes);
     kv_pool_set_biases(pool, twin, kv_pool_biases(pool, page));
     if (pool->pages.last_use != NULL)
         atomic_store_explicit(&pool->pages.last_use[twin], kv_pool_last_use(pool, page),
                               memory_order_relaxed);
-    pool->n_slots_live += pool->pages.n_slots[twin];
     if (pool->pages.leans_on[page] != KV_PAGE_NONE)
         kv_pool_lean(pool, twin, pool->pages.leans_on[page]);
     return twin;

@@ -4,6 +4,7 @@
 #include "kvcache/away.h"
 #include "kvcache/commit.h"
 #include "kvcache/compression/low_rank.h"
+#include "kvcache/scatter.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -233,6 +234,16 @@ kv_prefix_source kv_prefix_get_source(const kv_cache *cache, uint32_t object)
                               .n_blocks = (o->n_tokens - 1) / cache->page_tokens + 1};
 }
 
+/* Does the table have all positions from `oldest` on that are in pages? Heads are alike. */
+static bool has_scattered(const kv_cache *cache, const kv_prefix_source *source, uint32_t layer,
+                          uint32_t oldest)
+{
+    for (uint32_t s = 0; s < cache->n_shards && source->n_blocks > 0; s++) {
+        if (source->table->marks[kv_list(cache, layer, 0, s)].passed > oldest) return false;
+    }
+    return true;
+}
+
 bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uint32_t n_tokens)
 {
     for (uint32_t l = 0; l < cache->n_layers; l++) {
@@ -242,9 +253,11 @@ bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uin
         if (oldest >= n_tokens) continue; /* a window of one sees itself only */
         uint32_t end = (n_tokens - 1) / cache->page_tokens + 1;
         if (end > source->n_blocks) end = source->n_blocks;
+        if (cache->scatters[l] && !has_scattered(cache, source, l, oldest)) return false;
+        if (cache->scatters[l]) continue;
         for (uint32_t b = oldest / cache->page_tokens; b < end; b++) {
             /* All heads of a layer keep and free together. */
-            if (kv_table_page(source->table, kv_list(cache, l, 0, 0), b) == KV_PAGE_NONE)
+            if (kv_table_page(source->table, kv_home_list(cache, l, 0, b), b) == KV_PAGE_NONE)
                 return false;
         }
     }
@@ -352,14 +365,18 @@ static void copy_table(const kv_seq *seq, uint32_t object, uint32_t n_blocks)
     kv_table *table = &cache->prefix.objects[object].table;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     for (uint32_t list = 0; list < table->n_lists; list++) {
+        table->marks[list] = seq->table.marks[list];
+        table->marks[list].tail = KV_PAGE_NONE;
         for (uint32_t b = 0; b < n_blocks; b++) {
             const uint32_t page = kv_table_page(&seq->table, list, b);
             if (page == KV_PAGE_NONE) continue;
+            if (seq->table.marks[list].tail != KV_PAGE_NONE) table->marks[list].tail = b;
             kv_pool_hold(cache->pool, page, KV_HELD_BY_OBJECT);
             table->page[kv_table_entry(table, list, b)] = page;
             kv_table_see(table, list, b, kv_slot_mask(pages->n_slots[page]));
         }
     }
+    (void)kv_scatter_cut(cache, table, n_blocks * cache->page_tokens, KV_HELD_BY_OBJECT);
 }
 
 /* A finished object of the whole blocks that a sequence has in pages: it will evict some of their entries,
@@ -373,6 +390,7 @@ static void share_blocks(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
     n_tokens = n_blocks * page_tokens;
     if (seq->is_thinned || n_blocks == 0 || !kv_prefix_serves(cache, &self, n_tokens)) return;
     if (is_covered(cache, seq, tokens, n_tokens)) return;
+    if (!kv_scatter_find_room_for_tails(seq)) return;
     const uint32_t object = add_object(cache, seq->seed, tokens, n_tokens);
     if (object == KV_OBJECT_NONE) return;
     kv_table *table = &cache->prefix.objects[object].table;
@@ -382,6 +400,8 @@ static void share_blocks(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
     }
     cache->prefix.bytes += kv_table_bytes(table);
     copy_table(seq, object, n_blocks);
+    const bool is_own = kv_scatter_own_tails(seq); /* the object has them now */
+    assert(is_own);
     drop_contained(cache, object);
 }
 
@@ -440,16 +460,15 @@ static void pass_table(kv_seq *seq, uint32_t object)
 {
     kv_cache *cache = seq->cache;
     kv_table *table = &seq->table;
-    const kv_pages *pages = kv_pool_pages(cache->pool);
     for (uint32_t list = 0; list < table->n_lists; list++) {
         for (uint32_t b = 0; b < seq->n_blocks; b++) {
             const size_t entry = kv_table_entry(table, list, b);
             const uint32_t page = table->page[entry];
             if (page == KV_PAGE_NONE) continue;
             kv_pool_pass(cache->pool, page, KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT);
-            const uint32_t n_slots = pages->n_slots[page];
-            const uint64_t sinks = kv_slot_mask(cache->sink_tokens) & kv_slot_mask(n_slots);
-            if (b == 0) kv_table_see(table, list, b, table->live[entry] | sinks);
+            if (b > 0) continue;
+            const uint32_t n_sinks = kv_pool_slots_below(cache->pool, page, cache->sink_tokens);
+            kv_table_see(table, list, b, table->live[entry] | kv_slot_mask(n_sinks));
         }
     }
     cache->table_bytes -= kv_table_bytes(table);
@@ -493,13 +512,17 @@ void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens)
 
 /* ---- giving up ----------------------------------------------------------------------------------- */
 
-/* Does a sequence hold a page of the object's block? Then giving it up gains nothing. */
+static bool is_held_by_seq(const kv_cache *cache, uint32_t page)
+{
+    return kv_pool_pages(cache->pool)->n_refs[KV_HELD_BY_SEQ][page] > 0;
+}
+
+/* Does a sequence hold a page of the object's block? */
 static bool is_block_held(const kv_cache *cache, const kv_prefix_object *o, uint32_t block)
 {
-    const uint32_t *n_refs = kv_pool_pages(cache->pool)->n_refs[KV_HELD_BY_SEQ];
     for (uint32_t list = 0; list < o->table.n_lists; list++) {
         const uint32_t page = kv_table_page(&o->table, list, block);
-        if (page != KV_PAGE_NONE && n_refs[page] > 0) return true;
+        if (page != KV_PAGE_NONE && is_held_by_seq(cache, page)) return true;
     }
     return false;
 }
@@ -523,9 +546,10 @@ static void give_up_last(kv_cache *cache, uint32_t object)
         cache->stats.pages_given_up += drop_object(cache, object);
         return;
     }
-    cache->stats.pages_given_up +=
-        kv_table_drop(&o->table, cache->pool, last, last + 1, KV_HELD_BY_OBJECT);
     o->n_tokens = last * cache->page_tokens;
+    cache->stats.pages_given_up +=
+        kv_scatter_cut(cache, &o->table, o->n_tokens, KV_HELD_BY_OBJECT) +
+        kv_table_drop(&o->table, cache->pool, last, last + 1, KV_HELD_BY_OBJECT);
     if (prefix->index.keys[object].n_keys > last)
         kv_prefix_index_cut(&cache->prefix.index, object, last);
 }
@@ -540,8 +564,8 @@ bool kv_prefix_give_up_block(kv_cache *cache)
         give_up_last(cache, i);
         return true;
     }
-    /* What a sequence has evicted lies before what it holds still: the way there is over blocks that gain
-     * nothing. */
+    /* What a sequence has evicted, or has a copy of (scatter.h), lies before what it holds still: the way
+     * there is over blocks that gain nothing. */
     for (uint32_t i = prefix->oldest; i != KV_OBJECT_NONE; i = prefix->objects[i].newer) {
         const kv_prefix_object *o = &prefix->objects[i];
         if (o->seq != NULL || !has_own_page(cache, o)) continue;

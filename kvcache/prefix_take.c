@@ -4,11 +4,15 @@
  * than a block from a finished source, up to a ring from a running one - is copied into the ring of
  * the new sequence, and the first tokens into its sinks. Either way the entries keep their bits, but
  * for encoded pages: what is copied from them is what they decode to, and what is taken by reference
- * was encoded earlier than in a sequence of its own. */
+ * was encoded earlier than in a sequence of its own.
+ *
+ * Where entries are placed one by one, the pages that are full with entries of these blocks are shared,
+ * and the last page of each list, if it is not, is copied: see scatter.h. */
 #include "kvcache/away.h"
 #include "kvcache/demote.h"
 #include "kvcache/encode.h"
 #include "kvcache/run_box.h"
+#include "kvcache/scatter.h"
 
 typedef struct take {
     kv_seq *seq;
@@ -20,9 +24,9 @@ typedef struct take {
 static void take_pages(const take *t, uint32_t layer, uint32_t head)
 {
     const kv_cache *cache = t->seq->cache;
-    const uint32_t list = kv_list(cache, layer, head, 0);
     kv_table *table = &t->seq->table;
     for (uint32_t b = 0; b < t->n_blocks; b++) {
+        const uint32_t list = kv_home_list(cache, layer, head, b);
         const uint32_t page = kv_table_page(t->source.table, list, b);
         if (page == KV_PAGE_NONE || kv_block_passed(cache, layer, b, t->n_tokens)) continue;
         kv_pool_hold(cache->pool, page, KV_HELD_BY_SEQ);
@@ -43,7 +47,7 @@ static bool load_block(const take *t, const kv_ring_place *at, uint32_t n_slots,
         *out = kv_ring_span(&cache->rings, t->source.seq->ring, at, n_slots);
         return true;
     }
-    const uint32_t list = kv_list(cache, at->layer, at->head, 0);
+    const uint32_t list = kv_home_list(cache, at->layer, at->head, block);
     const uint32_t page = kv_table_page(t->source.table, list, block);
     if (page == KV_PAGE_NONE) return false;
     const kv_page_place from = {at->layer, at->head, page};
@@ -55,7 +59,15 @@ static void take_recent(const take *t, uint32_t layer, uint32_t head)
 {
     const kv_cache *cache = t->seq->cache;
     attn_span span;
-    for (uint32_t p = t->n_blocks * cache->page_tokens; p < t->n_tokens; p += cache->page_tokens) {
+    uint32_t p = t->n_blocks * cache->page_tokens;
+    if (cache->scatters[layer]) {
+        const uint32_t in_pages = t->source.n_blocks * cache->page_tokens;
+        const uint32_t end = (uint32_t)min_size(in_pages, t->n_tokens);
+        const kv_scatter_range range = {t->source.table, layer, head, p, end};
+        kv_scatter_to_ring(t->seq, &range);
+        if (end > p) p = end;
+    }
+    for (; p < t->n_tokens; p += cache->page_tokens) {
         const kv_ring_place at = {layer, head, p};
         const uint32_t n = (uint32_t)min_size(cache->page_tokens, (size_t)t->n_tokens - p);
         if (load_block(t, &at, n, &span)) kv_ring_write(&cache->rings, t->seq->ring, &at, &span);
@@ -71,6 +83,10 @@ static void take_sinks(const take *t, uint32_t layer, uint32_t head)
     if (n == 0) return;
     if (t->source.seq != NULL) {
         span = kv_ring_sink_span(&cache->rings, t->source.seq->ring, layer, head, n);
+    } else if (cache->scatters[layer]) {
+        const kv_scatter_range range = {t->source.table, layer, head, 0, n};
+        kv_scatter_to_sinks(t->seq, &range);
+        return;
     } else if (!load_block(t, &at, n, &span)) {
         return;
     }
@@ -93,18 +109,33 @@ static void take_all(const take *t)
 {
     const kv_cache *cache = t->seq->cache;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
+        take_experts(t, l);
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            take_pages(t, l, h);
+            if (cache->scatters[l]) {
+                kv_scatter_take(t->seq, &(kv_scatter_source){t->source.table, l, h,
+                                                             t->n_blocks * cache->page_tokens,
+                                                             t->n_tokens});
+            } else {
+                take_pages(t, l, h);
+            }
             take_recent(t, l, h);
             take_sinks(t, l, h);
         }
         kv_runs_write(t->seq, l, 0, t->n_blocks);
-        take_experts(t, l);
     }
     t->seq->length = t->seq->observed.first = t->n_tokens;
     t->seq->n_blocks = t->seq->n_reserved = t->n_blocks;
-    t->seq->n_coded = kv_encode_taken(t->seq);
     t->seq->is_taken = true;
+}
+
+/* The sequence holds nothing again. */
+static void give_back(kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    (void)kv_scatter_cut(cache, &seq->table, 0, KV_HELD_BY_SEQ);
+    (void)kv_table_drop(&seq->table, cache->pool, 0, seq->n_blocks, KV_HELD_BY_SEQ);
+    seq->length = seq->n_blocks = seq->n_reserved = 0;
+    seq->is_taken = false;
 }
 
 uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
@@ -120,10 +151,12 @@ uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_toke
     if (object != KV_OBJECT_NONE && kv_seq_grow(seq, t.n_tokens) == ERR_OK) {
         kv_promote_object(cache, object, (t.n_tokens - 1) / cache->page_tokens + 1);
         t.source = kv_prefix_get_source(cache, object);
-        t.n_blocks = (uint32_t)min_size(t.n_tokens / cache->page_tokens, t.source.n_blocks);
+        t.n_blocks = (uint32_t)min_size(kv_blocks_kept(cache, t.n_tokens), t.source.n_blocks);
         take_all(&t);
         kv_prefix_touch(&cache->prefix, object);
-        cache->stats.prefix_hit_tokens += t.n_tokens;
+        if (!kv_scatter_own_tails(seq)) give_back(seq); /* may give up the object, too */
+        seq->n_coded = kv_encode_taken(seq);
+        cache->stats.prefix_hit_tokens += seq->length;
     }
     kv_publish(cache);
     return seq->length;

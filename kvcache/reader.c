@@ -3,9 +3,8 @@
 
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
-#include "kvcache/commit.h"
-#include "kvcache/key_box.h"
-#include "kvcache/page_bias.h"
+#include "kvcache/encode.h"
+#include "kvcache/read_blocks.h"
 
 /* Query rows (queries x heads) of a tile: bounds the scratch of wide groups. */
 enum { TILE_ROWS_MAX = 128 };
@@ -18,24 +17,6 @@ typedef struct attend_loop {
     const kv_attend_args *args;
     uint32_t n_tiles;
 } attend_loop;
-
-/* One job while it runs. */
-typedef struct job {
-    const kv_cache *cache;
-    kv_seq *seq;
-    kv_reader_worker *worker;
-    attn_state *state; /* the worker's, or its probe */
-    attn_query query;
-    uint32_t layer, head;
-    bool is_decode, is_probe;
-    bool has_low;      /* the sequence has pages of coefficients */
-    kv_misses *misses; /* the job's own; written if is_decode */
-    const float
-        *lse;    /* [n_queries][group]: what has been read is read again for its mass; or NULL */
-    float *mass; /* by position; valid with lse */
-    uint32_t n_spans, n_blocks; /* listed and not yet folded */
-    uint32_t n_landed;          /* pages of those blocks that were read from the file */
-} job;
 
 static uint32_t tile_queries(const kv_layer_shape *shape)
 {
@@ -104,304 +85,7 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
     stats->step_certificate_max = step.max;
 }
 
-/* ---- blocks -------------------------------------------------------------------------------------- */
-
-static void fold_low(job *j)
-{
-    kv_low_reader *low = &j->worker->low;
-    const dev_ops *ops = j->cache->d->ops;
-    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
-    if (!j->has_low || low->n_blocks == 0) return;
-    for (uint32_t s = 0; s < low->n_blocks && !j->is_probe; s++)
-        j->worker->bytes_read += kv_page_read_bytes(coded, low->spans[s].n_slots);
-    j->worker->blocks_read += j->is_probe ? 0 : low->n_blocks;
-    if (j->lse != NULL) {
-        kv_low_add_mass(low, ops, j->lse, j->mass);
-    } else {
-        kv_low_fold(low, ops);
-    }
-}
-
-static void count_read(const job *j)
-{
-    const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
-    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
-    for (uint32_t s = 0; s < j->n_spans; s++) {
-        const attn_span *span = &j->worker->spans[s];
-        j->worker->bytes_read +=
-            kv_page_read_bytes(span->coding == ATTN_PLAIN ? raw : coded, span->n_slots);
-    }
-    j->worker->blocks_read += j->n_blocks;
-}
-
-static void fold_blocks(job *j)
-{
-    const dev_ops *ops = j->cache->d->ops;
-    fold_low(j);
-    if (j->n_blocks == 0) return;
-    if (!j->is_probe) count_read(j);
-    const attn_blocks blocks = {
-        .spans = j->worker->spans, .blocks = j->worker->blocks, .n_blocks = j->n_blocks};
-    if (j->lse != NULL) {
-        ops->attend_mass(&(attn_mass_args){
-            .query = &j->query, .blocks = &blocks, .lse = j->lse, .mass = j->mass});
-    } else {
-        ops->attend(&j->query, &blocks, j->state);
-    }
-    j->n_blocks = 0;
-    j->n_spans = 0;
-    j->n_landed = 0;
-}
-
-/* All that is listed goes into the state. */
-static void finish_blocks(job *j)
-{
-    fold_blocks(j);
-    if (j->has_low && j->worker->low.has_begun) kv_low_merge(&j->worker->low, &j->query, j->state);
-}
-
-/* Makes the scratch ready for a page of coefficients, whose basis need not be that of the last one. */
-static void begin_low(job *j, uint32_t page)
-{
-    kv_low_reader *low = &j->worker->low;
-    const kv_page_place at = {j->layer, j->head, page};
-    const uint32_t basis = kv_pool_leans_on(j->cache->pool, page);
-    if (low->has_begun && low->basis == basis) return;
-    if (low->has_begun) {
-        fold_low(j);
-        kv_low_merge(low, &j->query, j->state);
-    }
-    const kv_head_bases bases = kv_page_bases(j->cache, &at, low->floats);
-    kv_low_begin(low, &kv_layout_of(j->cache, page)->shape, &bases, &j->query);
-    low->basis = basis;
-    low->has_begun = true;
-}
-
-/* Lists one block of spans; those without a live slot are left out. */
-static void add_block(job *j, const attn_span *spans, uint32_t n_spans)
-{
-    attn_block *block = &j->worker->blocks[j->n_blocks];
-    *block = (attn_block){.first_span = j->n_spans};
-    for (uint32_t s = 0; s < n_spans; s++) {
-        if (spans[s].live == 0) continue;
-        j->worker->spans[j->n_spans++] = spans[s];
-        block->n_spans++;
-    }
-    if (block->n_spans > 0) j->n_blocks++;
-    if (j->n_blocks == KV_READ_BLOCKS) fold_blocks(j);
-}
-
-/* The sinks, from the ring: the beginning of block 0. */
-static uint32_t sink_span(const job *j, attn_span *out)
-{
-    const kv_cache *cache = j->cache;
-    if (cache->sink_tokens == 0) return 0;
-    *out = kv_ring_sink_span(&cache->rings, j->seq->ring, j->layer, j->head, cache->sink_tokens);
-    return 1;
-}
-
-/* The bytes of a page, which stay where they are until the blocks are folded. What is in the file is
- * waited for: that is the price of a cache larger than memory. kv_hint_layer has asked for it while
- * the layer before was computed, so as a rule the system call copies and does not wait. */
-static const uint8_t *page_bytes(job *j, uint32_t page)
-{
-    const kv_cache *cache = j->cache;
-    if (!cache->has_tiers) return kv_pool_data(cache->pool, page);
-    kv_pool_use(cache->pool, page);
-    if (kv_pool_tier(cache->pool, page) != KV_TIER_FILE) return kv_pool_data(cache->pool, page);
-    if (j->n_landed == KV_READ_BLOCKS) fold_blocks(j); /* blocks of both kinds wait together */
-    return kv_seq_read_page(j->seq, page,
-                            j->worker->landings + j->n_landed++ * cache->landing_bytes);
-}
-
-/* The entries of a page, without the sinks. */
-static uint32_t page_span(job *j, uint32_t block, attn_span *out)
-{
-    const kv_cache *cache = j->cache;
-    const kv_table *table = &j->seq->table;
-    const size_t entry = kv_table_entry(table, kv_list(cache, j->layer, j->head, 0), block);
-    const uint32_t page = table->page[entry];
-    assert(page != KV_PAGE_NONE || j->seq->is_thinned);
-    if (page == KV_PAGE_NONE) return 0;
-    const kv_pages *pages = kv_pool_pages(cache->pool);
-    const uint32_t n_slots = pages->n_slots[page], n_sinks = kv_page_sinks(cache, page);
-    if (n_sinks >= n_slots || table->live[entry] == 0) return 0;
-    attn_span span = kv_page_span(kv_layout_of(cache, page), page_bytes(j, page), n_slots);
-    span.positions = pages->positions + (size_t)page * cache->page_tokens;
-    span.live = table->live[entry];
-    span.bias = kv_pool_biases(cache->pool, page);
-    *out = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
-    return 1;
-}
-
-static bool is_low_page(const job *j, uint32_t block)
-{
-    if (!j->has_low) return false;
-    const uint32_t list = kv_list(j->cache, j->layer, j->head, 0);
-    const uint32_t page = kv_table_page(&j->seq->table, list, block);
-    return page != KV_PAGE_NONE && kv_is_coded_page(j->cache, page);
-}
-
-/* The block that has the sinks is never one. */
-static void add_low_block(job *j, uint32_t block)
-{
-    attn_span span;
-    if (page_span(j, block, &span) == 0 || span.live == 0) return;
-    begin_low(j, kv_table_page(&j->seq->table, kv_list(j->cache, j->layer, j->head, 0), block));
-    kv_low_add(&j->worker->low, &span);
-    if (j->worker->low.n_blocks == KV_LOW_BLOCKS) fold_low(j);
-}
-
-static void add_page_block(job *j, uint32_t block)
-{
-    attn_span spans[2];
-    if (is_low_page(j, block)) {
-        add_low_block(j, block);
-        return;
-    }
-    uint32_t n = block == 0 ? sink_span(j, spans) : 0;
-    n += page_span(j, block, spans + n);
-    if (j->is_decode && !j->is_probe && j->lse == NULL)
-        kv_observe_use(j->seq, kv_list(j->cache, j->layer, j->head, 0), block, j->seq->length);
-    add_block(j, spans, n);
-}
-
-/* Block 0 without its page. */
-static void add_sinks(job *j)
-{
-    attn_span span;
-    add_block(j, &span, sink_span(j, &span));
-}
-
-/* Blocks that begin at or after `first` and hold positions below `end`, in ring and staging. */
-static void add_recent_blocks(job *j, uint32_t first, uint32_t end)
-{
-    const uint32_t page_tokens = j->cache->page_tokens;
-    for (uint32_t b = first; b * page_tokens < end; b++) {
-        attn_span spans[2];
-        const kv_ring_place at = {j->layer, j->head, b * page_tokens};
-        const uint32_t n_slots = (uint32_t)min_size(page_tokens, (size_t)end - at.position);
-        add_block(j, spans, kv_recent_spans(j->seq, &at, n_slots, spans));
-    }
-}
-
-/* ---- a choice of pages --------------------------------------------------------------------------- */
-
-static void note_log_read(const job *probe)
-{
-    for (uint32_t g = 0; g < probe->query.group; g++)
-        probe->worker->choice.log_read[g] = kv_log_mass(probe->state, g);
-}
-
-/* The keys of one more candidate. Block 0 has its sinks already. */
-static void probe_page(void *ctx, uint32_t page)
-{
-    job *probe = ctx;
-    const uint32_t block = probe->worker->choice.block[page];
-    attn_span span;
-    if (is_low_page(probe, block)) {
-        add_low_block(probe, block);
-    } else {
-        add_block(probe, &span, page_span(probe, block, &span));
-    }
-    finish_blocks(probe);
-    note_log_read(probe);
-}
-
-/* Of the job's blocks, from `first`, those that are read whatever is chosen: sinks, and what is not
- * among the first n_old blocks. */
-static void probe_recent(job *probe, uint32_t first, uint32_t n_old, uint32_t end)
-{
-    attn_state_reset(probe->state, probe->query.group, 0);
-    probe->worker->low.has_begun = false;
-    if (first == 0 && n_old > 0) add_sinks(probe);
-    for (uint32_t b = n_old > first ? n_old : first; b < probe->seq->n_blocks; b++)
-        add_page_block(probe, b);
-    add_recent_blocks(probe, first > probe->seq->n_blocks ? first : probe->seq->n_blocks, end);
-    finish_blocks(probe);
-    note_log_read(probe);
-}
-
-/* Chooses among blocks [first, n_old); the rest of the sequence, up to position `end`, is read. */
-static void choose_pages(job *j, uint32_t first, uint32_t n_old, uint32_t end)
-{
-    kv_choice *choice = &j->worker->choice;
-    const kv_choice_range range = {j->seq, j->layer, j->head, first, n_old};
-    job probe = *j;
-    probe.state = &j->worker->probe;
-    probe.query.v_dim = 0;
-    probe.is_probe = true;
-    kv_choice_list(choice, &range, &j->query);
-    if (j->seq->methods.routing->needs_log_read && choice->n_pages > 0)
-        probe_recent(&probe, first, n_old, end);
-    kv_choice_make(choice, &j->seq->methods, j->query.group, probe_page, &probe);
-    j->worker->bytes_read +=
-        (choice->n_pages + choice->runs.n) * kv_box_bytes(&j->cache->heads[j->layer]);
-    j->worker->pages_open += choice->n_open;
-    j->worker->pages_read += choice->n_chosen;
-}
-
-/* Pages of blocks [first, n_old) as far as they were chosen. */
-static void add_chosen_blocks(job *j, uint32_t first, uint32_t n_old)
-{
-    const kv_choice *choice = &j->worker->choice;
-    if (first == 0 && n_old > 0 && (choice->n_chosen == 0 || choice->block[choice->chosen[0]] != 0))
-        add_sinks(j);
-    for (uint32_t i = 0; i < choice->n_chosen; i++)
-        add_page_block(j, choice->block[choice->chosen[i]]);
-}
-
-static void note_misses(const job *j, const float *sink_logit)
-{
-    *j->misses = (kv_misses){.n = j->query.group}; /* nothing is missed */
-    if (j->seq->methods.reads_all) return;
-    j->misses->n = 0;
-    kv_choice_certify(&j->worker->choice, &j->query, j->state, sink_logit, j->misses);
-}
-
 /* ---- jobs ---------------------------------------------------------------------------------------- */
-
-/* A full read of entries [first, end). */
-static void count_open(const job *j, uint32_t first, uint32_t end)
-{
-    const kv_table *table = &j->seq->table;
-    uint32_t n = end - first;
-    for (uint32_t b = first; b < end && j->seq->is_thinned; b++)
-        n -= kv_table_page(table, kv_list(j->cache, j->layer, j->head, 0), b) == KV_PAGE_NONE;
-    j->worker->pages_open += n;
-    j->worker->pages_read += n;
-}
-
-/* Reads, in position order, what the job's queries see. The second time, for mass, a decode query reads what
- * was chosen the first time. */
-static void read_blocks(job *j)
-{
-    const attn_query *query = &j->query;
-    const uint32_t page_tokens = j->cache->page_tokens;
-    const uint32_t oldest = query->positions[0];
-    const uint32_t end = query->positions[query->n_queries - 1] + 1;
-    const uint32_t n_blocks = j->seq->n_blocks;
-    uint32_t first = 0;
-    if (query->window != 0 && oldest >= query->window && !j->seq->is_thinned)
-        first = (oldest - query->window + 1) / page_tokens;
-    j->worker->low.has_begun = false;
-    if (j->is_decode) {
-        const uint32_t n_old = kv_blocks_left(j->cache, j->seq->length);
-        const uint32_t n_open = n_old > first ? n_old - first : 0;
-        if (j->seq->methods.reads_all) {
-            if (j->lse == NULL) count_open(j, first, first + n_open);
-        } else {
-            if (j->lse == NULL) choose_pages(j, first, n_old, end);
-            j->worker->low.has_begun = false; /* a probe may have used it */
-            add_chosen_blocks(j, first, n_old);
-            first += n_open;
-        }
-    }
-    for (uint32_t b = first; b < n_blocks; b++)
-        add_page_block(j, b);
-    add_recent_blocks(j, first > n_blocks ? first : n_blocks, end);
-    finish_blocks(j);
-}
 
 /* The slot of a job, which only it writes: a decode row has one tile. */
 static kv_misses *misses_of(const kv_cache *cache, uint32_t row, uint32_t head)
@@ -409,8 +93,8 @@ static kv_misses *misses_of(const kv_cache *cache, uint32_t row, uint32_t head)
     return cache->reader.job_misses + (size_t)row * cache->n_kv_heads_max + head;
 }
 
-static job make_job(const attend_loop *loop, const kv_tile *tile, uint32_t head,
-                    kv_reader_worker *worker)
+static kv_read_job make_job(const attend_loop *loop, const kv_tile *tile, uint32_t head,
+                            kv_reader_worker *worker)
 {
     kv_cache *cache = loop->cache;
     const kv_row *row = &cache->step.rows[tile->row];
@@ -420,27 +104,28 @@ static job make_job(const attend_loop *loop, const kv_tile *tile, uint32_t head,
     const size_t q_stride = (size_t)shape->n_heads * shape->k_dim;
     for (uint32_t i = 0; i < tile->n_queries; i++)
         worker->positions[i] = row->seq->length + tile->first + i;
-    return (job){.cache = cache,
-                 .seq = row->seq,
-                 .worker = worker,
-                 .state = &worker->state,
-                 .is_decode = row->is_decode,
-                 .has_low = kv_codec_is_low_rank(row->seq->methods.codec) && row->seq->n_coded > 0,
-                 .misses = misses_of(cache, tile->row, head),
-                 .layer = loop->args->layer,
-                 .head = head,
-                 .query = {
-                     .q = loop->args->q + token * q_stride + (size_t)head * group * shape->k_dim,
-                     .q_stride = q_stride,
-                     .positions = worker->positions,
-                     .n_queries = tile->n_queries,
-                     .group = group,
-                     .k_dim = shape->k_dim,
-                     .v_dim = shape->v_dim,
-                     .window = shape->window,
-                     .scale = shape->scale,
-                     .type = cache->type,
-                 }};
+    return (kv_read_job){
+        .cache = cache,
+        .seq = row->seq,
+        .worker = worker,
+        .state = &worker->state,
+        .is_decode = row->is_decode,
+        .has_low = kv_codec_is_low_rank(row->seq->methods.codec) && row->seq->n_coded > 0,
+        .misses = misses_of(cache, tile->row, head),
+        .layer = loop->args->layer,
+        .head = head,
+        .query = {
+            .q = loop->args->q + token * q_stride + (size_t)head * group * shape->k_dim,
+            .q_stride = q_stride,
+            .positions = worker->positions,
+            .n_queries = tile->n_queries,
+            .group = group,
+            .k_dim = shape->k_dim,
+            .v_dim = shape->v_dim,
+            .window = shape->window,
+            .scale = shape->scale,
+            .type = cache->type,
+        }};
 }
 
 static bool wants_mass(const kv_seq *seq)
@@ -468,12 +153,12 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     const uint32_t group = shape->n_heads / shape->n_kv_heads;
     const size_t token = (size_t)row->first_token + tile->first;
     const size_t o_stride = (size_t)shape->n_heads * shape->v_dim;
-    job j = make_job(loop, tile, head, worker);
+    kv_read_job j = make_job(loop, tile, head, worker);
     attn_state_reset(&worker->state, (size_t)tile->n_queries * group, shape->v_dim);
-    read_blocks(&j);
+    kv_read_blocks(&j);
     const float *sink_logit =
         shape->sink_logit != NULL ? shape->sink_logit + (size_t)head * group : NULL;
-    if (j.is_decode) note_misses(&j, sink_logit);
+    if (j.is_decode) kv_read_note_misses(&j, sink_logit);
     const attn_result result = {
         .o = loop->args->out + token * o_stride + (size_t)head * group * shape->v_dim,
         .o_stride = o_stride,
@@ -484,7 +169,7 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     if (!j.is_decode || result.lse == NULL) return;
     j.lse = result.lse; /* now, while the choice of pages is known */
     j.mass = kv_observe_mass(j.seq, j.layer, head);
-    read_blocks(&j);
+    kv_read_blocks(&j);
 }
 
 /* Job i: tile i mod n_tiles of head i / n_tiles, so that neighbours share keys. */
@@ -507,11 +192,11 @@ static void add_row_mass(const attend_loop *loop, uint32_t row, uint32_t head,
     for (uint32_t t = 0; t < loop->n_tiles; t++) {
         const kv_tile *tile = &reader->tiles[t];
         if (tile->row != row) continue;
-        job j = make_job(loop, tile, head, worker);
+        kv_read_job j = make_job(loop, tile, head, worker);
         if (mass == NULL) mass = kv_observe_mass(j.seq, j.layer, head);
         j.lse = lse_of(loop, tile, head);
         j.mass = mass;
-        read_blocks(&j);
+        kv_read_blocks(&j);
     }
 }
 

@@ -6,6 +6,7 @@
  *
  *   in a page            page            (block 0: sinks of the ring, then the page without them)
  *   in ring and staging  ring, staging
+ *   scattered layers     a page of its own each, in order of first positions; sinks before (scatter.h)
  *
  * so neither the cut of a prompt, nor the neighbours, nor the prefix cache changes a bit.
  *

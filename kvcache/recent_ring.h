@@ -16,7 +16,8 @@
 
 #include "kvcache/head_strip.h"
 
-#define KV_EXPERT_NONE UINT16_MAX /* the layer has no router, or the entry came from a page */
+#define KV_EXPERT_NONE     UINT16_MAX /* the layer has no router, or the entry came from a page */
+#define KV_EXPERT_OF_SHARD 0xf000     /* + s: the entry came from a page of shard s */
 
 typedef struct kv_ring {
     uint8_t *bytes;       /* strips of all heads: recent slots, then sinks */

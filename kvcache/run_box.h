@@ -1,4 +1,5 @@
-/* kvcache/run_box.h - boxes over runs of pages: the coarse level, one per KV_RUN_PAGES blocks of a list.
+/* kvcache/run_box.h - boxes over runs of pages: the coarse level, one per KV_RUN_PAGES blocks of a KV head,
+ * kept with the list of its first shard. Where entries are placed one by one there are none.
  *
  * A run's box belongs to the table, since which pages follow each other does. It is made from those of
  * its pages when the last of them is there, and holds them for good: a run that is cut has no valid box
@@ -18,7 +19,7 @@
 void kv_runs_write(kv_seq *seq, uint32_t layer, uint32_t first, uint32_t end);
 
 /* Does the run's box hold the boxes of its pages? For checks. */
-bool kv_run_holds(const kv_cache *cache, const kv_table *table, uint32_t layer, uint32_t list,
+bool kv_run_holds(const kv_cache *cache, const kv_table *table, uint32_t layer, uint32_t head,
                   uint32_t run);
 
 #endif

@@ -6,35 +6,84 @@
 
 #include <string.h>
 
-/* An entry of a page, or of the ring. */
-typedef struct entry_place {
-    uint32_t entry, slot;
-} entry_place;
+/* Where a walk over one list of a head is: at an entry, or at its end. */
+typedef struct cursor {
+    uint32_t shard, block, page;
+    uint32_t ordinal; /* of the page in the view's pages; valid if something of it was listed */
+    bool is_listed;
+    uint64_t live; /* slots of the page that are still to come */
+    uint32_t slot;
+    uint32_t position; /* UINT32_MAX: at the end */
+} cursor;
 
-static const entry_place in_ring = {KV_ENTRY_NONE, 0};
-
-static void add_entry(kv_head_view *view, uint32_t position, entry_place place, float bias)
-{
-    view->positions[view->n] = position;
-    if (view->bias != NULL) view->bias[view->n] = bias;
-    view->entry[view->n] = place.entry;
-    view->slot[view->n++] = (uint8_t)place.slot;
-}
-
-static void list_pages(const kv_seq *seq, uint32_t list, uint32_t oldest, kv_head_view *view)
+/* To the next live slot whose position is not below `oldest`. */
+static void step_cursor(const kv_seq *seq, uint32_t list, uint32_t oldest, cursor *c)
 {
     const kv_cache *cache = seq->cache;
     const uint32_t *positions = kv_pool_pages(cache->pool)->positions;
-    for (uint32_t b = 0; b < seq->n_blocks; b++) {
-        const size_t entry = kv_table_entry(&seq->table, list, b);
-        const uint32_t page = seq->table.page[entry];
-        const uint32_t *at = positions + (size_t)page * cache->page_tokens;
-        const float *biases = page != KV_PAGE_NONE ? kv_pool_biases(cache->pool, page) : NULL;
-        for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1) {
-            const uint32_t slot = (uint32_t)__builtin_ctzll(live);
-            if (at[slot] >= oldest)
-                add_entry(view, at[slot], (entry_place){b, slot},
-                          biases != NULL ? biases[slot] : 0);
+    do {
+        while (c->live == 0) {
+            c->position = UINT32_MAX;
+            if (++c->block == seq->n_blocks) return;
+            const size_t entry = kv_table_entry(&seq->table, list, c->block);
+            c->live = seq->table.live[entry];
+            c->page = seq->table.page[entry];
+            c->is_listed = false;
+        }
+        c->slot = (uint32_t)__builtin_ctzll(c->live);
+        c->live &= c->live - 1;
+        c->position = positions[(size_t)c->page * cache->page_tokens + c->slot];
+    } while (c->position < oldest);
+}
+
+static void add_recent(kv_head_view *view, uint32_t position)
+{
+    view->positions[view->n] = position;
+    if (view->bias != NULL) view->bias[view->n] = 0;
+    view->entry[view->n++] = KV_ENTRY_NONE;
+}
+
+static void add_entry(const kv_pool *pool, kv_head_view *view, cursor *c)
+{
+    const float *biases = kv_pool_biases(pool, c->page);
+    if (view->bias != NULL) view->bias[view->n] = biases != NULL ? biases[c->slot] : 0;
+    view->positions[view->n] = c->position;
+    view->entry[view->n] = c->block;
+    view->shard[view->n] = (uint8_t)c->shard;
+    view->slot[view->n] = (uint8_t)c->slot;
+    if (view->pages.of_entry != NULL) {
+        if (!c->is_listed) c->ordinal = view->pages.n++;
+        c->is_listed = true;
+        view->pages.of_entry[view->n] = c->ordinal;
+    }
+    view->n++;
+}
+
+/* Positions rise along each list, so the lists are merged: runs of the one that is behind. */
+static void list_pages(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t oldest,
+                       kv_head_view *view)
+{
+    const kv_cache *cache = seq->cache;
+    cursor at[KV_SHARDS_MAX];
+    for (uint32_t s = 0; s < cache->n_shards; s++) {
+        at[s] = (cursor){.shard = s, .block = UINT32_MAX, .position = UINT32_MAX};
+        if (seq->n_blocks > 0) step_cursor(seq, kv_list(cache, layer, head, s), oldest, &at[s]);
+    }
+    for (;;) {
+        cursor *first = at;
+        uint32_t next = UINT32_MAX; /* position at which another list is behind */
+        for (uint32_t s = 1; s < cache->n_shards; s++) {
+            cursor *later = &at[s];
+            if (later->position < first->position) {
+                later = first;
+                first = &at[s];
+            }
+            if (later->position < next) next = later->position;
+        }
+        if (first->position == UINT32_MAX) return;
+        while (first->position < next) {
+            add_entry(cache->pool, view, first);
+            step_cursor(seq, kv_list(cache, layer, head, first->shard), oldest, first);
         }
     }
 }
@@ -47,15 +96,15 @@ void kv_view_list(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view
     const uint32_t n_sinks = (uint32_t)min_size(cache->sink_tokens, length);
     const uint32_t recent = kv_blocks_left(cache, length) * cache->page_tokens;
     uint32_t first_in_ring = seq->n_blocks * cache->page_tokens;
-    view->n = view->n_evicted = 0;
+    view->n = view->n_evicted = view->pages.n = 0;
     for (uint32_t p = oldest; p < n_sinks; p++)
-        add_entry(view, p, in_ring, 0);
+        add_recent(view, p);
     view->first = view->n;
-    list_pages(seq, kv_list(cache, layer, head, 0), oldest, view);
+    list_pages(seq, layer, head, oldest, view);
     if (first_in_ring < n_sinks) first_in_ring = n_sinks;
     if (first_in_ring < oldest) first_in_ring = oldest;
     for (uint32_t p = first_in_ring; p < length; p++)
-        add_entry(view, p, in_ring, 0);
+        add_recent(view, p);
     uint32_t end = view->n;
     while (end > view->first && view->positions[end - 1] >= recent)
         end--;
@@ -93,8 +142,8 @@ static attn_span find_entry(const kv_view_source *from, uint32_t i)
         const kv_ring_place at = {from->layer, from->head, position};
         return kv_ring_span(&cache->rings, seq->ring, &at, 1);
     }
-    const uint32_t page =
-        kv_table_page(&seq->table, kv_list(cache, from->layer, from->head, 0), entry);
+    const uint32_t list = kv_list(cache, from->layer, from->head, from->view->shard[i]);
+    const uint32_t page = kv_table_page(&seq->table, list, entry);
     if (page != *from->page)
         *from->span = kv_seq_load_page(from->seq, &(kv_page_place){from->layer, from->head, page},
                                        kv_pool_pages(cache->pool)->n_slots[page], from->worker);
@@ -102,16 +151,34 @@ static attn_span find_entry(const kv_view_source *from, uint32_t i)
     return kv_span_cut(from->span, from->view->slot[i], 1);
 }
 
+/* Entries [first, first + count) of a view, and where they are wanted. */
+typedef struct wanted_rows {
+    uint32_t first, count;
+    float *k, *v;
+} wanted_rows;
+
+/* Rows of one shard; what lies in the ring goes with the first. */
+static void load_shard(const kv_view_source *from, const wanted_rows *rows, uint32_t shard)
+{
+    const kv_head_shape *shape = &from->seq->cache->heads[from->layer];
+    for (uint32_t i = 0; i < rows->count; i++) {
+        const uint32_t at = rows->first + i;
+        const bool is_recent = from->view->entry[at] == KV_ENTRY_NONE;
+        if ((is_recent ? 0 : from->view->shard[at]) != shard) continue;
+        const attn_span row = find_entry(from, at);
+        if (rows->k != NULL)
+            load_row(row.k, shape->type, shape->k_dim, rows->k + (size_t)i * shape->k_dim);
+        if (rows->v != NULL)
+            load_row(row.v, shape->type, shape->v_dim, rows->v + (size_t)i * shape->v_dim);
+    }
+}
+
 void kv_view_load(const kv_score_view *view, uint32_t first, uint32_t count, float *k, float *v)
 {
     const kv_view_source *from = view->ctx;
-    const kv_cache *cache = from->seq->cache;
-    const kv_head_shape *shape = &cache->heads[from->layer];
     assert(count <= KV_SCORE_CHUNK);
     assert(first + count <= view->n);
-    for (uint32_t i = 0; i < count; i++) {
-        const attn_span row = find_entry(from, first + i);
-        if (k != NULL) load_row(row.k, shape->type, shape->k_dim, k + (size_t)i * shape->k_dim);
-        if (v != NULL) load_row(row.v, shape->type, shape->v_dim, v + (size_t)i * shape->v_dim);
-    }
+    /* Shard by shard: neighbours lie on pages of all of them, and each page is decoded for itself. */
+    for (uint32_t s = 0; s < from->seq->cache->n_shards; s++)
+        load_shard(from, &(wanted_rows){first, count, k, v}, s);
 }

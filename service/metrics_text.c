@@ -10,6 +10,7 @@
 
 #include <dirent.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -242,6 +243,37 @@ static void write_kv_counters(page *p, const kv_stats *kv)
     write_counter(p, "kv_read_blocks_total", kv->blocks_read, "Blocks of positions read");
 }
 
+/* One family with a sample per shard; the value is `offset` bytes into its statistics. */
+static void write_shards(page *p, const kv_stats *kv, const char *name, const char *help,
+                         size_t offset)
+{
+    char labels[32];
+    const size_t n = strlen(name), total = strlen("_total");
+    const bool is_counter = n > total && strcmp(name + n - total, "_total") == 0;
+    write_family(p, name, is_counter ? "counter" : "gauge", help);
+    for (uint32_t s = 0; s < kv->n_shards; s++) {
+        uint64_t value;
+        memcpy(&value, (const char *)&kv->shards[s] + offset, sizeof value);
+        snprintf(labels, sizeof labels, "shard=\"%u\"", s);
+        write_count(p, name, labels, value);
+    }
+}
+
+/* Where entries lie, and how often they could not lie where placement wants them. */
+static void write_kv_shards(page *p, const kv_stats *kv)
+{
+    write_shards(p, kv, "kv_shard_blocks", "Pages that a shard owns",
+                 offsetof(kv_shard_stats, pages));
+    write_shards(p, kv, "kv_shard_slots_live", "Entries in these pages",
+                 offsetof(kv_shard_stats, slots));
+    write_shards(p, kv, "kv_shard_bytes", "Bytes of these pages", offsetof(kv_shard_stats, bytes));
+    write_shards(p, kv, "kv_shard_spilled_entries_total",
+                 "Entries of a full shard that went to another one",
+                 offsetof(kv_shard_stats, spilled));
+    write_counter(p, "kv_expert_packings_total", kv->experts_packed,
+                  "Layers whose experts were packed onto shards anew");
+}
+
 /* What scheduling takes away from running sequences. */
 static void write_kv_scheduling(page *p, const kv_stats *kv)
 {
@@ -431,6 +463,7 @@ err_t metrics_write(const metrics *m, const metrics_gauges *gauges, char **text,
     write_kv_counters(&p, &gauges->kv);
     write_kv_scheduling(&p, &gauges->kv);
     write_kv_routing(&p, &gauges->kv);
+    write_kv_shards(&p, &gauges->kv);
     write_kv_tiers(&p, &gauges->kv);
     write_histograms(&p);
     write_experts(&p);

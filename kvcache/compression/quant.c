@@ -156,9 +156,10 @@ static void seal_keys(const kv_seal_args *args, uint32_t first, uint32_t n)
         const kv_grid grid = kv_grid_fit_stored(&x[0][c], n_slots, KV_QUANT_GROUP_MAX, bits);
         store_bf16(args->page, first + c, grid.scale);
         store_bf16(args->page, k_dim + first + c, grid.min);
+        const uint32_t place = attn_code_place(layout->coding, k_dim, first + c);
         for (uint32_t i = 0; i < n_slots; i++)
             kv_code_put(args->page + layout->k_offset + (size_t)i * layout->k_row_bytes, bits,
-                        first + c, kv_grid_code(grid, x[i][c], bits));
+                        place, kv_grid_code(grid, x[i][c], bits));
     }
 }
 
@@ -179,7 +180,8 @@ static void seal_value(const kv_seal_args *args, uint32_t slot, const void *row)
         store_bf16(grids, g, grid.scale);
         store_bf16(grids, n_groups + g, grid.min);
         for (uint32_t c = 0; c < n; c++)
-            kv_code_put(codes, bits, first + c, kv_grid_code(grid, x[c], bits));
+            kv_code_put(codes, bits, attn_code_place(layout->coding, v_dim, first + c),
+                        kv_grid_code(grid, x[c], bits));
     }
 }
 
@@ -204,7 +206,8 @@ static void load_row(const kv_page_layout *layout, const uint8_t *codes, const u
     const uint32_t bits = attn_code_bits(layout->coding), n_pairs = (dim + group - 1) / group;
     for (uint32_t c = 0; c < dim; c++) {
         const kv_grid grid = read_grid(grids, n_pairs, c / group);
-        const float x = (float)kv_code_get(codes, bits, c) * grid.scale + grid.min;
+        const uint32_t code = kv_code_get(codes, bits, attn_code_place(layout->coding, dim, c));
+        const float x = (float)code * grid.scale + grid.min;
         kv_row_put(&x, layout->shape.type, c, 1, row);
     }
 }

@@ -10,8 +10,8 @@
  *
  * Layout as in KIVI (Liu et al. 2024): keys share a grid per channel over the slots of a page, since
  * their outliers are channels; values per token, in groups of channels. Unlike KIVI's, rows of both are
- * packed along channels, since attention reads slot by slot, and the last page of a sequence is not
- * counted out: what is not encoded is the ring. */
+ * packed along channels, since attention reads slot by slot, in the order of attention_coding.h, and the
+ * last page of a sequence is not counted out: what is not encoded is the ring. */
 #ifndef KVCACHE_COMPRESSION_QUANT_H
 #define KVCACHE_COMPRESSION_QUANT_H
 
@@ -30,15 +30,15 @@ kv_grid kv_grid_fit_stored(const float *x, uint32_t n, uint32_t stride, uint32_t
 
 uint32_t kv_grid_code(kv_grid grid, float x, uint32_t bits);
 
-/* Code c of a row, of bits that divide 8; the row is zero there before. */
-static inline void kv_code_put(uint8_t *row, uint32_t bits, uint32_t c, uint32_t code)
+/* The code at a place of a row (attn_code_place), of bits that divide 8; it is zero there before. */
+static inline void kv_code_put(uint8_t *row, uint32_t bits, uint32_t place, uint32_t code)
 {
-    row[c * bits / 8] |= (uint8_t)(code << c * bits % 8);
+    row[place * bits / 8] |= (uint8_t)(code << place * bits % 8);
 }
 
-static inline uint32_t kv_code_get(const uint8_t *row, uint32_t bits, uint32_t c)
+static inline uint32_t kv_code_get(const uint8_t *row, uint32_t bits, uint32_t place)
 {
-    return (uint32_t)row[c * bits / 8] >> c * bits % 8 & ((1u << bits) - 1);
+    return (uint32_t)row[place * bits / 8] >> place * bits % 8 & ((1u << bits) - 1);
 }
 
 /* The layout of an encoded page; v_group at most KV_QUANT_GROUP_MAX (integers), or 0 for one scale each

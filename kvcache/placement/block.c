@@ -6,7 +6,7 @@ static void place_block(const kv_place_args *args, uint32_t *owner)
 {
     const uint32_t block = args->first_position / args->page_tokens;
     for (uint32_t i = 0; i < args->n_slots; i++)
-        owner[i] = block % args->n_shards;
+        owner[i] = kv_block_shard(args->n_shards, block);
 }
 
 extern const kv_placement kv_placement_block;

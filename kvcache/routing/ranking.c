@@ -116,3 +116,50 @@ uint32_t kv_rank_choose(const kv_route_args *args, uint32_t n, uint32_t *chosen)
     }
     return n_written;
 }
+
+/* ---- shards ---------------------------------------------------------------------------------------- */
+
+uint32_t kv_rank_shards(const kv_route_args *args)
+{
+    kv_route_shard *shards = args->work.shards;
+    uint32_t n = 0;
+    for (uint32_t s = 0; s < args->n_shards; s++)
+        shards[s] = (kv_route_shard){.bound = -INFINITY};
+    for (uint32_t i = 0; i < args->n_pages; i++) {
+        kv_route_shard *shard = &shards[args->shard[i]];
+        n += shard->n_pages++ == 0 ? 1 : 0;
+        shard->n_live += args->n_live[i];
+        for (uint32_t g = 0; g < args->group; g++)
+            shard->bound = fmaxf(shard->bound, args->bound[(size_t)g * args->n_pages + i]);
+    }
+    return n;
+}
+
+static bool is_shard_after(const kv_route_shard *a, const kv_route_shard *b)
+{
+    if ((a->n_pages == 0) != (b->n_pages == 0)) return a->n_pages == 0;
+    return a->priority < b->priority;
+}
+
+void kv_rank_shard_order(const kv_route_args *args)
+{
+    uint32_t *order = args->work.shard_order;
+    const kv_route_shard *shards = args->work.shards;
+    for (uint32_t s = 0; s < args->n_shards; s++) {
+        uint32_t at = s;
+        for (; at > 0 && is_shard_after(&shards[order[at - 1]], &shards[s]); at--)
+            order[at] = order[at - 1];
+        order[at] = s;
+    }
+}
+
+uint32_t kv_rank_choose_shards(const kv_route_args *args, uint32_t n, uint32_t *chosen)
+{
+    uint32_t n_written = 0;
+    for (uint32_t r = 0; r < n; r++)
+        args->work.shards[args->work.shard_order[r]].is_chosen = true;
+    for (uint32_t i = 0; i < args->n_pages; i++) {
+        if (args->work.shards[args->shard[i]].is_chosen) chosen[n_written++] = i;
+    }
+    return n_written;
+}

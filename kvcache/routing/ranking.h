@@ -23,6 +23,15 @@ void kv_rank_by_mass(const kv_route_args *args);
  * of what has been read together. */
 bool kv_rank_is_enough(const kv_route_args *args, uint32_t rank, double share);
 
+/* Sums up the candidates of each shard in work.shards; returns how many shards have any. */
+uint32_t kv_rank_shards(const kv_route_args *args);
+
+/* work.shard_order = shards by falling priority, equal ones by number; those without candidates last. */
+void kv_rank_shard_order(const kv_route_args *args);
+
+/* Writes the candidates of the first n shards of that order, rising; returns how many. */
+uint32_t kv_rank_choose_shards(const kv_route_args *args, uint32_t n, uint32_t *chosen);
+
 /* Writes the first n of the order, rising; returns n. */
 uint32_t kv_rank_choose(const kv_route_args *args, uint32_t n, uint32_t *chosen);
 

@@ -11,8 +11,10 @@
  * the attention mass that was not read is at most
  *     sum_unread n exp(bound) / (Z_read + sum_unread n exp(bound)),  Z_read = sum_read exp(score).
  *
- * There is one shard so far, so there is no method here that ranks shards: by load (topk_balanced),
- * by where they lie (pikv), or that moves them (eplb). */
+ * Most methods rank pages, whichever shard they lie on. topk_balanced and pikv rank shards and read all
+ * candidates of those that they choose, hierarchical ranks shards first where pages are scattered over
+ * them (is_scattered), and eplb reads everything and asks for experts to be packed onto shards. What is
+ * known of a shard is what its candidates say: its bound is their largest, its load their live slots. */
 #ifndef KVCACHE_ROUTING_ROUTING_H
 #define KVCACHE_ROUTING_ROUTING_H
 
@@ -28,15 +30,26 @@ typedef struct kv_route_settings {
     double tau; /* in [0, 1]: estimated share of the attention mass to read */
 } kv_route_settings;
 
+/* What a method knows of one shard; see kv_rank_shards. */
+typedef struct kv_route_shard {
+    float bound;    /* the largest of its candidates in any head */
+    float priority; /* written by the method */
+    uint64_t n_live;
+    uint32_t n_pages; /* 0: there is nothing to read */
+    bool is_chosen;
+} kv_route_shard;
+
 enum { KV_ROUTE_K = 1, KV_ROUTE_EPS = 2, KV_ROUTE_TAU = 4 }; /* which settings a method obeys */
 
 /* Arrays for a method to work in. */
 typedef struct kv_route_work {
-    float *priority; /* [n_pages] */
-    uint32_t *order; /* [n_pages] */
-    double *rest;    /* [group][n_pages + 1] */
-    double *scale;   /* [group] */
-    bool *is_chosen; /* [n_pages] */
+    float *priority;        /* [n_pages] */
+    uint32_t *order;        /* [n_pages] */
+    double *rest;           /* [group][n_pages + 1] */
+    double *scale;          /* [group] */
+    bool *is_chosen;        /* [n_pages] */
+    kv_route_shard *shards; /* [n_shards] */
+    uint32_t *shard_order;  /* [n_shards] */
 } kv_route_work;
 
 typedef struct kv_route_args {
@@ -44,6 +57,10 @@ typedef struct kv_route_args {
     uint32_t n_pages; /* candidates, in position order; >= 1 */
     uint32_t n_open;  /* pages that could be read: n_pages, and those of runs that were left out */
     uint32_t group;   /* query heads that read together */
+    uint32_t n_shards;
+    bool is_scattered; /* a page's entries have their owner in common, not a block of positions */
+    const uint16_t *shard;  /* [n_pages]: where each is listed; NULL for runs */
+    const float *misses;    /* [n_shards]: candidates that lie in the file; NULL: none */
     const uint16_t *n_live; /* [n_pages]: slots, >= 1 */
     const float *bound;     /* [group][n_pages]: no score of a live slot is above */
     double *log_read;       /* [group]: log of Z_read so far; valid for methods that need it */
@@ -57,6 +74,7 @@ typedef struct kv_routing {
     const char *name;
     uint32_t obeys;      /* KV_ROUTE_... */
     bool needs_log_read; /* sinks and recent window are looked at first */
+    bool packs_experts;  /* placement by expert packs them by load even with kv-eplb: false */
 
     /* True if every query reads every live entry under these settings. Then `select` is never asked, no
      * boxes are kept, and prefixes are shared with all other exact settings. */
@@ -76,7 +94,10 @@ typedef struct kv_routing {
     X(topk)                \
     X(adaptive)            \
     X(certified)           \
-    X(hierarchical)
+    X(hierarchical)        \
+    X(topk_balanced)       \
+    X(pikv)                \
+    X(eplb)
 
 extern const kv_routing *const kv_routings[]; /* ends with NULL */
 extern const char kv_routing_names[];         /* " full ..." for messages */

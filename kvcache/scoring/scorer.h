@@ -101,7 +101,8 @@ typedef struct kv_scorer {
     uint32_t n_queries; /* window under KV_SCORE_QUERIES */
     bool over_heads; /* the cache averages scores over the KV heads of the layer: one set for all */
     bool by_page;    /* entries of a page stay or go together: their mean counts */
-    bool is_fitted;  /* under KV_SCORE_QUERIES: what is kept is fitted to what there was; distill.h */
+    bool
+        is_fitted; /* under KV_SCORE_QUERIES: what is kept is fitted to what there was; distill.h */
     kv_score_from from; /* other layers' go by position: scores are at least 0, and over_heads */
 
     /* Floats that score needs to work in; NULL: none. At open, and for every growth. */

@@ -119,8 +119,9 @@ static uint32_t n_kept(const void *grid, uint32_t n_channels)
     return n;
 }
 
-static decoded decode(const attn_span *span, const uint8_t *row, uint32_t c, const void *grid,
-                      uint32_t n_pairs, uint32_t pair, double x, dtype type)
+/* Channel c of a row of dim, whose grid has a pair for every `group` channels. */
+static decoded decode(const attn_span *span, const uint8_t *row, uint32_t dim, uint32_t c,
+                      const void *grid, uint32_t group, double x, dtype type)
 {
     if (span->coding == ATTN_FP8) {
         float scale;
@@ -134,9 +135,11 @@ static decoded decode(const attn_span *span, const uint8_t *row, uint32_t c, con
         if (attn_is_kept(grid, c)) kv_row_get(row, type, n_kept(grid, c), 1, &kept);
         return (decoded){.x = (double)kept, .bound = attn_is_kept(grid, c) ? 0 : fabs(x)};
     }
-    const double scale = bf16_at(grid, pair);
-    const uint32_t code = kv_code_get(row, attn_code_bits(span->coding), c);
-    return (decoded){.x = code * scale + bf16_at(grid, n_pairs + pair),
+    const double scale = bf16_at(grid, c / group);
+    const uint32_t place = attn_code_place(span->coding, dim, c),
+                   n_pairs = (dim + group - 1) / group;
+    const uint32_t code = kv_code_get(row, attn_code_bits(span->coding), place);
+    return (decoded){.x = code * scale + bf16_at(grid, n_pairs + c / group),
                      .bound = scale / 2 * (1 + 1e-5) + 1e-6 * fabs(x)};
 }
 
@@ -168,8 +171,8 @@ static void check_row(const sealed *s, const attn_span *span, uint32_t slot, boo
     const uint32_t group = is_keys || span->v_group == 0 ? 1 : span->v_group;
     kv_row_get(source, s->layout.shape.type, 0, dim, x);
     for (uint32_t c = 0; c < dim; c++) {
-        const decoded got = decode(span, codes, c, grid, (dim + group - 1) / group, c / group,
-                                   (double)x[c], s->layout.shape.type);
+        const decoded got =
+            decode(span, codes, dim, c, grid, group, (double)x[c], s->layout.shape.type);
         ck_assert_msg(fabs(got.x - (double)x[c]) <= got.bound, "%s: %.9g became %.9g, bound %.9g",
                       s->codec->name, (double)x[c], got.x, got.bound);
     }
@@ -198,7 +201,7 @@ static void check_load(const sealed *s, uint32_t n_slots)
         if (kv_codec_is_low_rank(s->codec)) decode_low(s, codes, want);
         for (uint32_t c = 0; c < dim; c++) {
             if (!kv_codec_is_low_rank(s->codec))
-                want[c] = decode(&span, codes, c, span.k_grid, dim, c, 0, s->layout.shape.type).x;
+                want[c] = decode(&span, codes, dim, c, span.k_grid, 1, 0, s->layout.shape.type).x;
             ck_assert_double_le(fabs((double)x[c] - want[c]), fabs(want[c]) * 0x1p-8 + 2e-5);
         }
     }

@@ -83,14 +83,16 @@ static fake_options options_of(const char *codec, double budget)
     return options;
 }
 
-/* Of policy i: so that scorers and allocators meet different codecs and budgets. Where what is kept is fitted,
- * the budget is large enough for more than the window of 64 queries that stays as it is. */
+/* Of policy i: so that scorers and allocators meet different codecs, budgets and shards. Where what is kept is
+ * fitted, the budget is large enough for more than the window of 64 queries that stays as it is. */
 static fake_options pick_options(const method *m, uint32_t i)
 {
     const bool is_fitted =
         strstr(m->scheduling, "distill") != NULL || strstr(m->selection, "distill") != NULL;
-    return options_of(codecs[(i + i / N_SUFFIXES) % N_CODECS],
-                      is_fitted ? 0.65 : budgets[i / 2 % N_BUDGETS]);
+    fake_options options = options_of(codecs[(i + i / N_SUFFIXES) % N_CODECS],
+                                      is_fitted ? 0.65 : budgets[i / 2 % N_BUDGETS]);
+    options.config.n_shards = 1 + i % 4;
+    return options;
 }
 
 /* Calls `check` with every policy that makes sense, as scheduling and as a selection, and with some pairs. */
@@ -143,17 +145,18 @@ static void check_layer(const fake *f, const kv_seq *seq, uint32_t l, uint32_t s
         n_seen(f, seq, l, 0, cache->sink_tokens) + n_seen(f, seq, l, recent, seq->length);
     uint32_t n_live = 0;
     for (uint32_t h = 0; h < n_heads; h++) {
-        const uint32_t list = kv_list(cache, l, h, 0);
-        n_live += seq->table.n_live[list];
         n_live +=
             n_seen(f, seq, l, 0, cache->sink_tokens) + n_seen(f, seq, l, in_pages, seq->length);
-        uint32_t n_pages_of_head = 0;
-        for (uint32_t b = 0; b < seq->n_blocks; b++)
-            n_pages_of_head += kv_table_page(&seq->table, list, b) != KV_PAGE_NONE;
-        const bool is_packed = seq->is_thinned && seq->methods.codec->is_exact;
-        const uint32_t full = cache->page_tokens;
-        if (is_packed) /* the entry with the sinks' room may be one more */
-            ck_assert_uint_le(n_pages_of_head, (seq->table.n_live[list] + full - 1) / full + 1);
+        for (uint32_t i = 0; i < cache->n_shards; i++) {
+            const uint32_t list = kv_list(cache, l, h, i), full = cache->page_tokens;
+            uint32_t n_pages = 0;
+            n_live += seq->table.n_live[list];
+            for (uint32_t b = 0; b < seq->n_blocks; b++)
+                n_pages += kv_table_page(&seq->table, list, b) != KV_PAGE_NONE;
+            const bool is_packed = seq->is_thinned && seq->methods.codec->is_exact;
+            if (is_packed) /* the entry with the sinks' room may be one more */
+                ck_assert_uint_le(n_pages, (seq->table.n_live[list] + full - 1) / full + 1);
+        }
     }
     ck_assert_uint_le(n_live, n_heads * (share > n_protected ? share : n_protected));
 }
@@ -184,8 +187,9 @@ static void check_decoded(const fake *f, const kv_seq *seq)
     const uint32_t in_pages = seq->n_blocks * cache->page_tokens;
     for (uint32_t h = 0; h < cache->n_kv_heads[0]; h++) {
         uint32_t n_live = 0;
-        for (uint32_t b = 0; b < seq->n_blocks; b++) {
-            const size_t entry = kv_table_entry(&seq->table, kv_list(cache, 0, h, 0), b);
+        for (uint32_t i = 0; i < seq->n_blocks * cache->n_shards; i++) {
+            const uint32_t list = kv_list(cache, 0, h, i % cache->n_shards);
+            const size_t entry = kv_table_entry(&seq->table, list, i / cache->n_shards);
             for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1)
                 n_live += positions[(size_t)seq->table.page[entry] * cache->page_tokens +
                                     (uint32_t)__builtin_ctzll(live)] >= PROMPT;
@@ -210,11 +214,11 @@ static void check_settled(const fake *f, const kv_seq *seq, uint64_t n_evicted_o
     }
 }
 
-static void check_run(const method *m, uint32_t i)
+static void check_run_with(const method *m, fake_options options)
 {
     uint64_t n_evicted_of_prompt = 0;
     rig r = make_rig();
-    fake *f = open_rig(&r, m, pick_options(m, i));
+    fake *f = open_rig(&r, m, options);
     fake_seq s = fake_seq_open(f, IDS);
     s.n_prompt = PROMPT;
     while (kv_seq_length(s.seq) < TOKENS) {
@@ -240,9 +244,31 @@ static void check_run(const method *m, uint32_t i)
     free_rig(&r);
 }
 
+static void check_run(const method *m, uint32_t i)
+{
+    check_run_with(m, pick_options(m, i));
+}
+
+/* By experts and by hash, on 2, 3 or 4 shards. */
+static void check_scattered_run(const method *m, uint32_t i)
+{
+    fake_options options = pick_options(m, i);
+    const bool is_hashed = i % 5 == 0;
+    options.config.placement = (char *)(uintptr_t)(is_hashed ? "hash" : "expert");
+    options.config.n_shards = is_hashed ? 4 : 2 + i % 3;
+    options.config.eplb = true;
+    check_run_with(m, options);
+}
+
 START_TEST(no_policy_exceeds_its_budget_or_leaves_a_page_behind)
 {
     for_each_policy(check_run);
+}
+END_TEST
+
+START_TEST(nor_does_one_whose_entries_are_scattered_over_shards)
+{
+    for_each_policy(check_scattered_run);
 }
 END_TEST
 
@@ -456,6 +482,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(no_policy_exceeds_its_budget_or_leaves_a_page_behind, 600),
+    TEST_CASE_SECONDS(nor_does_one_whose_entries_are_scattered_over_shards, 600),
     TEST_CASE_SECONDS(a_budget_for_everything_has_the_bits_of_none, 600),
     TEST_CASE_SECONDS(cuts_change_no_bit, 600),
     TEST_CASE_SECONDS(neighbours_and_threads_change_no_bit, 600),

@@ -123,9 +123,15 @@ static void run_crowd(track *tracks, uint32_t n_tracks)
 static void run_together(golden *g)
 {
     track tracks[GOLDEN_PROMPTS_MAX];
+    kv_stats stats;
+    uint32_t n_shards_used = 0;
     for (uint32_t p = 0; p < g->n_prompts; p++)
         track_open(g, p, &tracks[p]);
     run_crowd(tracks, g->n_prompts);
+    kv_stats_read(g->cache, &stats);
+    for (uint32_t s = 0; s < stats.n_shards; s++)
+        n_shards_used += stats.shards[s].slots > 0;
+    ck_assert(n_shards_used > 1 || stats.n_shards == 1 || stats.slots_live == 0);
     for (uint32_t p = 0; p < g->n_prompts; p++) {
         check_prompt_logits(&tracks[p]);
         check_greedy(&tracks[p]);
@@ -371,6 +377,34 @@ START_TEST(routing_chooses_the_same_however_a_prompt_is_cut)
 }
 END_TEST
 
+/* ---- on several shards --------------------------------------------------------------------------- */
+
+/* Against the reference, since another placement is another order of sums; greedy tokens exactly. */
+START_TEST(entries_on_several_shards_match_the_reference)
+{
+    static const char *const settings[][7] = {
+        {"kv-shards", "4", "kv-placement", "expert", NULL},
+        {"kv-shards", "3", "kv-placement", "expert", "kv-eplb", "false", NULL},
+        {"kv-shards", "4", "kv-placement", "hash", NULL},
+        {"kv-shards", "4", "kv-placement", "block", NULL}};
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
+        for (int f = 0; f < N_FIXTURES; f++) {
+            golden g;
+            golden_open(&(golden_setup){.fixture = fixtures[f],
+                                        .isa = "auto",
+                                        .n_threads = 2,
+                                        .cache_type = KV_DTYPE_F32,
+                                        .small_pages = true,
+                                        .prefix_caching = true,
+                                        .settings = settings[i]},
+                        &g);
+            run_together(&g);
+            golden_close(&g);
+        }
+    }
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(prompts_alone_match_the_reference_whole_or_cut, 280),
     TEST_CASE_SECONDS(prompts_in_one_batch_match_the_reference, 280),
@@ -379,5 +413,6 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_cached_prefix_changes_no_bit, 280),
     TEST_CASE(the_number_of_threads_changes_no_bit),
     TEST_CASE_SECONDS(routing_chooses_the_same_however_a_prompt_is_cut, 280),
+    TEST_CASE_SECONDS(entries_on_several_shards_match_the_reference, 280),
     TEST_CASES_END,
 };

@@ -1,10 +1,15 @@
 """Many clients at once, a third of which hang up midway: the server must come out as it went in.
 
     .venv/bin/python tests/http/storm.py --seconds 60 --clients 64
+    .venv/bin/python tests/http/storm.py --seconds 60 --clients 32 --methods
 
 Plain and streamed completions of all sizes against a small KV pool and a short queue, so that requests are
 queued, refused, preempted and aborted all the time. Afterwards: no status but 200 and 429, every whole reply
 whole, the same text as before for the same prompt, no page in use, nothing on the log, exit code 0.
+
+With --methods every request chooses its own methods of the KV cache - routing, scheduling, compression - over
+prompts that share prefixes, in a pool with host memory and a file below it. What is exact must then say what it
+said before, too, and every kind of work must have been done: evicted, encoded, demoted, read back, shared.
 """
 
 import argparse
@@ -12,6 +17,7 @@ import collections
 import json
 import random
 import socket
+import tempfile
 import threading
 import time
 
@@ -23,6 +29,21 @@ FLAGS = ("--max-num-seqs", 12, "--max-num-batched-tokens", 64, "--max-num-queued
 PROBE = {"prompt": "Once upon a time", "max_tokens": 24, "seed": 4, "temperature": 1}
 WORDS = ["Once upon a time", "The king", "昔々 🦊", "a " * 100, [5] * 70, [9] * 300, [[5, 6], [7] * 40],
          ["one", "two", "three"]]
+
+METHOD_FLAGS = ("--max-num-seqs", 8, "--max-num-batched-tokens", 96, "--max-num-queued-reqs", 128,
+                "--kv-request-methods", "--kv-page-tokens", 16, "--kv-window", 16,
+                "--kv-cache-memory-bytes", "3Mi", "--kv-host-bytes", "512Ki", "--kv-disk-bytes", "8Mi")
+KING = "The king had a daughter who was more beautiful than words can tell, and a dog. "
+LONG_WORDS = [KING * 4, KING * 9, KING * 9 + "The dog", KING * 14 + "Then", "Once upon a time " + KING * 6]
+ROUTINGS = [{}, {"routing": "topk", "routing_k": 0.25}, {"routing": "hierarchical", "routing_k": 2},
+            {"routing": "certified", "routing_eps": 0.01}, {"routing": "adaptive", "routing_tau": 0.5}]
+SCHEDULINGS = [{}, {}, {"scheduling": "adakv", "budget": 0.5}, {"scheduling": "h2o", "budget": 0.3},
+               {"scheduling": "snapkv+pyramid", "budget": 80}, {"scheduling": "lru_plus", "budget": 0.5},
+               {"scheduling": "duo_attention", "budget": 0.5}]
+COMPRESSIONS = [{}, {}, {"compression": "int8"}, {"compression": "int4"}, {"compression": "fp8"},
+                {"compression": "think"}, {"compression": "svd"}]
+WORK_DONE = ("kv_pages_evicted_total", "kv_pages_compacted_total", "kv_encoded_blocks_total",
+             "kv_demoted_blocks_total", "kv_disk_read_bytes_total", "prefix_cache_hit_tokens_total")
 
 
 class Tally:
@@ -53,6 +74,14 @@ def random_fields(rng):
     if rng.random() < 0.3:
         fields["cache_salt"] = rng.choice("abc")
     return fields
+
+
+def random_methods(rng):
+    """Fields of a request that chooses; half of them share one salt."""
+    kv = {**rng.choice(ROUTINGS), **rng.choice(SCHEDULINGS), **rng.choice(COMPRESSIONS)}
+    return {"max_tokens": rng.choice([1, 8, 40]), "n": rng.choice([1, 1, 2]), "kv": kv,
+            "temperature": 0, "ignore_eos": True, "stream": rng.random() < 0.5,
+            "cache_salt": rng.choice("aabc")}
 
 
 def check_reply(reply, fields, tally):
@@ -88,14 +117,21 @@ def send_and_hang_up(connection, data, rng):
     connection.close()
 
 
-def run_client(server, seed, end, tally):
+def random_request(rng, methods):
+    """(prompt, fields)"""
+    if methods:
+        return rng.choice(LONG_WORDS), random_methods(rng)
+    return rng.choice(WORDS), random_fields(rng)
+
+
+def run_client(server, seed, end, tally, methods):
     rng = random.Random(seed)
     connection = None
     while time.monotonic() < end:
         if connection is None:
             connection = Connection(server.port)
-        fields = random_fields(rng)
-        data = completion_bytes(rng.choice(WORDS), **fields)
+        prompt, fields = random_request(rng, methods)
+        data = completion_bytes(prompt, **fields)
         try:
             if rng.random() < 1 / 3:
                 send_and_hang_up(connection, data, rng)
@@ -114,26 +150,39 @@ def run_client(server, seed, end, tally):
         connection.close()
 
 
-def storm(seconds, n_clients, seed):
+def check_server(server, tally, methods):
+    """When all clients are gone."""
+    assert server.get("/ready").status_code == 200
+    metrics = server.metrics()
+    tally.counts["preempted"] = int(metrics.get("preemptions_total"))
+    tally.counts["disconnects seen"] = int(metrics.get("client_disconnects_total"))
+    assert metrics.get("requests_total", outcome="error") == 0
+    assert metrics.get("kv_used_bytes") == 0 and metrics.get("kv_sequences_open") == 0
+    assert " error " not in server.log(), "an error is on the log"
+    for name in WORK_DONE if methods else ():
+        tally.counts[name] = int(metrics.get(name))
+        assert tally.counts[name] > 0, f"{name} is 0"
+
+
+def storm(seconds, n_clients, seed, methods):
     """Runs it and checks the server; the tally."""
     tally = Tally()
-    with Server(*FLAGS) as server:
-        expected = server.complete(**PROBE)["choices"]
-        end = time.monotonic() + seconds
-        threads = [threading.Thread(target=run_client, args=(server, seed * 1000 + i, end, tally))
-                   for i in range(n_clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        server.wait_idle(30)
-        assert server.get("/ready").status_code == 200
-        assert server.complete(**PROBE)["choices"] == expected, "the storm changed a text"
-        metrics = server.metrics()
-        tally.counts["preempted"] = int(metrics.get("preemptions_total"))
-        tally.counts["disconnects seen"] = int(metrics.get("client_disconnects_total"))
-        assert metrics.get("requests_total", outcome="error") == 0
-        assert " error " not in server.log(), "an error is on the log"
+    with tempfile.TemporaryDirectory() as folder:
+        flags = (*METHOD_FLAGS, "--kv-disk-path", folder) if methods else FLAGS
+        with Server(*flags) as server:
+            expected = server.complete(**PROBE)["choices"]
+            end = time.monotonic() + seconds
+            threads = [threading.Thread(target=run_client,
+                                        args=(server, seed * 1000 + i, end, tally, methods))
+                       for i in range(n_clients)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            server.wait_idle(30)
+            assert server.complete(**PROBE)["choices"] == expected, "the storm changed a text"
+            server.wait_idle(30)
+            check_server(server, tally, methods)
     assert not tally.faults, "\n".join(tally.faults[:10])
     assert tally.counts[200] > 0 and tally.counts["hung up"] > 0
     return tally
@@ -144,8 +193,9 @@ def main():
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--methods", action="store_true", help="of the KV cache, by request")
     args = parser.parse_args()
-    print(dict(storm(args.seconds, args.clients, args.seed).counts))
+    print(dict(storm(args.seconds, args.clients, args.seed, args.methods).counts))
 
 
 if __name__ == "__main__":

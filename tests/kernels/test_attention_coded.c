@@ -95,9 +95,17 @@ static float bf16_at(const void *grid, size_t i)
     return f32_from_bf16(half);
 }
 
-/* The contract of attn_coding, once more. */
-static float element(attn_coding coding, const uint8_t *row, uint32_t c, const void *grid,
-                     uint32_t n_pairs, uint32_t pair)
+/* Bit 0 of the code of channel c: the contract of attention_coding.h, once more. */
+static uint32_t code_bit(attn_coding coding, uint32_t dim, uint32_t c)
+{
+    const uint32_t bits = attn_code_bits(coding), lot = c * bits / 256;
+    if (coding == ATTN_FP8 || (lot + 1) * 256 > dim * bits) return c * bits;
+    const uint32_t at = c - lot * 256 / bits;
+    return lot * 256 + at % 8 * 32 + at / 8 * bits;
+}
+
+static float element(attn_coding coding, const uint8_t *row, uint32_t dim, uint32_t c,
+                     const void *grid, uint32_t n_pairs, uint32_t pair)
 {
     float scale;
     const uint32_t bits = attn_code_bits(coding);
@@ -111,7 +119,8 @@ static float element(attn_coding coding, const uint8_t *row, uint32_t c, const v
         memcpy(&x, row + row_bytes(coding, c, grid), sizeof x);
         return x;
     }
-    const uint32_t code = (uint32_t)row[c * bits / 8] >> c * bits % 8 & ((1u << bits) - 1);
+    const uint32_t bit = code_bit(coding, dim, c);
+    const uint32_t code = (uint32_t)row[bit / 8] >> bit % 8 & ((1u << bits) - 1);
     return (float)code * bf16_at(grid, pair) + bf16_at(grid, n_pairs + pair);
 }
 
@@ -133,11 +142,11 @@ static void fill_page(context *c, page *out)
         const size_t pairs = has_grid_rows(p) ? (size_t)i * 2 * n_groups(p) * 2 : 0;
         for (uint32_t d = 0; d < p->k_dim; d++)
             out->k_plain[i * p->k_dim + d] =
-                element(p->coding, out->k + i * k_bytes, d, out->k_grid, p->k_dim, d);
+                element(p->coding, out->k + i * k_bytes, p->k_dim, d, out->k_grid, p->k_dim, d);
         for (uint32_t d = 0; d < p->v_dim; d++)
             out->v_plain[i * p->v_dim + d] =
-                element(p->coding, out->v + i * v_bytes, d, (const char *)out->v_grid + pairs,
-                        n_groups(p), d / p->v_group);
+                element(p->coding, out->v + i * v_bytes, p->v_dim, d,
+                        (const char *)out->v_grid + pairs, n_groups(p), d / p->v_group);
         if (p->has_dead && random_below(&c->random, 3) == 0) out->live &= ~(UINT64_C(1) << i);
     }
 }

@@ -309,8 +309,9 @@ void oracle_compare(const oracle *o)
     for (uint32_t l = 0; l < o->f->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
             bool is_live[ORACLE_TOKENS_MAX] = {false};
-            for (uint32_t b = 0; b < seq->n_blocks; b++) {
-                const size_t entry = kv_table_entry(&seq->table, kv_list(cache, l, h, 0), b);
+            for (uint32_t i = 0; i < seq->n_blocks * cache->n_shards; i++) {
+                const uint32_t list = kv_list(cache, l, h, i % cache->n_shards);
+                const size_t entry = kv_table_entry(&seq->table, list, i / cache->n_shards);
                 for (uint64_t live = seq->table.live[entry]; live != 0; live &= live - 1)
                     is_live[pages->positions[(size_t)seq->table.page[entry] * cache->page_tokens +
                                              (uint32_t)__builtin_ctzll(live)]] = true;

@@ -228,7 +228,7 @@ static void run_layer(fake *f, uint32_t l, const fake_token *batch, uint32_t n_t
             fake_fill(FAKE_KEY, l, h, id, p, layer->k_dim, f->k + row * layer->k_dim);
             fake_fill(FAKE_VALUE, l, h, id, p, layer->v_dim, f->v + row * layer->v_dim);
         }
-        f->experts[t] = id % 8;
+        f->experts[t] = (id + l * f->expert_step) % 8;
     }
     const kv_append_args append = {.layer = l, .k = f->k, .v = layer->v_in_k ? NULL : f->v};
     kv_append(f->cache, &append);

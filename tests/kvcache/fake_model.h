@@ -6,7 +6,7 @@
 #ifndef TESTS_KVCACHE_FAKE_MODEL_H
 #define TESTS_KVCACHE_FAKE_MODEL_H
 
-#include "kvcache/cache_state.h"
+#include "kvcache/blocks.h"
 
 enum { FAKE_LAYERS_MAX = 4, FAKE_ROWS_MAX = 16 };
 
@@ -30,7 +30,9 @@ typedef struct fake {
     size_t n_out;           /* floats that attention returns of one token, all layers */
     float *q, *k, *v, *out; /* of one layer and step */
     uint32_t *experts;
-    float *bases; /* of all layers that have none of their own */
+    uint32_t
+        expert_step; /* a token's expert of 8 is its id, and this more in every layer; 0 at first */
+    float *bases;    /* of all layers that have none of their own */
 } fake;
 
 typedef struct fake_seq {

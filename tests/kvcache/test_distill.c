@@ -179,12 +179,14 @@ static uint32_t check_step(fake *f, fake_seq *s)
     return n_biased;
 }
 
-static void check_codec(const char *codec, const char *isa)
+static void check_codec(const char *codec, const char *isa, uint32_t n_shards)
 {
     char compression[64];
     snprintf(compression, sizeof compression, "distill,%s", codec);
     fake_options options = options_of(compression, 0.5);
     options.isa = isa;
+    options.config.n_shards = n_shards;
+    options.config.placement = text(n_shards > 1 ? "hash" : "block");
     fake *f = open_small(&options);
     fake_seq s = fake_seq_open(f, IDS);
     s.n_prompt = PROMPT;
@@ -199,8 +201,9 @@ static void check_codec(const char *codec, const char *isa)
 START_TEST(attention_reads_biases_and_values_under_every_codec)
 {
     for (size_t i = 0; kv_codecs[i] != NULL; i++) {
-        check_codec(kv_codecs[i]->name, "ref");
-        check_codec(kv_codecs[i]->name, "auto");
+        check_codec(kv_codecs[i]->name, "ref", 1);
+        check_codec(kv_codecs[i]->name, "auto", 1);
+        check_codec(kv_codecs[i]->name, "auto", 4);
     }
 }
 END_TEST

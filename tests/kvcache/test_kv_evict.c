@@ -18,12 +18,20 @@ static char *text(const char *name)
     return (char *)(uintptr_t)name;
 }
 
+/* Of all caches that are opened; every test has a process of its own. */
+static struct shards {
+    const char *placement;
+    uint32_t n;
+} shards = {"block", 1};
+
 static fake_options options_of(const char *policy, double budget, const char *codec)
 {
     fake_options options = {
         .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded(codec)};
     options.config.scheduling = text(policy);
     options.config.budget = budget;
+    options.config.placement = text(shards.placement);
+    options.config.n_shards = shards.n;
     return options;
 }
 
@@ -69,7 +77,8 @@ static void follow(const chooser *c)
     fake_close(f);
 }
 
-START_TEST(what_stays_is_what_a_slow_reference_keeps)
+/* On any shards: budgets are a head's, over all of them. */
+static void follow_all(void)
 {
     static const char *const policies[] = {"streaming_llm", "random",
                                            "knorm",         "snapkv",
@@ -77,10 +86,29 @@ START_TEST(what_stays_is_what_a_slow_reference_keeps)
                                            "keydiff",       "observed_attention",
                                            "tova",          "chunkkv",
                                            "fastv",         "paper_duo_attention"};
+    const bool has_whole_blocks = strcmp(shards.placement, "block") == 0;
     for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
+        const bool is_by_page = strcmp(policies[i], "chunkkv") == 0;
+        if (is_by_page && !has_whole_blocks) continue; /* the reference's pages are blocks */
         follow(&(chooser){policies[i], NULL, 0.4});
         follow(&(chooser){policies[i], NULL, 48});
     }
+}
+
+START_TEST(what_stays_is_what_a_slow_reference_keeps)
+{
+    follow_all();
+}
+END_TEST
+
+START_TEST(the_same_stays_on_any_shards)
+{
+    shards = (struct shards){"block", 3};
+    follow_all();
+    shards = (struct shards){"expert", 4};
+    follow_all();
+    shards.placement = "hash";
+    follow(&(chooser){"h2o", NULL, 0.4});
 }
 END_TEST
 
@@ -407,6 +435,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(what_stays_is_what_a_slow_reference_keeps, 250),
     TEST_CASE_SECONDS(a_selection_has_the_prompt_and_scheduling_what_comes_behind_it, 250),
+    TEST_CASE_SECONDS(the_same_stays_on_any_shards, 400),
     TEST_CASE(a_prompt_is_shared_as_it_was_before_anything_was_evicted),
     TEST_CASE(nothing_is_shared_once_entries_are_gone),
     TEST_CASE(policies_do_not_share_prefixes),

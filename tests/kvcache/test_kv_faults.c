@@ -64,6 +64,16 @@ static kv_config with_boxes(void)
     return config;
 }
 
+/* The placement that allocates most: lists and marks per shard, the map of experts. */
+static kv_config with_shards(void)
+{
+    kv_config config = with_boxes();
+    config.placement = (char *)(uintptr_t) "expert";
+    config.n_shards = 4;
+    config.eplb = true;
+    return config;
+}
+
 /* What this policy needs beside them. */
 static kv_config evicting(const char *policy)
 {
@@ -189,6 +199,7 @@ static void fail_each_allocation(kv_config config)
 START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
 {
     fail_each_allocation(with_boxes());
+    fail_each_allocation(with_shards());
 }
 END_TEST
 
@@ -227,6 +238,7 @@ START_TEST(nothing_is_allocated_inside_a_step)
     check_steps(&(fake_options){
         .layers = fake_coded_layers, .n_layers = 2, .config = small, .n_threads = 2});
     check_steps(&(fake_options){0});
+    check_steps(&(fake_options){.config = with_shards()});
     check_steps(&(fake_options){.config = evicting("h2o+adakv")});
     check_steps(&(fake_options){.config = evicting("snapkv+pyramid"), .n_threads = 2});
     check_steps(&(fake_options){.config = evicting("expected_attention")});
@@ -235,6 +247,11 @@ START_TEST(nothing_is_allocated_inside_a_step)
         .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4"), .n_threads = 2});
     check_steps(&(fake_options){
         .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("think"), .n_threads = 2});
+    kv_config shards_of_codes = fake_coded("int4");
+    shards_of_codes.placement = (char *)(uintptr_t) "expert";
+    shards_of_codes.n_shards = 3;
+    check_steps(
+        &(fake_options){.layers = fake_coded_layers, .n_layers = 2, .config = shards_of_codes});
 }
 END_TEST
 

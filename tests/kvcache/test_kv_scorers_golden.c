@@ -170,7 +170,9 @@ END_TEST
 START_TEST(chunkkv_keeps_the_golden_chunks_in_all_heads)
 {
     float score[N_HEADS][T], mean[T];
-    uint32_t page[T], index[T];
+    uint32_t page[T], index[T], n_open[T], n_kept[T];
+    double sums[T];
+    const kv_page_sums pages = {page, sums, n_open, n_kept, 5};
     uint64_t mask = 0;
     for (uint32_t head = 0; head < N_HEADS; head++)
         golden_scores("chunkkv", NULL, 16, head, score[head]);
@@ -179,9 +181,9 @@ START_TEST(chunkkv_keeps_the_golden_chunks_in_all_heads)
         page[i] = i / 10;
     }
     ck_assert(kv_scorer_find("chunkkv")->over_heads && kv_scorer_find("chunkkv")->by_page);
-    kv_pages_average(page, T, mean);
+    kv_pages_average(&pages, 0, T, mean);
     kv_keep_best(mean, T, HALF, index);
-    const uint32_t n = kv_pages_keep_whole(page, T, index, HALF);
+    const uint32_t n = kv_pages_keep_whole(&pages, 0, index, HALF);
     ck_assert_uint_eq(n, 18);
     for (uint32_t i = 0; i < n; i++)
         mask |= UINT64_C(1) << index[i];

@@ -219,8 +219,11 @@ static void check_refused(kv_config config, const char *message)
 START_TEST(settings_that_cannot_work_are_named)
 {
     kv_config c = fake_defaults();
-    c.n_shards = 2;
-    check_refused(c, "kv-shards: 2; the cache has one shard");
+    c.n_shards = 0;
+    check_refused(c, "kv-shards: 0 is outside [1, 64]");
+    c.n_shards = 6;
+    c.placement = (char *)(uintptr_t) "hash";
+    check_refused(c, "kv-shards: 6 is no power of two, which kv-placement hash needs");
     c = fake_defaults();
     c.sink_tokens = 5;
     check_refused(c, "kv-sink: 5 is more than kv-page-tokens, 4");

@@ -236,6 +236,52 @@ START_TEST(a_storm_with_boxes_of_codes_leaves_nothing_behind)
 }
 END_TEST
 
+/* Prefixes of them too, tails included: shared before anything was evicted, and owned again. */
+START_TEST(a_storm_of_evictions_over_shards_leaves_nothing_behind)
+{
+    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random",
+                                           "distill"};
+    static const char *const codecs[] = {"none", "int8", "svd", "int4", "distill,none"};
+    static const char *const placements[] = {"expert", "expert", "hash", "block", "expert"};
+    for (uint32_t i = 0; i < 5; i++) {
+        kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
+        layers[0].has_router = true;
+        layers[1].has_router = i != 2;
+        layers[1].window = i % 2 == 0 ? 0 : 120;
+        fake_options options = {
+            .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_coded(codecs[i])};
+        options.config.scheduling = (char *)(uintptr_t)policies[i];
+        options.config.budget = i == 3 ? 60 : i == 4 ? 0.7 : 0.5;
+        options.config.placement = (char *)(uintptr_t)placements[i];
+        options.config.n_shards = i == 3 ? 3 : 4;
+        options.config.eplb = true;
+        options.config.routing = (char *)(uintptr_t)(i % 2 == 0 ? "hierarchical" : "topk_balanced");
+        options.config.routing_k = 0.5;
+        run_storm(50 + i, options, 3);
+    }
+}
+END_TEST
+
+/* Pages of several lists, spilled ones among them, owned tails and copies of tails. */
+START_TEST(a_storm_over_shards_leaves_nothing_behind)
+{
+    static const char *const placements[] = {"block", "expert", "hash", "expert"};
+    for (uint32_t i = 0; i < 4; i++) {
+        kv_layer_shape layers[3] = {fake_layers[0], fake_layers[1], fake_layers[2]};
+        layers[1].window = 90;
+        layers[1].has_router = i != 2; /* of hash: beside a layer that is placed by blocks */
+        fake_options options = {
+            .n_threads = 2, .layers = layers, .n_layers = 3, .config = fake_defaults()};
+        options.config.placement = (char *)(uintptr_t)placements[i];
+        options.config.n_shards = i == 0 ? 3 : 4;
+        options.config.eplb = true;
+        if (i == 3) options.config.routing = (char *)(uintptr_t) "hierarchical";
+        options.config.routing_k = 0.5;
+        run_storm(10 + i, options, 5);
+    }
+}
+END_TEST
+
 /* Tiers of so many slabs, too small for all that they could hold. */
 static fake_options with_tiers(fake_options options, uint32_t n_host, uint32_t n_disk)
 {
@@ -252,6 +298,40 @@ START_TEST(a_storm_over_tiers_leaves_nothing_behind)
     bad_disk_mend();
     run_storm(7, with_tiers(options, 2, 0), 100);
     run_storm(8, with_tiers(options, 0, 3), 100);
+}
+END_TEST
+
+START_TEST(a_storm_over_shards_and_tiers_leaves_nothing_behind)
+{
+    static const char *const placements[] = {"block", "expert", "hash", "expert"};
+    for (uint32_t i = 0; i < 4; i++) {
+        kv_layer_shape layers[2] = {fake_layers[0], fake_layers[2]};
+        layers[1].window = i < 2 ? 0 : 120;
+        layers[0].has_router = layers[1].has_router = true;
+        fake_options options = {
+            .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_defaults()};
+        options.config.placement = (char *)(uintptr_t)placements[i];
+        options.config.n_shards = 4;
+        options.config.eplb = true;
+        if (i == 3) options.config.routing = (char *)(uintptr_t) "topk_balanced";
+        options.config.routing_k = 0.5;
+        bad_disk_mend();
+        the_disk.flips_every = i == 1 ? 997 : 0;
+        run_storm(40 + i, with_tiers(options, i % 2, 3), 5);
+    }
+}
+END_TEST
+
+START_TEST(a_storm_over_shards_and_tiers_with_codes_leaves_nothing_behind)
+{
+    fake_options options = {
+        .n_threads = 2, .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int8")};
+    options.config.placement = (char *)(uintptr_t) "expert";
+    options.config.n_shards = 4;
+    options.config.routing = (char *)(uintptr_t) "hierarchical";
+    options.config.routing_k = 0.5;
+    bad_disk_mend();
+    run_storm(45, with_tiers(options, 2, 4), 5);
 }
 END_TEST
 
@@ -348,6 +428,23 @@ START_TEST(a_storm_of_selections_leaves_nothing_behind)
 }
 END_TEST
 
+START_TEST(a_storm_of_codes_over_shards_leaves_nothing_behind)
+{
+    static const char *const codecs[] = {"int4", "svd", "svd"};
+    for (uint32_t i = 0; i < 3; i++) {
+        fake_options options = {.n_threads = 2,
+                                .layers = fake_coded_layers,
+                                .n_layers = 2,
+                                .config = fake_coded(codecs[i])};
+        options.config.placement = (char *)(uintptr_t)(i < 2 ? "expert" : "block");
+        options.config.n_shards = 3;
+        options.config.routing = (char *)(uintptr_t) "topk_balanced";
+        options.config.routing_k = 0.5;
+        run_storm(20 + 40 * i, options, 5);
+    }
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_over_all_kinds_of_layers_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_under_lossy_codecs_leaves_nothing_behind, 600),
@@ -357,9 +454,14 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_with_boxes_of_codes_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_over_tiers_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_over_tiers_with_codes_and_boxes_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_over_shards_and_tiers_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_over_shards_and_tiers_with_codes_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_evictions_over_tiers_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_over_a_failing_disk_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_selections_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_over_shards_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_of_evictions_over_shards_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_of_codes_over_shards_leaves_nothing_behind, 600),
     TEST_CASES_END,
 };

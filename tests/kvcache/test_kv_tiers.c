@@ -23,6 +23,12 @@ typedef struct split {
     uint32_t n_pool, n_host, n_disk;
 } split;
 
+/* Of all caches that are opened; every test has a process of its own. */
+static struct shards {
+    const char *placement;
+    uint32_t n;
+} shards = {"block", 1};
+
 static const char *const DIR = "/tmp";
 
 static fake *open_layers(const char *codec, const char *routing, split s,
@@ -41,6 +47,8 @@ static fake *open_layers(const char *codec, const char *routing, split s,
     options.config.host_bytes = s.n_host * (uint64_t)KV_SLAB_BYTES;
     options.config.disk_bytes = s.n_disk * (uint64_t)KV_SLAB_BYTES;
     options.config.disk_path = s.n_disk > 0 ? text(DIR) : NULL;
+    options.config.n_shards = shards.n;
+    options.config.placement = text(shards.placement);
     return fake_open(&options);
 }
 
@@ -105,7 +113,7 @@ static void check_split(const char *codec, const char *routing, split s,
 static void check_splits(const char *codec, const char *routing, const split *splits, uint32_t n)
 {
     fake_seq expected[N_SEQS];
-    fake *all = open_split(codec, routing, (split){64, 0, 0});
+    fake *all = open_split(codec, routing, (split){80, 0, 0});
     run_all(all, expected);
     ck_assert_uint_eq(fake_stats(all).pages_demoted, 0);
     for (uint32_t i = 0; i < n; i++)
@@ -134,6 +142,19 @@ START_TEST(every_routing_has_the_same_bits_in_every_tier)
 }
 END_TEST
 
+START_TEST(every_placement_has_the_same_bits_in_every_tier)
+{
+    for (uint32_t p = 0; kv_placements[p] != NULL; p++) {
+        const uint32_t n = kv_placements[p]->is_exact ? 6 : 12; /* open pages stay, of every list */
+        shards = (struct shards){kv_placements[p]->name, 4};
+        check_splits("none", "full", (split[]){{n, 50, 0}, {n, 1, 50}}, 2);
+        check_splits("int8", "hierarchical", &(split){n - 2, 1, 50}, 1);
+        shards.n = 2;
+        check_splits("lora", "topk_balanced", &(split){n - 2, 1, 50}, 1);
+    }
+}
+END_TEST
+
 /* A routing that chooses reads what it has chosen, and no more, from the file. */
 START_TEST(pages_that_are_not_chosen_are_not_read)
 {
@@ -147,6 +168,24 @@ START_TEST(pages_that_are_not_chosen_are_not_read)
         close_all(f, seqs);
     }
     ck_assert_uint_lt(read_bytes[1], read_bytes[0] * 6 / 10); /* 0.3 of the pages are chosen */
+}
+END_TEST
+
+/* Both read two of four shards; `pikv` minds which of them lie in the file. */
+START_TEST(a_routing_that_counts_misses_reads_less_of_the_file)
+{
+    uint64_t read_bytes[2];
+    const char *const routings[2] = {"topk_balanced", "pikv"};
+    shards = (struct shards){"expert", 4};
+    for (uint32_t r = 0; r < 2; r++) {
+        fake_seq seqs[N_SEQS];
+        fake *f = open_split("none", routings[r], (split){24, 0, 50});
+        run_all(f, seqs);
+        read_bytes[r] = fake_stats(f).disk_read_bytes;
+        ck_assert_uint_gt(fake_stats(f).disk_pages, 50);
+        close_all(f, seqs);
+    }
+    ck_assert_uint_lt(read_bytes[1], read_bytes[0] * 7 / 10);
 }
 END_TEST
 
@@ -533,7 +572,9 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(every_codec_has_the_same_bits_in_every_tier, 500),
     TEST_CASE_SECONDS(every_routing_has_the_same_bits_in_every_tier, 500),
+    TEST_CASE_SECONDS(every_placement_has_the_same_bits_in_every_tier, 500),
     TEST_CASE_SECONDS(pages_that_are_not_chosen_are_not_read, 250),
+    TEST_CASE_SECONDS(a_routing_that_counts_misses_reads_less_of_the_file, 120),
     TEST_CASE_SECONDS(the_map_shows_where_every_page_lies, 120),
     TEST_CASE_SECONDS(cached_prefixes_are_demoted_before_they_are_given_up, 120),
     TEST_CASE_SECONDS(full_tiers_give_up_the_oldest_prefix, 120),

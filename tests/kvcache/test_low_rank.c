@@ -308,6 +308,29 @@ START_TEST(a_routing_that_reads_all_has_the_bits_of_a_dense_read)
 }
 END_TEST
 
+/* The page of block 0 is encoded, too, once entries have been evicted; its sinks are not read from there. */
+START_TEST(sinks_are_read_of_sequences_that_evict)
+{
+    fake_options options = {
+        .layers = fake_coded_layers, .n_layers = 1, .config = fake_coded("lora")};
+    options.config.scheduling = (char *)(uintptr_t) "random";
+    options.config.budget = 0.8;
+    fake *f = fake_open(&options);
+    fake_seq a = fake_seq_open(f, (fake_ids){.seed = 3, .n_prompt = 100});
+    fake_seq b = fake_seq_open(f, (fake_ids){.seed = 3, .n_prompt = 100});
+    for (uint32_t p = 0; p < f->cache->sink_tokens; p++)
+        b.tokens[p] += 1; /* and nothing else is different */
+    fake_run(f, &a, 150, 64);
+    fake_run(f, &b, 150, 64);
+    for (uint32_t p = 0; p < 150; p++)
+        ck_assert_msg(!fake_same(f, &a, &b, p, p + 1), "position %u", p);
+    ck_assert_uint_gt(fake_stats(f).entries_evicted, 0);
+    fake_seq_close(f, &a, false);
+    fake_seq_close(f, &b, false);
+    fake_close(f);
+}
+END_TEST
+
 START_TEST(without_bases_the_missing_file_is_named)
 {
     for (int i = 0; i < 2; i++) {
@@ -346,6 +369,7 @@ START_TEST(other_bases_are_another_cache)
 END_TEST
 
 const test_case test_cases[] = {
+    TEST_CASE(sinks_are_read_of_sequences_that_evict),
     TEST_CASE(what_lies_in_the_space_of_the_basis_comes_back),
     TEST_CASE(lora_plus_has_one_direction_less_and_the_mean),
     TEST_CASE(lora_keeps_the_projection_to_the_space),

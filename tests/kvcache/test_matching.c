@@ -6,232 +6,16 @@
  * query heads of a group, hidden states 0..47 again as queries at positions 48..95; the selection
  * by mean square, and eviction of the same. Published settings take the smallest solution, so here
  * they have next to no ridge. */
-#include "kvcache/compression/matching.h"
+#include "tests/kvcache/match_problem.h"
 #include "tests/test_main.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { HID = 32, D = 8, GROUP = 2, N_MAX = 512, ROWS_MAX = 256 };
-
 static const kv_match_options published = {
     .ridge_bias = 1e-9, .ridge_value = 1e-9, .beta_min = -3, .beta_max = 3, .n_steps = 2};
 static const kv_match_options published_omp = {
     .ridge_bias = 1e-9, .ridge_value = 1e-9, .beta_min = -27.6310211, .beta_max = 7};
-
-/* ---- inputs ---------------------------------------------------------------------------------- */
-
-static double uniform(uint64_t seed, uint64_t i, double a)
-{
-    uint64_t z = seed + (i + 1) * 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    z ^= z >> 31;
-    return ((double)(z >> 11) * 0x1p-53 * 2 - 1) * a;
-}
-
-/* W x of hidden state t for one head; W is [heads * D][HID]. */
-static void project(uint64_t seed, double a, uint32_t head, uint32_t t, double out[D])
-{
-    for (uint32_t c = 0; c < D; c++) {
-        out[c] = 0;
-        for (uint32_t i = 0; i < HID; i++)
-            out[c] += uniform(seed, (head * D + c) * HID + i, a) * uniform(1, t * HID + i, 1);
-    }
-}
-
-static void rotate(double x[D], uint32_t position)
-{
-    for (uint32_t c = 0; c < D / 2; c++) {
-        const double angle = position * pow(10000, -2.0 * c / D);
-        const double low = x[c], high = x[c + D / 2];
-        x[c] = low * cos(angle) - high * sin(angle);
-        x[c + D / 2] = high * cos(angle) + low * sin(angle);
-    }
-}
-
-static void store(const double x[D], float out[D])
-{
-    for (uint32_t c = 0; c < D; c++)
-        out[c] = (float)x[c];
-}
-
-typedef struct block {
-    uint32_t n;
-    float k[N_MAX][D], v[N_MAX][D];
-    float bias[N_MAX];
-    uint8_t is_fixed[N_MAX];
-    uint32_t positions[N_MAX];
-} block;
-
-typedef struct queries {
-    uint32_t n;
-    float q[ROWS_MAX][D];
-} queries;
-
-static void make_block(uint32_t head, uint32_t n, block *b)
-{
-    b->n = n;
-    for (uint32_t t = 0; t < n; t++) {
-        double x[D];
-        project(3, 0.75, head, t, x);
-        rotate(x, t);
-        store(x, b->k[t]);
-        project(4, 0.5, head, t, x);
-        store(x, b->v[t]);
-        b->positions[t] = t;
-        b->bias[t] = 0;
-        b->is_fixed[t] = 0;
-    }
-}
-
-/* Both query heads of a KV head: hidden states [state, state + n) at positions from `position` on.
- * */
-static void make_queries(uint32_t head, uint32_t state, uint32_t n, uint32_t position, queries *out)
-{
-    out->n = GROUP * n;
-    for (uint32_t i = 0; i < GROUP * n; i++) {
-        double x[D];
-        project(2, 0.75, GROUP * head + i / n, state + i % n, x);
-        rotate(x, position + i % n);
-        store(x, out->q[i]);
-    }
-}
-
-/* ---- calls ----------------------------------------------------------------------------------- */
-
-static void load(const kv_score_view *view, uint32_t first, uint32_t count, float *k, float *v)
-{
-    const block *b = view->ctx;
-    ck_assert_uint_ge(count, 1);
-    ck_assert_uint_le(count, KV_SCORE_CHUNK);
-    ck_assert_uint_le(first + count, b->n);
-    if (k != NULL) memcpy(k, b->k[first], count * sizeof b->k[0]);
-    if (v != NULL) memcpy(v, b->v[first], count * sizeof b->v[0]);
-}
-
-typedef struct matched {
-    uint32_t n, kept[N_MAX];
-    float beta[N_MAX], values[N_MAX][D];
-} matched;
-
-typedef enum selection { HAK, OMP, GIVEN } selection;
-
-typedef struct puts {
-    const block *b;
-    matched *out;
-    uint32_t next; /* kept entries that have been put, or are fixed */
-} puts;
-
-static void skip_fixed(puts *p)
-{
-    while (p->next < p->out->n && p->b->is_fixed[p->out->kept[p->next]] != 0)
-        p->next++;
-}
-
-static void put(void *ctx, uint32_t i, const float *value)
-{
-    puts *p = ctx;
-    skip_fixed(p);
-    ck_assert_uint_eq(i, p->next++);
-    memcpy(p->out->values[i], value, sizeof p->out->values[i]);
-}
-
-/* All of it, in memory for `spare` more of everything than is needed. */
-static void run(const block *b, const queries *q, uint32_t n_keep, selection how,
-                const kv_match_options *options, uint32_t spare, matched *out)
-{
-    const kv_match_shape shape = {.n_max = b->n + spare,
-                                  .t_max = n_keep + spare,
-                                  .n_queries_max = q->n + spare,
-                                  .k_dim = D,
-                                  .v_dim = D};
-    const kv_score_view view = {
-        .n = b->n, .positions = b->positions, .bias = b->bias, .load = load, .ctx = b};
-    const kv_match_args args = {.view = &view,
-                                .is_fixed = b->is_fixed,
-                                .q = &q->q[0][0],
-                                .n_queries = q->n,
-                                .scale = (float)(1 / sqrt(D))};
-    kv_match match;
-    arena a;
-    arena_init_measure(&a);
-    kv_match_place(&a, &shape, &match);
-    ck_assert_int_eq(arena_init(&a, a.used_bytes), ERR_OK);
-    kv_match_place(&a, &shape, &match);
-    ck_assert_int_eq(a.err, ERR_OK);
-    kv_match_begin(&match, &args);
-    if (how == HAK)
-        kv_match_choose(&match, n_keep, out->kept);
-    else if (how == OMP)
-        kv_match_choose_omp(&match, n_keep, options, out->kept);
-    out->n = n_keep;
-    puts p = {.b = b, .out = out};
-    for (uint32_t i = 0; i < n_keep; i++)
-        memcpy(out->values[i], b->v[out->kept[i]], sizeof out->values[i]);
-    const kv_match_out to = {.beta = out->beta, .put = put, .ctx = &p};
-    kv_match_fit(&match, (kv_match_set){out->kept, n_keep}, options, &to);
-    arena_deinit(&a);
-    skip_fixed(&p);
-    ck_assert_uint_eq(p.next, n_keep);
-    for (uint32_t i = 1; i < n_keep; i++)
-        ck_assert_uint_lt(out->kept[i - 1], out->kept[i]);
-    ck_assert_uint_lt(out->kept[n_keep - 1], b->n);
-}
-
-/* Output of kept entries, or of all with kept NULL; returns the logarithm of the mass. */
-static double attend(const block *b, const matched *kept, const float *q, double out[D])
-{
-    const uint32_t n = kept == NULL ? b->n : kept->n;
-    double x[N_MAX], most = -INFINITY, sum = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        const float *k = b->k[kept == NULL ? i : kept->kept[i]];
-        x[i] = kept == NULL ? (double)b->bias[i] : (double)kept->beta[i];
-        for (uint32_t c = 0; c < D; c++)
-            x[i] += (double)q[c] * (double)k[c] / sqrt(D);
-        most = fmax(most, x[i]);
-    }
-    memset(out, 0, D * sizeof *out);
-    for (uint32_t i = 0; i < n; i++) {
-        const float *v = kept == NULL ? b->v[i] : kept->values[i];
-        sum += exp(x[i] - most);
-        for (uint32_t c = 0; c < D; c++)
-            out[c] += exp(x[i] - most) * (double)v[c];
-    }
-    for (uint32_t c = 0; c < D; c++)
-        out[c] /= sum;
-    return most + log(sum);
-}
-
-typedef struct errors {
-    double output; /* ||o - o'|| / ||o|| over all queries */
-    double lse;    /* mean |difference| */
-} errors;
-
-static errors measure(const block *b, const matched *kept, const queries *q)
-{
-    double wrong = 0, all = 0, lse = 0;
-    for (uint32_t i = 0; i < q->n; i++) {
-        double o[D], o2[D];
-        lse += fabs(attend(b, NULL, q->q[i], o) - attend(b, kept, q->q[i], o2));
-        for (uint32_t c = 0; c < D; c++) {
-            wrong += (o[c] - o2[c]) * (o[c] - o2[c]);
-            all += o[c] * o[c];
-        }
-    }
-    return (errors){.output = sqrt(wrong / all), .lse = lse / q->n};
-}
-
-/* The same entries, simply kept. */
-static errors measure_eviction(const block *b, const matched *kept, const queries *q)
-{
-    matched evicted = *kept;
-    for (uint32_t i = 0; i < kept->n; i++) {
-        evicted.beta[i] = b->bias[kept->kept[i]];
-        memcpy(evicted.values[i], b->v[kept->kept[i]], sizeof evicted.values[i]);
-    }
-    return measure(b, &evicted, q);
-}
 
 /* ---- published numbers ----------------------------------------------------------------------- */
 
@@ -252,12 +36,12 @@ START_TEST(the_generator_makes_the_published_inputs)
 {
     static block b;
     static queries q;
-    make_block(0, 48, &b);
+    match_make_block(0, 48, &b);
     ck_assert_double_eq_tol((double)b.k[0][0], -1.46190044, 1e-7);
-    make_block(1, 48, &b);
+    match_make_block(1, 48, &b);
     ck_assert_double_eq_tol((double)b.k[47][7], 0.81181883, 1e-7);
     ck_assert_double_eq_tol((double)b.v[5][2], -1.60029002, 1e-7);
-    make_queries(1, 0, 48, 0, &q);
+    match_make_queries(1, 0, 48, 0, &q);
     ck_assert_double_eq_tol((double)q.q[95][0], -2.04719038, 1e-6);
 }
 END_TEST
@@ -272,12 +56,12 @@ START_TEST(the_highest_attention_keys_err_as_published)
     static queries q;
     static matched kept;
     for (uint32_t h = 0; h < 2; h++) {
-        make_block(h, 48, &b);
-        make_queries(h, 0, 48, 48, &q);
+        match_make_block(h, 48, &b);
+        match_make_queries(h, 0, 48, 48, &q);
         for (uint32_t i = 0; i < 3; i++) {
-            run(&b, &q, golden_keep[i], HAK, &published, 0, &kept);
-            check_errors(measure_eviction(&b, &kept, &q), evict[h][i], 0.001);
-            check_errors(measure(&b, &kept, &q), hak[h][i], 0.003);
+            match_run(&b, &q, golden_keep[i], HAK, &published, 0, &kept);
+            check_errors(match_measure_eviction(&b, &kept, &q), evict[h][i], 0.001);
+            check_errors(match_measure(&b, &kept, &q), hak[h][i], 0.003);
         }
     }
 }
@@ -291,11 +75,11 @@ START_TEST(matching_pursuit_errs_as_published)
     static queries q;
     static matched kept;
     for (uint32_t h = 0; h < 2; h++) {
-        make_block(h, 48, &b);
-        make_queries(h, 0, 48, 48, &q);
+        match_make_block(h, 48, &b);
+        match_make_queries(h, 0, 48, 48, &q);
         for (uint32_t i = 0; i < 3; i++) {
-            run(&b, &q, golden_keep[i], OMP, &published_omp, 0, &kept);
-            check_errors(measure(&b, &kept, &q), omp[h][i], 0.003);
+            match_run(&b, &q, golden_keep[i], OMP, &published_omp, 0, &kept);
+            check_errors(match_measure(&b, &kept, &q), omp[h][i], 0.003);
         }
     }
 }
@@ -306,14 +90,14 @@ START_TEST(unseen_queries_err_as_published)
     static block b;
     static queries q, unseen;
     static matched kept;
-    make_block(0, 48, &b);
-    make_queries(0, 0, 48, 48, &q);
-    make_queries(0, 0, 48, 96, &unseen);
-    run(&b, &q, 24, HAK, &published, 0, &kept);
-    check_near(measure_eviction(&b, &kept, &unseen).output, 0.384, 0.003);
-    check_near(measure(&b, &kept, &unseen).output, 0.257, 0.003);
-    run(&b, &q, 24, OMP, &published_omp, 0, &kept);
-    check_near(measure(&b, &kept, &unseen).output, 0.255, 0.003);
+    match_make_block(0, 48, &b);
+    match_make_queries(0, 0, 48, 48, &q);
+    match_make_queries(0, 0, 48, 96, &unseen);
+    match_run(&b, &q, 24, HAK, &published, 0, &kept);
+    check_near(match_measure_eviction(&b, &kept, &unseen).output, 0.384, 0.003);
+    check_near(match_measure(&b, &kept, &unseen).output, 0.257, 0.003);
+    match_run(&b, &q, 24, OMP, &published_omp, 0, &kept);
+    check_near(match_measure(&b, &kept, &unseen).output, 0.255, 0.003);
 }
 END_TEST
 
@@ -324,11 +108,11 @@ START_TEST(pursuit_of_one_more_key_never_makes_it_worse)
     static matched kept;
     for (uint32_t h = 0; h < 2; h++) {
         double last = INFINITY;
-        make_block(h, 48, &b);
-        make_queries(h, 0, 48, 48, &q);
+        match_make_block(h, 48, &b);
+        match_make_queries(h, 0, 48, 48, &q);
         for (uint32_t n_keep = 1; n_keep <= 48; n_keep++) {
-            run(&b, &q, n_keep, OMP, &published_omp, 0, &kept);
-            const double error = measure(&b, &kept, &q).output;
+            match_run(&b, &q, n_keep, OMP, &published_omp, 0, &kept);
+            const double error = match_measure(&b, &kept, &q).output;
             ck_assert_double_le(error, last);
             last = error;
         }
@@ -350,13 +134,13 @@ START_TEST(unseen_queries_are_served_better_than_by_eviction)
     for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const uint32_t n = cases[i][0], window = cases[i][1];
         for (uint32_t h = 0; h < 2; h++) {
-            make_block(h, n, &b);
-            make_queries(h, n, window, n,
-                         &q); /* what follows in the stream, and what follows that */
-            make_queries(h, n + window, 2 * window, n + window, &unseen);
-            run(&b, &q, cases[i][2], HAK, &kv_match_defaults, 0, &kept);
-            const errors e = measure(&b, &kept, &unseen);
-            const errors evicted = measure_eviction(&b, &kept, &unseen);
+            match_make_block(h, n, &b);
+            match_make_queries(h, n, window, n,
+                               &q); /* what follows in the stream, and what follows that */
+            match_make_queries(h, n + window, 2 * window, n + window, &unseen);
+            match_run(&b, &q, cases[i][2], HAK, &kv_match_defaults, 0, &kept);
+            const errors e = match_measure(&b, &kept, &unseen);
+            const errors evicted = match_measure_eviction(&b, &kept, &unseen);
             ck_assert_double_lt(e.output, 0.9 * evicted.output);
             ck_assert_double_lt(e.lse, 0.9 * evicted.lse);
         }
@@ -369,14 +153,14 @@ START_TEST(what_few_queries_leave_open_is_not_fitted_to_noise)
     static block b;
     static queries q, unseen;
     static matched kept;
-    make_block(0, 512, &b);
-    make_queries(0, 512, 64, 512, &q);
-    make_queries(0, 576, 128, 576, &unseen);
-    run(&b, &q, 128, HAK, &published, 0, &kept);
-    const double loose = measure(&b, &kept, &unseen).output;
-    ck_assert_double_gt(loose, measure_eviction(&b, &kept, &unseen).output);
-    run(&b, &q, 128, HAK, &kv_match_defaults, 0, &kept);
-    ck_assert_double_lt(measure(&b, &kept, &unseen).output, loose / 2);
+    match_make_block(0, 512, &b);
+    match_make_queries(0, 512, 64, 512, &q);
+    match_make_queries(0, 576, 128, 576, &unseen);
+    match_run(&b, &q, 128, HAK, &published, 0, &kept);
+    const double loose = match_measure(&b, &kept, &unseen).output;
+    ck_assert_double_gt(loose, match_measure_eviction(&b, &kept, &unseen).output);
+    match_run(&b, &q, 128, HAK, &kv_match_defaults, 0, &kept);
+    ck_assert_double_lt(match_measure(&b, &kept, &unseen).output, loose / 2);
 }
 END_TEST
 
@@ -388,11 +172,11 @@ START_TEST(keeping_all_changes_no_bit)
     static block b;
     static queries q;
     static matched kept;
-    make_queries(0, 0, 48, 200, &q);
+    match_make_queries(0, 0, 48, 200, &q);
     for (uint32_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        make_block(0, sizes[i], &b);
+        match_make_block(0, sizes[i], &b);
         for (selection how = HAK; how <= OMP; how++) {
-            run(&b, &q, b.n, how, &kv_match_defaults, 0, &kept);
+            match_run(&b, &q, b.n, how, &kv_match_defaults, 0, &kept);
             for (uint32_t t = 0; t < b.n; t++) {
                 ck_assert_uint_eq(kept.kept[t], t);
                 ck_assert_float_eq(kept.beta[t], 0);
@@ -412,8 +196,8 @@ START_TEST(a_bias_is_as_good_as_copies)
     static block once, twice;
     static queries q;
     static matched kept, other;
-    make_queries(0, 300, 48, 300, &q);
-    make_block(0, 200, &once);
+    match_make_queries(0, 300, 48, 300, &q);
+    match_make_block(0, 200, &once);
     twice.n = 0;
     for (uint32_t t = 0; t < once.n; t++) {
         if (t % 5 == 0) once.bias[t] = logf(2);
@@ -426,8 +210,8 @@ START_TEST(a_bias_is_as_good_as_copies)
             if (t % 2 == 1 && t % 5 != 0) other.kept[other.n++] = twice.n;
         }
     }
-    run(&once, &q, kept.n, GIVEN, &kv_match_defaults, 0, &kept);
-    run(&twice, &q, other.n, GIVEN, &kv_match_defaults, 0, &other);
+    match_run(&once, &q, kept.n, GIVEN, &kv_match_defaults, 0, &kept);
+    match_run(&twice, &q, other.n, GIVEN, &kv_match_defaults, 0, &other);
     for (uint32_t i = 0; i < kept.n; i++) {
         ck_assert_double_eq_tol((double)kept.beta[i], (double)other.beta[i], 1e-5);
         for (uint32_t c = 0; c < D; c++)
@@ -441,11 +225,11 @@ START_TEST(a_bias_that_stays_keeps_its_bits)
     static block b;
     static queries q;
     static matched kept;
-    make_queries(0, 0, 48, 200, &q);
-    make_block(0, 150, &b);
+    match_make_queries(0, 0, 48, 200, &q);
+    match_make_block(0, 150, &b);
     for (uint32_t t = 0; t < b.n; t++)
-        b.bias[t] = (float)uniform(9, t, 3);
-    run(&b, &q, b.n, HAK, &kv_match_defaults, 0, &kept);
+        b.bias[t] = (float)match_uniform(9, t, 3);
+    match_run(&b, &q, b.n, HAK, &kv_match_defaults, 0, &kept);
     ck_assert_mem_eq(kept.beta, b.bias, b.n * sizeof *b.bias);
     ck_assert_mem_eq(kept.values, b.v, b.n * sizeof *b.v);
 }
@@ -456,24 +240,24 @@ START_TEST(fixed_entries_stay_and_the_others_make_up_for_them)
     static block b;
     static queries q, unseen;
     static matched kept, all_fixed;
-    make_block(0, 200, &b);
-    make_queries(0, 300, 64, 300, &q);
-    make_queries(0, 400, 64, 400, &unseen);
+    match_make_block(0, 200, &b);
+    match_make_queries(0, 300, 64, 300, &q);
+    match_make_queries(0, 400, 64, 400, &unseen);
     for (uint32_t t = 0; t < b.n; t++) {
         b.is_fixed[t] = t < 60;
-        b.bias[t] = t < 60 ? (float)uniform(9, t, 1) : 0;
+        b.bias[t] = t < 60 ? (float)match_uniform(9, t, 1) : 0;
     }
-    run(&b, &q, 100, HAK, &kv_match_defaults, 0, &kept);
+    match_run(&b, &q, 100, HAK, &kv_match_defaults, 0, &kept);
     for (uint32_t i = 0; i < kept.n && kept.kept[i] < 60; i++) {
         ck_assert_float_eq(kept.beta[i], b.bias[kept.kept[i]]);
         ck_assert_mem_eq(kept.values[i], b.v[kept.kept[i]], sizeof b.v[0]);
     }
-    ck_assert_double_lt(measure(&b, &kept, &unseen).output,
-                        measure_eviction(&b, &kept, &unseen).output);
+    ck_assert_double_lt(match_measure(&b, &kept, &unseen).output,
+                        match_measure_eviction(&b, &kept, &unseen).output);
     memset(b.is_fixed, 1, sizeof b.is_fixed);
-    run(&b, &q, 100, HAK, &kv_match_defaults, 0, &all_fixed);
-    ck_assert_double_eq(measure(&b, &all_fixed, &unseen).output,
-                        measure_eviction(&b, &kept, &unseen).output);
+    match_run(&b, &q, 100, HAK, &kv_match_defaults, 0, &all_fixed);
+    ck_assert_double_eq(match_measure(&b, &all_fixed, &unseen).output,
+                        match_measure_eviction(&b, &kept, &unseen).output);
 }
 END_TEST
 
@@ -482,13 +266,13 @@ START_TEST(losing_what_nobody_looks_at_changes_nothing)
     static block b;
     static queries q;
     static matched kept;
-    make_block(0, 100, &b);
-    make_queries(0, 0, 48, 100, &q);
+    match_make_block(0, 100, &b);
+    match_make_queries(0, 0, 48, 100, &q);
     for (uint32_t i = 0; i < q.n; i++)
         q.q[i][0] = 1;
     for (uint32_t t = 0; t < b.n; t++)
         b.k[t][0] = t % 3 == 0 ? -1000 : 0;
-    run(&b, &q, 66, HAK, &kv_match_defaults, 0, &kept);
+    match_run(&b, &q, 66, HAK, &kv_match_defaults, 0, &kept);
     for (uint32_t i = 0; i < 66; i++) {
         ck_assert_uint_ne(kept.kept[i] % 3, 0);
         ck_assert_double_eq_tol((double)kept.beta[i], 0, 1e-6);
@@ -505,9 +289,9 @@ START_TEST(a_large_ridge_is_eviction)
     static block b;
     static queries q;
     static matched kept;
-    make_block(1, 48, &b);
-    make_queries(1, 0, 48, 48, &q);
-    run(&b, &q, 12, HAK, &stiff, 0, &kept);
+    match_make_block(1, 48, &b);
+    match_make_queries(1, 0, 48, 48, &q);
+    match_run(&b, &q, 12, HAK, &stiff, 0, &kept);
     for (uint32_t i = 0; i < kept.n; i++) {
         ck_assert_double_eq_tol((double)kept.beta[i], 0, 1e-6);
         for (uint32_t c = 0; c < D; c++)
@@ -524,9 +308,9 @@ START_TEST(beta_stays_in_its_limits)
     static matched kept;
     narrow.beta_min = -0.25;
     narrow.beta_max = 0.5;
-    make_block(0, 48, &b);
-    make_queries(0, 0, 48, 48, &q);
-    run(&b, &q, 6, HAK, &narrow, 0, &kept);
+    match_make_block(0, 48, &b);
+    match_make_queries(0, 0, 48, 48, &q);
+    match_run(&b, &q, 6, HAK, &narrow, 0, &kept);
     uint32_t n_at_limit = 0;
     for (uint32_t i = 0; i < kept.n; i++) {
         ck_assert_double_ge((double)kept.beta[i], -0.25 - 1e-6);
@@ -543,7 +327,7 @@ static void check_finite(const block *b, const queries *q, uint32_t n_keep)
     const kv_match_options *const options[] = {&kv_match_defaults, &published, &published_omp};
     for (uint32_t i = 0; i < 3; i++) {
         for (selection how = HAK; how <= OMP; how++) {
-            run(b, q, n_keep, how, options[i], 0, &kept);
+            match_run(b, q, n_keep, how, options[i], 0, &kept);
             for (uint32_t t = 0; t < n_keep; t++) {
                 ck_assert_double_ge((double)kept.beta[t], options[i]->beta_min - 1e-5);
                 ck_assert_double_le((double)kept.beta[t], options[i]->beta_max + 1e-5);
@@ -558,8 +342,8 @@ START_TEST(degenerate_blocks_stay_finite)
 {
     static block good, b;
     static queries good_q, q;
-    make_block(0, 80, &good);
-    make_queries(0, 0, 40, 80, &good_q);
+    match_make_block(0, 80, &good);
+    match_make_queries(0, 0, 40, 80, &good_q);
     check_finite(&good, &good_q, 1);
     q = good_q;
     q.n = 1;
@@ -583,8 +367,8 @@ START_TEST(huge_numbers_stay_finite)
     static block good, b;
     static queries q;
     const float factors[] = {1e3f, 1e6f, 1e19f, 1e30f, 1e38f};
-    make_block(0, 80, &good);
-    make_queries(0, 0, 40, 80, &q);
+    match_make_block(0, 80, &good);
+    match_make_queries(0, 0, 40, 80, &q);
     for (uint32_t i = 0; i < sizeof factors / sizeof *factors; i++) {
         b = good;
         for (uint32_t t = 0; t < b.n; t++) {
@@ -607,12 +391,12 @@ START_TEST(of_equal_keys_the_earlier_are_kept)
     static block b;
     static queries q;
     static matched kept;
-    make_block(0, 150, &b);
-    make_queries(0, 0, 48, 150, &q);
+    match_make_block(0, 150, &b);
+    match_make_queries(0, 0, 48, 150, &q);
     for (uint32_t t = 1; t < b.n; t++)
         memcpy(b.k[t], b.k[0], sizeof b.k[t]);
     for (selection how = HAK; how <= OMP; how++) {
-        run(&b, &q, 70, how, &kv_match_defaults, 0, &kept);
+        match_run(&b, &q, 70, how, &kv_match_defaults, 0, &kept);
         for (uint32_t i = 0; i < 70; i++)
             ck_assert_uint_eq(kept.kept[i], i);
     }
@@ -624,11 +408,11 @@ START_TEST(the_same_arguments_give_the_same_bits)
     static block b;
     static queries q;
     static matched one, other;
-    make_block(0, 200, &b);
-    make_queries(0, 0, 48, 200, &q);
+    match_make_block(0, 200, &b);
+    match_make_queries(0, 0, 48, 200, &q);
     for (selection how = HAK; how <= OMP; how++) {
-        run(&b, &q, 50, how, &kv_match_defaults, 0, &one);
-        run(&b, &q, 50, how, &kv_match_defaults, 33, &other); /* in more memory */
+        match_run(&b, &q, 50, how, &kv_match_defaults, 0, &one);
+        match_run(&b, &q, 50, how, &kv_match_defaults, 33, &other); /* in more memory */
         ck_assert_mem_eq(one.kept, other.kept, 50 * sizeof one.kept[0]);
         ck_assert_mem_eq(one.beta, other.beta, 50 * sizeof one.beta[0]);
         ck_assert_mem_eq(one.values, other.values, 50 * sizeof one.values[0]);

@@ -1,5 +1,6 @@
 /* tests/kvcache/test_page_pool.c - pages and slabs of one budget. */
 #include "kvcache/page_bias.h"
+#include "kvcache/page_slots.h"
 #include "kvcache/page_tiers.h"
 #include "tests/test_main.h"
 
@@ -25,7 +26,8 @@ static kv_pool *open_pool(uint64_t budget_bytes)
     const kv_pool_config config = {.budget_bytes = budget_bytes,
                                    .page_tokens = PAGE_TOKENS,
                                    .n_classes = 2,
-                                   .page_bytes = page_bytes};
+                                   .page_bytes = page_bytes,
+                                   .n_shards = 4};
     kv_pool *pool;
     ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
     return pool;
@@ -161,6 +163,7 @@ START_TEST(biases_stay_with_a_page_until_its_slots_change)
                                    .page_tokens = PAGE_TOKENS,
                                    .n_classes = 1,
                                    .page_bytes = page_bytes,
+                                   .n_shards = 1,
                                    .has_biases = true};
     kv_pool *pool, *plain = open_pool(KV_SLAB_BYTES);
     ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
@@ -213,7 +216,8 @@ START_TEST(a_page_larger_than_a_slab_makes_slabs_larger)
     const kv_pool_config config = {.budget_bytes = 1 << 20,
                                    .page_tokens = PAGE_TOKENS,
                                    .n_classes = 2,
-                                   .page_bytes = page_bytes};
+                                   .page_bytes = page_bytes,
+                                   .n_shards = 4};
     kv_pool *pool;
     ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
     ck_assert_uint_eq(kv_pool_count(pool).budget_bytes, 4 * 256 * 1024);

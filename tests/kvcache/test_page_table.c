@@ -7,8 +7,11 @@ enum { N_LISTS = 3 };
 static kv_pool *open_pool(void)
 {
     static const size_t page_bytes[] = {4096};
-    const kv_pool_config config = {
-        .budget_bytes = 1 << 20, .page_tokens = 16, .n_classes = 1, .page_bytes = page_bytes};
+    const kv_pool_config config = {.budget_bytes = 1 << 20,
+                                   .page_tokens = 16,
+                                   .n_classes = 1,
+                                   .page_bytes = page_bytes,
+                                   .n_shards = 4};
     kv_pool *pool;
     ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
     return pool;

@@ -1,5 +1,6 @@
 /* tests/kvcache/test_tiers.c - promises of kvcache/tier/tiers.h and tier_file.h: pages that leave the pool
  * come back bit for bit or not at all. */
+#include "kvcache/page_slots.h"
 #include "kvcache/tier/tiers.h"
 #include "tests/kvcache/bad_disk.h"
 #include "tests/test_main.h"
@@ -45,6 +46,7 @@ static void open_rig(rig *r, uint32_t n_host_slabs, uint32_t n_file_slabs)
                                    .file_bytes = n_file_slabs * KV_SLAB_BYTES,
                                    .page_tokens = PAGE_TOKENS,
                                    .n_classes = 2,
+                                   .n_shards = 3,
                                    .page_bytes = page_bytes,
                                    .box_bytes = BOX};
     err_info info = {0};
@@ -322,6 +324,7 @@ START_TEST(a_folder_that_cannot_hold_a_file_is_named)
                                    .file_bytes = KV_SLAB_BYTES,
                                    .page_tokens = PAGE_TOKENS,
                                    .n_classes = 1,
+                                   .n_shards = 1,
                                    .page_bytes = page_bytes};
     kv_pool *pool;
     kv_tiers *tiers;

@@ -33,6 +33,9 @@ static const metrics_gauges GAUGES = {.n_running = 3,
                                              .certificate_max = 0.25,
                                              .step_certificate_mean = 0.125,
                                              .step_certificate_max = 0.1875,
+                                             .n_shards = 2,
+                                             .experts_packed = 5,
+                                             .shards = {{3, 90, 4096, 0}, {1, 17, 1024, 12}},
                                              .host_budget_bytes = 4096,
                                              .disk_budget_bytes = 8192,
                                              .host_bytes = 2048,
@@ -96,6 +99,25 @@ START_TEST(what_is_counted_is_written)
     ck_assert(value_of(text, "process_resident_memory_bytes") > 1e5);
     ck_assert(value_of(text, "process_start_time_seconds") > 1.5e9);
     ck_assert(value_of(text, "process_open_fds") >= 3);
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(the_page_says_what_each_shard_owns)
+{
+    metrics *m = open_metrics("s");
+    char *text = write_page(m);
+    ck_assert(value_of(text, "pikv_kv_shard_blocks{model_name=\"s\",shard=\"0\"}") == 3);
+    ck_assert(value_of(text, "pikv_kv_shard_blocks{model_name=\"s\",shard=\"1\"}") == 1);
+    ck_assert(value_of(text, "pikv_kv_shard_slots_live{model_name=\"s\",shard=\"0\"}") == 90);
+    ck_assert(value_of(text, "pikv_kv_shard_bytes{model_name=\"s\",shard=\"1\"}") == 1024);
+    ck_assert(value_of(text, "pikv_kv_shard_spilled_entries_total{model_name=\"s\",shard=\"1\"}") ==
+              12);
+    ck_assert(value_of(text, "pikv_kv_expert_packings_total{model_name=\"s\"}") == 5);
+    ck_assert_ptr_nonnull(strstr(text, "# TYPE pikv_kv_shard_spilled_entries_total counter"));
+    ck_assert_ptr_nonnull(strstr(text, "# TYPE pikv_kv_shard_bytes gauge"));
+    ck_assert_ptr_null(strstr(text, "shard=\"2\""));
     free(text);
     metrics_close(m);
 }
@@ -440,6 +462,7 @@ START_TEST(nothing_is_lost_while_pages_are_written)
 END_TEST
 
 const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
+                                TEST_CASE(the_page_says_what_each_shard_owns),
                                 TEST_CASE(the_page_says_what_lies_below_the_pool),
                                 TEST_CASE(the_page_says_what_decode_steps_have_not_read),
                                 TEST_CASE(sequences_are_counted_by_their_methods),

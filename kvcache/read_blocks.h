@@ -1,0 +1,32 @@
+/* kvcache/read_blocks.h - what the queries of one job see, listed in its order and folded: see reader.h. */
+#ifndef KVCACHE_READ_BLOCKS_H
+#define KVCACHE_READ_BLOCKS_H
+
+#include "kvcache/cache_state.h"
+
+/* One KV head of one layer and up to KV_TILE_QUERIES_MAX queries of one sequence, while it runs. */
+typedef struct kv_read_job {
+    const kv_cache *cache;
+    kv_seq *seq;
+    kv_reader_worker *worker;
+    attn_state *state; /* the worker's, or its probe */
+    attn_query query;
+    uint32_t layer, head;
+    bool is_decode, is_probe;
+    bool has_low;      /* the sequence has pages of coefficients */
+    kv_misses *misses; /* the job's own; written if is_decode */
+    const float
+        *lse;    /* [n_queries][group]: what has been read is read again for its mass; or NULL */
+    float *mass; /* by position; valid with lse */
+    uint32_t n_spans, n_blocks; /* listed and not yet folded */
+    uint32_t n_landed;          /* pages of those blocks that were read from the file */
+} kv_read_job;
+
+/* Reads, in position order, what the job's queries see. The second time, for mass, a decode query reads what
+ * was chosen the first time. */
+void kv_read_blocks(kv_read_job *j);
+
+/* What a decode query has missed. */
+void kv_read_note_misses(const kv_read_job *j, const float *sink_logit);
+
+#endif

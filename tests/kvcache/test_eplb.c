@@ -1,0 +1,154 @@
+/* tests/kvcache/test_eplb.c - the load balancer against results of the published program. */
+#include "kvcache/placement/expert_map.h"
+#include "tests/test_main.h"
+
+#include "base/random.h"
+
+#include <string.h>
+
+/* The loads of two layers, and where DeepSeek's program puts 16 replicas on 8 GPUs. */
+static const float LOADS[2][12] = {{90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86},
+                                   {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27}};
+static const uint32_t ON_TWO_NODES[2][16] = {{5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1},
+                                             {7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1}};
+static const uint32_t ON_ONE_NODE[2][16] = {{10, 6, 10, 7, 0, 2, 11, 4, 5, 9, 5, 4, 8, 3, 1, 1},
+                                            {1, 10, 2, 4, 5, 11, 5, 0, 6, 7, 6, 3, 8, 8, 9, 7}};
+
+/* n_nodes 3 divides no number of groups here: all nodes are one. */
+static void check_golden(uint32_t n_nodes, const uint32_t expected[2][16], const double *ratio)
+{
+    for (int l = 0; l < 2; l++) {
+        uint32_t slot_expert[16], n_replicas[12];
+        const kv_eplb_args args = {.load = LOADS[l],
+                                   .n_experts = 12,
+                                   .n_slots = 16,
+                                   .n_groups = 4,
+                                   .n_nodes = n_nodes,
+                                   .n_bins = 8,
+                                   .slot_expert = slot_expert,
+                                   .n_replicas = n_replicas};
+        kv_eplb_place(&args);
+        ck_assert_mem_eq(slot_expert, expected[l], sizeof slot_expert);
+        double most = 0, sum = 0;
+        for (uint32_t bin = 0; bin < 8; bin++) {
+            double load = 0;
+            for (uint32_t i = 2 * bin; i < 2 * bin + 2; i++)
+                load += (double)LOADS[l][slot_expert[i]] / n_replicas[slot_expert[i]];
+            most = load > most ? load : most;
+            sum += load;
+        }
+        ck_assert_double_eq_tol(most / (sum / 8), ratio[l], 5e-5);
+    }
+}
+
+START_TEST(replicas_lie_where_the_published_program_puts_them)
+{
+    check_golden(2, ON_TWO_NODES, (const double[]){1.2081, 1.2422});
+    check_golden(1, ON_ONE_NODE, (const double[]){1.0726, 1.1903});
+}
+END_TEST
+
+/* What holds for any load: all slots are used, every expert has one, and a group's stay on its node. */
+START_TEST(every_expert_has_a_slot_on_the_node_of_its_group)
+{
+    for (uint32_t seed = 0; seed < 50; seed++) {
+        float load[64];
+        uint32_t slot_expert[96], n_replicas[64], n_found[64] = {0}, group_node[8];
+        memset(group_node, 0xff, sizeof group_node);
+        for (uint32_t e = 0; e < 64; e++)
+            load[e] = (float)(random_at(seed, 1, e).word[0] % 1000);
+        const kv_eplb_args args = {.load = load,
+                                   .n_experts = 64,
+                                   .n_slots = 96,
+                                   .n_groups = 8,
+                                   .n_nodes = 4,
+                                   .n_bins = 16,
+                                   .slot_expert = slot_expert,
+                                   .n_replicas = n_replicas};
+        kv_eplb_place(&args);
+        for (uint32_t i = 0; i < 96; i++) {
+            const uint32_t e = slot_expert[i], node = i / 24;
+            ck_assert_uint_lt(e, 64);
+            n_found[e]++;
+            if (group_node[e / 8] == UINT32_MAX) group_node[e / 8] = node;
+            ck_assert_uint_eq(group_node[e / 8], node);
+        }
+        for (uint32_t e = 0; e < 64; e++) {
+            ck_assert_uint_ge(n_found[e], 1);
+            ck_assert_uint_eq(n_found[e], n_replicas[e]);
+        }
+    }
+}
+END_TEST
+
+static void pack(const float *weight, uint32_t n, uint32_t n_bins, uint32_t *bin)
+{
+    uint32_t rank[16], order[16], count[16];
+    float load[16];
+    const kv_eplb_pack_args args = {weight, n, n_bins, bin, rank, order, load, count};
+    kv_eplb_pack(&args);
+}
+
+START_TEST(packing_fills_the_lightest_bin_and_keeps_the_order_of_single_items)
+{
+    uint32_t bin[8];
+    pack((const float[]){1, 9, 3, 3, 8, 2}, 6, 2, bin);
+    /* 9 | 8, 3 to the lighter: 9 | 8 3; then 3 to 9: 9 3 | 8 3; 2 to the lighter: 9 3 | 8 3 2; 1 left. */
+    ck_assert_mem_eq(bin, ((const uint32_t[]){0, 0, 1, 0, 1, 1}), 6 * sizeof *bin);
+    pack((const float[]){1, 9, 3}, 3, 3, bin);
+    ck_assert_mem_eq(bin, ((const uint32_t[]){0, 1, 2}), 3 * sizeof *bin);
+    pack((const float[]){1, 9, 3}, 3, 8, bin);
+    ck_assert_mem_eq(bin, ((const uint32_t[]){0, 1, 2}), 3 * sizeof *bin);
+    /* Eight items in three bins: three at most in each. */
+    pack((const float[]){8, 1, 1, 1, 1, 1, 1, 1}, 8, 3, bin);
+    ck_assert_mem_eq(bin, ((const uint32_t[]){0, 1, 2, 1, 2, 1, 2, 0}), 8 * sizeof *bin);
+}
+END_TEST
+
+/* ---- the map of a cache's shards ----------------------------------------------------------------- */
+
+static void count_entries(kv_expert_map *map, uint32_t layer, const uint32_t n[4])
+{
+    for (uint32_t e = 0; e < 4; e++) {
+        for (uint32_t i = 0; i < n[e]; i++)
+            kv_expert_map_count(map, layer, e);
+    }
+}
+
+/* At first experts 0 and 1 lie on shard 0, 2 and 3 on shard 1. A layer whose busier shard has 1.05 of the
+ * mean could be balanced and is left alone; one with 1.21 is packed, once enough entries have been counted. */
+START_TEST(experts_move_when_the_busiest_shard_has_too_much)
+{
+    kv_expert_map map = {.n_layers = 2, .n_experts = 4, .n_shards = 2, .is_packed = true};
+    arena memory;
+    ck_assert_int_eq(arena_init(&memory, 1 << 16), ERR_OK);
+    kv_expert_map_place(&memory, &map);
+    ck_assert_int_eq(memory.err, ERR_OK);
+    kv_expert_map_init(&map);
+    count_entries(&map, 0, (const uint32_t[]){270, 270, 242, 242});
+    count_entries(&map, 1, (const uint32_t[]){310, 310, 201, 201});
+    kv_expert_map_update(&map); /* of layer 1 there are 1022 */
+    ck_assert_uint_eq(map.n_packed, 0);
+    count_entries(&map, 1, (const uint32_t[]){0, 0, 1, 1});
+    kv_expert_map_update(&map);
+    ck_assert_uint_eq(map.n_packed, 1);
+    ck_assert_mem_eq(kv_expert_shards(&map, 0), ((const uint16_t[]){0, 0, 1, 1}), 8);
+    ck_assert_mem_eq(kv_expert_shards(&map, 1), ((const uint16_t[]){0, 1, 0, 1}), 8);
+    /* What is older counts for less, and for something: now shard 0 has 512 * 0.9 + 1024. */
+    count_entries(&map, 0, (const uint32_t[]){512, 0, 512, 0});
+    count_entries(&map, 1, (const uint32_t[]){512, 0, 512, 0});
+    kv_expert_map_update(&map);
+    ck_assert_uint_eq(map.n_packed, 2);
+    ck_assert_mem_eq(kv_expert_shards(&map, 0), ((const uint16_t[]){0, 0, 1, 1}), 8);
+    ck_assert_uint_ne(kv_expert_shards(&map, 1)[0], kv_expert_shards(&map, 1)[2]);
+    arena_deinit(&memory);
+}
+END_TEST
+
+const test_case test_cases[] = {
+    TEST_CASE(experts_move_when_the_busiest_shard_has_too_much),
+    TEST_CASE(replicas_lie_where_the_published_program_puts_them),
+    TEST_CASE(every_expert_has_a_slot_on_the_node_of_its_group),
+    TEST_CASE(packing_fills_the_lightest_bin_and_keeps_the_order_of_single_items),
+    TEST_CASES_END,
+};
