@@ -7,6 +7,7 @@
 #include "kvcache/away.h"
 #include "kvcache/demote.h"
 #include "kvcache/evict.h"
+#include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 
@@ -38,8 +39,7 @@ static uint32_t slots_max(const list_at *at, uint32_t entry)
            (entry == 0 && !cache->scatters[at->layer] ? cache->sink_tokens : 0);
 }
 
-/* Nobody but this sequence holds the page, and it can be written where it lies. */
-static bool is_own(const kv_cache *cache, uint32_t page)
+bool kv_page_is_own(const kv_cache *cache, uint32_t page)
 {
     const kv_pages *pages = kv_pool_pages(cache->pool);
     return kv_pool_tier(cache->pool, page) != KV_TIER_FILE &&
@@ -147,7 +147,7 @@ static void find_targets(const list_at *at, kv_compact_plan *plan, uint32_t firs
     for (uint32_t t = first; t < plan->n_targets; t++) {
         kv_compact_target *target = &plan->targets[t];
         const uint32_t page = kv_table_page(&at->seq->table, at->list, target->entry);
-        if (is_own(cache, page)) {
+        if (kv_page_is_own(cache, page)) {
             target->to = page;
         } else {
             cache->need[kv_pool_class(cache->pool, page)]++;
@@ -268,35 +268,50 @@ typedef struct replay {
     uint64_t live; /* of it, not taken yet */
 } replay;
 
-/* The positions of the next n rows, and the uses of the pages that they come from. */
-static void take_positions(const kv_seq *seq, uint32_t list, replay *r, uint32_t n, uint32_t *out,
-                           kv_uses *uses)
+/* What a page is to hold. */
+typedef struct page_rows {
+    uint32_t positions[KV_PAGE_TOKENS_MAX];
+    float biases[KV_PAGE_TOKENS_MAX]; /* valid if has_biases */
+    bool has_biases;
+    kv_uses uses; /* of the pages that the rows come from */
+} page_rows;
+
+/* The next n rows. */
+static void take_rows(const kv_seq *seq, uint32_t list, replay *r, uint32_t n, page_rows *out)
 {
     const kv_cache *cache = seq->cache;
     const kv_table *table = &seq->table;
     const uint32_t *positions = kv_pool_pages(cache->pool)->positions;
+    out->has_biases = false;
+    out->uses = (kv_uses){0};
     for (uint32_t i = 0; i < n; i++) {
         while (r->live == 0)
             r->live = table->live[kv_table_entry(table, list, ++r->entry)];
         const uint32_t page = table->page[kv_table_entry(table, list, r->entry)];
-        out[i] = positions[(size_t)page * cache->page_tokens + (uint32_t)__builtin_ctzll(r->live)];
-        kv_uses_join(uses, kv_observed_uses(seq, list, r->entry));
+        const uint32_t slot = (uint32_t)__builtin_ctzll(r->live);
+        const float *biases = kv_pool_biases(cache->pool, page);
+        out->positions[i] = positions[(size_t)page * cache->page_tokens + slot];
+        out->biases[i] = biases != NULL ? biases[slot] : 0;
+        out->has_biases |= biases != NULL;
+        kv_uses_join(&out->uses, kv_observed_uses(seq, list, r->entry));
         r->live &= r->live - 1;
     }
 }
 
 /* The entry sees the target's page, full from its first slot. */
 static void set_target(kv_seq *seq, uint32_t list, const kv_compact_target *target,
-                       const uint32_t *positions)
+                       const page_rows *rows)
 {
     const kv_cache *cache = seq->cache;
     const size_t entry = kv_table_entry(&seq->table, list, target->entry);
     const uint32_t from = seq->table.page[entry];
     const uint32_t owner = kv_pool_pages(cache->pool)->owner[from];
-    kv_pool_rewrite(cache->pool, target->to, positions, target->n_slots, owner);
+    kv_pool_rewrite(cache->pool, target->to, rows->positions, target->n_slots, owner);
+    if (rows->has_biases) kv_pool_set_biases(cache->pool, target->to, rows->biases);
     if (target->to != from) (void)kv_pool_drop(cache->pool, from, KV_HELD_BY_SEQ);
     seq->table.page[entry] = target->to;
     kv_table_see(&seq->table, list, target->entry, kv_slot_mask(target->n_slots));
+    kv_observed_set_uses(seq, list, target->entry, rows->uses);
 }
 
 /* Targets come before what they are made from, or at it, so a source is read before it is changed. */
@@ -309,13 +324,11 @@ static void close_run(kv_seq *seq, uint32_t list, const kv_compact_plan *plan,
     const kv_compact_target *target = plan->targets + run->target;
     const kv_compact_target *end = target + run->n_targets;
     for (; target < end; target++) {
-        uint32_t positions[KV_PAGE_TOKENS_MAX];
-        kv_uses uses = {0};
-        take_positions(seq, list, &r, target->n_slots, positions, &uses);
+        page_rows rows;
+        take_rows(seq, list, &r, target->n_slots, &rows);
         const bool is_partly_read = r.live != 0 && r.entry == target->entry;
         assert(!is_partly_read);
-        set_target(seq, list, target, positions);
-        kv_observed_set_uses(seq, list, target->entry, uses);
+        set_target(seq, list, target, &rows);
         cache->stats.pages_compacted++;
     }
     target = plan->targets + run->target;

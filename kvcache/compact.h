@@ -20,6 +20,9 @@
 
 #include "kvcache/cache_state.h"
 
+/* Does nobody but this sequence hold the page, and can it be written where it lies? */
+bool kv_page_is_own(const kv_cache *cache, uint32_t page);
+
 /* All layers of a thinned sequence. ERR_KV_FULL: those that came before are done, the others are as they
  * were, and calling again goes on. */
 err_t kv_compact(kv_seq *seq) MUST_CHECK;

@@ -4,6 +4,7 @@
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
 #include "kvcache/key_box.h"
+#include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 
@@ -215,6 +216,7 @@ static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
     assert(to != KV_PAGE_NONE);
     kv_pool_rewrite(cache->pool, to, pages->positions + (size_t)from * cache->page_tokens,
                     pages->n_slots[from], pages->owner[from]);
+    kv_pool_set_biases(cache->pool, to, kv_pool_biases(cache->pool, from));
     if (seq->methods.codec->has_own_bases)
         kv_pool_lean(cache->pool, to, cache->own_bases.page[entry / seq->table.capacity]);
     seq->table.page[entry] = to;

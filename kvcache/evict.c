@@ -6,6 +6,7 @@
 
 #include "kvcache/commit.h"
 #include "kvcache/compact.h"
+#include "kvcache/distill.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 #include "kvcache/score_view.h"
@@ -80,6 +81,7 @@ static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
         view.slot = arena_take(a, n_max, sizeof *view.slot);
         view.score = arena_take(a, n_max, sizeof *view.score);
         view.kept = arena_take(a, n_max, sizeof *view.kept);
+        if (evict->has_fits) view.bias = arena_take(a, n_max, sizeof *view.bias);
         if ((evict->needs & KV_SCORE_MASS) != 0)
             view.mass = arena_take(a, n_max, sizeof *view.mass);
         if ((evict->needs & KV_SCORE_USES) != 0) {
@@ -116,7 +118,7 @@ static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
     const size_t n_work = work_floats(cache, evict->n_queries);
     evict->workers = arena_take(a, n_workers, sizeof *evict->workers);
     for (uint32_t w = 0; w < n_workers; w++) {
-        const kv_evict_worker worker = {
+        kv_evict_worker worker = {
             .work = arena_take(a, n_work, sizeof *worker.work),
             .queries = arena_take(a, evict->n_queries, rows * sizeof *worker.queries),
             .query_positions = arena_take(a, evict->n_queries, sizeof *worker.query_positions),
@@ -124,6 +126,7 @@ static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
             .cov = arena_take(a, has_stats ? squares : 0, sizeof *worker.cov),
             .gathered = arena_take(a, cache->decoded_bytes, 1),
         };
+        if (evict->has_fits) kv_distill_place(a, cache, &worker.distill);
         if (evict->workers != NULL) evict->workers[w] = worker;
     }
 }
@@ -139,6 +142,8 @@ void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
         evict->by_page = evict->by_page || kv_scorers[s]->by_page;
         if (kv_scorers[s]->n_queries > evict->n_queries)
             evict->n_queries = kv_scorers[s]->n_queries;
+        evict->has_fits |=
+            kv_scorers[s]->is_fitted && kv_distill_stops_at(cache) == cache->n_layers;
         has_shared = has_shared || kv_scorers[s]->from != KV_FROM_OWN_LAYER;
     }
     if (has_shared)
@@ -154,6 +159,10 @@ static err_t check_policy(const kv_cache *cache, const kv_policy *policy, const 
     if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer))
         return err_set(info, ERR_UNSUPPORTED, "%s: the cache keeps nothing for %s", key,
                        policy->name);
+    if (policy->scorer->is_fitted && !cache->evict.has_fits)
+        return err_set(info, ERR_UNSUPPORTED,
+                       "%s: %s writes values, and those of layer %u are part of its keys", key,
+                       policy->name, kv_distill_stops_at(cache));
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         if ((policy->scorer->needs & KV_SCORE_OUT_PROJ) != 0 && cache->layer[l].out_proj == NULL)
             return err_set(info, ERR_UNSUPPORTED,
@@ -243,6 +252,17 @@ static void list_uses(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_
     }
 }
 
+/* Those that the scorer asked for, as far as there are so many. */
+static kv_score_queries latest_queries(const evict_loop *loop, uint32_t head,
+                                       const kv_evict_worker *worker)
+{
+    const size_t n = min_size(kv_observed_n_queries(loop->seq), loop->policy->scorer->n_queries);
+    const kv_observed_window window = {.layer = loop->layer, .head = head, .n = (uint32_t)n};
+    kv_observed_queries(loop->seq, &window, worker->queries, worker->query_positions);
+    return (kv_score_queries){
+        .n = window.n, .q = worker->queries, .positions = worker->query_positions};
+}
+
 /* What the scorer asked for beside the entries. */
 static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_worker *worker)
 {
@@ -250,13 +270,7 @@ static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_w
     const kv_scorer *scorer = loop->policy->scorer;
     const uint32_t needs = scorer->needs;
     kv_head_view *view = head_view(loop, args->head);
-    if ((needs & KV_SCORE_QUERIES) != 0) {
-        const uint32_t n = (uint32_t)min_size(kv_observed_n_queries(seq), scorer->n_queries);
-        const kv_observed_window window = {.layer = args->layer, .head = args->head, .n = n};
-        kv_observed_queries(seq, &window, worker->queries, worker->query_positions);
-        args->queries =
-            (kv_score_queries){.n = n, .q = worker->queries, .positions = worker->query_positions};
-    }
+    if ((needs & KV_SCORE_QUERIES) != 0) args->queries = latest_queries(loop, args->head, worker);
     if ((needs & KV_SCORE_STATS) != 0) {
         kv_observed_stats(seq, args->layer, args->head, worker->mean, worker->cov);
         args->stats =
@@ -291,8 +305,11 @@ static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
                                    .worker = w,
                                    .page = &page,
                                    .span = &span};
-    const kv_score_view entries = {
-        .n = view->n, .positions = view->positions, .load = kv_view_load, .ctx = &source};
+    const kv_score_view entries = {.n = view->n,
+                                   .positions = view->positions,
+                                   .bias = view->bias,
+                                   .load = kv_view_load,
+                                   .ctx = &source};
     kv_score_args args = {.view = &entries,
                           .layer = loop->layer,
                           .head = head,
@@ -382,7 +399,21 @@ static void score_layer(evict_loop *loop, uint32_t n_heads)
 
 /* ---- what stays ---------------------------------------------------------------------------------- */
 
-static void evict_head(const evict_loop *loop, uint32_t head)
+/* What is kept is made to stand for all candidates while they are still there. */
+static void fit_head(const evict_loop *loop, uint32_t head, uint32_t n_kept, uint32_t worker)
+{
+    const kv_distill_args args = {
+        .seq = loop->seq,
+        .layer = loop->layer,
+        .head = head,
+        .view = head_view(loop, head),
+        .n_kept = n_kept,
+        .worker = worker,
+        .queries = latest_queries(loop, head, &loop->seq->cache->evict.workers[worker])};
+    kv_distill_head(&args);
+}
+
+static void evict_head(const evict_loop *loop, uint32_t head, uint32_t worker)
 {
     kv_seq *seq = loop->seq;
     kv_head_view *view = head_view(loop, head);
@@ -392,6 +423,7 @@ static void evict_head(const evict_loop *loop, uint32_t head)
     kv_keep_best(view->score + view->first, view->n_open, n, view->kept);
     if (loop->policy->scorer->by_page)
         n = kv_pages_keep_whole(&view->pages, view->first, view->kept, n);
+    if (loop->policy->scorer->is_fitted) fit_head(loop, head, n, worker);
     view->n_evicted = view->n_open - n;
     for (uint32_t i = 0, next = 0; i < view->n_open;) {
         const uint32_t at = view->first + i, entry = view->entry[at], shard = view->shard[at];
@@ -410,9 +442,8 @@ static void evict_head(const evict_loop *loop, uint32_t head)
 
 static void evict_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
-    (void)worker;
     for (size_t h = begin; h < end; h++)
-        evict_head(ctx, (uint32_t)h);
+        evict_head(ctx, (uint32_t)h, worker);
 }
 
 /* How many candidates each head keeps; false if all of them. Sets what the layer may keep. */
@@ -476,14 +507,16 @@ static void drop_empty(kv_seq *seq, uint32_t list)
     }
 }
 
-static void evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
+/* ERR_KV_FULL: nothing has gone. */
+static err_t evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
 {
     kv_cache *cache = seq->cache;
     const uint32_t n_heads = cache->n_kv_heads[layer];
     thread_pool *pool = cache->d->pool;
     evict_loop loop = {.seq = seq, .policy = policy, .layer = layer};
     parallel_for(pool, n_heads, 1, list_jobs, &loop);
-    if (!plan_layer(&loop, n_heads)) return;
+    if (!plan_layer(&loop, n_heads)) return ERR_OK;
+    if (policy->scorer->is_fitted) TRY(kv_distill_own(seq, layer));
     score_layer(&loop, n_heads);
     split_layer(&loop, n_heads);
     parallel_for(pool, n_heads, 1, evict_jobs, &loop);
@@ -491,6 +524,7 @@ static void evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
         cache->stats.entries_evicted += head_view(&loop, h)->n_evicted;
         seq->is_thinned = seq->is_thinned || head_view(&loop, h)->n_evicted > 0;
     }
+    return ERR_OK;
 }
 
 /* ---- settling ------------------------------------------------------------------------------------ */
@@ -517,14 +551,16 @@ static const kv_policy *policy_now(const kv_seq *seq)
     return methods->policy.evicts ? &methods->policy : NULL;
 }
 
-static void choose(kv_seq *seq)
+/* ERR_KV_FULL: the layers before have chosen, and have nothing to choose when it is called again. */
+static err_t choose(kv_seq *seq)
 {
     kv_cache *cache = seq->cache;
     const kv_policy *policy = policy_now(seq);
     const uint64_t start_ns = clock_mono_ns();
+    err_t err = ERR_OK;
     if (policy != NULL && policy->scorer->from != KV_FROM_OWN_LAYER) share_scores(seq, policy);
-    for (uint32_t l = 0; l < cache->n_layers && policy != NULL; l++)
-        evict_layer(seq, policy, l);
+    for (uint32_t l = 0; l < cache->n_layers && policy != NULL && err == ERR_OK; l++)
+        err = evict_layer(seq, policy, l);
     for (uint32_t l = 0; l < cache->n_layers && seq->is_thinned; l++) {
         for (uint32_t i = 0; i < cache->n_kv_heads[l] * cache->n_shards; i++) {
             drop_passed(seq, l, kv_list(cache, l, 0, 0) + i);
@@ -533,8 +569,10 @@ static void choose(kv_seq *seq)
         kv_scatter_find_ends(seq, l);
     }
     cache->stats.score_seconds += clock_seconds_since(start_ns);
+    if (err != ERR_OK) return err;
     seq->chosen_length = seq->length;
     if (seq->length >= seq->n_prompt_tokens && !seq->methods.policy.evicts) kv_observed_rest(seq);
+    return ERR_OK;
 }
 
 /* Encodes what is due; room is found as the pages are, one after the other. */
@@ -553,8 +591,8 @@ err_t kv_seq_settle(kv_seq *seq)
 {
     const uint32_t due = last_due(seq);
     if (!kv_methods_evict(&seq->methods) || seq->settled_length >= due) return ERR_OK;
-    if (seq->chosen_length < due) choose(seq);
-    err_t err = seq->is_thinned ? kv_compact(seq) : ERR_OK;
+    err_t err = seq->chosen_length < due ? choose(seq) : ERR_OK;
+    if (err == ERR_OK && seq->is_thinned) err = kv_compact(seq);
     if (err == ERR_OK && !seq->methods.codec->is_exact) err = encode(seq);
     /* Also of what was packed before room ran out: pages have changed places between runs. */
     for (uint32_t l = 0; l < seq->cache->n_layers && seq->is_thinned; l++)

@@ -5,6 +5,7 @@
 #define KVCACHE_EVICT_STATE_H
 
 #include "base/arena.h"
+#include "kvcache/compression/matching.h"
 #include "kvcache/kv_shape.h"
 #include "kvcache/scoring/whole_pages.h"
 
@@ -20,6 +21,7 @@ typedef struct kv_head_view {
     uint32_t *entry;     /* [n_max]: of its list, or KV_ENTRY_NONE: in the ring */
     uint8_t *shard;      /* [n_max]: whose list; valid with an entry */
     uint8_t *slot;       /* [n_max]: of the entry's page */
+    float *bias;         /* [n_max]; NULL unless a scorer may be fitted */
     float *score;        /* [n_max] */
     float *mass;         /* [n_max]; NULL unless a scorer may need it */
     uint32_t *last_use;  /* [n_max]; likewise */
@@ -52,16 +54,25 @@ typedef struct kv_compact_plan {
     uint32_t n_runs, n_targets;
 } kv_compact_plan;
 
+/* Of fits (distill.c); no bytes unless a scorer may be fitted. */
+typedef struct kv_distill_worker {
+    kv_match match;
+    float *beta;       /* [n_max] */
+    uint8_t *is_fixed; /* [n_max] */
+} kv_distill_worker;
+
 typedef struct kv_evict_worker {
     float *work;    /* of the scorer */
     float *queries; /* [n_queries][group][k_dim] */
     uint32_t *query_positions;
     float *mean, *cov; /* see kv_query_stats */
     uint8_t *gathered; /* entries of one page in the cache type */
+    kv_distill_worker distill;
 } kv_evict_worker;
 
 typedef struct kv_evict {
     bool is_open;
+    bool has_fits;            /* a scorer may be fitted: slots may get biases */
     uint32_t needs;           /* KV_SCORE_..., of all scorers that may be asked */
     uint32_t n_queries;       /* largest window of theirs */
     bool by_page;             /* does one of them keep whole pages? */

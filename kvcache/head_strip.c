@@ -75,6 +75,7 @@ attn_span kv_span_cut(const attn_span *span, uint32_t first, uint32_t n)
     cut.n_slots = n;
     cut.first_position += first;
     if (cut.positions != NULL) cut.positions += first;
+    if (cut.bias != NULL) cut.bias += first;
     cut.live = span->live >> first & UINT64_MAX >> (ATTN_BLOCK_SLOTS_MAX - n);
     return cut;
 }

@@ -373,7 +373,8 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
                              .page_tokens = cache->page_tokens,
                              .n_classes = cache->n_classes,
                              .page_bytes = page_bytes,
-                             .n_shards = cache->n_shards};
+                             .n_shards = cache->n_shards,
+                             .has_biases = cache->evict.has_fits};
     for (uint32_t c = 0; c < cache->n_classes; c++)
         page_bytes[c] = cache->layout[c].page_bytes;
     for (uint32_t l = 0; l < cache->n_layers && cache->has_boxes; l++)

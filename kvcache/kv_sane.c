@@ -3,6 +3,7 @@
 #include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/key_box.h"
+#include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 
@@ -99,6 +100,7 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     if (block >= v->n_blocks) return live == 0 && pages->n_slots[page] == 0;
     const kv_page_place at = {layer, (list - cache->first_list[layer]) / cache->n_shards, page};
     if (cache->has_boxes && !is_box_sane(cache, &at)) return false;
+    if (!v->is_thinned && kv_pool_biases(cache->pool, page) != NULL) return false;
     if (v->is_thinned)
         return pages->owner[page] < cache->n_shards &&
                is_thinned_page_sane(cache, v, page, live, next);

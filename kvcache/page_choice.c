@@ -1,6 +1,7 @@
 /* kvcache/page_choice.c - see page_choice.h. */
 #include "kvcache/page_choice.h"
 
+#include "kvcache/page_bias.h"
 #include "kvcache/scatter.h"
 
 #include <math.h>
@@ -135,6 +136,28 @@ static key_bounds_args bounds_of(const attn_query *query, const uint32_t *index,
                              .out_stride = n};
 }
 
+/* Boxes know keys alone: of n bounds [group][n], bound i gets `most` more. */
+static void add_bias(float *bound, uint32_t n, uint32_t i, uint32_t group, float most)
+{
+    for (uint32_t g = 0; g < group && most != 0; g++)
+        bound[(size_t)g * n + i] += most;
+}
+
+/* The largest bias of the pages of a run. */
+static float run_bias(const kv_choice_range *range, uint32_t run)
+{
+    const kv_cache *cache = range->seq->cache;
+    const kv_table *table = &range->seq->table;
+    float most = -INFINITY;
+    for (uint32_t b = run * KV_RUN_PAGES; b < (run + 1) * KV_RUN_PAGES; b++) {
+        const uint32_t list = kv_home_list(cache, range->layer, range->head, b);
+        const size_t entry = kv_table_entry(table, list, b);
+        if (table->live[entry] == 0) continue;
+        most = fmaxf(most, kv_pool_bias_most(cache->pool, table->page[entry]));
+    }
+    return most == -INFINITY ? 0 : most;
+}
+
 static void choose_runs(kv_choice *choice, const kv_choice_range *range, uint32_t list,
                         const attn_query *query)
 {
@@ -144,6 +167,9 @@ static void choose_runs(kv_choice *choice, const kv_choice_range *range, uint32_
     args.boxes = kv_table_run_box(table, list, 0);
     args.box_stride_bytes = table->run_box_bytes;
     cache->d->ops->key_bounds(&args);
+    for (uint32_t i = 0; i < choice->runs.n && range->seq->is_thinned; i++)
+        add_bias(choice->runs.bound, choice->runs.n, i, query->group,
+                 run_bias(range, choice->runs.index[i]));
     const kv_methods *methods = &range->seq->methods;
     const kv_route_args route = {.settings = &methods->route,
                                  .n_pages = choice->runs.n,
@@ -169,6 +195,9 @@ void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_
     args.boxes = pages->boxes;
     args.box_stride_bytes = pages->box_bytes;
     cache->d->ops->key_bounds(&args);
+    for (uint32_t i = 0; i < choice->n_pages && range->seq->is_thinned; i++)
+        add_bias(choice->bound, choice->n_pages, i, query->group,
+                 kv_pool_bias_most(cache->pool, choice->page[i]));
 }
 
 /* Of the candidates those that would be waited for. */

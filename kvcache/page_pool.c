@@ -60,6 +60,10 @@ static void place_arrays(kv_pool *pool, arena *a)
     const size_t row_bytes = pool->page_tokens * sizeof *pool->pages.positions;
     pool->pages.positions = arena_take(a, n_pages, row_bytes);
     if (pool->view.box_bytes > 0) pool->pages.boxes = arena_take(a, n_pages, pool->view.box_bytes);
+    if (pool->has_biases) {
+        pool->pages.biases = arena_take(a, n_pages, pool->page_tokens * sizeof(float));
+        pool->pages.bias_most = arena_take(a, n_pages, sizeof *pool->pages.bias_most);
+    }
     if (kv_pool_has_tiers(pool))
         pool->pages.last_use = arena_take(a, n_pages, sizeof *pool->pages.last_use);
     pool->shards = arena_take(a, pool->n_shards, sizeof *pool->shards);
@@ -162,6 +166,7 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
     pool->page_tokens = config->page_tokens;
     pool->classes.n = config->n_classes;
     pool->view.box_bytes = config->box_bytes;
+    pool->has_biases = config->has_biases;
     pool->n_shards = config->n_shards;
     for (int t = 0; t < KV_N_TIERS; t++)
         pool->tiers[t].free = KV_SLAB_NONE;
@@ -323,6 +328,7 @@ static uint32_t take_page(kv_pool *pool, uint32_t slab, kv_holder holder)
     pool->pages.n_refs[holder][page] = 1;
     pool->pages.leans_on[page] = KV_PAGE_NONE;
     pool->pages.n_slots[page] = 0;
+    kv_pool_set_biases(pool, page, NULL);
     pool->pages.owner[page] = KV_OWNER_NONE;
     count_held(pool, page, false);
     kv_pool_use(pool, page);
@@ -450,6 +456,7 @@ uint32_t kv_pool_move_page(kv_pool *pool, uint32_t page)
     memcpy(kv_pool_data(pool, to), kv_pool_data(pool, page), pool->classes.page_bytes[page_class]);
     if (pool->pages.boxes != NULL)
         memcpy(kv_pool_box(pool, to), kv_pool_box(pool, page), pool->view.box_bytes);
+    kv_pool_set_biases(pool, to, kv_pool_biases(pool, page));
     for (int i = 0; i < KV_N_HOLDERS; i++) {
         pool->pages.n_refs[i][to] = pool->pages.n_refs[i][page];
         pool->pages.n_refs[i][page] = i == KV_HELD_BY_SEQ ? 1 : 0;

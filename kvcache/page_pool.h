@@ -44,6 +44,7 @@ typedef struct kv_pool_config {
     uint32_t n_classes;              /* at most KV_CLASSES_MAX */
     const size_t *page_bytes; /* [n_classes]; a slab is 64 KiB, or the largest page rounded up */
     size_t box_bytes;         /* of a page's key box, beside the page; 0: there are none */
+    bool has_biases;          /* slots may get biases: page_bias.h */
     uint32_t n_shards;        /* that pages may have as owners, >= 1 */
 } kv_pool_config;
 
@@ -63,7 +64,7 @@ typedef struct kv_pages {
 typedef struct kv_pool_counts {
     uint64_t budget_bytes;             /* whole slabs */
     uint64_t slab_bytes;               /* slabs in use */
-    uint64_t descriptor_bytes;         /* boxes included; all tiers */
+    uint64_t descriptor_bytes;         /* boxes and biases included; all tiers */
     uint64_t pages_used, pages_cached; /* held by a sequence; by objects alone */
     uint64_t pages_free; /* in slabs in use, and what free slabs hold of the largest page */
     uint64_t slots_live; /* all tiers */
@@ -117,7 +118,7 @@ bool kv_pool_could_hold(const kv_pool *pool, const uint64_t *need);
 
 /* A page's part of its slab. */
 uint64_t kv_pool_part_bytes(const kv_pool *pool, uint32_t page_class);
-/* The same, and of the slab's descriptors and boxes. */
+/* The same, and of the slab's descriptors. */
 uint64_t kv_pool_share_bytes(const kv_pool *pool, uint32_t page_class);
 
 const kv_pages *kv_pool_pages(const kv_pool *pool);

@@ -1,6 +1,7 @@
 /* kvcache/page_pool_check.c - the invariants of a page pool, by walking slabs and lists. */
 #include "kvcache/page_pool_state.h"
 
+#include <math.h>
 #include <string.h>
 
 void kv_pool_check_begin(const kv_pool *pool)
@@ -32,6 +33,16 @@ typedef struct walk {
     uint32_t n_in_use;
 } walk;
 
+/* Finite, and none above bias_most. */
+static bool are_biases_sane(const kv_pool *pool, uint32_t page)
+{
+    const float *biases = kv_pool_biases(pool, page);
+    for (uint32_t i = 0; biases != NULL && i < pool->pages.n_slots[page]; i++) {
+        if (!isfinite(biases[i]) || biases[i] > kv_pool_bias_most(pool, page)) return false;
+    }
+    return true;
+}
+
 static bool is_page_sane(const kv_pool *pool, uint32_t page, walk *found)
 {
     for (int i = 0; i < KV_N_HOLDERS; i++) {
@@ -39,6 +50,7 @@ static bool is_page_sane(const kv_pool *pool, uint32_t page, walk *found)
     }
     if (!kv_page_is_held(pool, page)) return true;
     if (pool->pages.n_slots[page] > pool->page_tokens) return false;
+    if (!are_biases_sane(pool, page)) return false;
     const bool is_used = pool->pages.n_refs[KV_HELD_BY_SEQ][page] > 0;
     found->n_held[is_used ? 0 : 1]++;
     found->used_bytes += is_used ? kv_page_part_bytes(pool, page) : 0;

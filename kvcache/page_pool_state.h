@@ -8,6 +8,7 @@
 #ifndef KVCACHE_PAGE_POOL_STATE_H
 #define KVCACHE_PAGE_POOL_STATE_H
 
+#include "kvcache/page_bias.h"
 #include "kvcache/page_slots.h"
 #include "kvcache/page_tiers.h"
 
@@ -37,6 +38,7 @@ struct kv_pool {
     uint32_t n_slabs; /* of all tiers */
     uint32_t page_tokens;
     uint32_t pages_per_slab_max;
+    bool has_biases;
     arena memory;
     struct {
         uint32_t n;
@@ -58,6 +60,8 @@ struct kv_pool {
         uint8_t *n_slots;               /* [n_pages] */
         uint32_t *positions;            /* [n_pages][page_tokens] */
         uint8_t *boxes;                 /* [n_pages][box_bytes], or NULL */
+        float *biases;                  /* [n_pages][page_tokens], or NULL; see bias_most */
+        float *bias_most;               /* [n_pages]; -inf: the page has none; or NULL */
         _Atomic uint32_t *last_use;     /* [n_pages], or NULL without tiers */
         uint32_t *seen[KV_N_HOLDERS];   /* [n_pages]: references told to a check */
     } pages;

@@ -39,6 +39,7 @@ void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, ui
     if (pool->pages.owner[page] == KV_OWNER_NONE) kv_pool_own(pool, page, owner);
     memcpy(kv_page_positions(pool, page), positions, n_slots * sizeof *positions);
     count_slots(pool, page, n_slots);
+    kv_pool_set_biases(pool, page, NULL);
 }
 
 uint32_t kv_pool_append(kv_pool *pool, uint32_t page, uint32_t position)
@@ -50,6 +51,7 @@ uint32_t kv_pool_append(kv_pool *pool, uint32_t page, uint32_t position)
     assert(slot == 0 || positions[slot - 1] < position);
     positions[slot] = position;
     count_slots(pool, page, slot + 1);
+    if (kv_pool_biases(pool, page) != NULL) kv_pool_set_bias(pool, page, slot, 0);
     return slot;
 }
 

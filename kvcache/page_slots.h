@@ -24,8 +24,8 @@ void kv_pool_shrink(kv_pool *pool, uint32_t page, uint32_t n_slots);
 /* Slots of the page at positions below `position`. */
 uint32_t kv_pool_slots_below(const kv_pool *pool, uint32_t page, uint32_t position);
 
-/* Slots 0 .. n_slots of the page now hold these positions (rising), whatever they held before. It gets an
- * owner if it has none. */
+/* Slots 0 .. n_slots of the page now hold these positions (rising), whatever they held before, and have no
+ * biases. It gets an owner if it has none. */
 void kv_pool_rewrite(kv_pool *pool, uint32_t page, const uint32_t *positions, uint32_t n_slots,
                      uint32_t owner);
 

@@ -19,8 +19,8 @@ typedef struct kv_tier_counts {
     uint64_t used_bytes; /* of pages that a sequence holds, in shares of slabs */
 } kv_tier_counts;
 
-/* A page of the same class, slots, owner, positions and box in a tier, with one reference; its data is the
- * caller's to copy. KV_PAGE_NONE if the tier has no room. */
+/* A page of the same class, slots, owner, positions, box and biases in a tier, with one reference; its data
+ * is the caller's to copy. KV_PAGE_NONE if the tier has no room. */
 uint32_t kv_pool_alloc_twin(kv_pool *pool, uint32_t page, kv_tier tier, kv_holder holder);
 
 kv_tier kv_pool_tier(const kv_pool *pool, uint32_t page);

@@ -5,6 +5,7 @@
 #include "kvcache/basis.h"
 #include "kvcache/commit.h"
 #include "kvcache/key_box.h"
+#include "kvcache/page_bias.h"
 #include "kvcache/scatter.h"
 
 /* ---- blocks -------------------------------------------------------------------------------------- */
@@ -129,6 +130,7 @@ static uint32_t page_span(kv_read_job *j, const kv_page_at *at, attn_span *out)
     attn_span span = kv_page_span(kv_layout_of(cache, at->page), page_bytes(j, at->page), n_slots);
     span.positions = pages->positions + (size_t)at->page * cache->page_tokens;
     span.live = live;
+    span.bias = kv_pool_biases(cache->pool, at->page);
     *out = kv_span_cut(&span, n_sinks, n_slots - n_sinks);
     return 1;
 }

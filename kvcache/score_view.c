@@ -2,6 +2,7 @@
 #include "kvcache/score_view.h"
 
 #include "kvcache/away.h"
+#include "kvcache/page_bias.h"
 
 #include <string.h>
 
@@ -38,11 +39,14 @@ static void step_cursor(const kv_seq *seq, uint32_t list, uint32_t oldest, curso
 static void add_recent(kv_head_view *view, uint32_t position)
 {
     view->positions[view->n] = position;
+    if (view->bias != NULL) view->bias[view->n] = 0;
     view->entry[view->n++] = KV_ENTRY_NONE;
 }
 
-static void add_entry(kv_head_view *view, cursor *c)
+static void add_entry(const kv_pool *pool, kv_head_view *view, cursor *c)
 {
+    const float *biases = kv_pool_biases(pool, c->page);
+    if (view->bias != NULL) view->bias[view->n] = biases != NULL ? biases[c->slot] : 0;
     view->positions[view->n] = c->position;
     view->entry[view->n] = c->block;
     view->shard[view->n] = (uint8_t)c->shard;
@@ -78,7 +82,7 @@ static void list_pages(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_
         }
         if (first->position == UINT32_MAX) return;
         while (first->position < next) {
-            add_entry(view, first);
+            add_entry(cache->pool, view, first);
             step_cursor(seq, kv_list(cache, layer, head, first->shard), oldest, first);
         }
     }

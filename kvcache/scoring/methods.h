@@ -6,6 +6,7 @@
  * queries. State is what the cache keeps for it (scorer.h) beside keys and values.
  *
  *   snapkv, tova         2 w G n d              the last w queries: w G d floats (tova: w = 1)
+ *   distill              as snapkv, and the fit of compression/matching.h
  *   dropkv               3 w G n d + 2 w G n d  as snapkv
  *   criticalkv           as snapkv + n d G d_model       as snapkv, and the output projection
  *   criticalkv_l2        as snapkv + (n + d_model) G d^2 / 2

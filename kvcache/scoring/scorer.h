@@ -23,6 +23,7 @@ enum { KV_SCORE_CHUNK = 64 }; /* entries that are loaded at once, at most */
 typedef struct kv_score_view {
     uint32_t n;
     const uint32_t *positions; /* [n], rising */
+    const float *bias;         /* [n], which attention adds to scores of entries, or NULL */
     /* Rows of entries [first, first + count), count <= KV_SCORE_CHUNK: k [count][k_dim] after RoPE and
      * v [count][v_dim]; each may be NULL. */
     void (*load)(const struct kv_score_view *view, uint32_t first, uint32_t count, float *k,
@@ -100,6 +101,8 @@ typedef struct kv_scorer {
     uint32_t n_queries; /* window under KV_SCORE_QUERIES */
     bool over_heads; /* the cache averages scores over the KV heads of the layer: one set for all */
     bool by_page;    /* entries of a page stay or go together: their mean counts */
+    bool
+        is_fitted; /* under KV_SCORE_QUERIES: what is kept is fitted to what there was; distill.h */
     kv_score_from from; /* other layers' go by position: scores are at least 0, and over_heads */
 
     /* Floats that score needs to work in; NULL: none. At open, and for every growth. */
@@ -113,9 +116,9 @@ typedef struct kv_scorer {
 
 /* clang-format off */
 #define KV_SCORER_LIST(X) \
-    X(snapkv) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) X(criticalkv) \
-    X(criticalkv_l2) X(dropkv) X(chunkkv) X(fastv) X(observed_attention) X(h2o) X(streaming_llm) \
-    X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
+    X(snapkv) X(distill) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) \
+    X(criticalkv) X(criticalkv_l2) X(dropkv) X(chunkkv) X(fastv) X(observed_attention) X(h2o) \
+    X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
 /* clang-format on */
 
 extern const kv_scorer *const kv_scorers[]; /* ends with NULL */

@@ -21,8 +21,9 @@ static uint32_t logits(const kv_window *w, uint32_t row, uint32_t first, float x
         n_seen--;
     if (n_seen == 0) return 0;
     kv_chunk_dots(args->queries.q + (size_t)row * args->k_dim, w->columns, args->k_dim, x);
+    const float *bias = args->view->bias;
     for (uint32_t i = 0; i < n_seen; i++)
-        x[i] = kv_score_logit(x[i] * args->scale);
+        x[i] = kv_score_logit(x[i] * args->scale + (bias != NULL ? bias[first + i] : 0));
     return n_seen;
 }
 

@@ -83,11 +83,14 @@ static fake_options options_of(const char *codec, double budget)
     return options;
 }
 
-/* Of policy i: so that scorers and allocators meet different codecs, budgets and shards. */
-static fake_options pick_options(uint32_t i)
+/* Of policy i: so that scorers and allocators meet different codecs, budgets and shards. Where what is kept is
+ * fitted, the budget is large enough for more than the window of 64 queries that stays as it is. */
+static fake_options pick_options(const method *m, uint32_t i)
 {
-    fake_options options =
-        options_of(codecs[(i + i / N_SUFFIXES) % N_CODECS], budgets[i / 2 % N_BUDGETS]);
+    const bool is_fitted =
+        strstr(m->scheduling, "distill") != NULL || strstr(m->selection, "distill") != NULL;
+    fake_options options = options_of(codecs[(i + i / N_SUFFIXES) % N_CODECS],
+                                      is_fitted ? 0.65 : budgets[i / 2 % N_BUDGETS]);
     options.config.n_shards = 1 + i % 4;
     return options;
 }
@@ -243,13 +246,13 @@ static void check_run_with(const method *m, fake_options options)
 
 static void check_run(const method *m, uint32_t i)
 {
-    check_run_with(m, pick_options(i));
+    check_run_with(m, pick_options(m, i));
 }
 
 /* By experts and by hash, on 2, 3 or 4 shards. */
 static void check_scattered_run(const method *m, uint32_t i)
 {
-    fake_options options = pick_options(i);
+    fake_options options = pick_options(m, i);
     const bool is_hashed = i % 5 == 0;
     options.config.placement = (char *)(uintptr_t)(is_hashed ? "hash" : "expert");
     options.config.n_shards = is_hashed ? 4 : 2 + i % 3;
@@ -311,7 +314,7 @@ END_TEST
 static void check_cuts(const method *m, uint32_t i)
 {
     rig r = make_rig();
-    fake *f = open_rig(&r, m, pick_options(i));
+    fake *f = open_rig(&r, m, pick_options(m, i));
     fake_seq whole = run(f, 64), cut = run(f, 7);
     ck_assert(fake_same(f, &whole, &cut, 0, TOKENS));
     fake_seq late = fake_seq_open(f, IDS); /* what was decoded comes in chunks */
@@ -338,7 +341,7 @@ END_TEST
 static void check_crowd(const method *m, uint32_t i)
 {
     rig r = make_rig();
-    fake_options options = pick_options(i);
+    fake_options options = pick_options(m, i);
     fake *f = open_rig(&r, m, options);
     options.n_threads = 3;
     fake *crowd = open_rig(&r, m, options);

@@ -168,7 +168,8 @@ static void score_head(const oracle *o, const kv_scorer *scorer, uint32_t length
     const uint32_t l = x->source.layer, h = x->source.head;
     const kv_layer_shape *layer = &o->f->layers[l];
     x->n = list_entries(o, &x->source, length, &x->first, &x->n_open);
-    const kv_score_view view = {x->n, x->source.positions, load_plain, &x->source};
+    const kv_score_view view = {
+        .n = x->n, .positions = x->source.positions, .load = load_plain, .ctx = &x->source};
     kv_score_args args = {.view = &view,
                           .layer = l,
                           .head = h,

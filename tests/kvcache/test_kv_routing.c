@@ -7,6 +7,7 @@
 #include "tests/test_main.h"
 
 #include "base/random.h"
+#include "kvcache/page_bias.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -48,6 +49,7 @@ typedef struct probe {
     kv_seq *seq;
     kv_layer_shape layer;
     float keys[N_TOKENS][K_DIM]; /* as the cache stores them */
+    float bias[N_TOKENS];        /* that attention adds, 0 outside pages */
 } probe;
 
 static float key_of(key_kind kind, uint32_t token, uint32_t channel)
@@ -75,7 +77,8 @@ static probe probe_open(const kv_config *config, uint32_t group, key_kind kind, 
     const kv_shape shape = {.n_layers = 1, .layer = &p.layer, .model_type = type};
     const kv_limits limits = {1, N_TOKENS, N_TOKENS};
     ck_assert_int_eq(kv_cache_open(p.d, config, &shape, &limits, &p.cache, NULL), ERR_OK);
-    ck_assert_int_eq(kv_seq_open(p.cache, &(kv_seq_options){.salt = ""}, &p.seq), ERR_OK);
+    const kv_seq_options options = {.salt = "", .n_prompt_tokens = N_PROMPT};
+    ck_assert_int_eq(kv_seq_open(p.cache, &options, &p.seq), ERR_OK);
     for (uint32_t t = 0; t < N_TOKENS; t++) {
         for (uint32_t c = 0; c < K_DIM; c++) {
             const float x = key_of(kind, t, c);
@@ -132,6 +135,7 @@ static double unread_mass(const probe *p, const probe_step *s, uint32_t g)
         scores[t] = 0;
         for (uint32_t c = 0; c < K_DIM; c++)
             scores[t] += (double)q[c] * (double)p->keys[t][c] * (double)p->layer.scale;
+        scores[t] += (double)p->bias[t];
         top = fmax(top, scores[t]);
     }
     for (uint32_t t = 0; t < length; t++) {
@@ -143,13 +147,28 @@ static double unread_mass(const probe *p, const probe_step *s, uint32_t g)
     return unread / all;
 }
 
+/* Slots of pages get biases, as if their entries stood for others. */
+static void add_biases(probe *p)
+{
+    const uint32_t list = kv_list(p->cache, 0, 0, 0);
+    p->seq->is_thinned = true; /* nothing else has biases */
+    for (uint32_t b = 0; b < p->seq->n_blocks; b++) {
+        float *bias = &p->bias[(size_t)b * PAGE];
+        for (uint32_t i = 0; i < PAGE; i++)
+            bias[i] = b == 0 && i < N_SINKS ? 0 : 6 * random_uniform(15, b, i) - 3;
+        kv_pool_set_biases(p->cache->pool, kv_table_page(&p->seq->table, list, b), bias);
+    }
+}
+
 /* Decodes a sequence; after every step no head may have missed more than the certificate says. */
 static void check_certificates(const kv_config *config, uint32_t group, key_kind kind, dtype type)
 {
     static probe_step s;
     probe p = probe_open(config, group, kind, type);
+    const bool has_biases = kv_methods_evict(kv_cache_methods(p.cache));
     run_step(&p, N_PROMPT, false, &s);
     for (uint32_t t = N_PROMPT; t < N_TOKENS; t++) {
+        if (has_biases) add_biases(&p);
         run_step(&p, 1, true, &s);
         kv_stats stats;
         kv_stats_read(p.cache, &stats);
@@ -182,6 +201,24 @@ START_TEST(no_query_misses_more_than_its_certificate)
                 const kv_config config = config_of(METHODS[method], settings[i]);
                 check_certificates(&config, 1, (key_kind)kind, DTYPE_F32);
                 check_certificates(&config, GROUP_MAX, (key_kind)kind, DTYPE_BF16);
+            }
+        }
+    }
+}
+END_TEST
+
+/* Boxes know keys alone. The budget covers everything, so that nothing goes. */
+START_TEST(certificates_hold_where_slots_have_biases)
+{
+    static const kv_route_settings settings[] = {{0.1, 0.3, 0.3}, {0.5, 0.01, 0.9}};
+    for (int method = 0; method < N_METHODS; method++) {
+        for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
+            for (int kind = 0; kind < N_KEY_KINDS; kind++) {
+                kv_config config = config_of(METHODS[method], settings[i]);
+                config.compression = (char *)(uintptr_t) "distill,none";
+                config.budget = N_TOKENS;
+                check_certificates(&config, GROUP_MAX, (key_kind)kind, DTYPE_F32);
+                check_certificates(&config, 1, (key_kind)kind, DTYPE_BF16);
             }
         }
     }
@@ -509,6 +546,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE(no_query_misses_more_than_its_certificate),
+    TEST_CASE(certificates_hold_where_slots_have_biases),
     TEST_CASE(who_reads_more_misses_less),
     TEST_CASE(certified_reads_what_its_eps_asks_for),
     TEST_CASE(sinks_are_known_before_pages),

@@ -239,10 +239,11 @@ END_TEST
 /* Prefixes of them too, tails included: shared before anything was evicted, and owned again. */
 START_TEST(a_storm_of_evictions_over_shards_leaves_nothing_behind)
 {
-    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random"};
-    static const char *const codecs[] = {"none", "int8", "svd", "int4"};
-    static const char *const placements[] = {"expert", "expert", "hash", "block"};
-    for (uint32_t i = 0; i < 4; i++) {
+    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random",
+                                           "distill"};
+    static const char *const codecs[] = {"none", "int8", "svd", "int4", "distill,none"};
+    static const char *const placements[] = {"expert", "expert", "hash", "block", "expert"};
+    for (uint32_t i = 0; i < 5; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[0].has_router = true;
         layers[1].has_router = i != 2;
@@ -250,7 +251,7 @@ START_TEST(a_storm_of_evictions_over_shards_leaves_nothing_behind)
         fake_options options = {
             .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_coded(codecs[i])};
         options.config.scheduling = (char *)(uintptr_t)policies[i];
-        options.config.budget = i == 3 ? 60 : 0.5;
+        options.config.budget = i == 3 ? 60 : i == 4 ? 0.7 : 0.5;
         options.config.placement = (char *)(uintptr_t)placements[i];
         options.config.n_shards = i == 3 ? 3 : 4;
         options.config.eplb = true;
@@ -353,19 +354,19 @@ END_TEST
 /* Sequences that evict take prefixes whose pages have left the pool, and pack what is left of them. */
 START_TEST(a_storm_of_evictions_over_tiers_leaves_nothing_behind)
 {
-    static const char *const policies[] = {"h2o+adakv", "lru_plus"};
-    static const char *const codecs[] = {"int8", "none"};
+    static const char *const policies[] = {"h2o+adakv", "lru_plus", "none"};
+    static const char *const codecs[] = {"int8", "none", "distill,int8"};
     bad_disk_mend();
-    for (uint32_t i = 0; i < 2; i++) {
+    for (uint32_t i = 0; i < 3; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = 120;
         fake_options options = {
             .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_coded(codecs[i])};
         options.config.scheduling = (char *)(uintptr_t)policies[i];
-        options.config.budget = 0.5;
-        options.config.routing = (char *)(uintptr_t)(i == 0 ? "hierarchical" : "full");
+        options.config.budget = i < 2 ? 0.5 : 0.7;
+        options.config.routing = (char *)(uintptr_t)(i == 1 ? "full" : "hierarchical");
         options.config.routing_k = 0.5;
-        the_disk.flips_every = i == 0 ? 0 : 11; /* there are few reads */
+        the_disk.flips_every = i == 1 ? 11 : 0; /* there are few reads */
         run_storm(30 + i, with_tiers(options, 0, 2 + i), 3);
     }
 }
@@ -408,16 +409,18 @@ END_TEST
 
 START_TEST(a_storm_of_selections_leaves_nothing_behind)
 {
-    static const char *const compressions[] = {"chunkkv,int8", "snapkv+adakv,none", "fastv,think",
-                                               "h2o+pyramid,int4", "chunkkv,svd"};
-    static const char *const policies[] = {"none", "none", "none", "random", "none"};
-    for (uint32_t i = 0; i < 5; i++) {
+    static const char *const compressions[] = {
+        "chunkkv,int8", "snapkv+adakv,none",  "fastv,think", "h2o+pyramid,int4",
+        "chunkkv,svd",  "distill+adakv,none", "distill,svd"};
+    static const char *const policies[] = {"none", "none", "none",   "random",
+                                           "none", "none", "distill"};
+    for (uint32_t i = 0; i < 7; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = i % 2 == 0 ? 0 : 120;
         fake_options options = {.layers = layers, .n_layers = 2, .n_threads = 2};
         options.config = fake_coded(compressions[i]);
         options.config.scheduling = (char *)(uintptr_t)policies[i];
-        options.config.budget = i < 2 ? 0.4 : 50;
+        options.config.budget = i < 2 ? 0.4 : i < 5 ? 50 : 0.7;
         options.config.routing = (char *)(uintptr_t)(i % 2 == 0 ? "full" : "topk");
         options.config.routing_k = 0.5;
         run_storm(30 + i, options, 3);

@@ -1,5 +1,7 @@
 /* tests/kvcache/test_page_pool.c - pages and slabs of one budget. */
+#include "kvcache/page_bias.h"
 #include "kvcache/page_slots.h"
+#include "kvcache/page_tiers.h"
 #include "tests/test_main.h"
 
 #include <string.h>
@@ -151,6 +153,49 @@ START_TEST(a_page_that_others_lean_on_is_held_by_who_holds_them)
 }
 END_TEST
 
+START_TEST(biases_stay_with_a_page_until_its_slots_change)
+{
+    static const size_t page_bytes[] = {SMALL};
+    static const uint32_t positions[] = {3, 5, 8};
+    static const float biases[] = {-1.5f, 0.25f, 0, 9};
+    const kv_pool_config config = {.budget_bytes = KV_SLAB_BYTES,
+                                   .host_bytes = KV_SLAB_BYTES,
+                                   .page_tokens = PAGE_TOKENS,
+                                   .n_classes = 1,
+                                   .page_bytes = page_bytes,
+                                   .n_shards = 1,
+                                   .has_biases = true};
+    kv_pool *pool, *plain = open_pool(KV_SLAB_BYTES);
+    ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
+    uint32_t pages[2] = {kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ), KV_PAGE_NONE};
+    ck_assert_ptr_null(kv_pool_biases(pool, pages[0]));
+    ck_assert_float_eq(kv_pool_bias_most(pool, pages[0]), 0);
+    kv_pool_rewrite(pool, pages[0], positions, 3, 0);
+    kv_pool_set_biases(pool, pages[0], biases);
+    pages[1] = kv_pool_alloc_twin(pool, pages[0], KV_TIER_HOST, KV_HELD_BY_SEQ);
+    for (uint32_t i = 0; i < 2; i++) {
+        ck_assert_mem_eq(kv_pool_biases(pool, pages[i]), biases, 3 * sizeof *biases);
+        ck_assert_float_eq(kv_pool_bias_most(pool, pages[i]), 0.25f);
+    }
+    kv_pool_set_bias(pool, pages[0], 2, 2);
+    kv_pool_set_bias(pool, pages[0], 1, -4);
+    ck_assert_mem_eq(kv_pool_biases(pool, pages[0]), ((float[]){-1.5f, -4, 2}), 3 * sizeof *biases);
+    ck_assert_float_eq(kv_pool_bias_most(pool, pages[0]), 2);
+    check(pool, pages, 2);
+    kv_pool_rewrite(pool, pages[0], positions, 2, 0);
+    ck_assert_ptr_null(kv_pool_biases(pool, pages[0]));
+    kv_pool_set_bias(pool, pages[0], 1, 3); /* the other slot has none */
+    ck_assert_mem_eq(kv_pool_biases(pool, pages[0]), ((float[]){0, 3}), 2 * sizeof *biases);
+    ck_assert_ptr_nonnull(kv_pool_biases(pool, pages[1]));
+    ck_assert(kv_pool_drop(pool, pages[1], KV_HELD_BY_SEQ));
+    pages[1] = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    ck_assert_ptr_null(kv_pool_biases(pool, pages[1]));
+    kv_pool_close(pool);
+    ck_assert_ptr_null(kv_pool_biases(plain, kv_pool_alloc_page(plain, 0, KV_HELD_BY_SEQ)));
+    kv_pool_close(plain);
+}
+END_TEST
+
 START_TEST(room_is_counted_in_slabs_of_the_class)
 {
     kv_pool *pool = open_pool(3 * KV_SLAB_BYTES);
@@ -223,6 +268,7 @@ const test_case test_cases[] = {
     TEST_CASE(memory_of_a_returned_slab_is_given_back),
     TEST_CASE(a_page_is_free_when_nobody_holds_it),
     TEST_CASE(a_page_that_others_lean_on_is_held_by_who_holds_them),
+    TEST_CASE(biases_stay_with_a_page_until_its_slots_change),
     TEST_CASE(room_is_counted_in_slabs_of_the_class),
     TEST_CASE(a_page_larger_than_a_slab_makes_slabs_larger),
     TEST_CASE(a_wrong_reference_count_is_noticed),

@@ -262,10 +262,10 @@ END_TEST
 
 START_TEST(every_file_in_configs_loads)
 {
-    static const char *const files[] = {"configs/default.yaml", "configs/small-memory.yaml",
-                                        "configs/paper-a.yaml", "configs/paper-b.yaml",
-                                        "configs/paper-d.yaml", "configs/paper-e.yaml",
-                                        "configs/paper-f.yaml", "configs/paper-g.yaml"};
+    static const char *const files[] = {
+        "configs/default.yaml", "configs/small-memory.yaml", "configs/paper-a.yaml",
+        "configs/paper-b.yaml", "configs/paper-c.yaml",      "configs/paper-d.yaml",
+        "configs/paper-e.yaml", "configs/paper-f.yaml",      "configs/paper-g.yaml"};
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
         server_settings s = must_load(WORDS("--config", files[i]), NOTHING);
         ck_assert_str_eq(s.serve.model_dir, "models/storyteller");
