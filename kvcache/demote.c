@@ -8,6 +8,14 @@
 /* Pages that may come back in one step: what it costs is waited for. */
 enum { PROMOTED_MAX = 256, FREE_SHARE = 8 };
 
+err_t kv_demote_check(const kv_cache *cache, const kv_methods *methods, err_info *info)
+{
+    if (!methods->policy.limits_pool || cache->has_tiers) return ERR_OK;
+    return err_set(info, ERR_UNSUPPORTED,
+                   "kv-scheduling: flexgen moves pages, and neither kv-host-bytes nor "
+                   "kv-disk-bytes is set");
+}
+
 /* One holder, and that is whoever asks. */
 static bool is_held_once(const kv_cache *cache, uint32_t page)
 {

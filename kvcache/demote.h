@@ -31,6 +31,9 @@ typedef struct kv_victim {
     uint32_t list, block;
 } kv_victim;
 
+/* ERR_UNSUPPORTED if the methods move pages and there is nowhere to move them to. */
+err_t kv_demote_check(const kv_cache *cache, const kv_methods *methods, err_info *info) MUST_CHECK;
+
 /* Are there tiers, with a slab to spare? */
 bool kv_may_demote(const kv_cache *cache);
 

@@ -174,10 +174,6 @@ static err_t check_policy(const kv_cache *cache, const kv_policy *policy, const 
 
 err_t kv_evict_check(const kv_cache *cache, const kv_methods *methods, err_info *info)
 {
-    if (methods->policy.limits_pool && !cache->has_tiers)
-        return err_set(info, ERR_UNSUPPORTED,
-                       "kv-scheduling: flexgen moves pages, and neither kv-host-bytes nor "
-                       "kv-disk-bytes is set");
     TRY(check_policy(cache, &methods->policy, "kv-scheduling", info));
     return check_policy(cache, &methods->selection, "kv-compression", info);
 }

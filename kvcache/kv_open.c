@@ -429,6 +429,7 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     cache->experts.n_shards = cache->n_shards;
     cache->prefix.n_objects_max = 4 * cache->limits.n_seqs_max + 64;
     TRY(place(cache, place_work, &cache->work_memory));
+    TRY(kv_demote_check(cache, &cache->methods, info));
     TRY(kv_evict_check(cache, &cache->methods, info));
     init_seqs(cache);
     kv_expert_map_init(&cache->experts);

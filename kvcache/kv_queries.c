@@ -1,6 +1,7 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
 #include "kvcache/basis.h"
 #include "kvcache/encode.h"
+#include "kvcache/demote.h"
 #include "kvcache/evict.h"
 #include "kvcache/scatter.h"
 
@@ -86,6 +87,7 @@ err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, e
     if (!methods->reads_all && !cache->has_boxes)
         return err_set(info, ERR_UNSUPPORTED, "kv-routing: the cache keeps no bounds for %s",
                        methods->routing->name);
+    TRY(kv_demote_check(cache, methods, info));
     return kv_evict_check(cache, methods, info);
 }
 
