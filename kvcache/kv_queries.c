@@ -1,7 +1,7 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
 #include "kvcache/basis.h"
-#include "kvcache/encode.h"
 #include "kvcache/demote.h"
+#include "kvcache/encode.h"
 #include "kvcache/evict.h"
 #include "kvcache/scatter.h"
 
