@@ -294,20 +294,29 @@ START_TEST(an_aborted_step_leaves_all_shards_as_they_were)
 }
 END_TEST
 
-/* A sequence alone fits if it could, whatever cached prefixes it shares pages with: of those the pages that
- * it has copies of can be given up. */
-static void check_fit(const kv_layer_shape *layers, uint32_t n_layers, kv_config config)
+/* A cache of a few slabs; *n: tokens of the longest sequence that it says could fit. */
+static fake *open_small(const kv_layer_shape *layers, uint32_t n_layers, kv_config config,
+                        uint32_t *n)
 {
     fake_options options = {.layers = layers, .n_layers = n_layers, .config = config};
     options.config.memory_bytes = (n_layers + 4) * KV_SLAB_BYTES;
     options.limits.n_seq_tokens_max = 2000;
     fake *f = fake_open(&options);
     f->cache->section_tokens = 64;
-    uint32_t n = 0;
-    while (kv_cache_could_fit(f->cache, NULL, n + 1))
-        n++;
-    ck_assert_uint_gt(n, 200);
-    ck_assert_uint_lt(n, 2000);
+    *n = 0;
+    while (kv_cache_could_fit(f->cache, NULL, *n + 1))
+        ++*n;
+    ck_assert_uint_gt(*n, 200);
+    ck_assert_uint_lt(*n, 2000);
+    return f;
+}
+
+/* A sequence alone fits if it could, whatever cached prefixes it shares pages with: of those the pages that
+ * it has copies of can be given up. */
+static void check_fit(const kv_layer_shape *layers, uint32_t n_layers, kv_config config)
+{
+    uint32_t n;
+    fake *f = open_small(layers, n_layers, config, &n);
     for (uint32_t i = 0; i < 40; i++) {
         fake_seq s = fake_seq_open(
             f,
@@ -341,16 +350,8 @@ END_TEST
 /* The same of sequences that evict: packing and encoding find the room that they need. */
 static void check_evicting_fit(const kv_layer_shape *layers, uint32_t n_layers, kv_config config)
 {
-    fake_options options = {.layers = layers, .n_layers = n_layers, .config = config};
-    options.config.memory_bytes = (n_layers + 4) * KV_SLAB_BYTES;
-    options.limits.n_seq_tokens_max = 2000;
-    fake *f = fake_open(&options);
-    f->cache->section_tokens = 64;
-    uint32_t n = 0;
-    while (kv_cache_could_fit(f->cache, NULL, n + 1))
-        n++;
-    ck_assert_uint_gt(n, 200);
-    ck_assert_uint_lt(n, 2000);
+    uint32_t n;
+    fake *f = open_small(layers, n_layers, config, &n);
     for (uint32_t n_prompt = 1; n_prompt < n; n_prompt += 450) {
         fake_seq s = fake_seq_open(f, (fake_ids){.seed = 9, .n_prompt = n_prompt});
         (void)kv_seq_take_prefix(s.seq, s.tokens, n_prompt);
