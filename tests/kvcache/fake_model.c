@@ -54,12 +54,12 @@ kv_config fake_coded(const char *codec)
     return config;
 }
 
-void fake_check(const fake *f)
+void fake_check(fake *f)
 {
 #ifdef PIKV_PARANOID
     (void)f;
 #else
-    ck_assert(kv_cache_is_sane(f->cache));
+    if (f->n_checks++ % 8 == 0) ck_assert(kv_cache_is_sane(f->cache));
 #endif
 }
 
