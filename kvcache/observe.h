@@ -49,6 +49,9 @@ typedef struct kv_observed {
     uint32_t n_positions;
     kv_uses *uses; /* [n_lists][n_entries] */
     uint32_t n_entries;
+    float
+        *replay; /* per head [n_prompt_tokens]; NULL unless the prompt is read again; kv_replay.h */
+    size_t replay_bytes;
     size_t bytes; /* of all these */
 } kv_observed;
 
@@ -57,7 +60,8 @@ typedef struct kv_observers {
     size_t *first_query;  /* [n_layers + 1]: floats of one position in the layers before */
     size_t *first_square; /* [n_layers + 1]: floats of one position in the layers before */
     size_t *first_sum;    /* [n_layers + 1]: doubles of the layers before */
-    float *lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass is asked for */
+    float *
+        lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass or replays are asked for */
     size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
 } kv_observers;
 

@@ -68,6 +68,10 @@ typedef struct kv_score_args {
     const float *
         mass; /* [n], under KV_SCORE_MASS: sum over the queries so far of the mean over the group of
                         * the attention that the entry got */
+    uint32_t n_prompt; /* positions of the prompt */
+    const float
+        *replay; /* [n], under KV_SCORE_REPLAY: the largest share of attention that the entry got
+                 * when the prompt was read again, 0 behind it; NULL: it was not (kv_replay.h) */
     const uint32_t *last_use; /* [n], under KV_SCORE_USES: step in which its page was last read */
     const uint32_t *n_uses;   /* [n], under KV_SCORE_USES */
     uint32_t now;             /* this step, in the same count */
@@ -80,7 +84,8 @@ enum {
     KV_SCORE_STATS = 2,
     KV_SCORE_MASS = 4,
     KV_SCORE_USES = 8,
-    KV_SCORE_OUT_PROJ = 16
+    KV_SCORE_OUT_PROJ = 16,
+    KV_SCORE_REPLAY = 32
 };
 
 typedef struct kv_score_shape {
@@ -118,7 +123,7 @@ typedef struct kv_scorer {
 #define KV_SCORER_LIST(X) \
     X(snapkv) X(distill) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) \
     X(criticalkv) X(criticalkv_l2) X(dropkv) X(chunkkv) X(fastv) X(observed_attention) X(h2o) \
-    X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
+    X(kvzip) X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
 /* clang-format on */
 
 extern const kv_scorer *const kv_scorers[]; /* ends with NULL */
