@@ -17,6 +17,8 @@ static err_t check_length(const engine *e, const session_spec *spec, err_info *i
                        "prompt of %u tokens and max_tokens of %u exceed the context of %u tokens",
                        spec->n_prompt, spec->max_tokens, e->config.n_context_max);
     }
+    if (spec->max_tokens > 1) /* else nothing is decoded, and nothing chosen */
+        TRY(kv_cache_check_prompt(e->parts.cache, spec->methods, spec->n_prompt, info));
     if (!kv_cache_could_fit(e->parts.cache, spec->methods, (uint32_t)n_tokens)) {
         return err_set(
             info, ERR_BAD_REQUEST,
