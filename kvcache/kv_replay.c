@@ -58,7 +58,7 @@ err_t kv_cache_check_prompt(const kv_cache *cache, const kv_methods *methods, ui
     return err_set(info, ERR_BAD_REQUEST,
                    "%s: %s reads a prompt of %u tokens again behind it, and a context of %u tokens "
                    "leaves less than %zu for it",
-                   methods->selection.evicts ? "kv.compression" : "kv.scheduling",
+                   methods->selection.evicts ? "kv-compression" : "kv-scheduling",
                    kv_methods_of_prompt(methods)->name, n_prompt, cache->limits.n_seq_tokens_max,
                    KV_REPLAY_LEAD + min_size(n_prompt, KV_REPLAY_CHUNK_LEAST));
 }

@@ -554,13 +554,13 @@ START_TEST(a_prompt_whose_replay_has_no_positions_is_refused)
     err_info info = {0};
     ck_assert_int_eq(kv_cache_check_prompt(f->cache, NULL, 512 - 48 - 64, &info), ERR_OK);
     ck_assert_int_eq(kv_cache_check_prompt(f->cache, NULL, 512 - 48 - 63, &info), ERR_BAD_REQUEST);
-    ck_assert_str_eq(info.message, "kv.scheduling: kvzip reads a prompt of 401 tokens again behind "
+    ck_assert_str_eq(info.message, "kv-scheduling: kvzip reads a prompt of 401 tokens again behind "
                                    "it, and a context of 512 tokens leaves less than 112 for it");
     fake_close(f);
     f = open_fake(&setups[2]);
     info = (err_info){0};
     ck_assert_int_eq(kv_cache_check_prompt(f->cache, NULL, 490, &info), ERR_BAD_REQUEST);
-    ck_assert_ptr_nonnull(strstr(info.message, "kv.compression: kvzip reads a prompt of 490"));
+    ck_assert_ptr_nonnull(strstr(info.message, "kv-compression: kvzip reads a prompt of 490"));
     fake_close(f);
 }
 END_TEST
