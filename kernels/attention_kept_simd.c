@@ -35,6 +35,7 @@ static void score_kept(const attn_query *query, const slot_set *s, const slot_ru
     const dots d = {.w = s->k + run->first,
                     .x = rows,
                     .out = out,
+                    .ahead = s->k[run->first],
                     .n_rows = run->n,
                     .n_x = r->n,
                     .cols = list.n,
@@ -56,6 +57,7 @@ static void fold_kept(const attn_query *query, const slot_set *s, const slot_run
     const v_fold f = {.v = s->v + run->first,
                       .p = part->p + (size_t)run->first * row_width(n_rows),
                       .n_slots = run->n,
+                      .ahead = s->v[run->first],
                       .kept = none,
                       .added = all,
                       .acc = rows};

@@ -30,7 +30,6 @@ static_assert((int)ATTN_ROWS == (int)DIRECT_TOKENS_MAX, "one direct tile of scor
 typedef float four __attribute__((vector_size(16)));
 static_assert(ATTN_BLOCK_SLOTS_MAX * ATTN_ROWS % LANES == 0, "whole vectors of scores");
 static_assert(2 * ATTN_ROWS <= LANES, "one vector of fold factors");
-enum { LINE_BYTES = 64 };
 
 /* Slots [first, first + n) of a set: of one encoded span, or of plain ones. */
 typedef struct slot_run {
@@ -45,8 +44,7 @@ typedef struct slot_set {
     const void *v_grid[ATTN_BLOCK_SLOTS_MAX + 3]; /* valid in coded runs */
     slot_run runs[ATTN_BLOCK_SLOTS_MAX];
     uint32_t n_runs;
-    const attn_span
-        *next; /* rows to ask for while the last run is worked on, coded alike; or NULL */
+    const attn_span *next; /* to ask for while the last run, coded alike, is worked on; or NULL */
     uint32_t position[ATTN_BLOCK_SLOTS_MAX];
     float bias[ATTN_BLOCK_SLOTS_MAX];
     bool has_bias;
@@ -215,6 +213,7 @@ static void score_rows(const attn_query *query, const slot_set *s, const row_set
         const dots d = {.w = s->k + run->first,
                         .x = r->q,
                         .out = out,
+                        .ahead = s->next != NULL ? s->next->k : s->k[run->first],
                         .n_rows = run->n,
                         .n_x = r->n,
                         .cols = query->k_dim,
@@ -366,20 +365,24 @@ static void prefetch_bytes(const void *from, size_t n_bytes)
 }
 
 /* Asks for a block while the one before it, `s`, is worked on. Pages lie anywhere and are a few KiB
- * long, so the hardware sees each of their parts as something new. Codes after codes are left to the
- * loops over the last run, row by row: asked for all at once they would wait for each other. */
+ * long, so the hardware sees each of their parts as something new. Rows that follow rows of their kind
+ * are left to the loops over the last run, line by line: asked for all at once they would wait for each
+ * other. */
 static void prefetch_block(const attn_query *query, const attn_blocks *blocks, uint32_t b,
                            slot_set *s)
 {
     if (b >= blocks->n_blocks) return;
     const attn_block *block = &blocks->blocks[b];
-    const attn_span *coded = s->n_runs > 0 ? s->runs[s->n_runs - 1].coded : NULL;
+    const slot_run *last = s->n_runs > 0 ? &s->runs[s->n_runs - 1] : NULL;
+    const attn_coding coding = last == NULL          ? ATTN_KEPT
+                               : last->coded == NULL ? ATTN_PLAIN
+                                                     : last->coded->coding;
     for (uint32_t i = 0; i < block->n_spans; i++) {
         const attn_span *span = &blocks->spans[block->first_span + i];
         const size_t n_slots = span->n_slots;
         if (span->positions != NULL)
             prefetch_bytes(span->positions, n_slots * sizeof *span->positions);
-        if (coded != NULL && coded->coding == span->coding && span->coding != ATTN_KEPT) {
+        if (coding == span->coding && span->coding != ATTN_KEPT) {
             s->next = span;
         } else {
             prefetch_bytes(span->k, n_slots * span->k_stride_bytes);

@@ -11,6 +11,8 @@ typedef struct v_fold {
     const void *const *v; /* [n_slots] */
     const float *p;       /* [n_slots][row_width] */
     uint32_t n_slots;
+    const char *ahead; /* as many rows, stride_bytes apart, to ask for meanwhile */
+    uint32_t stride_bytes;
     const float *kept, *added; /* [n rows] */
     float *const *acc;         /* [n rows]: rows of the state */
 } v_fold;
@@ -45,8 +47,13 @@ static ALWAYS_INLINE void fold_tile(const v_fold *f, uint32_t c, uint32_t n_rest
         for (int i = 0; i < C; i++)
             a[j][i] = vf_set1(0);
     }
-    for (uint32_t s = 0; s < f->n_slots; s++) {
+    const uint32_t n_bytes = (uint32_t)C * LANES * (uint32_t)dtype_bytes(type);
+    const char *ahead = f->ahead + (size_t)c * dtype_bytes(type);
+    for (uint32_t s = 0; s < f->n_slots; s++, ahead += f->stride_bytes) {
         vf values[V_TILE_MAX];
+        UNROLL
+        for (uint32_t at = 0; at < n_bytes; at += LINE_BYTES)
+            _mm_prefetch(ahead + at, _MM_HINT_T0);
         UNROLL
         for (int i = 0; i < C; i++)
             values[i] = load_values(f->v[s], c + (uint32_t)(i * LANES), n_rest, type);
@@ -107,6 +114,8 @@ static void fold_plain(const attn_query *query, const slot_set *s, const slot_ru
     const v_fold f = {.v = s->v + run->first,
                       .p = part->p + (size_t)run->first * row_width(n_rows),
                       .n_slots = run->n,
+                      .ahead = s->next != NULL ? s->next->v : s->v[run->first],
+                      .stride_bytes = query->v_dim * (uint32_t)dtype_bytes(query->type),
                       .kept = part->kept,
                       .added = part->added,
                       .acc = acc};

@@ -5,8 +5,10 @@
  * computes exactly this for each (row, token), only several at once, so the shape never shows in
  * the bits:
  *
- *   direct  few tokens: rows are converted on the fly, several rows hide the latency of the adds,
- *           and the weights are prefetched, since this shape is bound by memory
+ *   direct  few tokens: rows are converted on the fly, and several rows hide the latency of the adds.
+ *           This shape is bound by memory: for every line of a row that is used, a line of what comes
+ *           later is asked for, in the order of memory. Left to the hardware, which sees several short
+ *           rows at once, half of the bandwidth is reached
  *   packed  many tokens: K_BLOCK columns of ROW_BLOCK rows and of TOKEN_BLOCK tokens are copied (the
  *           rows converted) into panels that stay in L2, and TILE_ROWS x TILE_TOKENS accumulators
  *           run over them; between blocks of columns they wait in memory as whole vectors
@@ -26,9 +28,12 @@ enum {
     K_BLOCK = 512,
     TILE_TOKENS = 4,
     DIRECT_TOKENS_MAX = 4,
-    DIRECT_ROWS_MAX = 60, /* not a power of two of tiles: see row_streams */
-    DIRECT_TILE = 4,      /* rows of the tallest direct tile */
-    PREFETCH_BYTES = 1024 /* ahead within each row: about the latency of memory at full rate */
+    DIRECT_ROWS_MAX = 60,
+    DIRECT_TILE = 4, /* rows of the tallest direct tile */
+    AHEAD_BYTES =
+        12
+        << 10, /* of weights: some 100 lines, the latency of memory at full rate, and then some */
+    LINE_BYTES = 64
 };
 static_assert(ROW_BLOCK % TILE_ROWS == 0, "whole tiles");
 static_assert(TOKEN_BLOCK % TILE_TOKENS == 0, "whole tiles");
@@ -38,7 +43,7 @@ typedef struct dots {
     const void *const *w;  /* [n_rows] first element of each row, stored as `type` */
     const float *const *x; /* [n_x] */
     float *out;            /* dot(w[r], x[t]) at out[r * dots_stride(n_x) + t] */
-    size_t skip_bytes;     /* direct: what the prefetch adds behind the last rows */
+    const char *ahead;     /* direct: as many bytes as the rows have, to ask for meanwhile */
     uint32_t n_rows;       /* direct: any number; packed: up to ROW_BLOCK */
     uint32_t n_x;          /* up to TOKEN_BLOCK */
     uint32_t cols;
@@ -51,17 +56,6 @@ static_assert((int)DIRECT_ROWS_MAX * (int)DIRECT_TOKENS_MAX <= (int)DOTS_OUT_FLO
 static inline uint32_t dots_stride(uint32_t n_x)
 {
     return n_x <= DIRECT_TOKENS_MAX ? n_x : TOKEN_BLOCK;
-}
-
-/* Into how many runs of consecutive rows the caller should deal a block, so that the rows of a tile
- * come from different runs and each run is read from end to end: tile i takes row i of every run.
- * Neighbouring rows in one tile would be many streams in one page, which the hardware's prefetcher
- * does not see as streams. Runs of a power of two of rows would fall on the same sets of the cache,
- * hence the 15 rows a run of DIRECT_ROWS_MAX. */
-static inline uint32_t row_streams(uint32_t n_x, uint32_t n_rows)
-{
-    const uint32_t tile = n_x < DIRECT_TOKENS_MAX ? DIRECT_TILE : 1;
-    return n_rows % tile == 0 ? tile : 1;
 }
 
 /* ---- direct ---- */
@@ -104,10 +98,9 @@ static ALWAYS_INLINE void direct_sums(vf acc[DIRECT_TILE][DIRECT_TOKENS_MAX], fl
 static ALWAYS_INLINE void direct_tile(const dots *d, uint32_t r, const int R, const int N,
                                       const dtype type)
 {
-    enum { LINE_BYTES = 64 };
     const uint32_t step_bytes = LANES * dtype_bytes(type), line_steps = LINE_BYTES / step_bytes;
     const uint32_t n_steps = d->cols / LANES, n_rest = d->cols % LANES;
-    const char *w[DIRECT_TILE];
+    const char *w[DIRECT_TILE], *ahead = d->ahead + (size_t)r * d->cols * dtype_bytes(type);
     const float *x[DIRECT_TOKENS_MAX];
     vf acc[DIRECT_TILE][DIRECT_TOKENS_MAX];
     UNROLL
@@ -120,16 +113,11 @@ static ALWAYS_INLINE void direct_tile(const dots *d, uint32_t r, const int R, co
     UNROLL
     for (int j = 0; j < N; j++)
         x[j] = d->x[j];
-    /* The rows of the next tile follow these in memory (see row_streams), but for the last tile. */
-    const uint32_t n_ahead = PREFETCH_BYTES / step_bytes;
-    const bool is_last = r + (uint32_t)R >= d->n_rows;
     size_t s = 0;
-    for (; s + line_steps <= n_steps; s += line_steps) {
-        size_t ahead = s * step_bytes + PREFETCH_BYTES;
-        if (is_last && s + n_ahead >= n_steps) ahead += d->skip_bytes;
+    for (; s + line_steps <= n_steps; s += line_steps, ahead += R * LINE_BYTES) {
         UNROLL
         for (int i = 0; i < R; i++)
-            _mm_prefetch(w[i] + ahead, _MM_HINT_T0);
+            _mm_prefetch(ahead + i * LINE_BYTES, _MM_HINT_T0);
         for (uint32_t u = 0; u < line_steps; u++)
             direct_step(acc, w, x, s + u, R, N, type);
     }

@@ -28,23 +28,20 @@ static size_t grain_of(size_t products_per_item)
     return PRODUCTS_PER_CHUNK / max_size(products_per_item, 1) + 1;
 }
 
-/* Rows [row, row + n_rows) of w; d->n_x is set. `rows` is the caller's storage for the pointers,
- * which are dealt as row_streams says: take_products has the way back. */
+/* Rows [row, row + n_rows) of w. `rows` is the caller's storage for the pointers. What is asked for
+ * ahead is the matrix itself, and behind its end whatever lies there: a hint that cannot fail. */
 static void dots_set_rows(dots *d, const matrix *w, uint32_t row, uint32_t n_rows,
                           const void *rows[ROWS_MAX])
 {
     const size_t row_bytes = (size_t)w->cols * dtype_bytes(w->type);
-    const uint32_t n_streams = row_streams(d->n_x, n_rows), n_run = n_rows / n_streams;
     const char *at = (const char *)w->data + row * row_bytes;
-    for (uint32_t stream = 0; stream < n_streams; stream++) {
-        for (uint32_t i = 0; i < n_run; i++, at += row_bytes)
-            rows[i * n_streams + stream] = at;
-    }
+    d->ahead = at + AHEAD_BYTES;
+    for (uint32_t i = 0; i < n_rows; i++, at += row_bytes)
+        rows[i] = at;
     d->w = rows;
     d->n_rows = n_rows;
     d->cols = w->cols;
     d->type = w->type;
-    d->skip_bytes = (n_rows - n_run) * row_bytes; /* to the same stream of the next block */
 }
 
 /* out[r] = or += the product of row r and token t, for all rows of d. */
@@ -56,13 +53,10 @@ typedef struct product_sink {
 
 static void take_products(const dots *d, const float *products, uint32_t t, product_sink sink)
 {
-    const uint32_t n_streams = row_streams(d->n_x, d->n_rows), n_run = d->n_rows / n_streams;
-    const size_t stride = (size_t)dots_stride(d->n_x) * n_streams;
-    float *out = sink.out;
-    for (uint32_t stream = 0; stream < n_streams; stream++) {
-        const float *from = products + (size_t)stream * dots_stride(d->n_x) + t;
-        for (uint32_t i = 0; i < n_run; i++, from += stride, out++)
-            *out = sink.accumulate ? *out + sink.weight * *from : *from;
+    const float *from = products + t;
+    for (uint32_t i = 0; i < d->n_rows; i++, from += dots_stride(d->n_x)) {
+        float *out = &sink.out[i];
+        *out = sink.accumulate ? *out + sink.weight * *from : *from;
     }
 }
 
