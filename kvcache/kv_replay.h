@@ -13,7 +13,7 @@
  *   while (kv_seq_wants_replay(seq, &chunk)) { rows with is_replay ...; kv_seq_end_replay(seq); }
  *
  * Scores do not depend on how a chunk is cut into steps, nor on the neighbours. The softmax of a score is over
- * the first 4 entries, the chunk's and the replay's own up to the query (Kim et al., KVzip, arXiv 2505.23416).
+ * the first KV_REPLAY_SINKS entries, the chunk's and the replay's own up to the query (Kim et al., KVzip, arXiv 2505.23416).
  *
  * Memory: at the peak the whole prompt is there unencoded, and one chunk with its lead beside it;
  * kv_cache_could_fit and kv_cache_capacity_tokens count that. Layers with a sliding window keep what the
@@ -28,9 +28,8 @@
 enum {
     KV_REPLAY_CHUNK = 2048, /* tokens of the prompt that are read again at once, at most */
     KV_REPLAY_CHUNK_LEAST =
-        64,              /* at least, or the whole prompt: smaller ones would compare too few */
-    KV_REPLAY_LEAD = 48, /* tokens before them that the caller may add, at most */
-    KV_REPLAY_SINKS = 4  /* first positions that every chunk's softmax has */
+        64,             /* at least, or the whole prompt: smaller ones would compare too few */
+    KV_REPLAY_LEAD = 48 /* tokens before them that the caller may add, at most */
 };
 
 /* Positions of the prompt. */

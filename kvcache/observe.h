@@ -11,6 +11,10 @@
  *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
  *             if routing leaves pages out
  *
+ *   replay    while a prompt is read again, and as long as its scores are asked for: the largest share of
+ *             every position (kv_replay.h). A maximum may be raised twice, so there is one copy. All others
+ *             stand still meanwhile: these queries are not the sequence's own
+ *
  * A sequence has what its scorers and its codec ask for, allocated when it opens and when its table grows;
  * what only a selection asks for is given back once the prompt's end has been chosen. What a step
  * adds goes to a second copy that takes the place of the first when the step ends: an aborted step

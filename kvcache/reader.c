@@ -146,20 +146,24 @@ static float *lse_of(const attend_loop *loop, const kv_tile *tile, uint32_t head
            token * (shape->n_heads / shape->n_kv_heads);
 }
 
-/* The lse of a replay's queries over what its scores compare: the first entries, the chunk's and its own.
- * The state is free again. */
+/* The lse of a replay's queries over what its scores compare: the first entries, the chunk's and its own. If
+ * the chunk is the whole prompt that is everything, and attention has found it, unless it added a logit. The
+ * state is free again. */
 static void normalise_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
                            kv_reader_worker *worker)
 {
     kv_replay_chunk chunk;
     kv_read_job j = make_job(loop, tile, head, worker);
+    const uint32_t n_prompt = j.seq->n_prompt_tokens;
+    const bool has_logit = loop->cache->layer[j.layer].sink_logit != NULL;
     const bool is_wanted = kv_seq_wants_replay(j.seq, &chunk);
     assert(is_wanted);
     assert(!j.has_low); /* nothing of the prompt is encoded */
+    if (chunk.first == 0 && chunk.end == n_prompt && !has_logit) return;
     const kv_read_ranges compared = {.first_end = (uint32_t)min_size(KV_REPLAY_SINKS, chunk.first),
                                      .first = chunk.first,
                                      .end = chunk.end,
-                                     .behind = j.seq->n_prompt_tokens};
+                                     .behind = n_prompt};
     const attn_result result = {.o = j.state->acc, .lse = lse_of(loop, tile, head)};
     j.only = &compared;
     j.query.v_dim = 0;

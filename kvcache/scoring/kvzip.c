@@ -15,7 +15,7 @@
 
 #include <math.h>
 
-enum { N_SINKS = 4, N_LATEST = 32 };
+enum { N_LATEST = 32 };
 
 /* out[i] becomes at least the largest share of the chunk's entry i. */
 static void raise_chunk(kv_window *w, uint32_t first, float *out)
@@ -44,7 +44,7 @@ static void score_replay(const kv_score_args *args, float *out)
     for (uint32_t i = 0; i < n; i++)
         out[i] = args->replay != NULL ? args->replay[i] : 0;
     if (args->replay == NULL || args->length > args->n_prompt) raise_by_latest(args, out);
-    for (uint32_t i = 0; i < n && args->view->positions[i] < N_SINKS; i++)
+    for (uint32_t i = 0; i < n && args->view->positions[i] < KV_REPLAY_SINKS; i++)
         out[i] = 1;
 }
 

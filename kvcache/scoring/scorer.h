@@ -5,7 +5,8 @@
  * entries a head keeps is the allocator's (allocator.h), and the cache keeps sinks and ring whatever
  * they score. The cache asks between steps, when the prompt ends, at multiples of 2048 of its positions,
  * and later whenever a block leaves the ring (encode.h), so that scores never depend on how a prompt
- * was cut or on who else is in the batch.
+ * was cut or on who else is in the batch. A prompt that is read again first (KV_SCORE_REPLAY) it asks about
+ * at its end alone.
  *
  * What a scorer says it needs is kept for it while the sequence runs, and counted in its bytes. */
 #ifndef KVCACHE_SCORING_SCORER_H
@@ -17,7 +18,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KV_SCORE_CHUNK = 64 }; /* entries that are loaded at once, at most */
+enum {
+    KV_SCORE_CHUNK = 64, /* entries that are loaded at once, at most */
+    KV_REPLAY_SINKS = 4  /* first positions, which every part of a replay has to compare with */
+};
 
 /* Entries [0, n) of one head. */
 typedef struct kv_score_view {

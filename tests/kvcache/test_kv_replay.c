@@ -14,8 +14,8 @@
 
 enum { PROMPT = 110, TOKENS = 150, N_LEAD = 3, HEADS_MAX = 2 };
 
-/* Two chunks of a prompt of 110. */
-static const uint32_t CHUNK = 64;
+/* Two chunks of a prompt of 110, or one. */
+static const uint32_t CHUNK = 64, WHOLE = 2048;
 
 typedef struct setup {
     const char *scheduling, *compression, *placement;
@@ -40,8 +40,9 @@ static fake *open_fake(const setup *x)
 {
     fake_options options = {.no_prefix_caching = !x->has_prefixes, .n_threads = x->n_threads};
     options.config = x->is_mixed ? fake_defaults() : fake_coded("none");
-    options.layers = x->is_mixed ? NULL : fake_coded_layers;
-    options.n_layers = x->has_prefixes ? 1 : 2; /* the second frees what its window has passed */
+    options.layers = x->is_mixed ? fake_layers : fake_coded_layers;
+    /* The second frees what its window has passed; the third of the mixed ones has a logit of its own. */
+    options.n_layers = x->has_prefixes ? 1 : x->is_mixed ? 3 : 2;
     options.config.scheduling = (char *)(uintptr_t)x->scheduling;
     options.config.compression = (char *)(uintptr_t)x->compression;
     options.config.placement = (char *)(uintptr_t)x->placement;
@@ -161,19 +162,21 @@ static void check_chunk(const fake *f, const fake_seq *s, const kv_replay_chunk 
 
 START_TEST(scores_are_the_largest_shares_of_a_softmax_over_first_entries_chunk_and_replay)
 {
-    for (size_t i = 0; i < N_SETUPS; i++) {
-        fake *f = open_fake(&setups[i]);
+    for (size_t i = 0; i < 2 * N_SETUPS; i++) {
+        fake *f = open_fake(&setups[i / 2]);
         fake_seq s = open_seq(f, 3, 64);
         kv_replay_chunk chunk;
+        const uint32_t n_want = i % 2 == 0 ? 2 : 1, n_each = PROMPT / n_want;
         uint32_t n_chunks = 0;
+        if (n_want == 1) f->cache->replay_tokens = WHOLE;
         for (; kv_seq_wants_replay(s.seq, &chunk); n_chunks++) {
-            ck_assert_uint_eq(chunk.first, n_chunks * 55);
-            ck_assert_uint_eq(chunk.end - chunk.first, 55); /* of one size */
+            ck_assert_uint_eq(chunk.first, n_chunks * n_each);
+            ck_assert_uint_eq(chunk.end - chunk.first, n_each); /* of one size */
             feed_chunk(f, &s, 20);
             check_chunk(f, &s, &chunk);
             ck_assert_uint_eq(kv_seq_end_replay(s.seq), PROMPT);
         }
-        ck_assert_uint_eq(n_chunks, 2);
+        ck_assert_uint_eq(n_chunks, n_want);
         fake_seq_close(f, &s, false);
         fake_close(f);
     }
