@@ -65,6 +65,8 @@ struct kv_seq {
     uint32_t settled_length; /* at which scheduling last had its way; evict.h */
     uint32_t chosen_length; /* at which it last chose what stays; settled_length when all is done */
     uint32_t n_prompt_tokens;
+    uint32_t n_replayed;    /* of them have been read again; kv_replay.h */
+    bool is_replaying;      /* tokens behind the prompt are those of a replay */
     uint32_t first_token;   /* of its tokens in the step's batch; valid only inside a step */
     uint32_t n_step_tokens; /* 0 outside a step */
     uint32_t object;        /* the cached object that borrows this table, or KV_OBJECT_NONE */
@@ -89,6 +91,7 @@ struct kv_cache {
     bool has_tiers, has_file; /* below the pool; tier/tiers.h */
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
+    uint32_t replay_tokens;  /* KV_REPLAY_CHUNK */
 
     uint32_t n_layers, n_lists, n_kv_heads_max, n_experts, v_dim_max;
     uint32_t n_classes, n_raw_classes;

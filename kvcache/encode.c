@@ -4,6 +4,7 @@
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
 #include "kvcache/key_box.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
@@ -13,7 +14,8 @@
 kv_goal kv_goal_at(const kv_seq *seq, uint32_t length)
 {
     const kv_cache *cache = seq->cache;
-    kv_goal goal = {.length = length, .n_blocks = kv_blocks_left(cache, length)};
+    kv_goal goal = {
+        .length = length, .window_length = length, .n_blocks = kv_blocks_left(cache, length)};
     if (seq->methods.codec->is_exact) return goal;
     const uint32_t since = length % cache->section_tokens;
     const bool is_prompt = length < seq->n_prompt_tokens;
@@ -25,10 +27,10 @@ kv_goal kv_goal_at(const kv_seq *seq, uint32_t length)
 void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t layer,
                     uint64_t n_blocks, uint64_t *need)
 {
-    const bool is_exact = methods->codec->is_exact;
+    const bool is_exact = methods->codec->is_exact, is_raw = is_exact || kv_methods_replay(methods);
     /* The section begins and ends within a block; one more has the sinks. */
     const uint64_t n_section = cache->section_tokens / cache->page_tokens + 3;
-    const uint64_t n_raw = is_exact || n_blocks < n_section ? n_blocks : n_section;
+    const uint64_t n_raw = is_raw || n_blocks < n_section ? n_blocks : n_section;
     need[cache->layer_class[layer]] +=
         kv_pages_most(cache, layer, n_raw) * cache->n_kv_heads[layer];
     if (is_exact) return;
@@ -46,6 +48,9 @@ static uint64_t next_change(const kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
     const uint32_t length = seq->length;
+    if (length < seq->n_prompt_tokens &&
+        kv_replay_is_due(cache, &seq->methods, seq->n_prompt_tokens))
+        return seq->n_prompt_tokens;
     if (length < seq->n_prompt_tokens) {
         const uint64_t section =
             (length / cache->section_tokens + 1) * (uint64_t)cache->section_tokens;
@@ -166,7 +171,7 @@ void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
         if (cache->scatters[l]) need_scattered(seq, goal, l);
         uint64_t *need = &cache->need[kv_coded_class(cache, &seq->methods, l)];
         for (uint32_t b = first_to_encode(seq); b < end && !cache->scatters[l]; b++) {
-            if (!seq->is_thinned && kv_block_passed(cache, l, b, goal->length))
+            if (!seq->is_thinned && kv_block_passed(cache, l, b, goal->window_length))
                 continue; /* freed before */
             for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
                 const uint32_t page = kv_table_page(&seq->table, kv_home_list(cache, l, h, b), b);

@@ -109,15 +109,17 @@ attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const u
 
 /* What a sequence is to have in pages. */
 typedef struct kv_goal {
-    uint32_t length;   /* tokens that it holds then */
-    uint32_t n_blocks; /* in pages */
+    uint32_t length;        /* tokens that it holds then */
+    uint32_t window_length; /* by which windows pass: length, or in a replay the prompt's */
+    uint32_t n_blocks;      /* in pages */
     uint32_t n_coded; /* blocks below are encoded, but for the one with the sinks; 0 under `none` */
 } kv_goal;
 
 kv_goal kv_goal_at(const kv_seq *seq, uint32_t length);
 
 /* Adds to `need` the pages of n_blocks blocks of one sequence in one layer, at the worst moment: under a
- * lossy codec everything encoded, and the raw pages of a section beside it. */
+ * lossy codec everything encoded, and the raw pages of a section beside it, or of everything if the prompt
+ * is read again (kv_replay_need has the rest). */
 void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t layer,
                     uint64_t n_blocks, uint64_t *need);
 

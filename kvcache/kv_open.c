@@ -9,6 +9,7 @@
 #include "kvcache/demote.h"
 #include "kvcache/evict.h"
 #include "kvcache/key_box.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/memory_available.h"
 
 #include <stdlib.h>
@@ -84,6 +85,7 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
     cache->window_tokens = config->window_tokens;
     cache->sink_tokens = config->sink_tokens;
     cache->section_tokens = KV_SECTION_TOKENS;
+    cache->replay_tokens = KV_REPLAY_CHUNK;
     cache->prefix_caching = config->prefix_caching;
     cache->has_file = config->disk_bytes > 0;
     cache->has_tiers = cache->has_file || config->host_bytes > 0;
@@ -329,8 +331,10 @@ static err_t place_work(kv_cache *cache, arena *a)
 static void need_all(kv_cache *cache, uint64_t n_seqs, uint64_t n_blocks)
 {
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
-    for (uint32_t l = 0; l < cache->n_layers; l++)
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
         kv_need_blocks(cache, &cache->methods, l, n_blocks, cache->need);
+        kv_replay_need(cache, &cache->methods, l, n_blocks, cache->need);
+    }
     for (uint32_t c = 0; c < cache->n_classes; c++)
         cache->need[c] *= n_seqs;
 }

@@ -3,6 +3,7 @@
 #include "kvcache/demote.h"
 #include "kvcache/encode.h"
 #include "kvcache/evict.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/scatter.h"
 
 static void count_tiers(const kv_cache *cache, kv_stats *stats)
@@ -187,6 +188,7 @@ static bool could_hold(const kv_cache *cache, const kv_methods *methods, uint64_
             if (most < n) n = most;
         }
         kv_need_blocks(cache, methods, l, n, need);
+        kv_replay_need(cache, methods, l, n_blocks, need);
     }
     return kv_pool_could_hold(cache->pool, need) || could_spill(cache, methods, n_blocks, need);
 }

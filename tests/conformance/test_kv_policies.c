@@ -101,7 +101,8 @@ static void for_each_policy(void (*check)(const method *m, uint32_t i))
     static const method pairs[] = {
         {"h2o+adakv", "chunkkv"},      {"random", "snapkv+pyramid"},
         {"lru_plus", "keydiff+adakv"}, {"expected_attention+adakv", "pyramidkv"},
-        {"tova", "chunkkv"},           {"fastv", "h2o"}};
+        {"tova", "chunkkv"},           {"fastv", "h2o"},
+        {"kvzip+adakv", "snapkv"},     {"h2o", "kvzip"}};
     uint32_t i = 0;
     for (size_t s = 0; kv_scorers[s] != NULL; s++) {
         for (size_t a = 0; a < N_SUFFIXES; a++) {

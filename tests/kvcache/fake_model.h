@@ -41,6 +41,7 @@ typedef struct fake_seq {
     uint32_t *tokens;  /* [n_seq_tokens_max]: ids of the present and, already, the future */
     float *out;        /* [n_seq_tokens_max][n_out]: what attention returned, by position */
     uint32_t n_prompt; /* what is fed alone behind it is a decode step; at first there is none */
+    bool is_replay;    /* what is fed is read again */
 } fake_seq;
 
 /* n channels of what a token at a position has in a head. */
