@@ -118,12 +118,6 @@ typedef struct kv_goal {
 
 kv_goal kv_goal_at(const kv_seq *seq, uint32_t length);
 
-/* Blocks of a section, at most: it begins and ends within one, and one more has the sinks. */
-static inline uint32_t kv_section_blocks(const kv_cache *cache)
-{
-    return cache->section_tokens / cache->page_tokens + 3;
-}
-
 /* Adds to `need` the pages of n_blocks blocks of one sequence in one layer, at the worst moment: under a
  * lossy codec everything encoded, and the raw pages of a section beside it. */
 void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t layer,
