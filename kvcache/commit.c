@@ -47,7 +47,8 @@ uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_
 static uint32_t page_class(const kv_seq *seq, const kv_goal *goal, uint32_t layer, uint32_t block)
 {
     const kv_cache *cache = seq->cache;
-    const bool is_coded = kv_goal_encodes(cache, goal, block) && !seq->methods.codec->has_own_bases;
+    const bool is_coded =
+        kv_goal_encodes(cache, goal, block) && !kv_codec_waits(seq->methods.codec);
     return is_coded ? kv_coded_class(cache, &seq->methods, layer) : cache->layer_class[layer];
 }
 
@@ -63,8 +64,6 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
                 continue;
             }
             cache->need[page_class(seq, goal, l, b)] += cache->n_kv_heads[l];
-            if (seq->methods.codec->has_own_bases && kv_goal_encodes(cache, goal, b))
-                cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
         }
         /* Who owns the step's entries is not known yet, so there is room for the worst. */
         cache->need[cache->layer_class[l]] +=

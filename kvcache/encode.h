@@ -18,8 +18,9 @@
  * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
  * the new ones is found when the step begins, beside the raw ones: the pool must hold both of a section.
  *
- * A codec with bases of the sequence's own encodes what is in raw pages: a step's new ones, too, are written
- * raw first. Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
+ * A codec with bases of the sequence's own, or one that mixes others, encodes what is in raw pages: a step's
+ * new ones, too, are written raw first; and a mixed one's encoded pages are encoded again when others have
+ * become more important (heat.h). Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
  * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h), in
  * block 0, too: it is no longer the place of the sinks. */
 #ifndef KVCACHE_ENCODE_H
@@ -29,7 +30,7 @@
 
 enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
-/* One raw page on its way. */
+/* One page on its way. */
 typedef struct kv_sealing {
     uint32_t layer, head;
     uint32_t from, to;
@@ -42,7 +43,8 @@ typedef struct kv_page_place {
     uint32_t page;
 } kv_page_place;
 
-/* The size class of a layer's encoded pages; of all its pages under `none`. */
+/* The size class of a layer's encoded pages, of the hottest if the codec is mixed; of all its pages under
+ * `none`. */
 static inline uint32_t kv_coded_class(const kv_cache *cache, const kv_methods *methods,
                                       uint32_t layer)
 {
@@ -129,7 +131,8 @@ bool kv_goal_encodes(const kv_cache *cache, const kv_goal *goal, uint32_t block)
 /* Adds to cache->need the pages into which raw ones will be encoded. */
 void kv_encode_need(const kv_seq *seq, const kv_goal *goal);
 
-/* Encodes the raw pages of blocks [n_coded, end); room was found before. */
+/* Encodes the raw pages of blocks [n_coded, end), and others again if the codec is mixed; room was found
+ * before. */
 void kv_encode(kv_seq *seq, uint32_t end);
 
 /* While that happens: blocks [first, end). Is the page at an entry of a list one of theirs, and raw? */

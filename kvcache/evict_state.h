@@ -39,6 +39,7 @@ typedef struct kv_compact_target {
     uint32_t entry;
     uint32_t to; /* the page that the entry has already, or a new one */
     uint32_t n_slots;
+    uint32_t page_class; /* that the page is to have */
 } kv_compact_target;
 
 /* Entries [first, end) of one shard's list: what they hold goes to targets in order. */

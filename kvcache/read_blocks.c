@@ -4,6 +4,7 @@
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
 #include "kvcache/commit.h"
+#include "kvcache/heat.h"
 #include "kvcache/key_box.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/scatter.h"
@@ -29,11 +30,13 @@ static void fold_low(kv_read_job *j)
 static void count_read(const kv_read_job *j)
 {
     const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
-    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
     for (uint32_t s = 0; s < j->n_spans; s++) {
         const attn_span *span = &j->worker->spans[s];
-        j->worker->bytes_read +=
-            kv_page_read_bytes(span->coding == ATTN_PLAIN ? raw : coded, span->n_slots);
+        const kv_page_layout *layout =
+            span->coding == ATTN_PLAIN
+                ? raw
+                : kv_layout_of_coding(j->cache, &j->seq->methods, j->layer, span->coding);
+        j->worker->bytes_read += kv_page_read_bytes(layout, span->n_slots);
     }
     j->worker->blocks_read += j->n_blocks;
 }

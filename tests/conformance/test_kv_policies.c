@@ -18,7 +18,7 @@ static const fake_ids IDS = {.seed = 3, .n_prompt = PROMPT};
 
 static const char *const suffixes[] = {
     "", "+uniform", "+adakv", "+pyramid", "+duo_attention", "+pyramid+adakv", "+deep"};
-static const char *const codecs[] = {"none", "int8", "think", "int4", "svd"};
+static const char *const codecs[] = {"none", "int8", "think", "int4", "svd", "pikv"};
 static const double budgets[] = {0.5, 0.2, 40};
 enum { N_SUFFIXES = 7, N_CODECS = 5, N_BUDGETS = 3 };
 
