@@ -5,9 +5,10 @@
  * shared: rank r adds slice r of all inputs into its own output - in place too, since nobody else
  * reads that slice there - and takes the other slices from the others' outputs after a meeting.
  *
- * Meeting: a counter under a mutex and a condition variable. Where every rank can have a processor of
- * its own, ranks look at the counter for SPIN_NS before they sleep; spinning threads that outnumber
- * the processors would hold up those that are waited for, so then nobody spins.
+ * Meeting: a count under a mutex; who comes last wakes the others, who sleep on a futex, so that none of
+ * them needs the mutex to go on. Where every rank can have a processor of its own, ranks look for SPIN_NS
+ * before they sleep; spinning threads that outnumber the processors would hold up those that are waited
+ * for, so then nobody spins.
  *
  * A failure is kept in every member at once, under the group's mutex, and wakes all. A member that
  * closes while the group goes on is lost to those that wait for it. */
@@ -17,8 +18,12 @@
 #include "base/clock.h"
 #include "base/threads.h"
 
+#include <limits.h>
+#include <linux/futex.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 static const uint64_t SPIN_NS = 20000; /* a few times what waking a sleeper costs */
 
@@ -44,14 +49,21 @@ typedef struct local_comm {
 
 struct group {
     pthread_mutex_t mutex;
-    pthread_cond_t changed;
     bool may_spin;
     uint32_t n_ranks, n_open, n_here;
-    _Atomic uint64_t n_met; /* meetings at which all were; grows under mutex */
+    _Atomic uint64_t n_met;  /* meetings at which all were; grows under mutex */
+    _Atomic uint32_t n_news; /* changes of n_met and has_failed; the futex of those that sleep */
     atomic_bool has_failed;
     local_comm *members; /* [n_ranks] */
     const void **parts;  /* [n_ranks][n_ranks] */
 };
+
+/* Wakes all that sleep until n_met or has_failed changes; it has. */
+static void wake_all(group *g)
+{
+    atomic_fetch_add(&g->n_news, 1);
+    syscall(SYS_futex, &g->n_news, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
 
 static local_comm *local_of(comm *c)
 {
@@ -64,7 +76,7 @@ static void fail_all(group *g, const err_info *failure)
     for (uint32_t r = 0; r < g->n_ranks; r++)
         (void)comm_fail(&g->members[r].base, failure->code, "%s", failure->message);
     atomic_store(&g->has_failed, true);
-    pthread_cond_broadcast(&g->changed);
+    wake_all(g);
 }
 
 static err_t failure_of(local_comm *c)
@@ -117,6 +129,11 @@ static void spin(const group *g, uint64_t n_met)
     } while (clock_mono_ns() - start_ns < SPIN_NS);
 }
 
+static bool is_over(const group *g, uint64_t n_met)
+{
+    return atomic_load(&g->n_met) != n_met || atomic_load(&g->has_failed);
+}
+
 /* Sleeps until meeting number n_met is over, the group has failed, or the deadline has passed. */
 static void sleep_until_met(local_comm *c, uint64_t n_met)
 {
@@ -124,15 +141,15 @@ static void sleep_until_met(local_comm *c, uint64_t n_met)
     const uint64_t deadline_ns = comm_deadline_ns(atomic_load(&c->base.timeout_ms));
     const struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000),
                                    .tv_nsec = (long)(deadline_ns % 1000000000)};
-    pthread_mutex_lock(&g->mutex);
-    while (atomic_load(&g->n_met) == n_met && !atomic_load(&g->has_failed)) {
-        if (deadline_ns == UINT64_MAX) {
-            pthread_cond_wait(&g->changed, &g->mutex);
-        } else if (pthread_cond_timedwait(&g->changed, &g->mutex, &until) != 0 &&
-                   atomic_load(&g->n_met) == n_met && !atomic_load(&g->has_failed)) {
-            fail_late(c);
-        }
+    while (clock_mono_ns() < deadline_ns) {
+        const uint32_t n_news = atomic_load(&g->n_news);
+        if (is_over(g, n_met)) return;
+        /* Of the futex calls this one takes a point in time, of the monotonic clock. */
+        syscall(SYS_futex, &g->n_news, FUTEX_WAIT_BITSET_PRIVATE, n_news,
+                deadline_ns == UINT64_MAX ? NULL : &until, NULL, FUTEX_BITSET_MATCH_ANY);
     }
+    pthread_mutex_lock(&g->mutex);
+    if (!is_over(g, n_met)) fail_late(c);
     pthread_mutex_unlock(&g->mutex);
 }
 
@@ -150,8 +167,8 @@ static err_t meet(local_comm *c)
     if (++g->n_here == g->n_ranks) {
         g->n_here = 0;
         atomic_store_explicit(&g->n_met, n_met + 1, memory_order_release);
-        pthread_cond_broadcast(&g->changed);
         pthread_mutex_unlock(&g->mutex);
+        wake_all(g);
         return ERR_OK;
     }
     look_for_left(g, c);
@@ -278,7 +295,6 @@ static void close_group(group *g)
 {
     for (uint32_t r = 0; r < g->n_ranks; r++)
         comm_deinit(&g->members[r].base);
-    pthread_cond_destroy(&g->changed);
     pthread_mutex_destroy(&g->mutex);
     free(g->members);
     free(g->parts);
@@ -318,12 +334,7 @@ static err_t open_group(uint32_t n_ranks, uint32_t timeout_ms, group **out, err_
         c->group = g;
         c->parts = g->parts + (size_t)r * n_ranks;
     }
-    pthread_condattr_t clock;
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
     pthread_mutex_init(&g->mutex, NULL);
-    pthread_cond_init(&g->changed, &clock);
-    pthread_condattr_destroy(&clock);
     *out = g;
     return ERR_OK;
 fail:

@@ -367,8 +367,15 @@ static err_t join(tcp_comm *c, const comm_config *config, uint64_t deadline_ns, 
     tcp_hello hello = {.n_ranks = own->n_ranks, .rank = own->rank, .port = socket_port(&listening)};
     memcpy(hello.magic, MAGIC, sizeof MAGIC);
     hash_random_bytes(&hello.number, sizeof hello.number);
-    TRY(say_hello(c, 0, &master, hello, deadline_ns));
-    TRY(socket_receive_all(*fd, welcome, sizeof *welcome, deadline_ns));
+    if (say_hello(c, 0, &master, hello, deadline_ns) != ERR_OK) {
+        /* Perhaps refused already, and then the reason is there to be read. */
+        enum { REFUSAL_MS = 200 };
+        const uint64_t refusal_ns = comm_deadline_ns(REFUSAL_MS);
+        if (socket_receive_all(*fd, welcome, sizeof *welcome, refusal_ns) != ERR_OK)
+            return ERR_PEER_GONE;
+    } else {
+        TRY(socket_receive_all(*fd, welcome, sizeof *welcome, deadline_ns));
+    }
     if (welcome->code == ERR_OK) return ERR_OK;
     welcome->message[sizeof welcome->message - 1] = '\0';
     return err_set(info, welcome->code < ERR_COUNT ? (err_t)welcome->code : ERR_PEER_LOST, "%s",

@@ -7,7 +7,7 @@
 #include <time.h>
 
 /* Elements; the last two are cut into slices, and into pieces for all but few ranks. */
-static const size_t COUNTS[] = {0, 1, 31, 1000, 4099, 70001, 2500003};
+static const size_t COUNTS[] = {0, 1, 31, 1000, 4099, 70001, 1100003};
 enum { N_COUNTS = sizeof COUNTS / sizeof COUNTS[0], N_SHORT_COUNTS = N_COUNTS - 1 };
 
 static uint32_t mix(uint32_t rank, size_t i)
