@@ -110,7 +110,7 @@ err_t comm_all_gather(comm *c, const void *in, void *out, size_t bytes, err_info
 /* in and out are [n_ranks][bytes]: part r of `in` becomes part (own rank) of rank r's `out`. */
 err_t comm_all_to_all(comm *c, const void *in, void *out, size_t bytes, err_info *info) MUST_CHECK;
 
-/* `data` of rank `root` becomes everybody's. Root does not wait for the others to take it. */
+/* `data` of rank `root` becomes everybody's. Root may return before the others have it. */
 err_t comm_broadcast(comm *c, void *data, size_t bytes, uint32_t root, err_info *info) MUST_CHECK;
 
 /* Returns when every rank has called it, and has got there in its stream. */
