@@ -5,10 +5,10 @@
  * shared: rank r adds slice r of all inputs into its own output - in place too, since nobody else
  * reads that slice there - and takes the other slices from the others' outputs after a meeting.
  *
- * Meeting: a count under a mutex; who comes last wakes the others, who sleep on a futex, so that none of
- * them needs the mutex to go on. Where every rank can have a processor of its own, ranks look for SPIN_NS
- * before they sleep; spinning threads that outnumber the processors would hold up those that are waited
- * for, so then nobody spins.
+ * Meeting: a count under a mutex; who comes last wakes the others, who sleep on a futex at once, so that
+ * none of them needs the mutex to go on. To look for a while before sleeping was measured and is worse:
+ * two ranks on a busy machine of two processors took 140 us for a small sum instead of 30, since who
+ * looks holds up who is waited for (docs/performance.md).
  *
  * A failure is kept in every member at once, under the group's mutex, and wakes all. A member that
  * closes while the group goes on is lost to those that wait for it. */
@@ -16,7 +16,6 @@
 
 #include "base/check.h"
 #include "base/clock.h"
-#include "base/threads.h"
 
 #include <limits.h>
 #include <linux/futex.h>
@@ -24,8 +23,6 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-
-static const uint64_t SPIN_NS = 20000; /* a few times what waking a sleeper costs */
 
 typedef struct slot {
     const void *in;
@@ -49,7 +46,6 @@ typedef struct local_comm {
 
 struct group {
     pthread_mutex_t mutex;
-    bool may_spin;
     uint32_t n_ranks, n_open, n_here;
     _Atomic uint64_t n_met;  /* meetings at which all were; grows under mutex */
     _Atomic uint32_t n_news; /* changes of n_met and has_failed; the futex of those that sleep */
@@ -117,18 +113,6 @@ static void fail_late(local_comm *c)
     fail_all(c->group, &failure);
 }
 
-static void spin(const group *g, uint64_t n_met)
-{
-    enum { LOOKS_PER_CLOCK = 64 };
-    const uint64_t start_ns = clock_mono_ns();
-    do {
-        for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
-            if (atomic_load_explicit(&g->n_met, memory_order_acquire) != n_met) return;
-            if (atomic_load_explicit(&g->has_failed, memory_order_relaxed)) return;
-        }
-    } while (clock_mono_ns() - start_ns < SPIN_NS);
-}
-
 static bool is_over(const group *g, uint64_t n_met)
 {
     return atomic_load(&g->n_met) != n_met || atomic_load(&g->has_failed);
@@ -173,8 +157,7 @@ static err_t meet(local_comm *c)
     }
     look_for_left(g, c);
     pthread_mutex_unlock(&g->mutex);
-    if (g->may_spin) spin(g, n_met);
-    if (atomic_load_explicit(&g->n_met, memory_order_acquire) == n_met) sleep_until_met(c, n_met);
+    sleep_until_met(c, n_met);
     /* Whoever was at the meeting goes on from it, even if the group has failed since. */
     return atomic_load_explicit(&g->n_met, memory_order_acquire) != n_met ? ERR_OK : failure_of(c);
 }
@@ -325,7 +308,6 @@ static err_t open_group(uint32_t n_ranks, uint32_t timeout_ms, group **out, err_
     g->parts = calloc(n_parts, sizeof *g->parts);
     if (g->members == NULL || g->parts == NULL) goto fail;
     g->n_ranks = g->n_open = n_ranks;
-    g->may_spin = n_ranks > 1 && n_ranks <= threads_available();
     for (uint32_t r = 0; r < n_ranks; r++) {
         local_comm *c = &g->members[r];
         const comm_config config = {.rank = r, .n_ranks = n_ranks, .timeout_ms = timeout_ms};
