@@ -12,7 +12,7 @@
 #include <stdlib.h>
 
 enum {
-    ONE_EXCHANGE_BYTES = 16 << 10, /* longer sums are shared out; see docs/performance.md */
+    ONE_EXCHANGE_BYTES = 16 << 10, /* longer sums are shared out; not tuned */
     SCRATCH_BYTES = 4 << 20        /* of all slices together */
 };
 
