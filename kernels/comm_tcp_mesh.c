@@ -238,10 +238,22 @@ static bool name_missing(const gate *g, char *text, size_t text_bytes)
     return n > 0;
 }
 
+/* At rank 0: whoever died while it waited is missing again, or the group would begin with a dead rank
+ * although a successor may be on its way. */
+static void drop_dead(gate *g)
+{
+    for (uint32_t r = g->first; r < g->c->mesh.base.n_ranks; r++) {
+        tcp_peer *peer = &g->c->peers[r];
+        if (peer->fd[TCP_DATA] >= 0 && socket_has_ended(peer->fd[TCP_DATA])) close_peer(peer);
+    }
+}
+
 static err_t collect(gate *g, uint64_t deadline_ns, err_info *info)
 {
     char missing[64];
-    while (name_missing(g, missing, sizeof missing)) {
+    for (;;) {
+        if (g->c->mesh.base.rank == 0) drop_dead(g);
+        if (!name_missing(g, missing, sizeof missing)) return ERR_OK;
         if (clock_mono_ns() >= deadline_ns) {
             return err_set(info, ERR_TIMEOUT, "tcp: not here in time: rank %s of %u", missing,
                            g->c->mesh.base.n_ranks);
@@ -263,7 +275,6 @@ static err_t collect(gate *g, uint64_t deadline_ns, err_info *info)
             if (is_pending) i++;
         }
     }
-    return ERR_OK;
 }
 
 static gate *open_gate(tcp_comm *c, int listener, uint32_t first, uint64_t number)
