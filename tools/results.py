@@ -5,8 +5,8 @@
 
 Settings are the lines of configs/results.txt. They run through `pikv eval --compare`, so each row sees the same inputs:
 windows of DIR/valid.txt[.xz] at every length of --lengths, whose second half goes through decode steps, and look-up
-questions at the same lengths. Without --corpus only the questions are asked. The page is written as a whole, and only
-when everything has run.
+questions at the same lengths, but for REPLAY_ROOM of the model's positions: methods that read a prompt again need them.
+Without --corpus only the questions are asked. The page is written as a whole, and only when everything has run.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import plot_eval
 # One shard, a ring so small that a method shows at 2048 tokens, and entries as the model's weights are.
 BASE = ["--kv-cache-dtype", "bf16", "--kv-window", "32", "--kv-shards", "1"]
 SEED = 1
+REPLAY_ROOM = 128  # positions behind a question
 PART = "<|book|>"  # lines that only part the books are not text
 
 HEAD = """# Methods of the KV cache, measured
@@ -37,7 +38,8 @@ about {points:.0f} points to each side near one half. Speed is measured elsewher
 
 Protocol: `{base}`, no prefix cache; {machine}.
 {text}
-Look-up: {samples} questions at each length, seed {seed}, greedy answers, exact match.
+Look-up: {samples} questions at each length, seed {seed}, greedy answers, exact match. Behind a question the model has
+{room} positions or more, which methods that read a prompt again take.
 
 - **KV B/token**: bytes of the cache by its allocator - pages, page tables, ring, staging - over the tokens held at the end.
 - **read B/step**: bytes that attention reads for one sequence in one decode step, boxes of pages included.
@@ -85,6 +87,17 @@ def read_text(folder):
     raise FileNotFoundError(f"{folder} has neither valid.txt nor valid.txt.xz")
 
 
+def positions_of(model):
+    config = json.loads((pathlib.Path(model) / "config.json").read_text(encoding="utf-8"))
+    return config["max_position_embeddings"]
+
+
+def contexts_of(args):
+    """Tokens of the questions."""
+    most = positions_of(args.model) - REPLAY_ROOM
+    return sorted({min(length, most) for length in args.lengths})
+
+
 def evaluate(args, settings, words, work):
     """The rows of one run of `pikv eval`."""
     out = pathlib.Path(work) / "rows.json"
@@ -102,7 +115,7 @@ def evaluate(args, settings, words, work):
 def measure(args, settings):
     """{"text": {length: rows}, "tasks": rows}"""
     measured = {"text": {}}
-    lengths = sorted(args.lengths)
+    lengths, contexts = sorted(args.lengths), contexts_of(args)
     with tempfile.TemporaryDirectory() as work:
         if args.corpus:
             text = pathlib.Path(work) / "text.txt"
@@ -112,8 +125,8 @@ def measure(args, settings):
                 print(f"== text, {n_windows} windows of {length} tokens, {len(settings)} rows", file=sys.stderr)
                 measured["text"][length] = evaluate(args, settings, ["--text", str(text), "--window", str(length),
                                                                      "--max-windows", str(n_windows)], work)
-        print(f"== look-up, {args.samples} questions at {args.lengths}, {len(settings)} rows", file=sys.stderr)
-        measured["tasks"] = evaluate(args, settings, ["--tasks", "lookup", "--context", ",".join(map(str, lengths)),
+        print(f"== look-up, {args.samples} questions at {contexts}, {len(settings)} rows", file=sys.stderr)
+        measured["tasks"] = evaluate(args, settings, ["--tasks", "lookup", "--context", ",".join(map(str, contexts)),
                                                       "--samples", str(args.samples), "--seed", str(SEED)], work)
     return measured
 
@@ -149,13 +162,13 @@ def routing_cells(row):
             for key, digits in (("pages_read_share", 3), ("certificate_mean", 4))]
 
 
-def table(measured, lengths):
-    """Rows of cells, the header first. Bytes are those of the longest text; without a text, of the questions."""
-    costs = measured["text"][max(lengths)] if measured["text"] else measured["tasks"]
+def table(measured, contexts):
+    """Rows of cells, the header first; questions have these lengths. Bytes are those of the longest text; without a text, of the questions."""
+    costs = measured["text"][max(measured["text"])] if measured["text"] else measured["tasks"]
     header = ["setting", "KV B/token (of full)", "read B/step (of full)"]
     for length in measured["text"]:
         header += [f"NLL {length}", "difference, %"]
-    header += [f"look-up {length} (of full)" for length in sorted(lengths)] + ["pages read", "certificate"]
+    header += [f"look-up {length} (of full)" for length in contexts] + ["pages read", "certificate"]
     rows = [header]
     for i, cost in enumerate(costs):
         cells = [cost["config"]]
@@ -163,7 +176,7 @@ def table(measured, lengths):
         for texts in measured["text"].values():
             nll = texts[i]["nll"]
             cells += ["-" if nll is None else f"{nll:.5f}", difference_cell(texts[i], texts[0])]
-        cells += [lookup_cell(measured["tasks"][i], measured["tasks"][0], length) for length in sorted(lengths)]
+        cells += [lookup_cell(measured["tasks"][i], measured["tasks"][0], length) for length in contexts]
         rows.append(cells + routing_cells(cost))
     return rows
 
@@ -200,18 +213,13 @@ def weights_of(model):
     return "sha256 " + digest.hexdigest()[:16]
 
 
-def positions_of(model):
-    config = json.loads((pathlib.Path(model) / "config.json").read_text(encoding="utf-8"))
-    return config["max_position_embeddings"]
-
-
 def page(args, settings, measured, svg_name):
     low, high = plot_eval.wilson(0.5, args.samples)
     head = HEAD.format(model=args.model, weights=weights_of(args.model), positions=positions_of(args.model),
                        samples=args.samples, points=50 * (high - low), base=" ".join(BASE), machine=machine(),
-                       text=text_protocol(measured), seed=SEED)
+                       text=text_protocol(measured), seed=SEED, room=REPLAY_ROOM)
     listed = "\n".join(f"- {name}: `{words}`" for name, words in settings)
-    return (f"{head}\n{markdown(table(measured, args.lengths))}\n\n"
+    return (f"{head}\n{markdown(table(measured, contexts_of(args)))}\n\n"
             f"![Loss against bytes read per decode step]({svg_name})\n\nSettings, from configs/results.txt:\n\n{listed}\n")
 
 
