@@ -49,12 +49,15 @@ static ALWAYS_INLINE void take_fp8(uint32_t k_dim, const attn_span *span, const 
     if (c < k_dim) take_rest(r, c, k_dim - c, vf_set1(one), vf_set1(0), out, sum, N);
 }
 
-static ALWAYS_INLINE void take_int(uint32_t k_dim, const attn_span *span, const row_set *r,
-                                   coded_query *out, vf *sum, const int N, const attn_coding coding)
+/* next: the span whose grid is asked for meanwhile. */
+static ALWAYS_INLINE void take_int(uint32_t k_dim, const attn_span *span, const attn_span *next,
+                                   const row_set *r, coded_query *out, vf *sum, const int N,
+                                   const attn_coding coding)
 {
     const uint32_t n_lot = attn_lot_channels(coding), lots_end = attn_lots_end(coding, k_dim);
     const uint16_t *grid = span->k_grid, *min = grid + k_dim;
     uint32_t c = 0;
+    prefetch_bytes(next->k_grid, (size_t)2 * k_dim * sizeof *grid);
     for (; c < lots_end; c += n_lot) {
         UNROLL
         for (uint32_t i = 0; i < n_lot; i += LANES) {
@@ -69,8 +72,9 @@ static ALWAYS_INLINE void take_int(uint32_t k_dim, const attn_span *span, const 
               vf_load_part(min + c, DTYPE_BF16, k_dim - c), out, sum, N);
 }
 
-static ALWAYS_INLINE void take_grid(uint32_t k_dim, const attn_span *span, const row_set *r,
-                                    coded_query *out, const int N, const attn_coding coding)
+static ALWAYS_INLINE void take_grid(uint32_t k_dim, const attn_span *span, const attn_span *next,
+                                    const row_set *r, coded_query *out, const int N,
+                                    const attn_coding coding)
 {
     vf sum[ATTN_ROWS];
     UNROLL
@@ -79,7 +83,7 @@ static ALWAYS_INLINE void take_grid(uint32_t k_dim, const attn_span *span, const
     if (coding == ATTN_FP8) {
         take_fp8(k_dim, span, r, out, sum, N);
     } else {
-        take_int(k_dim, span, r, out, sum, N, coding);
+        take_int(k_dim, span, next, r, out, sum, N, coding);
     }
     UNROLL
     for (int j = 0; j < N; j++)
@@ -92,7 +96,7 @@ typedef struct coded_keys {
     const coded_query *q;
     float *out;
     uint32_t n_slots, k_dim;
-    const char *ahead; /* as many rows, k_stride_bytes apart, to ask for meanwhile */
+    const attn_span *next; /* to ask for meanwhile: the span that follows, or this one again */
     uint32_t k_stride_bytes;
 } coded_keys;
 
@@ -112,7 +116,8 @@ static ALWAYS_INLINE void score_tile(const coded_keys *t, uint32_t i, const int 
     for (uint32_t at = 0; at < t->k_stride_bytes; at += LINE_BYTES) {
         UNROLL
         for (int r = 0; r < R; r++)
-            _mm_prefetch(t->ahead + (size_t)(i + (uint32_t)r) * t->k_stride_bytes + at,
+            _mm_prefetch((const char *)t->next->k + (size_t)(i + (uint32_t)r) * t->k_stride_bytes +
+                             at,
                          _MM_HINT_T0);
     }
     uint32_t c = 0;
@@ -159,7 +164,7 @@ static ALWAYS_INLINE void score_slots(coded_keys *t, const attn_span *span, cons
 {
     coded_query q;
     uint32_t i = 0;
-    take_grid(t->k_dim, span, r, &q, N, coding);
+    take_grid(t->k_dim, span, t->next, r, &q, N, coding);
     t->q = &q;
     for (; i + (uint32_t)R <= t->n_slots; i += (uint32_t)R)
         score_tile(t, i, R, N, coding);
@@ -202,7 +207,7 @@ static void score_coded(const attn_query *query, const slot_set *s, const slot_r
                     .out = out,
                     .n_slots = run->n,
                     .k_dim = query->k_dim,
-                    .ahead = s->next != NULL ? s->next->k : s->k[run->first],
+                    .next = s->next != NULL ? s->next : run->coded,
                     .k_stride_bytes = run->coded->k_stride_bytes};
     switch (run->coded->coding) {
 #define X(name, coding) \

@@ -32,11 +32,14 @@ static ALWAYS_INLINE void weigh_groups(const slot_set *s, const slot_run *run, c
                                        const int R)
 {
     const void *const *grids = s->v_grid + run->first;
+    const attn_span *next = s->next != NULL ? s->next : run->coded; /* to ask for meanwhile */
+    const char *ahead = next->v_grid;
     const uint32_t n_slots = run->n, n_groups = out->n_groups, n_wide = out->n_wide;
     four shift[ATTN_ROWS] = {{0}};
     float *to = out->p + g;
     for (uint32_t i = 0; i < n_slots; i++, p += row_width((uint32_t)R)) {
         const uint16_t *grid = grids[i];
+        _mm_prefetch(ahead + (size_t)i * run->coded->v_grid_stride_bytes, _MM_HINT_T0);
         const four scale = load_four(grid + g, n), min = load_four(grid + n_groups + g, n);
         UNROLL
         for (int j = 0; j < R; j++, to += n_wide) {

@@ -73,6 +73,12 @@ static inline uint32_t row_width(uint32_t n_rows)
     return n_rows == 3 ? 4 : n_rows;
 }
 
+static void prefetch_bytes(const void *from, size_t n_bytes)
+{
+    for (size_t i = 0; i < n_bytes; i += LINE_BYTES)
+        _mm_prefetch((const char *)from + i, _MM_HINT_T0);
+}
+
 #include "kernels/attention_values_simd.c"
 
 #include "kernels/attention_coded_simd.c"
@@ -358,15 +364,9 @@ static void attend_block(const attn_query *query, const slot_set *s, attn_state 
     if (r.n > 0) fold_rows(query, s, &r, state);
 }
 
-static void prefetch_bytes(const void *from, size_t n_bytes)
-{
-    for (size_t i = 0; i < n_bytes; i += LINE_BYTES)
-        _mm_prefetch((const char *)from + i, _MM_HINT_T0);
-}
-
 /* Asks for a block while the one before it, `s`, is worked on. Pages lie anywhere and are a few KiB
- * long, so the hardware sees each of their parts as something new. Rows that follow rows of their kind
- * are left to the loops over the last run, line by line: asked for all at once they would wait for each
+ * long, so the hardware sees each of their parts as something new. What follows its like is left to
+ * the loops over the last run, line by line: asked for all at once they would wait for each
  * other. */
 static void prefetch_block(const attn_query *query, const attn_blocks *blocks, uint32_t b,
                            slot_set *s)
@@ -384,10 +384,10 @@ static void prefetch_block(const attn_query *query, const attn_blocks *blocks, u
             prefetch_bytes(span->positions, n_slots * sizeof *span->positions);
         if (coding == span->coding && span->coding != ATTN_KEPT) {
             s->next = span;
-        } else {
-            prefetch_bytes(span->k, n_slots * span->k_stride_bytes);
-            prefetch_bytes(span->v, n_slots * span->v_stride_bytes);
+            continue;
         }
+        prefetch_bytes(span->k, n_slots * span->k_stride_bytes);
+        prefetch_bytes(span->v, n_slots * span->v_stride_bytes);
         if (span->coding == ATTN_PLAIN || span->coding == ATTN_FP8) continue;
         prefetch_bytes(span->k_grid, (size_t)2 * query->k_dim * sizeof(uint16_t));
         prefetch_bytes(span->v_grid, n_slots * span->v_grid_stride_bytes);
