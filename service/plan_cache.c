@@ -207,19 +207,25 @@ static uint64_t entries_in_pages(const plan_work *w, const plan_layer *layer)
     return n_kept < n ? n_kept : n;
 }
 
-/* Every shard gets the same number of entries, in pages that are filled one after the other. */
+/* Every shard gets the same number of entries, in pages that are filled one after the other. In the page of block 0 the
+ * sinks keep their places, though they are read from the ring (scattered layers keep them apart). What is being filled
+ * stays raw while others go on adding to it, but not behind an eviction, which packs. */
 static void dealt_pages(const plan_work *w, const plan_layer *layer, uint32_t rank, plan_pages *out)
 {
     const uint32_t page_tokens = w->in->config->page_tokens;
-    const uint64_t n_lists = shards_below(w, rank, w->n_shards);
-    const uint64_t n_entries = (entries_in_pages(w, layer) + w->n_shards - 1) / w->n_shards;
-    const uint64_t n_full = n_entries / page_tokens, n_rest = n_entries % page_tokens;
-    /* What is being filled stays raw where others go on adding to it: not behind an eviction, which packs. */
     const bool is_coded = !w->methods->codec->is_exact;
     const bool is_packed = kv_methods_evict(w->methods);
-    out->n_coded = n_lists * (is_coded ? n_full + (is_packed && n_rest > 0) : 0);
-    out->n_raw = n_lists * (n_full + (n_rest > 0)) - out->n_coded;
-    out->n_raw_entries = n_lists * (is_coded ? (is_packed ? 0 : n_rest) : n_entries);
+    const uint64_t n_lists = shards_below(w, rank, w->n_shards);
+    const uint64_t n_entries = (entries_in_pages(w, layer) + w->n_shards - 1) / w->n_shards;
+    const uint64_t n_sinks = layer->scatters || layer->first > 0 ? 0 : w->in->config->sink_tokens;
+    for (uint64_t i = 0; i < n_lists && n_entries > 0; i++) {
+        const uint64_t n_places = n_entries + (rank == 0 && i == 0 ? n_sinks : 0);
+        const uint64_t n_pages = (n_places + page_tokens - 1) / page_tokens;
+        const uint64_t n_coded = !is_coded ? 0 : is_packed ? n_pages : n_places / page_tokens;
+        out->n_coded += n_coded;
+        out->n_raw += n_pages - n_coded;
+        out->n_raw_entries += !is_coded ? n_entries : is_packed ? 0 : n_places % page_tokens;
+    }
 }
 
 static void head_pages(const plan_work *w, const plan_layer *layer, uint32_t rank, plan_pages *out)
@@ -536,7 +542,21 @@ static void describe(const plan_work *w, plan_cache *out)
             (double)out->descriptor_bytes / (double)out->n_pages + entries_bytes;
 }
 
-static err_t count(plan_work *w, plan_cache *out)
+/* The pool numbers places for its smallest pages. */
+static err_t check_ids(const plan_work *w, uint64_t n_slabs, uint64_t slab_bytes, err_info *info)
+{
+    size_t smallest = SIZE_MAX;
+    for (uint32_t c = 0; c < w->n_classes; c++)
+        smallest = w->page_bytes[c] < smallest ? w->page_bytes[c] : smallest;
+    const uint64_t per_slab = slab_bytes / smallest;
+    if (n_slabs <= (KV_PAGE_NONE - 1) / per_slab) return ERR_OK;
+    return err_set(info, ERR_OVERFLOW,
+                   "context, batch: a rank would hold %llu slabs of %llu pages, and can number %u "
+                   "pages; take more ranks",
+                   (unsigned long long)n_slabs, (unsigned long long)per_slab, KV_PAGE_NONE - 1);
+}
+
+static err_t count(plan_work *w, plan_cache *out, err_info *info)
 {
     uint32_t most = 0;
     for (uint32_t rank = 0; rank < w->in->n_ranks; rank++) {
@@ -552,6 +572,7 @@ static err_t count(plan_work *w, plan_cache *out)
     w->need[0] = 1;
     uint64_t n_one, slab_bytes;
     TRY(least_bytes(w, &n_one, &slab_bytes));
+    TRY(check_ids(w, out->page_bytes / slab_bytes, slab_bytes, info));
     TRY(count_descriptors(w, out->page_bytes / slab_bytes, slab_bytes, out));
     split_tiers(w, out);
     TRY(count_section(w, most, out));
@@ -573,7 +594,7 @@ err_t plan_cache_of(const plan_cache_input *in, plan_cache *out, err_info *info)
     plan_work w = {.in = in, .methods = &out->methods};
     err_t err = check_settings(&w, info);
     if (err == ERR_OK) err = read_layers(&w, info);
-    if (err == ERR_OK) err = count(&w, out);
+    if (err == ERR_OK) err = count(&w, out, info);
     free(w.layers);
     free(w.page_bytes);
     free(w.need);

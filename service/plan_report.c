@@ -196,7 +196,8 @@ static void add_contrasts(const plan_report_source *from, plan_report *r)
          "L / S is a number of pages, and the paper adds it as if it were tokens."},
         {"best_page", "page size of least memory", "sqrt(L / (K G))", "sqrt(m L / (G K b))",
          p.paper_page_tokens, p.page_tokens, "tokens",
-         "A page costs its m bytes of knowledge, far below its content: choose its size by speed."},
+         "A page costs the m bytes that are known of it: next to nothing, so choose its size by "
+         "speed."},
         {"least_layer_bytes", "least memory of a layer on a rank", "(4 d / rho) sqrt(K L / G)",
          "b L / G + 2 sqrt(m L K b / G)", p.paper_elements_least * element, p.bytes_least, "bytes",
          "Every entry that stays takes its b bytes, whatever the size of pages."},
