@@ -11,6 +11,7 @@
 #include "kvcache/encode.h"
 #include "kvcache/key_box.h"
 #include "kvcache/page_pool.h"
+#include "service/plan_routing.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +41,9 @@ typedef struct plan_work {
     size_t *page_bytes; /* [3 * n_layers]; n_classes valid */
     uint64_t *need;     /* [3 * n_layers] */
     uint32_t n_classes;
+    plan_reads reads; /* of the layer that was asked about last, which had n_asked pages a head */
+    uint32_t n_asked;
+    bool asked_scattered;
 } plan_work;
 
 /* Of one KV head on one rank. */
@@ -68,6 +72,10 @@ static err_t check_settings(plan_work *w, err_info *info)
     if (config->request_methods)
         return err_set(info, ERR_UNSUPPORTED,
                        "kv-request-methods: a plan is for one setting of methods; leave it out");
+    if (w->methods->policy.limits_pool && config->host_bytes == 0 && config->disk_bytes == 0)
+        return err_set(info, ERR_UNSUPPORTED,
+                       "kv-scheduling: flexgen moves pages, and neither kv-host-bytes nor "
+                       "kv-disk-bytes is set");
     w->placement = kv_placement_find(config->placement);
     if (w->placement == NULL)
         return err_set(info, ERR_BAD_CONFIG, "kv-placement: '%s' is unknown; known are:%s",
@@ -283,16 +291,21 @@ static err_t need_pages(plan_work *w, uint32_t rank)
     return ERR_OK;
 }
 
-/* Under flexgen the budget's share of a sequence's pages stays in the pool. */
-static void split_tiers(const plan_work *w, plan_cache *out)
+/* Under flexgen the budget's share of a sequence's pages stays in the pool; the others go to the tiers below. */
+static err_t split_tiers(plan_work *w, uint32_t rank, plan_cache *out)
 {
-    const double budget = w->methods->policy.budget;
-    if (!w->methods->policy.limits_pool) return;
-    const double share = budget <= 1 ? budget : budget / w->in->n_tokens;
-    if (share >= 1) return;
-    const uint64_t stays = (uint64_t)(share * (double)out->page_bytes);
-    out->away_bytes = out->page_bytes - stays;
-    out->page_bytes = stays;
+    const kv_policy *policy = &w->methods->policy;
+    if (!policy->limits_pool) return ERR_OK;
+    const uint64_t n_keep = kv_policy_n_keep(policy, w->in->n_tokens);
+    uint64_t n_pages;
+    TRY(need_pages(w, rank));
+    for (uint32_t c = 0; c < w->n_classes; c++)
+        w->need[c] = w->need[c] * n_keep / w->in->n_tokens;
+    TRY(least_bytes(w, &n_pages, &out->page_bytes));
+    TRY(need_pages(w, rank));
+    for (uint32_t c = 0; c < w->n_classes; c++)
+        w->need[c] -= w->need[c] * n_keep / w->in->n_tokens;
+    return least_bytes(w, &out->n_pages_away, &out->away_bytes);
 }
 
 /* Raw pages of the last section of one prompt, beside what will be left of it. */
@@ -389,97 +402,8 @@ static err_t count_rings(const plan_work *w, plan_cache *out)
 
 /* ---- reading ------------------------------------------------------------------------------------- */
 
-/* Arrays for a routing that is asked about pages of which none looks better than another. */
-typedef struct plan_choice {
-    uint32_t *chosen;
-    uint16_t *shard, *n_live;
-    float *bound;
-    kv_route_work work;
-} plan_choice;
-
-static void choice_deinit(plan_choice *c)
-{
-    free(c->chosen);
-    free(c->shard);
-    free(c->n_live);
-    free(c->bound);
-    free(c->work.priority);
-    free(c->work.order);
-    free(c->work.rest);
-    free(c->work.scale);
-    free(c->work.is_chosen);
-    free(c->work.shards);
-    free(c->work.shard_order);
-}
-
-static err_t choice_init(const plan_work *w, uint32_t n, plan_choice *c)
-{
-    const uint32_t n_shards = w->n_shards;
-    *c = (plan_choice){
-        .chosen = calloc(n, sizeof *c->chosen),
-        .shard = calloc(n, sizeof *c->shard),
-        .n_live = calloc(n, sizeof *c->n_live),
-        .bound = calloc(n, sizeof *c->bound),
-        .work = {.priority = calloc(n, sizeof *c->work.priority),
-                 .order = calloc(n, sizeof *c->work.order),
-                 .rest = calloc((size_t)n + 1, sizeof *c->work.rest),
-                 .scale = calloc(1, sizeof *c->work.scale),
-                 .is_chosen = calloc(n, sizeof *c->work.is_chosen),
-                 .shards = calloc(n_shards, sizeof *c->work.shards),
-                 .shard_order = calloc(n_shards, sizeof *c->work.shard_order)},
-    };
-    const bool is_whole = c->chosen != NULL && c->shard != NULL && c->n_live != NULL &&
-                          c->bound != NULL && c->work.priority != NULL && c->work.order != NULL &&
-                          c->work.rest != NULL && c->work.scale != NULL &&
-                          c->work.is_chosen != NULL && c->work.shards != NULL &&
-                          c->work.shard_order != NULL;
-    for (uint32_t i = 0; is_whole && i < n; i++) {
-        c->shard[i] = (uint16_t)kv_block_shard(n_shards, i);
-        c->n_live[i] = (uint16_t)w->in->config->page_tokens;
-    }
-    return is_whole ? ERR_OK : ERR_NO_MEMORY;
-}
-
-/* What a decode query looks at and reads of the n pages of one KV head, by asking the method itself. */
-typedef struct plan_reads {
-    uint64_t n_boxes, n_chosen;
-} plan_reads;
-
-static err_t ask_routing(const plan_work *w, const plan_layer *layer, uint32_t n, plan_reads *out)
-{
-    const kv_methods *m = w->methods;
-    *out = (plan_reads){.n_boxes = w->box_bytes > 0 ? n : 0, .n_chosen = n};
-    if (m->reads_all || m->routing->obeys != KV_ROUTE_K || n == 0) return ERR_OK;
-    plan_choice c;
-    double log_read = 0;
-    err_t err = choice_init(w, n, &c);
-    kv_route_args args = {.settings = &m->route,
-                          .n_pages = n,
-                          .n_open = n,
-                          .group = 1,
-                          .n_shards = w->n_shards,
-                          .is_scattered = layer->scatters,
-                          .shard = c.shard,
-                          .n_live = c.n_live,
-                          .bound = c.bound,
-                          .log_read = &log_read,
-                          .work = c.work};
-    const uint32_t n_runs = n / KV_RUN_PAGES;
-    if (err == ERR_OK && m->routing->select_runs != NULL && !layer->scatters && n_runs > 0) {
-        kv_route_args runs = args;
-        runs.n_pages = n_runs;
-        runs.shard = NULL;
-        const uint64_t n_left_out = n_runs - m->routing->select_runs(&runs, c.chosen);
-        args.n_pages = n - (uint32_t)n_left_out * KV_RUN_PAGES;
-        out->n_boxes = n_runs + args.n_pages;
-    }
-    if (err == ERR_OK) out->n_chosen = m->routing->select(&args, c.chosen);
-    choice_deinit(&c);
-    return err;
-}
-
 /* Bytes of one step of one sequence: of the pages that one rank has, and of what is recent. */
-static err_t count_layer_reads(const plan_work *w, const plan_layer *layer, uint32_t most,
+static err_t count_layer_reads(plan_work *w, const plan_layer *layer, uint32_t most,
                                plan_cache *out)
 {
     const kv_config *config = w->in->config;
@@ -496,11 +420,17 @@ static err_t count_layer_reads(const plan_work *w, const plan_layer *layer, uint
         n_pages += pages.n_raw + pages.n_coded;
         if (rank == most) bytes_most = rank_bytes;
     }
-    plan_reads reads;
     if (n_pages > UINT32_MAX) return ERR_OVERFLOW;
-    TRY(ask_routing(w, layer, (uint32_t)n_pages, &reads));
-    const double share = n_pages > 0 ? (double)reads.n_chosen / (double)n_pages : 1;
-    const uint64_t box_bytes = reads.n_boxes * w->box_bytes;
+    const plan_routing routing = {.methods = w->methods,
+                                  .n_shards = w->n_shards,
+                                  .page_tokens = config->page_tokens,
+                                  .is_scattered = layer->scatters};
+    if (n_pages != w->n_asked || layer->scatters != w->asked_scattered)
+        TRY(plan_routing_ask(&routing, (uint32_t)n_pages, &w->reads));
+    w->n_asked = (uint32_t)n_pages;
+    w->asked_scattered = layer->scatters;
+    const double share = n_pages > 0 ? (double)w->reads.n_chosen / (double)n_pages : 1;
+    const uint64_t box_bytes = w->reads.n_boxes * w->box_bytes;
     const double part = bytes > 0 ? (double)bytes_most / (double)bytes : 0;
     const uint64_t read_bytes = share < 1 ? (uint64_t)(share * (double)bytes) : bytes;
     const uint64_t all_bytes = read_bytes + box_bytes;
@@ -534,7 +464,7 @@ static void describe(const plan_work *w, plan_cache *out)
     out->layer_token_bytes = first->n_kv_heads * kv_page_read_bytes(&first->raw, 1);
     out->compression = (double)first->raw.page_bytes / (double)first->coded.page_bytes;
     out->is_thinned = kv_methods_evict(m);
-    out->reads_by_data = !m->reads_all && m->routing->obeys != KV_ROUTE_K;
+    out->reads_by_data = plan_routing_is_open(m);
     out->keeps_more = (scorer_needs & ~(uint32_t)KV_SCORE_OUT_PROJ) != 0 || m->codec->n_queries > 0;
     const double entries_bytes = (double)(sizeof(uint32_t) + sizeof(uint64_t)); /* page, bitmap */
     if (out->n_pages > 0)
@@ -574,7 +504,7 @@ static err_t count(plan_work *w, plan_cache *out, err_info *info)
     TRY(least_bytes(w, &n_one, &slab_bytes));
     TRY(check_ids(w, out->page_bytes / slab_bytes, slab_bytes, info));
     TRY(count_descriptors(w, out->page_bytes / slab_bytes, slab_bytes, out));
-    split_tiers(w, out);
+    TRY(split_tiers(w, most, out));
     TRY(count_section(w, most, out));
     TRY(count_tables(w, most, out));
     TRY(count_rings(w, out));

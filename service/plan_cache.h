@@ -32,7 +32,8 @@ typedef struct plan_cache {
     uint64_t page_bytes; /* in whole slabs: the smallest kv-cache-memory-bytes that holds them */
     uint64_t
         section_bytes; /* raw pages of one prompt that will be encoded or thinned, at their most */
-    uint64_t away_bytes; /* of pages that flexgen keeps in the lower tiers */
+    uint64_t n_pages_away; /* of n_pages */
+    uint64_t away_bytes;   /* of pages that flexgen keeps in the lower tiers */
     uint64_t ring_bytes, table_bytes, descriptor_bytes, staging_bytes;
 
     /* One decode step of one sequence, which has n_tokens behind it and one new token. */

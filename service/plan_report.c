@@ -232,6 +232,9 @@ static void add_notes(const plan_report_source *from, plan_report *r)
         add_note(r, "Replicas are counted in memory; equal routing leaves them nothing to balance, "
                     "so the step is "
                     "the one without.");
+    if (c->away_bytes > from->kv->host_bytes + from->kv->disk_bytes)
+        add_note(r, "kv-host-bytes, kv-disk-bytes: the lower tiers are smaller than what flexgen "
+                    "moves there.");
     if (c->is_thinned)
         add_note(
             r, "Entries are evicted: pages are those of the budget's mean over layers and heads.");

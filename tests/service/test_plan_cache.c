@@ -52,8 +52,8 @@ static plan_cache plan_of(const job *j)
 typedef struct counted {
     kv_stats stats;
     uint64_t read_bytes;
-    uint64_t
-        pages_used; /* of the first behind that step, before which scheduling has had its way */
+    /* Of the first behind that step, before which scheduling has had its way: in the pool, and in host memory. */
+    uint64_t pages_used, pages_away;
 } counted;
 
 static counted fill_cache(const job *j, uint64_t memory_bytes)
@@ -77,6 +77,7 @@ static counted fill_cache(const job *j, uint64_t memory_bytes)
     c.read_bytes = fake_stats(f).bytes_read - c.stats.bytes_read;
     fake_seq_close(f, &seqs[1], false);
     c.pages_used = fake_stats(f).pages_used;
+    c.pages_away = fake_stats(f).host_pages;
     fake_seq_close(f, &seqs[0], false);
     fake_close(f);
     return c;
@@ -263,6 +264,34 @@ START_TEST(a_budget_keeps_about_its_share)
 }
 END_TEST
 
+START_TEST(what_flexgen_moves_is_counted_apart)
+{
+    job j = {layers, 2, settings(), 700, 1};
+    j.config.scheduling = (char *)(uintptr_t) "flexgen";
+    j.config.budget = 0.3;
+    j.config.host_bytes = 4 << 20;
+    const plan_cache p = plan_of(&j);
+    const counted c = fill_cache(&j, 16 << 20);
+    /* 41 blocks of 3 heads, of which 700 * 0.3 / 700 stay; both are moved when their next step begins. */
+    ck_assert_uint_eq(p.n_pages, SEQS * 123);
+    ck_assert_uint_eq(p.n_pages_away, SEQS * 123 - SEQS * 123 * 210 / 700);
+    ck_assert_uint_ge(c.pages_away, p.n_pages_away / SEQS);
+    ck_assert_uint_le(c.pages_away, p.n_pages_away / SEQS + 1);
+    ck_assert_uint_eq(c.read_bytes, p.read_page_bytes + p.read_recent_bytes);
+    j.config.host_bytes = 0;
+    const kv_shape shape = {
+        .n_layers = 2, .layer = layers, .n_experts = 8, .model_type = DTYPE_F32};
+    const plan_cache_input in = {.config = &j.config,
+                                 .shape = &shape,
+                                 .n_tokens = 700,
+                                 .n_seqs = 1,
+                                 .n_step_tokens = 1,
+                                 .n_ranks = 1};
+    plan_cache out;
+    ck_assert_int_eq(plan_cache_of(&in, &out, NULL), ERR_UNSUPPORTED);
+}
+END_TEST
+
 START_TEST(settings_that_the_cache_refuses_are_refused)
 {
     const struct {
@@ -309,6 +338,7 @@ const test_case test_cases[] = {
     TEST_CASE(every_rank_has_the_pages_of_its_shards),
     TEST_CASE(scattered_entries_take_about_what_was_planned),
     TEST_CASE(a_budget_keeps_about_its_share),
+    TEST_CASE(what_flexgen_moves_is_counted_apart),
     TEST_CASE(settings_that_the_cache_refuses_are_refused),
     TEST_CASES_END,
 };
