@@ -25,6 +25,7 @@
     X(ERR_QUEUE_FULL, "the queue is full")               \
     X(ERR_CLOSED, "closed")                              \
     X(ERR_PEER_GONE, "the peer has left")                \
+    X(ERR_PEER_LOST, "a rank of the group is lost")      \
     X(ERR_TIMEOUT, "the deadline has passed")            \
     X(ERR_SYSTEM, "a system call failed")
 

@@ -96,6 +96,16 @@ typedef struct attn_mass_args {
     float *mass;      /* by position */
 } attn_mass_args;
 
+/* The same pass for the largest share instead of the sum, as a logarithm, so that no exponential is taken:
+ *     most[p] = max(most[p], max_g (s_pg - lse_g)).
+ * The blocks may be some of those that gave lse. A maximum knows no order: no bit depends on a cut. */
+typedef struct attn_max_args {
+    const attn_query *query;
+    const attn_blocks *blocks;
+    const float *lse; /* [n_queries][group] */
+    float *most;      /* by position; -inf at first */
+} attn_max_args;
+
 /* Merge of n_parts partials of one row, in the order given:
  *     M = max lse_r, w_r = exp(lse_r - M), o = sum w_r o_r / sum w_r, lse = M + ln sum w_r.
  * part r: o + r * part_stride, lse[r]. All parts empty: o = 0, lse = -inf. */

@@ -160,3 +160,32 @@ void attend_mass_cpu(const attn_mass_args *args)
         }
     }
 }
+
+/* Logarithms of the largest shares that one query gives to the slots of a span. */
+static void raise_shares(const attn_max_args *args, const attn_span *span, uint32_t j)
+{
+    const attn_query *query = args->query;
+    for (uint32_t i = 0; i < span->n_slots; i++) {
+        if (!is_visible(span, i, query->positions[j], query->window)) continue;
+        const uint32_t at = span->positions != NULL ? span->positions[i] : span->first_position + i;
+        for (uint32_t g = 0; g < query->group; g++) {
+            const double lse = (double)args->lse[(size_t)j * query->group + g];
+            const float *q = query->q + j * query->q_stride + (size_t)g * query->k_dim;
+            if (!(lse > -INFINITY)) continue;
+            const float share = (float)(score(query, span, i, q) - lse);
+            if (share > args->most[at]) args->most[at] = share;
+        }
+    }
+}
+
+void attend_max_cpu(const attn_max_args *args)
+{
+    const attn_blocks *blocks = args->blocks;
+    for (uint32_t b = 0; b < blocks->n_blocks; b++) {
+        const attn_block *block = &blocks->blocks[b];
+        for (uint32_t s = 0; s < block->n_spans; s++) {
+            for (uint32_t j = 0; j < args->query->n_queries; j++)
+                raise_shares(args, &blocks->spans[block->first_span + s], j);
+        }
+    }
+}

@@ -33,6 +33,8 @@ typedef struct dev_ops {
     /* Serial. */
     void (*attend_mass)(const attn_mass_args *args);
     /* Serial. */
+    void (*attend_max)(const attn_max_args *args);
+    /* Serial. */
     void (*key_bounds)(const key_bounds_args *args);
     /* Serial: n floats to `type` (f32 or bf16), rounding to nearest even. */
     void (*store)(const float *x, size_t n, dtype type, void *out);

@@ -23,6 +23,7 @@ const dev_ops dev_ops_ref = {.name = "ref",
                              .moe = moe_cpu,
                              .attend = attend_cpu,
                              .attend_mass = attend_mass_cpu,
+                             .attend_max = attend_max_cpu,
                              .key_bounds = key_bounds_cpu,
                              .store = store_cpu};
 

@@ -37,6 +37,7 @@ void moe_cpu(dev *d, const moe_args *args);
 void key_bounds_cpu(const key_bounds_args *args);
 void attend_cpu(const attn_query *query, const attn_blocks *blocks, attn_state *state);
 void attend_mass_cpu(const attn_mass_args *args);
+void attend_max_cpu(const attn_max_args *args);
 
 extern const dev_ops dev_ops_ref;
 extern const dev_ops dev_ops_avx2_wide; /* 16 lanes as two AVX2 registers: tests AVX-512's logic */

@@ -14,5 +14,6 @@ const dev_ops OPS_TABLE = {.name = OPS_NAME,
                            .moe = moe_simd,
                            .attend = attend_simd,
                            .attend_mass = attend_mass_simd,
+                           .attend_max = attend_max_simd,
                            .key_bounds = key_bounds_simd,
                            .store = store_simd};

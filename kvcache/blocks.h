@@ -40,4 +40,10 @@ static inline uint32_t kv_blocks_kept(const kv_cache *cache, uint32_t n_tokens)
     return cache->has_scattered ? kv_blocks_left(cache, n_tokens) : n_tokens / cache->page_tokens;
 }
 
+/* Blocks of a section, at most: it begins and ends within one, and one more has the sinks. */
+static inline uint32_t kv_section_blocks(const kv_cache *cache)
+{
+    return cache->section_tokens / cache->page_tokens + 3;
+}
+
 #endif

@@ -6,7 +6,7 @@
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
  *   scatter.c       the same for layers whose entries are placed one by one
- *   encode.c        which blocks are encoded, and when (basis.c: in which basis)
+ *   encode.c        which blocks are encoded, and when (basis.c: in which basis; heat.c: by which codec)
  *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
  *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
  *   distill.c       what stays is made to stand for what goes
@@ -31,6 +31,7 @@
 #include "base/check.h"
 #include "kvcache/basis_state.h"
 #include "kvcache/evict_state.h"
+#include "kvcache/heat_state.h"
 #include "kvcache/kv_cache.h"
 #include "kvcache/observe.h"
 #include "kvcache/page_table.h"
@@ -65,6 +66,8 @@ struct kv_seq {
     uint32_t settled_length; /* at which scheduling last had its way; evict.h */
     uint32_t chosen_length; /* at which it last chose what stays; settled_length when all is done */
     uint32_t n_prompt_tokens;
+    uint32_t n_replayed;    /* of them have been read again; kv_replay.h */
+    bool is_replaying;      /* tokens behind the prompt are those of a replay */
     uint32_t first_token;   /* of its tokens in the step's batch; valid only inside a step */
     uint32_t n_step_tokens; /* 0 outside a step */
     uint32_t object;        /* the cached object that borrows this table, or KV_OBJECT_NONE */
@@ -89,6 +92,7 @@ struct kv_cache {
     bool has_tiers, has_file; /* below the pool; tier/tiers.h */
 
     uint32_t section_tokens; /* KV_SECTION_TOKENS */
+    uint32_t replay_tokens;  /* KV_REPLAY_CHUNK */
 
     uint32_t n_layers, n_lists, n_kv_heads_max, n_experts, v_dim_max;
     uint32_t n_classes, n_raw_classes;
@@ -122,6 +126,7 @@ struct kv_cache {
     size_t decoded_bytes, bases_offset; /* where a worker expands bases, in its part of decoded */
     size_t landing_bytes; /* of the largest page if there is a file, else 0; the end of decoded */
     kv_own_bases own_bases;
+    kv_heats heats;
     struct kv_victim *victims; /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
     kv_seq *seqs;              /* [n_seqs_max] */
     kv_seq *free_seqs;         /* closed ones */

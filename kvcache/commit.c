@@ -47,7 +47,8 @@ uint32_t kv_recent_spans(const kv_seq *seq, const kv_ring_place *at, uint32_t n_
 static uint32_t page_class(const kv_seq *seq, const kv_goal *goal, uint32_t layer, uint32_t block)
 {
     const kv_cache *cache = seq->cache;
-    const bool is_coded = kv_goal_encodes(cache, goal, block) && !seq->methods.codec->has_own_bases;
+    const bool is_coded =
+        kv_goal_encodes(cache, goal, block) && !kv_codec_waits(seq->methods.codec);
     return is_coded ? kv_coded_class(cache, &seq->methods, layer) : cache->layer_class[layer];
 }
 
@@ -57,14 +58,12 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         uint32_t n_scattered = 0;
         for (uint32_t b = seq->n_blocks; b < goal->n_blocks; b++) {
-            if (kv_block_passed(cache, l, b, goal->length)) continue;
+            if (kv_block_passed(cache, l, b, goal->window_length)) continue;
             if (cache->scatters[l]) {
                 n_scattered++;
                 continue;
             }
             cache->need[page_class(seq, goal, l, b)] += cache->n_kv_heads[l];
-            if (seq->methods.codec->has_own_bases && kv_goal_encodes(cache, goal, b))
-                cache->need[kv_coded_class(cache, &seq->methods, l)] += cache->n_kv_heads[l];
         }
         /* Who owns the step's entries is not known yet, so there is room for the worst. */
         cache->need[cache->layer_class[l]] +=
@@ -95,7 +94,7 @@ void kv_reserve(kv_seq *seq, const kv_goal *goal)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t h = 0; h < cache->n_kv_heads[l] && !cache->scatters[l]; h++) {
             for (uint32_t b = seq->n_blocks; b < end; b++) {
-                if (kv_block_passed(cache, l, b, goal->length)) continue;
+                if (kv_block_passed(cache, l, b, goal->window_length)) continue;
                 const uint32_t list = kv_home_list(cache, l, h, b);
                 const uint32_t page =
                     kv_pool_alloc_page(cache->pool, page_class(seq, goal, l, b), KV_HELD_BY_SEQ);
@@ -186,7 +185,8 @@ static void describe_block(kv_seq *seq, uint32_t layer, uint32_t block, const ui
 static void describe_pages(kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
-    const uint32_t length = seq->length + seq->n_step_tokens;
+    const uint32_t length =
+        seq->is_replaying ? seq->n_prompt_tokens : seq->length + seq->n_step_tokens;
     uint32_t owner[KV_PAGE_TOKENS_MAX];
     for (uint32_t b = seq->n_blocks; b < seq->n_reserved; b++) {
         for (uint32_t l = 0; l < cache->n_layers; l++) {
@@ -315,8 +315,8 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         seq->n_step_tokens = 0;
         seq->is_taken = false;
         seq->n_blocks = seq->n_reserved;
-        if (!seq->is_thinned)
-            drop_passed(seq, old_length); /* else its blocks are no longer whole */
+        /* Of a thinned one blocks are no longer whole; behind a replay the prompt's end is back. */
+        if (!seq->is_thinned && !seq->is_replaying) drop_passed(seq, old_length);
         kv_encode(seq, (uint32_t)min_size(seq->n_coded_goal, seq->n_blocks));
     }
     kv_expert_map_update(&cache->experts);

@@ -11,6 +11,7 @@
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 
+#include <math.h>
 #include <string.h>
 
 typedef struct compact_loop {
@@ -71,9 +72,10 @@ static bool is_full(const list_at *at, uint32_t entry)
     return live_of(at->seq, at->list, entry) == slots_max(at, entry);
 }
 
-static void add_target(kv_compact_plan *plan, uint32_t entry, uint32_t n_slots)
+static void add_target(kv_compact_plan *plan, uint32_t entry, uint32_t n_slots, uint32_t page_class)
 {
-    plan->targets[plan->n_targets++] = (kv_compact_target){entry, KV_PAGE_NONE, n_slots};
+    plan->targets[plan->n_targets++] =
+        (kv_compact_target){entry, KV_PAGE_NONE, n_slots, page_class};
     plan->runs[plan->n_runs - 1].n_targets++;
 }
 
@@ -105,9 +107,21 @@ static void plan_raw(const list_at *at, kv_compact_plan *plan)
     for (uint32_t b = first; n_live > 0; b++) {
         if (!has_page(seq, list, b)) continue;
         const uint32_t n = (uint32_t)min_size(slots_max(at, b), n_live);
-        add_target(plan, b, n);
+        add_target(plan, b, n, seq->cache->layer_class[at->layer]);
         n_live -= n;
     }
+}
+
+static uint32_t class_at(const kv_seq *seq, uint32_t list, uint32_t entry)
+{
+    return kv_pool_class(seq->cache->pool, kv_table_page(&seq->table, list, entry));
+}
+
+/* Of the classes of two encoded pages that of the finer one, so that neither loses more than a rounding. Where
+ * codecs are mixed it has more bytes; else there is but one. */
+static uint32_t finer_class(const kv_cache *cache, uint32_t one, uint32_t other)
+{
+    return cache->layout[other].page_bytes > cache->layout[one].page_bytes ? other : one;
 }
 
 /* Encoded neighbours, as many as one page holds. */
@@ -121,12 +135,14 @@ static void plan_coded(const list_at *at, kv_compact_plan *plan)
             continue;
         }
         uint32_t n_live = live_of(seq, list, b), end = b + 1, n_pages = 1;
+        uint32_t page_class = class_at(seq, list, b);
         for (; end < seq->n_blocks; end++) {
             if (!has_page(seq, list, end)) continue;
             const uint32_t n = live_of(seq, list, end);
             if (!is_coded_entry(seq, list, end) || n_live + n > slots_max(at, b)) break;
             n_live += n;
             n_pages++;
+            page_class = finer_class(seq->cache, page_class, class_at(seq, list, end));
         }
         if (n_pages > 1) {
             plan->runs[plan->n_runs++] = (kv_compact_run){.shard = at->shard,
@@ -134,7 +150,7 @@ static void plan_coded(const list_at *at, kv_compact_plan *plan)
                                                           .end = end,
                                                           .target = plan->n_targets,
                                                           .is_coded = true};
-            add_target(plan, b, n_live);
+            add_target(plan, b, n_live, page_class);
         }
         b = end;
     }
@@ -147,10 +163,10 @@ static void find_targets(const list_at *at, kv_compact_plan *plan, uint32_t firs
     for (uint32_t t = first; t < plan->n_targets; t++) {
         kv_compact_target *target = &plan->targets[t];
         const uint32_t page = kv_table_page(&at->seq->table, at->list, target->entry);
-        if (kv_page_is_own(cache, page)) {
+        if (kv_page_is_own(cache, page) && kv_pool_class(cache->pool, page) == target->page_class) {
             target->to = page;
         } else {
-            cache->need[kv_pool_class(cache->pool, page)]++;
+            cache->need[target->page_class]++;
         }
     }
 }
@@ -189,8 +205,7 @@ static void alloc_targets(const kv_seq *seq, uint32_t layer)
                 if (target->to != KV_PAGE_NONE) continue;
                 const uint32_t page = kv_table_page(&seq->table, list, target->entry);
                 const uint32_t on = kv_pool_leans_on(cache->pool, page);
-                target->to = kv_pool_alloc_page(cache->pool, kv_pool_class(cache->pool, page),
-                                                KV_HELD_BY_SEQ);
+                target->to = kv_pool_alloc_page(cache->pool, target->page_class, KV_HELD_BY_SEQ);
                 assert(target->to != KV_PAGE_NONE);
                 if (on != KV_PAGE_NONE) kv_pool_lean(cache->pool, target->to, on);
             }
@@ -273,7 +288,8 @@ typedef struct page_rows {
     uint32_t positions[KV_PAGE_TOKENS_MAX];
     float biases[KV_PAGE_TOKENS_MAX]; /* valid if has_biases */
     bool has_biases;
-    kv_uses uses; /* of the pages that the rows come from */
+    kv_uses uses;     /* of the pages that the rows come from */
+    float importance; /* the same, the largest; heat.h */
 } page_rows;
 
 /* The next n rows. */
@@ -284,15 +300,18 @@ static void take_rows(const kv_seq *seq, uint32_t list, replay *r, uint32_t n, p
     const uint32_t *positions = kv_pool_pages(cache->pool)->positions;
     out->has_biases = false;
     out->uses = (kv_uses){0};
+    out->importance = -INFINITY;
     for (uint32_t i = 0; i < n; i++) {
         while (r->live == 0)
             r->live = table->live[kv_table_entry(table, list, ++r->entry)];
         const uint32_t page = table->page[kv_table_entry(table, list, r->entry)];
         const uint32_t slot = (uint32_t)__builtin_ctzll(r->live);
         const float *biases = kv_pool_biases(cache->pool, page);
+        const float *importance = kv_pool_importance(cache->pool, page);
         out->positions[i] = positions[(size_t)page * cache->page_tokens + slot];
         out->biases[i] = biases != NULL ? biases[slot] : 0;
         out->has_biases |= biases != NULL;
+        if (importance != NULL) out->importance = fmaxf(out->importance, *importance);
         kv_uses_join(&out->uses, kv_observed_uses(seq, list, r->entry));
         r->live &= r->live - 1;
     }
@@ -308,6 +327,8 @@ static void set_target(kv_seq *seq, uint32_t list, const kv_compact_target *targ
     const uint32_t owner = kv_pool_pages(cache->pool)->owner[from];
     kv_pool_rewrite(cache->pool, target->to, rows->positions, target->n_slots, owner);
     if (rows->has_biases) kv_pool_set_biases(cache->pool, target->to, rows->biases);
+    if (kv_pool_importance(cache->pool, target->to) != NULL)
+        *kv_pool_importance(cache->pool, target->to) = rows->importance;
     if (target->to != from) (void)kv_pool_drop(cache->pool, from, KV_HELD_BY_SEQ);
     seq->table.page[entry] = target->to;
     kv_table_see(&seq->table, list, target->entry, kv_slot_mask(target->n_slots));

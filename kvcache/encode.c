@@ -3,7 +3,9 @@
 
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
+#include "kvcache/heat.h"
 #include "kvcache/key_box.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
@@ -13,7 +15,8 @@
 kv_goal kv_goal_at(const kv_seq *seq, uint32_t length)
 {
     const kv_cache *cache = seq->cache;
-    kv_goal goal = {.length = length, .n_blocks = kv_blocks_left(cache, length)};
+    kv_goal goal = {
+        .length = length, .window_length = length, .n_blocks = kv_blocks_left(cache, length)};
     if (seq->methods.codec->is_exact) return goal;
     const uint32_t since = length % cache->section_tokens;
     const bool is_prompt = length < seq->n_prompt_tokens;
@@ -25,13 +28,16 @@ kv_goal kv_goal_at(const kv_seq *seq, uint32_t length)
 void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t layer,
                     uint64_t n_blocks, uint64_t *need)
 {
-    const bool is_exact = methods->codec->is_exact;
-    /* The section begins and ends within a block; one more has the sinks. */
-    const uint64_t n_section = cache->section_tokens / cache->page_tokens + 3;
-    const uint64_t n_raw = is_exact || n_blocks < n_section ? n_blocks : n_section;
+    const bool is_exact = methods->codec->is_exact, is_raw = is_exact || kv_methods_replay(methods);
+    const uint64_t n_section = kv_section_blocks(cache);
+    const uint64_t n_raw = is_raw || n_blocks < n_section ? n_blocks : n_section;
     need[cache->layer_class[layer]] +=
         kv_pages_most(cache, layer, n_raw) * cache->n_kv_heads[layer];
     if (is_exact) return;
+    if (methods->codec->is_mixed) {
+        kv_heat_need_blocks(cache, methods, layer, n_blocks, need);
+        return;
+    }
     need[kv_coded_class(cache, methods, layer)] += n_blocks * cache->n_kv_heads[layer];
     if (methods->codec->has_own_bases) kv_basis_need_blocks(cache, layer, n_blocks, need);
 }
@@ -46,6 +52,9 @@ static uint64_t next_change(const kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
     const uint32_t length = seq->length;
+    if (length < seq->n_prompt_tokens &&
+        kv_replay_is_due(cache, &seq->methods, seq->n_prompt_tokens))
+        return seq->n_prompt_tokens;
     if (length < seq->n_prompt_tokens) {
         const uint64_t section =
             (length / cache->section_tokens + 1) * (uint64_t)cache->section_tokens;
@@ -137,43 +146,73 @@ static uint32_t first_to_encode(const kv_seq *seq)
     return seq->n_coded == 0 && seq->cache->sink_tokens > 0 ? 1 : seq->n_coded;
 }
 
-/* Of every page that is encoded then, all positions lie in the goal's blocks. So there are at most as
- * many as blocks, with those that are encoded now. */
-static void need_scattered(const kv_seq *seq, const kv_goal *goal, uint32_t layer)
+/* Pages of a head of a scattered layer that will be encoded, at most. All positions of each lie in the goal's
+ * blocks, so there are no more than blocks, with those that are encoded now. */
+static uint32_t n_to_encode_scattered(const kv_seq *seq, const kv_goal *goal, uint32_t layer,
+                                      uint32_t head)
 {
     const kv_cache *cache = seq->cache;
-    if (goal->n_coded <= seq->n_coded) return;
+    uint32_t n_raw = kv_pages_to_open(cache, layer, goal->n_blocks - seq->n_blocks);
+    uint32_t n_coded = 0;
+    kv_page_at at;
+    kv_walk walk;
+    kv_walk_begin(&walk, cache, &seq->table, layer, head, seq->n_blocks);
+    while (kv_walk_next(&walk, &at))
+        *(kv_is_coded_page(cache, at.page) ? &n_coded : &n_raw) += 1;
+    const uint32_t n_most = goal->n_coded > n_coded ? goal->n_coded - n_coded : 0;
+    return (uint32_t)min_size(n_raw, n_most);
+}
+
+/* Raw pages of a head that will be encoded, as far as they are there. */
+static uint32_t n_to_encode(const kv_seq *seq, const kv_goal *goal, uint32_t layer, uint32_t head)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
+    uint32_t n = 0;
+    for (uint32_t b = first_to_encode(seq); b < end; b++) {
+        if (!seq->is_thinned && kv_block_passed(cache, layer, b, goal->window_length))
+            continue; /* freed before */
+        const uint32_t page = kv_table_page(&seq->table, kv_home_list(cache, layer, head, b), b);
+        n += page != KV_PAGE_NONE && !kv_is_coded_page(cache, page);
+    }
+    return n;
+}
+
+/* Blocks of the step that get pages in the layer, and are encoded when it ends. */
+static uint32_t n_new_to_encode(const kv_seq *seq, const kv_goal *goal, uint32_t layer)
+{
+    uint32_t n = 0;
+    for (uint32_t b = seq->n_blocks; b < goal->n_blocks; b++) {
+        n += !kv_block_passed(seq->cache, layer, b, goal->window_length) &&
+             kv_goal_encodes(seq->cache, goal, b);
+    }
+    return n;
+}
+
+/* Adds the pages of one layer. Those of the step's blocks that are encoded at once are counted elsewhere. */
+static void need_layer(const kv_seq *seq, const kv_goal *goal, uint32_t layer)
+{
+    const kv_cache *cache = seq->cache;
+    const bool waits = kv_codec_waits(seq->methods.codec);
+    const uint32_t n_new = waits ? n_new_to_encode(seq, goal, layer) : 0;
     for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
-        uint32_t n_raw = kv_pages_to_open(cache, layer, goal->n_blocks - seq->n_blocks);
-        uint32_t n_coded = 0;
-        kv_page_at at;
-        kv_walk walk;
-        kv_walk_begin(&walk, cache, &seq->table, layer, h, seq->n_blocks);
-        while (kv_walk_next(&walk, &at))
-            *(kv_is_coded_page(cache, at.page) ? &n_coded : &n_raw) += 1;
-        const uint32_t n_most = goal->n_coded > n_coded ? goal->n_coded - n_coded : 0;
-        cache->need[kv_coded_class(cache, &seq->methods, layer)] += min_size(n_raw, n_most);
+        const uint32_t n_raw = cache->scatters[layer] ? n_to_encode_scattered(seq, goal, layer, h)
+                                                      : n_to_encode(seq, goal, layer, h) + n_new;
+        if (seq->methods.codec->is_mixed) {
+            kv_heat_need(seq, layer, h, n_raw);
+        } else {
+            cache->need[kv_coded_class(cache, &seq->methods, layer)] += n_raw;
+        }
     }
 }
 
 void kv_encode_need(const kv_seq *seq, const kv_goal *goal)
 {
     const kv_cache *cache = seq->cache;
-    const uint32_t end = (uint32_t)min_size(goal->n_coded, seq->n_blocks);
-    if (seq->methods.codec->has_own_bases && goal->n_coded > seq->n_coded)
-        kv_basis_need(seq, goal->n_coded);
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        if (cache->scatters[l]) need_scattered(seq, goal, l);
-        uint64_t *need = &cache->need[kv_coded_class(cache, &seq->methods, l)];
-        for (uint32_t b = first_to_encode(seq); b < end && !cache->scatters[l]; b++) {
-            if (!seq->is_thinned && kv_block_passed(cache, l, b, goal->length))
-                continue; /* freed before */
-            for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-                const uint32_t page = kv_table_page(&seq->table, kv_home_list(cache, l, h, b), b);
-                *need += page != KV_PAGE_NONE && !kv_is_coded_page(cache, page);
-            }
-        }
-    }
+    if (goal->n_coded <= seq->n_coded) return;
+    if (seq->methods.codec->has_own_bases) kv_basis_need(seq, goal->n_coded);
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        need_layer(seq, goal, l);
 }
 
 void kv_encode_count(kv_cache *cache, uint32_t layer, uint32_t page)
@@ -189,11 +228,10 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     const kv_pages *pages = kv_pool_pages(cache->pool);
     for (size_t i = begin; i < end; i++) {
         const kv_sealing *sealing = &cache->sealings[i];
-        const uint8_t *data =
-            kv_seq_read_page(sealing->seq, sealing->from, kv_landing(cache, worker));
-        const attn_span span =
-            kv_page_span(kv_layout_of(cache, sealing->from), data, pages->n_slots[sealing->from]);
+        const kv_page_place from = {sealing->layer, sealing->head, sealing->from};
         const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
+        const attn_span span =
+            kv_seq_load_page(sealing->seq, &from, pages->n_slots[sealing->from], worker);
         kv_page_seal(sealing->seq, &to, &span, 1, worker);
     }
 }
@@ -206,17 +244,18 @@ static void seal_all(kv_cache *cache, uint32_t n)
 }
 
 /* The table sees the new page from now on, with the slots that it saw of the old one. */
-static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry)
+static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32_t page_class)
 {
     kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const uint32_t from = seq->table.page[entry];
-    const uint32_t to = kv_pool_alloc_page(cache->pool, kv_coded_class(cache, &seq->methods, layer),
-                                           KV_HELD_BY_SEQ);
+    const uint32_t to = kv_pool_alloc_page(cache->pool, page_class, KV_HELD_BY_SEQ);
     assert(to != KV_PAGE_NONE);
     kv_pool_rewrite(cache->pool, to, pages->positions + (size_t)from * cache->page_tokens,
                     pages->n_slots[from], pages->owner[from]);
     kv_pool_set_biases(cache->pool, to, kv_pool_biases(cache->pool, from));
+    if (seq->methods.codec->is_mixed)
+        *kv_pool_importance(cache->pool, to) = *kv_pool_importance(cache->pool, from);
     if (seq->methods.codec->has_own_bases)
         kv_pool_lean(cache->pool, to, cache->own_bases.page[entry / seq->table.capacity]);
     seq->table.page[entry] = to;
@@ -244,45 +283,62 @@ bool kv_encodes(const kv_seq *seq, uint32_t layer, const kv_page_at *at, const k
 }
 
 /* Pages on their way, encoded whenever there are KV_SEALING_MAX. */
-static void add_sealing(kv_seq *seq, const kv_page_place *from, size_t entry, uint32_t *n)
+static void add_sealing(kv_seq *seq, const kv_page_place *from, size_t entry, uint32_t page_class,
+                        uint32_t *n)
 {
     kv_cache *cache = seq->cache;
-    const uint32_t to = replace_page(seq, from->layer, entry);
+    const uint32_t to = replace_page(seq, from->layer, entry, page_class);
     cache->sealings[(*n)++] = (kv_sealing){from->layer, from->head, from->page, to, seq};
     if (*n < KV_SEALING_MAX) return;
     seal_all(cache, *n);
     *n = 0;
 }
 
-static void encode_scattered(kv_seq *seq, uint32_t layer, uint32_t head, uint32_t end, uint32_t *n)
+/* The head's raw pages of these blocks. */
+static void encode_raw(kv_seq *seq, uint32_t layer, uint32_t head, const kv_encoded *blocks,
+                       uint32_t *n)
 {
     const kv_cache *cache = seq->cache;
+    const uint32_t page_class = kv_coded_class(cache, &seq->methods, layer);
     kv_page_at at;
     kv_walk walk;
     kv_walk_begin(&walk, cache, &seq->table, layer, head, seq->n_blocks);
+    kv_walk_skip(&walk, blocks->first);
     while (kv_walk_next(&walk, &at)) {
-        if (!is_to_encode(seq, at.page, end)) continue;
+        if (!kv_encodes(seq, layer, &at, blocks)) continue;
         const size_t entry =
             kv_table_entry(&seq->table, kv_list(cache, layer, head, at.shard), at.block);
-        add_sealing(seq, &(kv_page_place){layer, head, at.page}, entry, n);
+        add_sealing(seq, &(kv_page_place){layer, head, at.page}, entry, page_class, n);
     }
 }
 
-/* The raw pages of blocks [first, end), as many at a time as there is room to note. */
-static void encode_pages(kv_seq *seq, uint32_t first, uint32_t end)
+/* The same under a mixed codec, and those that have become colder. */
+static void encode_by_heat(kv_seq *seq, uint32_t layer, uint32_t head, const kv_encoded *blocks,
+                           uint32_t *n)
+{
+    const kv_cache *cache = seq->cache;
+    const kv_heats *heats = &cache->heats;
+    kv_heat_choose(seq, layer, head, blocks);
+    for (uint32_t i = 0; i < heats->n_pages; i++) {
+        const kv_page_at *at = &heats->pages[i].at;
+        const size_t entry =
+            kv_table_entry(&seq->table, kv_list(cache, layer, head, at->shard), at->block);
+        if (heats->heat[i] == heats->pages[i].heat) continue;
+        add_sealing(seq, &(kv_page_place){layer, head, at->page}, entry,
+                    kv_heat_class(cache, layer, (kv_heat)heats->heat[i]), n);
+    }
+}
+
+/* As many pages at a time as there is room to note. */
+static void encode_pages(kv_seq *seq, const kv_encoded *blocks)
 {
     kv_cache *cache = seq->cache;
+    const bool is_mixed = seq->methods.codec->is_mixed;
     uint32_t n = 0;
+    if (is_mixed) kv_heat_measure(seq, blocks);
     for (uint32_t l = 0; l < cache->n_layers; l++) {
-        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++) {
-            if (cache->scatters[l]) encode_scattered(seq, l, h, end, &n);
-            for (uint32_t b = first; b < end && !cache->scatters[l]; b++) {
-                const size_t entry = kv_table_entry(&seq->table, kv_home_list(cache, l, h, b), b);
-                const uint32_t page = seq->table.page[entry];
-                if (page == KV_PAGE_NONE || kv_is_coded_page(cache, page)) continue;
-                add_sealing(seq, &(kv_page_place){l, h, page}, entry, &n);
-            }
-        }
+        for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++)
+            (is_mixed ? encode_by_heat : encode_raw)(seq, l, h, blocks, &n);
     }
     seal_all(cache, n);
 }
@@ -290,13 +346,14 @@ static void encode_pages(kv_seq *seq, uint32_t first, uint32_t end)
 void kv_encode(kv_seq *seq, uint32_t end)
 {
     const kv_cache *cache = seq->cache;
-    const uint32_t first = first_to_encode(seq);
+    const kv_encoded blocks = {first_to_encode(seq), end};
+    const bool is_mixed = seq->methods.codec->is_mixed;
     if (end <= seq->n_coded) return;
-    if (seq->methods.codec->has_own_bases) kv_bases_begin(seq, &(kv_encoded){first, end});
-    encode_pages(seq, first, end);
+    if (seq->methods.codec->has_own_bases) kv_bases_begin(seq, &blocks);
+    encode_pages(seq, &blocks);
     if (seq->methods.codec->has_own_bases) kv_bases_end(seq);
     for (uint32_t l = 0; l < cache->n_layers; l++)
-        kv_runs_write(seq, l, seq->n_coded, end);
+        kv_runs_write(seq, l, is_mixed ? 0 : seq->n_coded, end);
     seq->n_coded = end;
 }
 

@@ -18,8 +18,9 @@
  * encoded into a new one; the old one is dropped, and lives on if somebody else shares it. Room for
  * the new ones is found when the step begins, beside the raw ones: the pool must hold both of a section.
  *
- * A codec with bases of the sequence's own encodes what is in raw pages: a step's new ones, too, are written
- * raw first. Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
+ * A codec with bases of the sequence's own, or one that mixes others, encodes what is in raw pages: a step's
+ * new ones, too, are written raw first; and a mixed one's encoded pages are encoded again when others have
+ * become more important (heat.h). Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
  * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h), in
  * block 0, too: it is no longer the place of the sinks. */
 #ifndef KVCACHE_ENCODE_H
@@ -29,7 +30,7 @@
 
 enum { KV_SECTION_TOKENS = 2048, KV_SEALING_MAX = 256 };
 
-/* One raw page on its way. */
+/* One page on its way. */
 typedef struct kv_sealing {
     uint32_t layer, head;
     uint32_t from, to;
@@ -42,7 +43,8 @@ typedef struct kv_page_place {
     uint32_t page;
 } kv_page_place;
 
-/* The size class of a layer's encoded pages; of all its pages under `none`. */
+/* The size class of a layer's encoded pages, of the hottest if the codec is mixed; of all its pages under
+ * `none`. */
 static inline uint32_t kv_coded_class(const kv_cache *cache, const kv_methods *methods,
                                       uint32_t layer)
 {
@@ -109,15 +111,17 @@ attn_span kv_page_decode(const kv_cache *cache, const kv_page_place *at, const u
 
 /* What a sequence is to have in pages. */
 typedef struct kv_goal {
-    uint32_t length;   /* tokens that it holds then */
-    uint32_t n_blocks; /* in pages */
+    uint32_t length;        /* tokens that it holds then */
+    uint32_t window_length; /* by which windows pass: length, or in a replay the prompt's */
+    uint32_t n_blocks;      /* in pages */
     uint32_t n_coded; /* blocks below are encoded, but for the one with the sinks; 0 under `none` */
 } kv_goal;
 
 kv_goal kv_goal_at(const kv_seq *seq, uint32_t length);
 
 /* Adds to `need` the pages of n_blocks blocks of one sequence in one layer, at the worst moment: under a
- * lossy codec everything encoded, and the raw pages of a section beside it. */
+ * lossy codec everything encoded, and the raw pages of a section beside it, or of everything if the prompt
+ * is read again (kv_replay_need has the rest). */
 void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t layer,
                     uint64_t n_blocks, uint64_t *need);
 
@@ -127,7 +131,8 @@ bool kv_goal_encodes(const kv_cache *cache, const kv_goal *goal, uint32_t block)
 /* Adds to cache->need the pages into which raw ones will be encoded. */
 void kv_encode_need(const kv_seq *seq, const kv_goal *goal);
 
-/* Encodes the raw pages of blocks [n_coded, end); room was found before. */
+/* Encodes the raw pages of blocks [n_coded, end), and others again if the codec is mixed; room was found
+ * before. */
 void kv_encode(kv_seq *seq, uint32_t end);
 
 /* While that happens: blocks [first, end). Is the page at an entry of a list one of theirs, and raw? */

@@ -7,6 +7,7 @@
 #include "kvcache/commit.h"
 #include "kvcache/compact.h"
 #include "kvcache/distill.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 #include "kvcache/score_view.h"
@@ -14,168 +15,15 @@
 
 #include "base/clock.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Of `random`: the same in every process. */
 static const uint64_t SEED = 0x70696b76;
 
-/* ---- scratch ------------------------------------------------------------------------------------- */
-
 static uint32_t group_of(const kv_layer_shape *shape)
 {
     return shape->n_heads / shape->n_kv_heads;
-}
-
-static bool asks(const kv_policy *policy, const kv_scorer *scorer)
-{
-    return policy->evicts && policy->scorer == scorer;
-}
-
-static bool may_be_asked(const kv_cache *cache, const kv_scorer *scorer)
-{
-    return cache->request_methods || asks(&cache->methods.policy, scorer) ||
-           asks(&cache->methods.selection, scorer);
-}
-
-/* Floats that any scorer works in, over the shapes of all layers. */
-static size_t work_floats(const kv_cache *cache, uint32_t n_queries)
-{
-    size_t most = 0;
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        const kv_layer_shape *layer = &cache->layer[l];
-        const kv_score_shape shape = {.n_max = cache->limits.n_seq_tokens_max,
-                                      .group = group_of(layer),
-                                      .k_dim = layer->k_dim,
-                                      .v_dim = layer->v_dim,
-                                      .n_queries = n_queries};
-        for (uint32_t s = 0; kv_scorers[s] != NULL; s++) {
-            if (!may_be_asked(cache, kv_scorers[s]) || kv_scorers[s]->work_floats == NULL) continue;
-            most = max_size(most, kv_scorers[s]->work_floats(&shape));
-        }
-    }
-    return most;
-}
-
-static size_t split_floats(const kv_cache *cache)
-{
-    size_t most = 0;
-    for (uint32_t i = 0; kv_allocators[i] != NULL; i++) {
-        if (kv_allocators[i]->work_floats == NULL) continue;
-        most = max_size(most, kv_allocators[i]->work_floats(cache->n_kv_heads_max,
-                                                            cache->limits.n_seq_tokens_max));
-    }
-    return most;
-}
-
-static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
-{
-    const size_t n_max = cache->limits.n_seq_tokens_max, n_heads = cache->n_kv_heads_max;
-    const size_t n_pages = kv_head_pages_max(cache);
-    evict->heads = arena_take(a, n_heads, sizeof *evict->heads);
-    evict->plans = arena_take(a, n_heads, sizeof *evict->plans);
-    for (size_t h = 0; h < n_heads; h++) {
-        kv_head_view view = {0};
-        view.positions = arena_take(a, n_max, sizeof *view.positions);
-        view.entry = arena_take(a, n_max, sizeof *view.entry);
-        view.shard = arena_take(a, n_max, sizeof *view.shard);
-        view.slot = arena_take(a, n_max, sizeof *view.slot);
-        view.score = arena_take(a, n_max, sizeof *view.score);
-        view.kept = arena_take(a, n_max, sizeof *view.kept);
-        if (evict->has_fits) view.bias = arena_take(a, n_max, sizeof *view.bias);
-        if ((evict->needs & KV_SCORE_MASS) != 0)
-            view.mass = arena_take(a, n_max, sizeof *view.mass);
-        if ((evict->needs & KV_SCORE_USES) != 0) {
-            view.last_use = arena_take(a, n_max, sizeof *view.last_use);
-            view.n_uses = arena_take(a, n_max, sizeof *view.n_uses);
-        }
-        if (evict->by_page) {
-            view.pages.of_entry = arena_take(a, n_max, sizeof *view.pages.of_entry);
-            view.pages.score = arena_take(a, n_max, sizeof *view.pages.score);
-            view.pages.n_open = arena_take(a, n_max, sizeof *view.pages.n_open);
-            view.pages.n_kept = arena_take(a, n_max, sizeof *view.pages.n_kept);
-        }
-        const kv_compact_plan plan = {.runs = arena_take(a, n_pages, sizeof *plan.runs),
-                                      .targets = arena_take(a, n_pages, sizeof *plan.targets)};
-        if (evict->heads != NULL) evict->heads[h] = view;
-        if (evict->plans != NULL) evict->plans[h] = plan;
-    }
-    evict->n_open = arena_take(a, n_heads, sizeof *evict->n_open);
-    evict->scores = arena_take(a, n_heads, sizeof *evict->scores);
-    evict->n_keep = arena_take(a, n_heads, sizeof *evict->n_keep);
-    evict->split_work = arena_take(a, split_floats(cache), sizeof *evict->split_work);
-}
-
-static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
-{
-    size_t rows = 0, squares = 0; /* floats of a group's queries, and of its covariances */
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        const kv_layer_shape *shape = &cache->layer[l];
-        rows = max_size(rows, (size_t)group_of(shape) * shape->k_dim);
-        squares = max_size(squares, (size_t)group_of(shape) * shape->k_dim * shape->k_dim);
-    }
-    const bool has_stats = (evict->needs & KV_SCORE_STATS) != 0;
-    const uint32_t n_workers = thread_pool_n_threads(cache->d->pool);
-    const size_t n_work = work_floats(cache, evict->n_queries);
-    evict->workers = arena_take(a, n_workers, sizeof *evict->workers);
-    for (uint32_t w = 0; w < n_workers; w++) {
-        kv_evict_worker worker = {
-            .work = arena_take(a, n_work, sizeof *worker.work),
-            .queries = arena_take(a, evict->n_queries, rows * sizeof *worker.queries),
-            .query_positions = arena_take(a, evict->n_queries, sizeof *worker.query_positions),
-            .mean = arena_take(a, has_stats ? rows : 0, sizeof *worker.mean),
-            .cov = arena_take(a, has_stats ? squares : 0, sizeof *worker.cov),
-            .gathered = arena_take(a, cache->decoded_bytes, 1),
-        };
-        if (evict->has_fits) kv_distill_place(a, cache, &worker.distill);
-        if (evict->workers != NULL) evict->workers[w] = worker;
-    }
-}
-
-void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
-{
-    bool has_shared = false;
-    *evict = (kv_evict){.is_open = cache->request_methods || kv_methods_evict(&cache->methods)};
-    if (!evict->is_open) return;
-    for (uint32_t s = 0; kv_scorers[s] != NULL; s++) {
-        if (!may_be_asked(cache, kv_scorers[s])) continue;
-        evict->needs |= kv_scorers[s]->needs;
-        evict->by_page = evict->by_page || kv_scorers[s]->by_page;
-        if (kv_scorers[s]->n_queries > evict->n_queries)
-            evict->n_queries = kv_scorers[s]->n_queries;
-        evict->has_fits |=
-            kv_scorers[s]->is_fitted && kv_distill_stops_at(cache) == cache->n_layers;
-        has_shared = has_shared || kv_scorers[s]->from != KV_FROM_OWN_LAYER;
-    }
-    if (has_shared)
-        evict->shared = arena_take(a, cache->limits.n_seq_tokens_max, sizeof *evict->shared);
-    place_heads(a, cache, evict);
-    place_workers(a, cache, evict);
-}
-
-static err_t check_policy(const kv_cache *cache, const kv_policy *policy, const char *key,
-                          err_info *info)
-{
-    if (!policy->evicts) return ERR_OK;
-    if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer))
-        return err_set(info, ERR_UNSUPPORTED, "%s: the cache keeps nothing for %s", key,
-                       policy->name);
-    if (policy->scorer->is_fitted && !cache->evict.has_fits)
-        return err_set(info, ERR_UNSUPPORTED,
-                       "%s: %s writes values, and those of layer %u are part of its keys", key,
-                       policy->name, kv_distill_stops_at(cache));
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        if ((policy->scorer->needs & KV_SCORE_OUT_PROJ) != 0 && cache->layer[l].out_proj == NULL)
-            return err_set(info, ERR_UNSUPPORTED,
-                           "%s: %s needs an output projection, and layer %u has none", key,
-                           policy->name, l);
-    }
-    return ERR_OK;
-}
-
-err_t kv_evict_check(const kv_cache *cache, const kv_methods *methods, err_info *info)
-{
-    TRY(check_policy(cache, &methods->policy, "kv-scheduling", info));
-    return check_policy(cache, &methods->selection, "kv-compression", info);
 }
 
 /* ---- a layer ------------------------------------------------------------------------------------- */
@@ -248,6 +96,16 @@ static void list_uses(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_
     }
 }
 
+/* The largest share of every entry when the prompt was read again. */
+static void list_replay(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view *view)
+{
+    const float *scores = kv_replay_scores(seq, layer, head);
+    for (uint32_t i = 0; i < view->n; i++) {
+        const uint32_t position = view->positions[i];
+        view->replay[i] = position < seq->n_prompt_tokens ? expf(scores[position]) : 0;
+    }
+}
+
 /* Those that the scorer asked for, as far as there are so many. */
 static kv_score_queries latest_queries(const evict_loop *loop, uint32_t head,
                                        const kv_evict_worker *worker)
@@ -277,6 +135,10 @@ static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_w
         for (uint32_t i = 0; i < view->n; i++)
             view->mass[i] = mass[view->positions[i]];
         args->mass = view->mass;
+    }
+    if ((needs & KV_SCORE_REPLAY) != 0 && kv_replay_is_done(seq)) {
+        list_replay(seq, args->layer, args->head, view);
+        args->replay = view->replay;
     }
     if ((needs & KV_SCORE_USES) != 0) {
         list_uses(seq, args->layer, args->head, view);
@@ -317,6 +179,7 @@ static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
                           .scale = shape->scale,
                           .length = seq->length,
                           .n_keep = loop->n_keep,
+                          .n_prompt = seq->n_prompt_tokens,
                           .seed = SEED,
                           .rope = shape->rope,
                           .now = seq->length,
@@ -530,6 +393,7 @@ static uint32_t last_due(const kv_seq *seq)
 {
     const kv_cache *cache = seq->cache;
     const uint32_t length = seq->length, n_prompt = seq->n_prompt_tokens;
+    if (length < n_prompt && kv_replay_is_due(cache, &seq->methods, n_prompt)) return 0;
     if (length < n_prompt) return length - length % cache->section_tokens;
     const uint32_t n_left = kv_blocks_left(cache, length);
     const uint32_t left = n_left > 0 ? cache->window_tokens + n_left * cache->page_tokens : 0;
@@ -545,6 +409,11 @@ static const kv_policy *policy_now(const kv_seq *seq)
     const bool is_prompt = seq->length <= n_prompt || seq->chosen_length < n_prompt;
     if (methods->selection.evicts && is_prompt) return &methods->selection;
     return methods->policy.evicts ? &methods->policy : NULL;
+}
+
+static bool asks_replay(const kv_policy *policy)
+{
+    return policy->evicts && (policy->scorer->needs & KV_SCORE_REPLAY) != 0;
 }
 
 /* ERR_KV_FULL: the layers before have chosen, and have nothing to choose when it is called again. */
@@ -567,7 +436,9 @@ static err_t choose(kv_seq *seq)
     cache->stats.score_seconds += clock_seconds_since(start_ns);
     if (err != ERR_OK) return err;
     seq->chosen_length = seq->length;
-    if (seq->length >= seq->n_prompt_tokens && !seq->methods.policy.evicts) kv_observed_rest(seq);
+    if (seq->length < seq->n_prompt_tokens) return ERR_OK;
+    if (!asks_replay(&seq->methods.policy)) kv_replay_drop(seq);
+    if (!seq->methods.policy.evicts) kv_observed_rest(seq);
     return ERR_OK;
 }
 

@@ -20,6 +20,8 @@
  * what stays is the same for every number of shards and every placement, as far as scores are, whose sums
  * may be rounded differently; but for scorers that keep whole pages, since placement says what is on one.
  *
+ * A prompt that is read again before its entries are chosen (kv_replay.h) is settled at its end alone.
+ *
  * That it waits for the next step has a use: between the two kv_seq_share_prompt can share the prompt.
  *
  * Evicting needs no room, the rest may. If there is none, the sequence is consistent, and settling it again

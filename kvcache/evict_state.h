@@ -24,6 +24,7 @@ typedef struct kv_head_view {
     float *bias;         /* [n_max]; NULL unless a scorer may be fitted */
     float *score;        /* [n_max] */
     float *mass;         /* [n_max]; NULL unless a scorer may need it */
+    float *replay;       /* [n_max]; likewise */
     uint32_t *last_use;  /* [n_max]; likewise */
     uint32_t *n_uses;    /* [n_max]; likewise */
     uint32_t *kept;      /* [n_max]: indices of candidates */
@@ -38,6 +39,7 @@ typedef struct kv_compact_target {
     uint32_t entry;
     uint32_t to; /* the page that the entry has already, or a new one */
     uint32_t n_slots;
+    uint32_t page_class; /* that the page is to have */
 } kv_compact_target;
 
 /* Entries [first, end) of one shard's list: what they hold goes to targets in order. */

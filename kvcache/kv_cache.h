@@ -42,8 +42,7 @@ typedef struct kv_seq_options {
     const kv_methods *methods; /* that kv_cache_check_methods accepts; copied. NULL: the cache's */
     const char *salt;          /* separates tenants in the prefix cache; may be empty, never NULL */
     size_t salt_bytes;
-    uint32_t
-        n_prompt_tokens; /* lossy codecs treat what follows as decoded: see kv_seq_step_tokens_max */
+    uint32_t n_prompt_tokens; /* what follows is decoded: see kv_seq_step_tokens_max */
     bool no_prefix_read;  /* do not take a cached prefix (prompt logprobs need every position) */
     bool no_prefix_write; /* do not leave one behind */
 } kv_seq_options;
@@ -94,10 +93,11 @@ typedef struct kv_row {
     kv_seq *seq;
     uint32_t first_token, n_tokens;
     bool is_decode; /* one token behind the prompt; a prompt's chunk of one token is none */
+    bool is_replay; /* tokens of the prompt that are read again: kv_replay.h */
 } kv_row;
 
 /* Rows are in batch order, without gaps, each sequence at most once, with no more tokens than
- * kv_seq_step_tokens_max (all asserted). Demotes pages to lower tiers and gives up cached prefixes as
+ * kv_seq_step_tokens_max, or a replay's chunk (all asserted). Demotes pages to lower tiers and gives up cached prefixes as
  * needed; ERR_KV_FULL if that is not enough, and then nothing else has changed but
  * that what scheduling evicts at the present length may be gone: it would be gone with the step, too. */
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows) MUST_CHECK;

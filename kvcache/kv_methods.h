@@ -34,6 +34,20 @@ static inline double kv_methods_budget(const kv_methods *methods)
     return methods->policy.budget > 0 ? methods->policy.budget : methods->selection.budget;
 }
 
+/* What chooses of a prompt; NULL: nothing does. */
+static inline const kv_policy *kv_methods_of_prompt(const kv_methods *methods)
+{
+    if (methods->selection.evicts) return &methods->selection;
+    return methods->policy.evicts ? &methods->policy : NULL;
+}
+
+/* Is a prompt read again before it is chosen what stays of it? See kv_replay.h. */
+static inline bool kv_methods_replay(const kv_methods *methods)
+{
+    const kv_policy *policy = kv_methods_of_prompt(methods);
+    return policy != NULL && (policy->scorer->needs & KV_SCORE_REPLAY) != 0;
+}
+
 /* As --kv-compression has it: CODEC, or SELECTION,CODEC. */
 enum { KV_COMPRESSION_BYTES = 96 };
 void kv_methods_compression(const kv_methods *methods, char text[KV_COMPRESSION_BYTES]);

@@ -8,7 +8,9 @@
 #include "kvcache/compression/value_weight.h"
 #include "kvcache/demote.h"
 #include "kvcache/evict.h"
+#include "kvcache/heat.h"
 #include "kvcache/key_box.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/memory_available.h"
 
 #include <stdlib.h>
@@ -84,6 +86,7 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
     cache->window_tokens = config->window_tokens;
     cache->sink_tokens = config->sink_tokens;
     cache->section_tokens = KV_SECTION_TOKENS;
+    cache->replay_tokens = KV_REPLAY_CHUNK;
     cache->prefix_caching = config->prefix_caching;
     cache->has_file = config->disk_bytes > 0;
     cache->has_tiers = cache->has_file || config->host_bytes > 0;
@@ -191,6 +194,7 @@ static err_t add_basis_classes(kv_cache *cache, const kv_codec *codec)
 static err_t add_classes(kv_cache *cache, uint32_t codec, err_info *info)
 {
     const uint32_t first = cache->n_classes;
+    if (cache->first_class[codec] != KV_CLASS_NONE) return ERR_OK;
     for (uint32_t c = 0; c < cache->n_raw_classes; c++) {
         const err_t err = add_class(cache, kv_codecs[codec], c, info);
         if (err == ERR_OK) continue;
@@ -214,6 +218,25 @@ static bool is_same_shape(const kv_cache *cache, uint32_t one, uint32_t other)
            has_same_ranks(&cache->layer[one].lora_plus, &cache->layer[other].lora_plus);
 }
 
+/* Those of the codecs that a mixed one chooses from; its own is the hottest's. */
+static err_t add_mixed_classes(kv_cache *cache, uint32_t codec, err_info *info)
+{
+    for (int h = KV_HEAT_COUNT; h-- > 0;) {
+        uint32_t one = 0;
+        while (strcmp(kv_codecs[one]->name, kv_heat_codecs[h]) != 0)
+            one++;
+        TRY(add_classes(cache, one, info));
+        cache->heats.first_class[h] = cache->first_class[one];
+    }
+    cache->first_class[codec] = cache->heats.first_class[KV_HEAT_HOT];
+    return ERR_OK;
+}
+
+static err_t add_codec(kv_cache *cache, uint32_t codec, err_info *info)
+{
+    return (kv_codecs[codec]->is_mixed ? add_mixed_classes : add_classes)(cache, codec, info);
+}
+
 /* Layers whose heads have one shape share a size class, raw and encoded by every codec that a sequence
  * may ask for. */
 static err_t find_classes(kv_cache *cache, err_info *info)
@@ -234,10 +257,11 @@ static err_t find_classes(kv_cache *cache, err_info *info)
         assert(codec + 1 < KV_CODECS_MAX);
         cache->first_class[codec] = kv_codecs[codec]->is_exact ? 0 : KV_CLASS_NONE;
     }
-    if (!cache->methods.codec->is_exact) TRY(add_classes(cache, cache->methods.codec_index, info));
+    for (int h = 0; h < KV_HEAT_COUNT; h++)
+        cache->heats.first_class[h] = KV_CLASS_NONE;
+    if (!cache->methods.codec->is_exact) TRY(add_codec(cache, cache->methods.codec_index, info));
     for (uint32_t codec = 0; cache->request_methods && kv_codecs[codec] != NULL; codec++) {
-        if (cache->first_class[codec] != KV_CLASS_NONE) continue;
-        const err_t err = add_classes(cache, codec, NULL);
+        const err_t err = add_codec(cache, codec, NULL);
         if (err != ERR_OK && err != ERR_UNSUPPORTED && err != ERR_BAD_CONFIG) return err;
     }
     return ERR_OK;
@@ -303,6 +327,7 @@ static err_t place_work(kv_cache *cache, arena *a)
     TRY(place_staging(cache, a));
     TRY(kv_rings_init(a, &rings, &cache->rings));
     kv_own_bases_place(a, cache, &cache->own_bases);
+    kv_heats_place(a, cache, &cache->heats);
     kv_reader_place(a, cache, &cache->reader);
     kv_prefix_place(a, &cache->prefix);
     cache->bases_offset = round_up(page_bytes, ARENA_ALIGN);
@@ -329,8 +354,10 @@ static err_t place_work(kv_cache *cache, arena *a)
 static void need_all(kv_cache *cache, uint64_t n_seqs, uint64_t n_blocks)
 {
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
-    for (uint32_t l = 0; l < cache->n_layers; l++)
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
         kv_need_blocks(cache, &cache->methods, l, n_blocks, cache->need);
+        kv_replay_need(cache, &cache->methods, l, n_blocks, cache->need);
+    }
     for (uint32_t c = 0; c < cache->n_classes; c++)
         cache->need[c] *= n_seqs;
 }
@@ -374,7 +401,8 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
                              .n_classes = cache->n_classes,
                              .page_bytes = page_bytes,
                              .n_shards = cache->n_shards,
-                             .has_biases = cache->evict.has_fits};
+                             .has_biases = cache->evict.has_fits,
+                             .has_importance = cache->heats.pages != NULL};
     for (uint32_t c = 0; c < cache->n_classes; c++)
         page_bytes[c] = cache->layout[c].page_bytes;
     for (uint32_t l = 0; l < cache->n_layers && cache->has_boxes; l++)

@@ -1,8 +1,9 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
 #include "kvcache/basis.h"
 #include "kvcache/demote.h"
-#include "kvcache/encode.h"
 #include "kvcache/evict.h"
+#include "kvcache/heat.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/scatter.h"
 
 static void count_tiers(const kv_cache *cache, kv_stats *stats)
@@ -93,10 +94,11 @@ err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, e
 
 size_t kv_cache_bytes_per_token(const kv_cache *cache)
 {
+    const uint32_t n_pages = 4; /* that a mixed codec's shares are whole of */
     size_t bytes = 0;
     for (uint32_t l = 0; l < cache->n_layers; l++)
-        bytes += cache->n_kv_heads[l] * kv_coded_layout(cache, &cache->methods, l)->page_bytes;
-    return bytes / cache->page_tokens;
+        bytes += cache->n_kv_heads[l] * kv_coded_bytes(cache, &cache->methods, l, n_pages);
+    return bytes / n_pages / cache->page_tokens;
 }
 
 static uint64_t page_bytes(const kv_cache *cache, uint32_t page)
@@ -187,6 +189,7 @@ static bool could_hold(const kv_cache *cache, const kv_methods *methods, uint64_
             if (most < n) n = most;
         }
         kv_need_blocks(cache, methods, l, n, need);
+        kv_replay_need(cache, methods, l, n_blocks, need);
     }
     return kv_pool_could_hold(cache->pool, need) || could_spill(cache, methods, n_blocks, need);
 }

@@ -1,7 +1,7 @@
 /* kvcache/kv_sane.c - the invariants of a cache, by walking everything. */
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
-#include "kvcache/encode.h"
+#include "kvcache/heat.h"
 #include "kvcache/key_box.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
@@ -38,7 +38,7 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     const bool is_coded = kv_is_coded_page(cache, page);
     if (!is_of_layer(cache, layer, page)) return false;
     if (v->methods == NULL || block >= v->n_blocks) return true;
-    if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
+    if (is_coded && !kv_is_coded_class(cache, v->methods, layer, page_class)) return false;
     if (v->methods->codec->is_exact) return !is_coded;
     if (v->is_thinned && block == 0) return true;
     return is_coded == (block < v->n_coded && (block > 0 || cache->sink_tokens == 0));
@@ -140,7 +140,7 @@ static bool is_scattered_class_sane(const kv_cache *cache, const view *v, uint32
     const bool is_full = kv_pool_pages(cache->pool)->n_slots[page] == cache->page_tokens;
     if (!is_of_layer(cache, layer, page)) return false;
     if (v->methods == NULL) return true;
-    if (is_coded && page_class != kv_coded_class(cache, v->methods, layer)) return false;
+    if (is_coded && !kv_is_coded_class(cache, v->methods, layer, page_class)) return false;
     if (v->is_thinned) return !is_coded || !v->methods->codec->is_exact;
     const bool is_below = kv_last_position(cache, page) / cache->page_tokens < v->n_coded;
     const bool has_sinks = kv_pool_slots_below(cache->pool, page, cache->sink_tokens) > 0;

@@ -1,5 +1,6 @@
 /* kvcache/kv_seq.c - sequences: open, share, cut, close. */
 #include "kvcache/away.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/scatter.h"
 
 err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
@@ -98,18 +99,18 @@ static void cut_pages(kv_seq *seq, uint32_t n_blocks)
     if (seq->n_coded > n_blocks) seq->n_coded = n_blocks;
 }
 
-uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
+/* The sequence begins anew. */
+static void start_again(kv_seq *seq)
 {
-    kv_cache *cache = seq->cache;
-    assert(seq->is_open);
-    assert(!cache->step.is_open);
-    assert(n_tokens <= seq->length);
-    const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
-    if (n_tokens < seq->length &&
-        (kv_methods_evict(&seq->methods) || !kv_prefix_serves(cache, &self, n_tokens)))
-        n_tokens = 0;
-    uint32_t n_blocks = kv_blocks_kept(cache, n_tokens);
-    if (n_tokens < seq->length) kv_observed_cut(seq, n_tokens);
+    seq->is_thinned = false;
+    seq->settled_length = seq->chosen_length = seq->n_replayed = 0;
+    kv_observed_forget(seq);
+}
+
+/* To its first n_tokens, n_blocks blocks of them in pages. Returns what is left of it: that or nothing. */
+static uint32_t cut(kv_seq *seq, uint32_t n_tokens, uint32_t n_blocks)
+{
+    const kv_cache *cache = seq->cache;
     if (n_blocks < seq->n_blocks) {
         for (uint32_t b = n_blocks; b < seq->n_blocks && b * cache->page_tokens < n_tokens; b++) {
             const size_t n_left = n_tokens - b * cache->page_tokens;
@@ -120,12 +121,39 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
         if (!kv_scatter_own_tails(seq) || kv_seq_is_lost(seq)) cut_pages(seq, n_tokens = 0);
     }
     seq->length = n_tokens;
-    if (n_tokens == 0) {
-        seq->is_thinned = false;
-        seq->settled_length = seq->chosen_length = 0;
-        kv_observed_forget(seq);
-    }
+    seq->is_replaying = false;
+    if (n_tokens == 0) start_again(seq);
     kv_prefix_shorten(seq);
+    return n_tokens;
+}
+
+uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
+{
+    kv_cache *cache = seq->cache;
+    assert(seq->is_open);
+    assert(!cache->step.is_open);
+    assert(n_tokens <= seq->length);
+    const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
+    if (n_tokens < seq->length &&
+        (kv_methods_evict(&seq->methods) || !kv_prefix_serves(cache, &self, n_tokens)))
+        n_tokens = 0;
+    if (n_tokens < seq->length) kv_observed_cut(seq, n_tokens);
+    n_tokens = cut(seq, n_tokens, kv_blocks_kept(cache, n_tokens));
+    kv_publish(cache);
+    return n_tokens;
+}
+
+/* Pages and ring are then what they were: nothing of the prompt has been encoded, or passed by a window. */
+uint32_t kv_seq_end_replay(kv_seq *seq)
+{
+    kv_cache *cache = seq->cache;
+    kv_replay_chunk chunk;
+    const bool is_wanted = kv_seq_wants_replay(seq, &chunk);
+    assert(is_wanted);
+    assert(!cache->step.is_open);
+    seq->n_replayed = chunk.end;
+    const uint32_t n_tokens =
+        cut(seq, seq->n_prompt_tokens, kv_blocks_left(cache, seq->n_prompt_tokens));
     kv_publish(cache);
     return n_tokens;
 }

@@ -42,7 +42,7 @@ typedef struct kv_stats {
     uint64_t seqs_lost; /* closed after a page could not be read */
     uint64_t tokens_appended;
     uint64_t pages_committed;
-    uint64_t pages_encoded;
+    uint64_t pages_encoded;     /* one that is encoded again, coarser, counts again */
     uint64_t encoded_raw_bytes; /* of those pages before, and as they are */
     uint64_t encoded_bytes;
     uint64_t pages_given_up;  /* of cached objects, under pressure */

@@ -3,11 +3,23 @@
 #include "kvcache/commit.h"
 #include "kvcache/demote.h"
 #include "kvcache/evict.h"
+#include "kvcache/kv_replay.h"
 
 #include <string.h>
 
 /* Copying fewer bytes than this is not worth a parallel loop. */
 enum { SERIAL_BYTES_MAX = 64 * 1024 };
+
+/* Tokens of the chunk that is due, and of no other. */
+static void check_replay(const kv_row *row)
+{
+    kv_replay_chunk chunk;
+    const bool is_wanted = kv_seq_wants_replay(row->seq, &chunk);
+    assert(is_wanted);
+    const uint32_t n_held = row->seq->length - row->seq->n_prompt_tokens;
+    assert(n_held + row->n_tokens <= chunk.end - chunk.first + KV_REPLAY_LEAD);
+    assert(!row->is_decode);
+}
 
 static void check_rows(const kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 {
@@ -24,7 +36,9 @@ static void check_rows(const kv_cache *cache, const kv_row *rows, uint32_t n_row
         assert(rows[r].first_token == n_tokens);
         assert(rows[r].n_tokens <= cache->limits.n_step_tokens_max - n_tokens);
         assert(rows[r].n_tokens <= cache->limits.n_seq_tokens_max - seq->length);
-        assert(rows[r].n_tokens <= kv_seq_step_tokens_max(seq));
+        assert(rows[r].is_replay || !seq->is_replaying);
+        if (rows[r].is_replay) check_replay(&rows[r]);
+        if (!rows[r].is_replay) assert(rows[r].n_tokens <= kv_seq_step_tokens_max(seq));
         n_tokens += rows[r].n_tokens;
     }
 }
@@ -34,13 +48,14 @@ static kv_goal goal_after(const kv_row *row)
 {
     kv_goal goal = kv_goal_at(row->seq, row->seq->length + row->n_tokens);
     if (kv_methods_evict(&row->seq->methods)) goal.n_coded = row->seq->n_coded;
+    if (row->is_replay) goal.window_length = row->seq->n_prompt_tokens;
     return goal;
 }
 
 static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 {
     for (uint32_t r = 0; r < n_rows; r++)
-        TRY(kv_seq_settle(rows[r].seq));
+        TRY(rows[r].is_replay ? kv_replay_take(rows[r].seq) : kv_seq_settle(rows[r].seq));
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
     for (uint32_t r = 0; r < n_rows; r++) {
         const kv_goal goal = goal_after(&rows[r]);
@@ -78,6 +93,7 @@ err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         kv_reserve(seq, &goal);
         seq->first_token = rows[r].first_token;
         seq->n_step_tokens = rows[r].n_tokens;
+        seq->is_replaying = rows[r].is_replay;
         seq->step_misses = (kv_misses){0};
         step->n_tokens += rows[r].n_tokens;
     }
@@ -155,7 +171,7 @@ void kv_step_end(kv_cache *cache)
         assert(step->has_experts[l] || !cache->layer[l].has_router);
     for (uint32_t r = 0; r < step->n_rows; r++) {
         kv_misses_add(&step->rows[r].seq->misses, &step->rows[r].seq->step_misses);
-        kv_observe_commit(step->rows[r].seq);
+        if (!step->rows[r].is_replay) kv_observe_commit(step->rows[r].seq);
     }
     kv_commit(cache, step->rows, step->n_rows);
     cache->stats.tokens_appended += step->n_tokens;
@@ -171,6 +187,7 @@ void kv_step_abort(kv_cache *cache)
         kv_table_drop(&seq->table, cache->pool, seq->n_blocks, seq->n_reserved, KV_HELD_BY_SEQ);
         seq->n_reserved = seq->n_blocks;
         seq->n_step_tokens = 0;
+        seq->is_replaying = seq->is_replaying && seq->length > seq->n_prompt_tokens;
     }
     cache->step.is_open = false;
     kv_publish(cache);

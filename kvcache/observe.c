@@ -2,6 +2,7 @@
 #include "kvcache/observe.h"
 
 #include "kvcache/blocks.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/query_sums.h"
 
 #include <stdlib.h>
@@ -37,7 +38,7 @@ void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers
         observers->first_square[l + 1] = first_square;
         observers->first_sum[l + 1] = first_sum;
     }
-    if ((cache->evict.needs & KV_SCORE_MASS) == 0) return;
+    if ((cache->evict.needs & (KV_SCORE_MASS | KV_SCORE_REPLAY)) == 0) return;
     observers->lse_stride = group_max * cache->limits.n_step_tokens_max;
     observers->lse = arena_take(a, cache->n_kv_heads_max, observers->lse_stride * sizeof(float));
 }
@@ -131,6 +132,7 @@ void kv_observed_close(kv_seq *seq)
     free(o->mass);
     free(o->new_mass);
     free(o->uses);
+    kv_replay_drop(seq);
     seq->cache->stats.observed_bytes -= o->bytes;
     *o = (kv_observed){0};
 }
@@ -260,6 +262,7 @@ void kv_observed_forget(kv_seq *seq)
     o->first = o->n_summed = 0;
     find_needs(seq, o);
     drop_stats(seq);
+    kv_replay_forget(seq);
     if (o->sums != NULL)
         memset(o->sums, 0, cache->observers.first_sum[cache->n_layers] * sizeof *o->sums);
     if (o->mass != NULL) memset(o->mass, 0, n_heads_all(cache) * o->n_positions * sizeof *o->mass);
@@ -291,6 +294,7 @@ void kv_observed_rest(kv_seq *seq)
     kv_observed *o = &seq->observed;
     const kv_cache *cache = seq->cache;
     o->needs = 0;
+    kv_replay_drop(seq);
     drop_queries(seq);
     drop_sums(seq);
     drop_stats(seq);
@@ -401,6 +405,7 @@ void kv_observe_queries(kv_cache *cache, const kv_attend_args *args)
     for (uint32_t r = 0; r < cache->step.n_rows; r++) {
         const kv_row *row = &cache->step.rows[r];
         const summed tokens = find_summed(row->seq, row->n_tokens);
+        if (row->is_replay) continue; /* these are not the sequence's own */
         if (row->seq->observed.queries != NULL) note_queries(row, shape, args);
         if (row->seq->observed.squares != NULL) note_squares(row, shape, args);
         any_sums = any_sums || (row->seq->observed.sums != NULL && tokens.first < tokens.end);

@@ -11,6 +11,10 @@
  *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
  *             if routing leaves pages out
  *
+ *   replay    while a prompt is read again, and as long as its scores are asked for: the largest share of
+ *             every position (kv_replay.h). A maximum may be raised twice, so there is one copy. All others
+ *             stand still meanwhile: these queries are not the sequence's own
+ *
  * A sequence has what its scorers and its codec ask for, allocated when it opens and when its table grows;
  * what only a selection asks for is given back once the prompt's end has been chosen. What a step
  * adds goes to a second copy that takes the place of the first when the step ends: an aborted step
@@ -49,6 +53,9 @@ typedef struct kv_observed {
     uint32_t n_positions;
     kv_uses *uses; /* [n_lists][n_entries] */
     uint32_t n_entries;
+    float
+        *replay; /* per head [n_prompt_tokens]; NULL unless the prompt is read again; kv_replay.h */
+    size_t replay_bytes;
     size_t bytes; /* of all these */
 } kv_observed;
 
@@ -57,7 +64,8 @@ typedef struct kv_observers {
     size_t *first_query;  /* [n_layers + 1]: floats of one position in the layers before */
     size_t *first_square; /* [n_layers + 1]: floats of one position in the layers before */
     size_t *first_sum;    /* [n_layers + 1]: doubles of the layers before */
-    float *lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass is asked for */
+    float *
+        lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass or replays are asked for */
     size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
 } kv_observers;
 

@@ -64,6 +64,8 @@ static void place_arrays(kv_pool *pool, arena *a)
         pool->pages.biases = arena_take(a, n_pages, pool->page_tokens * sizeof(float));
         pool->pages.bias_most = arena_take(a, n_pages, sizeof *pool->pages.bias_most);
     }
+    if (pool->has_importance)
+        pool->pages.importance = arena_take(a, n_pages, sizeof *pool->pages.importance);
     if (kv_pool_has_tiers(pool))
         pool->pages.last_use = arena_take(a, n_pages, sizeof *pool->pages.last_use);
     pool->shards = arena_take(a, pool->n_shards, sizeof *pool->shards);
@@ -167,6 +169,7 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
     pool->classes.n = config->n_classes;
     pool->view.box_bytes = config->box_bytes;
     pool->has_biases = config->has_biases;
+    pool->has_importance = config->has_importance;
     pool->n_shards = config->n_shards;
     for (int t = 0; t < KV_N_TIERS; t++)
         pool->tiers[t].free = KV_SLAB_NONE;
@@ -311,6 +314,11 @@ uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page)
 uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page)
 {
     return pool->pages.boxes != NULL ? pool->pages.boxes + page * pool->view.box_bytes : NULL;
+}
+
+float *kv_pool_importance(const kv_pool *pool, uint32_t page)
+{
+    return pool->pages.importance != NULL ? pool->pages.importance + page : NULL;
 }
 
 /* A page of a slab that has one. */

@@ -45,6 +45,7 @@ typedef struct kv_pool_config {
     const size_t *page_bytes; /* [n_classes]; a slab is 64 KiB, or the largest page rounded up */
     size_t box_bytes;         /* of a page's key box, beside the page; 0: there are none */
     bool has_biases;          /* slots may get biases: page_bias.h */
+    bool has_importance;      /* pages may get an importance: heat.h */
     uint32_t n_shards;        /* that pages may have as owners, >= 1 */
 } kv_pool_config;
 
@@ -106,6 +107,8 @@ uint8_t *kv_pool_data(const kv_pool *pool, uint32_t page);
 uint32_t kv_pool_class(const kv_pool *pool, uint32_t page);
 size_t kv_pool_page_bytes(const kv_pool *pool, uint32_t page);
 uint8_t *kv_pool_box(const kv_pool *pool, uint32_t page); /* NULL if there are none */
+float *kv_pool_importance(const kv_pool *pool,
+                          uint32_t page); /* NULL if there is none; see heat.h */
 
 /* ---- queries ---- */
 

@@ -38,7 +38,7 @@ struct kv_pool {
     uint32_t n_slabs; /* of all tiers */
     uint32_t page_tokens;
     uint32_t pages_per_slab_max;
-    bool has_biases;
+    bool has_biases, has_importance;
     arena memory;
     struct {
         uint32_t n;
@@ -60,6 +60,7 @@ struct kv_pool {
         uint8_t *n_slots;               /* [n_pages] */
         uint32_t *positions;            /* [n_pages][page_tokens] */
         uint8_t *boxes;                 /* [n_pages][box_bytes], or NULL */
+        float *importance;              /* [n_pages], or NULL */
         float *biases;                  /* [n_pages][page_tokens], or NULL; see bias_most */
         float *bias_most;               /* [n_pages]; -inf: the page has none; or NULL */
         _Atomic uint32_t *last_use;     /* [n_pages], or NULL without tiers */

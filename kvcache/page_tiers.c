@@ -13,6 +13,7 @@ uint32_t kv_pool_alloc_twin(kv_pool *pool, uint32_t page, kv_tier tier, kv_holde
                         pool->pages.owner[page]);
     if (box_bytes > 0) memcpy(kv_pool_box(pool, twin), kv_pool_box(pool, page), box_bytes);
     kv_pool_set_biases(pool, twin, kv_pool_biases(pool, page));
+    if (pool->has_importance) *kv_pool_importance(pool, twin) = *kv_pool_importance(pool, page);
     if (pool->pages.last_use != NULL)
         atomic_store_explicit(&pool->pages.last_use[twin], kv_pool_last_use(pool, page),
                               memory_order_relaxed);

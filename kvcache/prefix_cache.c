@@ -442,6 +442,7 @@ static uint32_t flush_ring(kv_seq *seq)
     const uint32_t n_blocks = (seq->length + cache->page_tokens - 1) / cache->page_tokens;
     for (uint32_t end = n_blocks; end > seq->n_blocks; end--) {
         const kv_goal goal = {.length = seq->length,
+                              .window_length = seq->length,
                               .n_blocks = end,
                               .n_coded = seq->methods.codec->is_exact ? 0 : end};
         memset(cache->need, 0, cache->n_classes * sizeof *cache->need);

@@ -4,6 +4,7 @@
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
 #include "kvcache/commit.h"
+#include "kvcache/heat.h"
 #include "kvcache/key_box.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/scatter.h"
@@ -29,11 +30,13 @@ static void fold_low(kv_read_job *j)
 static void count_read(const kv_read_job *j)
 {
     const kv_page_layout *raw = &j->cache->layout[j->cache->layer_class[j->layer]];
-    const kv_page_layout *coded = kv_coded_layout(j->cache, &j->seq->methods, j->layer);
     for (uint32_t s = 0; s < j->n_spans; s++) {
         const attn_span *span = &j->worker->spans[s];
-        j->worker->bytes_read +=
-            kv_page_read_bytes(span->coding == ATTN_PLAIN ? raw : coded, span->n_slots);
+        const kv_page_layout *layout =
+            span->coding == ATTN_PLAIN
+                ? raw
+                : kv_layout_of_coding(j->cache, &j->seq->methods, j->layer, span->coding);
+        j->worker->bytes_read += kv_page_read_bytes(layout, span->n_slots);
     }
     j->worker->blocks_read += j->n_blocks;
 }
@@ -46,7 +49,10 @@ static void fold_blocks(kv_read_job *j)
     if (!j->is_probe) count_read(j);
     const attn_blocks blocks = {
         .spans = j->worker->spans, .blocks = j->worker->blocks, .n_blocks = j->n_blocks};
-    if (j->lse != NULL) {
+    if (j->most != NULL) {
+        ops->attend_max(&(attn_max_args){
+            .query = &j->query, .blocks = &blocks, .lse = j->lse, .most = j->most});
+    } else if (j->lse != NULL) {
         ops->attend_mass(&(attn_mass_args){
             .query = &j->query, .blocks = &blocks, .lse = j->lse, .mass = j->mass});
     } else {
@@ -81,14 +87,29 @@ static void begin_low(kv_read_job *j, uint32_t page)
     low->has_begun = true;
 }
 
+/* Bit i: slot i of the span is in the ranges. */
+static uint64_t slots_in(const kv_read_ranges *only, const attn_span *span)
+{
+    uint64_t slots = 0;
+    for (uint32_t i = 0; i < span->n_slots; i++) {
+        const uint32_t p = span->positions != NULL ? span->positions[i] : span->first_position + i;
+        const bool is_in =
+            p < only->first_end || (p >= only->first && p < only->end) || p >= only->behind;
+        slots |= (uint64_t)is_in << i;
+    }
+    return slots;
+}
+
 /* Lists one block of spans; those without a live slot are left out. */
 static void add_block(kv_read_job *j, const attn_span *spans, uint32_t n_spans)
 {
     attn_block *block = &j->worker->blocks[j->n_blocks];
     *block = (attn_block){.first_span = j->n_spans};
     for (uint32_t s = 0; s < n_spans; s++) {
-        if (spans[s].live == 0) continue;
-        j->worker->spans[j->n_spans++] = spans[s];
+        attn_span span = spans[s];
+        if (j->only != NULL) span.live &= slots_in(j->only, &span);
+        if (span.live == 0) continue;
+        j->worker->spans[j->n_spans++] = span;
         block->n_spans++;
     }
     if (block->n_spans > 0) j->n_blocks++;

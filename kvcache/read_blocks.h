@@ -4,6 +4,13 @@
 
 #include "kvcache/cache_state.h"
 
+/* Positions below `first_end`, in [first, end), and from `behind` on. */
+typedef struct kv_read_ranges {
+    uint32_t first_end;
+    uint32_t first, end;
+    uint32_t behind;
+} kv_read_ranges;
+
 /* One KV head of one layer and up to KV_TILE_QUERIES_MAX queries of one sequence, while it runs. */
 typedef struct kv_read_job {
     const kv_cache *cache;
@@ -18,6 +25,9 @@ typedef struct kv_read_job {
     const float
         *lse;    /* [n_queries][group]: what has been read is read again for its mass; or NULL */
     float *mass; /* by position; valid with lse */
+    const kv_read_ranges *only; /* NULL: all that the queries see */
+    float *
+        most; /* by position, with lse: the largest share instead of mass, as a logarithm; or NULL */
     uint32_t n_spans, n_blocks; /* listed and not yet folded */
     uint32_t n_landed;          /* pages of those blocks that were read from the file */
 } kv_read_job;

@@ -4,6 +4,7 @@
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
 #include "kvcache/encode.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/read_blocks.h"
 
 /* Query rows (queries x heads) of a tile: bounds the scratch of wide groups. */
@@ -128,21 +129,47 @@ static kv_read_job make_job(const attend_loop *loop, const kv_tile *tile, uint32
         }};
 }
 
-static bool wants_mass(const kv_seq *seq)
+static bool wants_mass(const kv_row *row)
 {
-    return (seq->observed.needs & KV_SCORE_MASS) != 0;
+    return !row->is_replay && (row->seq->observed.needs & KV_SCORE_MASS) != 0;
 }
 
-/* Where the lse of a tile's queries is kept; NULL if nobody asks for mass. */
+/* Where the lse of a tile's queries is kept; NULL if nobody asks for shares. */
 static float *lse_of(const attend_loop *loop, const kv_tile *tile, uint32_t head)
 {
     const kv_cache *cache = loop->cache;
     const kv_row *row = &cache->step.rows[tile->row];
     const kv_layer_shape *shape = &cache->layer[loop->args->layer];
     const size_t token = (size_t)row->first_token + tile->first;
-    if (!wants_mass(row->seq)) return NULL;
+    if (!wants_mass(row) && !row->is_replay) return NULL;
     return cache->observers.lse + head * cache->observers.lse_stride +
            token * (shape->n_heads / shape->n_kv_heads);
+}
+
+/* The lse of a replay's queries over what its scores compare: the first entries, the chunk's and its own. If
+ * the chunk is the whole prompt that is everything, and attention has found it, unless it added a logit. The
+ * state is free again. */
+static void normalise_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
+                           kv_reader_worker *worker)
+{
+    kv_replay_chunk chunk;
+    kv_read_job j = make_job(loop, tile, head, worker);
+    const uint32_t n_prompt = j.seq->n_prompt_tokens;
+    const bool has_logit = loop->cache->layer[j.layer].sink_logit != NULL;
+    const bool is_wanted = kv_seq_wants_replay(j.seq, &chunk);
+    assert(is_wanted);
+    assert(!j.has_low); /* nothing of the prompt is encoded */
+    if (chunk.first == 0 && chunk.end == n_prompt && !has_logit) return;
+    const kv_read_ranges compared = {.first_end = (uint32_t)min_size(KV_REPLAY_SINKS, chunk.first),
+                                     .first = chunk.first,
+                                     .end = chunk.end,
+                                     .behind = n_prompt};
+    const attn_result result = {.o = j.state->acc, .lse = lse_of(loop, tile, head)};
+    j.only = &compared;
+    j.query.v_dim = 0;
+    attn_state_reset(j.state, (size_t)tile->n_queries * j.query.group, 0);
+    kv_read_blocks(&j);
+    attn_finish(&j.query, j.state, &result);
 }
 
 static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
@@ -166,6 +193,7 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
         .sink_logit = sink_logit,
     };
     attn_finish(&j.query, &worker->state, &result);
+    if (row->is_replay) normalise_tile(loop, tile, head, worker);
     if (!j.is_decode || result.lse == NULL) return;
     j.lse = result.lse; /* now, while the choice of pages is known */
     j.mass = kv_observe_mass(j.seq, j.layer, head);
@@ -200,16 +228,38 @@ static void add_row_mass(const attend_loop *loop, uint32_t row, uint32_t head,
     }
 }
 
+/* The largest shares that one replay row's queries give to its chunk in one head. */
+static void raise_row_scores(const attend_loop *loop, uint32_t row, uint32_t head,
+                             kv_reader_worker *worker)
+{
+    const kv_reader *reader = &loop->cache->reader;
+    const kv_seq *seq = loop->cache->step.rows[row].seq;
+    kv_replay_chunk chunk;
+    const bool is_wanted = kv_seq_wants_replay(seq, &chunk);
+    assert(is_wanted);
+    const kv_read_ranges scored = {.first = chunk.first, .end = chunk.end, .behind = UINT32_MAX};
+    for (uint32_t t = 0; t < loop->n_tiles; t++) {
+        const kv_tile *tile = &reader->tiles[t];
+        if (tile->row != row) continue;
+        kv_read_job j = make_job(loop, tile, head, worker);
+        j.only = &scored;
+        j.lse = lse_of(loop, tile, head);
+        j.most = kv_replay_scores(seq, j.layer, head);
+        kv_read_blocks(&j);
+    }
+}
+
 /* Job i: row i mod n_rows of head i / n_rows. Decode rows have been dealt with. */
-static void mass_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+static void share_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
     const attend_loop *loop = ctx;
     const kv_step *step = &loop->cache->step;
     for (size_t i = begin; i < end; i++) {
         const kv_row *row = &step->rows[i % step->n_rows];
-        if (row->is_decode || !wants_mass(row->seq)) continue;
-        add_row_mass(loop, (uint32_t)(i % step->n_rows), (uint32_t)(i / step->n_rows),
-                     &loop->cache->reader.workers[worker]);
+        const uint32_t r = (uint32_t)(i % step->n_rows), head = (uint32_t)(i / step->n_rows);
+        kv_reader_worker *scratch = &loop->cache->reader.workers[worker];
+        if (row->is_replay) raise_row_scores(loop, r, head, scratch);
+        if (!row->is_decode && wants_mass(row)) add_row_mass(loop, r, head, scratch);
     }
 }
 
@@ -264,5 +314,5 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     gather_misses(cache, shape->n_kv_heads);
     if (cache->observers.lse == NULL) return;
     const size_t n_row_jobs = (size_t)cache->step.n_rows * shape->n_kv_heads;
-    parallel_for(cache->d->pool, n_row_jobs, is_small ? n_row_jobs : 1, mass_jobs, &loop);
+    parallel_for(cache->d->pool, n_row_jobs, is_small ? n_row_jobs : 1, share_jobs, &loop);
 }

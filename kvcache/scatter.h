@@ -42,6 +42,13 @@ void kv_walk_begin(kv_walk *walk, const kv_cache *cache, const kv_table *table, 
                    uint32_t head, uint32_t n_blocks);
 bool kv_walk_next(kv_walk *walk, kv_page_at *out);
 
+/* At the beginning: leaves out blocks below `first` where a page has the positions of its own block. */
+static inline void kv_walk_skip(kv_walk *walk, uint32_t first)
+{
+    if (!walk->cache->scatters[walk->layer] && first > walk->block)
+        walk->block = first < walk->end ? first : walk->end;
+}
+
 /* The last position of a page with slots. */
 static inline uint32_t kv_last_position(const kv_cache *cache, uint32_t page)
 {

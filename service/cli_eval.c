@@ -21,6 +21,7 @@ typedef struct evaluation {
     const eval_settings *s;
     cli_parts parts;
     eval_plan plan;
+    replay_text replay;
     eval_inputs *in;       /* NULL: only --against */
     eval_report_row *rows; /* [s->n_rows] */
     uint32_t n_rows;       /* begun */
@@ -45,6 +46,9 @@ static err_t open_parts(evaluation *e, err_info *info)
     fprintf(stderr, "loaded %s: %.1f MiB of weights in %.2f s, %s\n", wanted.model_dir,
             (double)model_weight_bytes(e->parts.m) / (1 << 20), e->parts.load_seconds,
             e->parts.d->ops->name);
+    const uint32_t n_vocab = model_get_config(e->parts.m)->n_vocab;
+    if (replay_text_init(&e->replay, e->parts.t, n_vocab) != ERR_OK)
+        return err_set(info, ERR_NO_MEMORY, "no memory for the text of replays");
     return ERR_OK;
 }
 
@@ -88,6 +92,7 @@ static eval_options options_of(evaluation *e, uint32_t row)
                           .n_seqs_max = e->s->eval.n_seqs,
                           .n_step_tokens_max = e->s->eval.n_step_tokens,
                           .n_seq_tokens_max = n_seq_tokens_max,
+                          .replay = &e->replay,
                           .on_progress = eval_progress_show,
                           .on_progress_ctx = &e->progress};
 }

@@ -144,6 +144,7 @@ err_t engine_open(const engine_config *config, const engine_parts *parts, engine
         return err_set(info, err, "cannot make a condition variable");
     }
     err = check_config(e, info);
+    if (err == ERR_OK) err = replay_text_init(&e->replay, parts->t, e->n_vocab);
     if (err == ERR_OK) err = place_memory(e);
     if (err == ERR_OK) err = start_thread(e);
     if (err != ERR_OK) {

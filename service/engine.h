@@ -6,6 +6,9 @@
  * (or stay as a cached prefix), its tokens are kept, and it is recomputed later with the same output.
  * Idle, it sleeps.
  *
+ * A prompt that its methods want to see again (kvcache/kv_replay.h) is fed a second time once its first token
+ * is drawn, in steps like those of a prompt, before the second is.
+ *
  * A session that can never fit (prompt + max_tokens beyond context or pool) is refused by
  * engine_submit, before it is queued. Nothing is allocated between the first and last token of a step.
  *

@@ -10,6 +10,7 @@
 #include "base/arena.h"
 #include "service/batch_scheduler.h"
 #include "service/engine.h"
+#include "service/replay_text.h"
 #include "service/session_write.h"
 
 #include <pthread.h>
@@ -60,6 +61,7 @@ struct engine {
     engine_config config; /* n_context_max resolved */
     engine_parts parts;
     uint32_t n_vocab;
+    replay_text replay;  /* what prompts that are read again are fed */
     uint32_t n_open_max; /* sessions in the engine: n_seqs_max + n_queued_max */
     arena memory;
     pthread_t thread;
@@ -122,6 +124,9 @@ void engine_run_step(engine *e);
 
 /* Tells the scheduler what the session's sequence holds, if it has one. */
 void engine_update_item(engine *e, uint32_t item);
+
+/* Tokens of its prompt that the session has to read again in its present chunk; 0: none, now. */
+uint32_t engine_n_replay_left(const engine *e, uint32_t item, kv_replay_chunk *chunk);
 
 /* The session's own, or those of the cache. */
 const kv_methods *engine_methods_of(const engine *e, const session *s);

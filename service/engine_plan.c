@@ -37,13 +37,38 @@ static uint32_t step_tokens_max(const engine *e, const entry *en)
     return length < n_prompt ? (uint32_t)min_size(most, (size_t)n_prompt - length) : 1;
 }
 
+uint32_t engine_n_replay_left(const engine *e, uint32_t item, kv_replay_chunk *chunk)
+{
+    const entry *en = &e->entries[item];
+    if (en->seq == NULL) return 0;
+    return replay_n_left(&e->replay, en->seq, session_get_spec(en->s)->n_prompt, chunk);
+}
+
+/* What is pending includes one chunk's replay, which also takes room. */
+static uint32_t replay_ahead(const engine *e, const entry *en)
+{
+    const uint32_t n_prompt = session_get_spec(en->s)->n_prompt;
+    if (kv_seq_length(en->seq) >= n_prompt || session_get_spec(en->s)->max_tokens <= 1) return 0;
+    return kv_cache_replay_tokens(e->parts.cache, engine_methods_of(e, en->s), n_prompt);
+}
+
 void engine_update_item(engine *e, uint32_t item)
 {
     const entry *en = &e->entries[item];
     sched_item *it = &e->items[item];
-    it->n_pending = engine_n_known(e, item) - (en->seq != NULL ? kv_seq_length(en->seq) : 0);
-    it->n_step_max = en->seq != NULL ? step_tokens_max(e, en) : 0;
+    kv_replay_chunk chunk;
+    const uint32_t n_known = engine_n_known(e, item);
+    const uint32_t n_replay = engine_n_replay_left(e, item, &chunk);
     it->is_running = en->seq != NULL;
+    it->n_pending = n_known;
+    it->n_step_max = 0;
+    if (n_replay > 0) {
+        it->n_pending = n_replay + n_known - session_get_spec(en->s)->n_prompt;
+        it->n_step_max = n_replay;
+    } else if (en->seq != NULL) {
+        it->n_pending = n_known - kv_seq_length(en->seq) + replay_ahead(e, en);
+        it->n_step_max = step_tokens_max(e, en);
+    }
 }
 
 void engine_stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens)
@@ -176,20 +201,39 @@ static void add_job_of(engine *e, uint32_t item, uint32_t position, uint32_t bat
     }
 }
 
+/* The next tokens of the session's replay. */
+static void write_replay(engine *e, const sched_row *row, const kv_replay_chunk *chunk)
+{
+    const entry *en = &e->entries[row->item];
+    const session_spec *spec = session_get_spec(en->s);
+    const uint32_t first = kv_seq_length(en->seq) - spec->n_prompt;
+    uint32_t *tokens = e->batch.tokens + e->batch.n_tokens;
+    for (uint32_t t = 0; t < row->n_tokens; t++)
+        tokens[t] = replay_token(&e->replay, spec->prompt, chunk, first + t);
+}
+
 static void add_row(engine *e, const sched_row *row, kv_row *kv)
 {
     step_batch *b = &e->batch;
     const entry *en = &e->entries[row->item];
+    kv_replay_chunk chunk;
     const uint32_t start = kv_seq_length(en->seq);
-    const bool is_decode = row->n_tokens == 1 && start >= session_get_spec(en->s)->n_prompt;
+    const bool is_replay = engine_n_replay_left(e, row->item, &chunk) > 0;
+    const bool is_behind = row->n_tokens == 1 && start >= session_get_spec(en->s)->n_prompt;
+    const bool is_decode = is_behind && !is_replay;
     *kv = (kv_row){.seq = en->seq,
                    .first_token = b->n_tokens,
                    .n_tokens = row->n_tokens,
-                   .is_decode = is_decode};
-    assert(start + row->n_tokens <= engine_n_known(e, row->item));
+                   .is_decode = is_decode,
+                   .is_replay = is_replay};
     assert(b->n_tokens + row->n_tokens <= e->config.n_batched_tokens_max);
-    memcpy(b->tokens + b->n_tokens, session_history(en->s) + start,
-           row->n_tokens * sizeof *b->tokens);
+    if (is_replay) {
+        write_replay(e, row, &chunk);
+    } else {
+        assert(start + row->n_tokens <= engine_n_known(e, row->item));
+        memcpy(b->tokens + b->n_tokens, session_history(en->s) + start,
+               row->n_tokens * sizeof *b->tokens);
+    }
     for (uint32_t t = 0; t < row->n_tokens; t++)
         b->positions[b->n_tokens + t] = start + t;
     if (!is_decode) b->has_prompt = true;
@@ -210,6 +254,7 @@ static void build_jobs(engine *e)
 {
     const step_batch *b = &e->batch;
     for (uint32_t r = 0; r < b->n_rows; r++) {
+        if (b->kv_rows[r].is_replay) continue; /* nobody asks what follows there */
         const uint32_t first = b->kv_rows[r].first_token;
         for (uint32_t t = 0; t < b->kv_rows[r].n_tokens; t++)
             add_job_of(e, b->plan[r].item, b->positions[first + t], first + t);

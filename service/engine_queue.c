@@ -9,6 +9,17 @@
 
 #include <string.h>
 
+/* A setting of the server has the name of its flag, one of the request that of its key. */
+static err_t check_replay(const engine *e, const session_spec *spec, err_info *info)
+{
+    err_info cause = {0};
+    if (spec->max_tokens <= 1) return ERR_OK; /* nothing is decoded, and nothing chosen */
+    const err_t err = kv_cache_check_prompt(e->parts.cache, spec->methods, spec->n_prompt, &cause);
+    if (err == ERR_OK) return ERR_OK;
+    assert(strncmp(cause.message, "kv-", 3) == 0);
+    return err_set(info, err, "kv%c%s", spec->methods != NULL ? '.' : '-', cause.message + 3);
+}
+
 static err_t check_length(const engine *e, const session_spec *spec, err_info *info)
 {
     const uint64_t n_tokens = (uint64_t)spec->n_prompt + spec->max_tokens;
@@ -17,6 +28,7 @@ static err_t check_length(const engine *e, const session_spec *spec, err_info *i
                        "prompt of %u tokens and max_tokens of %u exceed the context of %u tokens",
                        spec->n_prompt, spec->max_tokens, e->config.n_context_max);
     }
+    TRY(check_replay(e, spec, info));
     if (!kv_cache_could_fit(e->parts.cache, spec->methods, (uint32_t)n_tokens)) {
         return err_set(
             info, ERR_BAD_REQUEST,

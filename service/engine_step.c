@@ -111,6 +111,20 @@ static void run_jobs(engine *e)
     }
 }
 
+/* Chunks of prompts that have been read again to their end are taken away. */
+static void end_replays(engine *e)
+{
+    for (uint32_t r = 0; r < e->batch.n_rows; r++) {
+        kv_replay_chunk chunk;
+        const uint32_t item = e->batch.plan[r].item;
+        const entry *en = &e->entries[item];
+        if (!e->batch.kv_rows[r].is_replay || !kv_seq_wants_replay(en->seq, &chunk)) continue;
+        if (engine_n_replay_left(e, item, &chunk) > 0) continue;
+        if (kv_seq_end_replay(en->seq) == 0)
+            log_debug("engine", "computed again cause=replay tokens=%u", engine_n_known(e, item));
+    }
+}
+
 /* Sessions that go on show what this step gave them. */
 static void publish_rows(engine *e)
 {
@@ -152,6 +166,8 @@ static void share_prompts(engine *e)
         const session_spec *spec = session_get_spec(en->s);
         if (en->seq == NULL || en->has_shared || en->finish == FINISH_ERROR) continue;
         if (kv_seq_length(en->seq) < spec->n_prompt) continue;
+        kv_replay_chunk chunk; /* what is read again changes the prompt's pages, for a while */
+        if (spec->max_tokens > 1 && kv_seq_wants_replay(en->seq, &chunk)) continue;
         kv_seq_share_prompt(en->seq, spec->prompt, spec->n_prompt);
         en->has_shared = true;
         end_leadership(e, e->items[item].group);
@@ -165,6 +181,7 @@ void engine_run_step(engine *e)
     metrics *m = e->parts.metrics;
     forward(e);
     run_jobs(e);
+    end_replays(e);
     publish_rows(e);
     metrics_observe(m, METRIC_BATCH_TOKENS, e->batch.n_tokens);
     metrics_observe(m, e->batch.has_prompt ? METRIC_STEP_PREFILL : METRIC_STEP_DECODE,

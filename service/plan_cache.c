@@ -7,6 +7,7 @@
 
 #include "base/arena.h"
 #include "base/check.h"
+#include "kvcache/compression/pikv_rule.h"
 #include "kvcache/compression/svd.h"
 #include "kvcache/encode.h"
 #include "kvcache/key_box.h"
@@ -19,13 +20,19 @@
 /* Slabs of the pool that is opened to be asked: its own constants weigh little beside so many. */
 enum { ASKED_SLABS_MAX = 65536 };
 
+/* Raw, coded, bases. */
+enum { CLASSES_OF_A_LAYER = 2 + KV_HEAT_COUNT };
+
 /* One layer, as the pool sees it. */
 typedef struct plan_layer {
     kv_head_shape head;
     uint32_t n_kv_heads;
-    uint32_t raw_class, coded_class, basis_class; /* in plan_work.page_bytes */
-    kv_page_layout raw, coded;                    /* the same under an exact codec */
-    uint32_t first; /* blocks below have been passed by the layer's window */
+    uint32_t raw_class, basis_class; /* in plan_work.page_bytes */
+    uint32_t coded_class[KV_HEAT_COUNT];
+    kv_page_layout raw;
+    kv_page_layout coded
+        [KV_HEAT_COUNT]; /* by heat; the first alone, unless the codec mixes; raw under an exact one */
+    uint32_t first;      /* blocks below have been passed by the layer's window */
     bool scatters;
 } plan_layer;
 
@@ -38,8 +45,8 @@ typedef struct plan_work {
     uint32_t n_left;    /* blocks that have left the ring */
     size_t box_bytes;   /* 0: there are none */
     plan_layer *layers; /* [n_layers] */
-    size_t *page_bytes; /* [3 * n_layers]; n_classes valid */
-    uint64_t *need;     /* [3 * n_layers] */
+    size_t *page_bytes; /* [CLASSES_OF_A_LAYER * n_layers]; n_classes valid */
+    uint64_t *need;     /* [CLASSES_OF_A_LAYER * n_layers] */
     uint32_t n_classes;
     plan_reads reads; /* of the layer that was asked about last, which had n_asked pages a head */
     uint32_t n_asked;
@@ -91,10 +98,24 @@ static err_t check_settings(plan_work *w, err_info *info)
 
 /* ---- shapes -------------------------------------------------------------------------------------- */
 
-static err_t codec_layout(const plan_work *w, uint32_t l, kv_head_shape head, kv_page_layout *out,
+/* Of so many codecs the pages are. */
+static uint32_t n_codings(const plan_work *w)
+{
+    return w->methods->codec->is_mixed ? KV_HEAT_COUNT : 1;
+}
+
+/* Of n encoded pages of a head, those with this heat. */
+static uint64_t coded_share(const plan_work *w, uint32_t heat, uint64_t n)
+{
+    return w->methods->codec->is_mixed ? kv_heat_share((kv_heat)heat, (uint32_t)n) : n;
+}
+
+static err_t codec_layout(const plan_work *w, uint32_t l, uint32_t heat, kv_page_layout *out,
                           err_info *info)
 {
-    const kv_codec *codec = w->methods->codec;
+    kv_head_shape head = w->layers[l].head;
+    const kv_codec *codec =
+        w->methods->codec->is_mixed ? kv_codec_find(kv_heat_codecs[heat]) : w->methods->codec;
     if (codec->bases != NULL) {
         const kv_bases *bases = codec->bases(&w->in->shape->layer[l]);
         if (bases->k.rank == 0 || bases->v.rank == 0)
@@ -122,9 +143,9 @@ static uint32_t add_class(plan_work *w, size_t page_bytes)
 /* Layers of one shape share their classes. */
 static bool has_same_classes(const plan_layer *a, const plan_layer *b)
 {
-    return a->raw.page_bytes == b->raw.page_bytes && a->coded.page_bytes == b->coded.page_bytes &&
-           a->head.k_dim == b->head.k_dim && a->head.v_dim == b->head.v_dim &&
-           a->head.v_in_k == b->head.v_in_k;
+    return a->raw.page_bytes == b->raw.page_bytes &&
+           a->coded[0].page_bytes == b->coded[0].page_bytes && a->head.k_dim == b->head.k_dim &&
+           a->head.v_dim == b->head.v_dim && a->head.v_in_k == b->head.v_in_k;
 }
 
 static err_t read_layer(plan_work *w, uint32_t l, err_info *info)
@@ -143,20 +164,22 @@ static err_t read_layer(plan_work *w, uint32_t l, err_info *info)
         layer->first = (uint32_t)(((uint64_t)n_tokens + 1 - shape->window) / page_tokens);
     if (layer->first > w->n_left) layer->first = w->n_left;
     TRY(kv_codec_none.layout(&layer->head, page_tokens, &layer->raw));
-    TRY(codec_layout(w, l, layer->head, &layer->coded, info));
+    for (uint32_t heat = 0; heat < n_codings(w); heat++)
+        TRY(codec_layout(w, l, heat, &layer->coded[heat], info));
     for (uint32_t other = 0; other < l; other++) {
         const plan_layer *same = &w->layers[other];
         if (!has_same_classes(same, layer)) continue;
         layer->raw_class = same->raw_class;
-        layer->coded_class = same->coded_class;
+        memcpy(layer->coded_class, same->coded_class, sizeof layer->coded_class);
         layer->basis_class = same->basis_class;
         return ERR_OK;
     }
-    layer->raw_class = layer->coded_class = add_class(w, layer->raw.page_bytes);
-    if (!w->methods->codec->is_exact) layer->coded_class = add_class(w, layer->coded.page_bytes);
+    layer->raw_class = layer->coded_class[0] = add_class(w, layer->raw.page_bytes);
+    for (uint32_t heat = 0; heat < n_codings(w) && !w->methods->codec->is_exact; heat++)
+        layer->coded_class[heat] = add_class(w, layer->coded[heat].page_bytes);
     if (!w->methods->codec->has_own_bases) return ERR_OK;
     size_t basis_bytes;
-    TRY(kv_svd_basis_bytes(&layer->coded.shape, &basis_bytes));
+    TRY(kv_svd_basis_bytes(&layer->coded[0].shape, &basis_bytes));
     layer->basis_class = add_class(w, basis_bytes);
     return ERR_OK;
 }
@@ -172,8 +195,8 @@ static err_t read_layers(plan_work *w, err_info *info)
     if (w->in->n_tokens >= config->window_tokens)
         w->n_left = (w->in->n_tokens - config->window_tokens) / config->page_tokens;
     w->layers = calloc(n_layers, sizeof *w->layers);
-    w->page_bytes = calloc(n_layers, 3 * sizeof *w->page_bytes);
-    w->need = calloc(n_layers, 3 * sizeof *w->need);
+    w->page_bytes = calloc(n_layers, CLASSES_OF_A_LAYER * sizeof *w->page_bytes);
+    w->need = calloc(n_layers, CLASSES_OF_A_LAYER * sizeof *w->need);
     if (w->layers == NULL || w->page_bytes == NULL || w->need == NULL)
         return err_set(info, ERR_NO_MEMORY, "plan: out of memory");
     for (uint32_t l = 0; l < n_layers; l++) {
@@ -284,7 +307,9 @@ static err_t need_pages(plan_work *w, uint32_t rank)
         plan_pages pages;
         head_pages(w, layer, rank, &pages);
         TRY(add_product(&w->need[layer->raw_class], n_heads, pages.n_raw));
-        TRY(add_product(&w->need[layer->coded_class], n_heads, pages.n_coded));
+        for (uint32_t heat = 0; heat < n_codings(w); heat++)
+            TRY(add_product(&w->need[layer->coded_class[heat]], n_heads,
+                            coded_share(w, heat, pages.n_coded)));
         if (pages.n_bases > 0)
             TRY(add_product(&w->need[layer->basis_class], n_heads, pages.n_bases));
     }
@@ -337,6 +362,7 @@ static err_t count_descriptors(const plan_work *w, uint64_t n_slabs, uint64_t sl
                                    .page_bytes = w->page_bytes,
                                    .box_bytes = w->box_bytes,
                                    .has_biases = has_fits,
+                                   .has_importance = m->codec->is_mixed,
                                    .n_shards = w->n_shards};
     kv_pool *pool;
     TRY(kv_pool_open(&config, &pool));
@@ -408,13 +434,14 @@ static err_t count_layer_reads(plan_work *w, const plan_layer *layer, uint32_t m
 {
     const kv_config *config = w->in->config;
     const uint64_t row_bytes = kv_page_read_bytes(&layer->raw, 1);
-    const uint64_t coded_bytes = kv_page_read_bytes(&layer->coded, config->page_tokens);
     uint64_t n_pages = 0, bytes = 0, bytes_most = 0;
     for (uint32_t rank = 0; rank < w->in->n_ranks; rank++) {
         plan_pages pages;
         uint64_t rank_bytes = 0;
         head_pages(w, layer, rank, &pages);
-        TRY(add_product(&rank_bytes, pages.n_coded, coded_bytes));
+        for (uint32_t heat = 0; heat < n_codings(w); heat++)
+            TRY(add_product(&rank_bytes, coded_share(w, heat, pages.n_coded),
+                            kv_page_read_bytes(&layer->coded[heat], config->page_tokens)));
         TRY(add_product(&rank_bytes, pages.n_raw_entries, row_bytes));
         bytes += rank_bytes;
         n_pages += pages.n_raw + pages.n_coded;
@@ -462,7 +489,10 @@ static void describe(const plan_work *w, plan_cache *out)
     out->type = w->type;
     out->n_shards = w->n_shards;
     out->layer_token_bytes = first->n_kv_heads * kv_page_read_bytes(&first->raw, 1);
-    out->compression = (double)first->raw.page_bytes / (double)first->coded.page_bytes;
+    uint64_t coded_bytes = 0; /* of four pages, which is what the rule deals out evenly */
+    for (uint32_t heat = 0; heat < n_codings(w); heat++)
+        coded_bytes += coded_share(w, heat, 4) * first->coded[heat].page_bytes;
+    out->compression = 4 * (double)first->raw.page_bytes / (double)coded_bytes;
     out->is_thinned = kv_methods_evict(m);
     out->reads_by_data = plan_routing_is_open(m);
     out->keeps_more = (scorer_needs & ~(uint32_t)KV_SCORE_OUT_PROJ) != 0 || m->codec->n_queries > 0;

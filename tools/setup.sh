@@ -1,12 +1,13 @@
 #!/bin/sh
 # Installs what is missing, by Debian package name: `setup.sh run` for building and serving,
 # `setup.sh eval` for reading compressed text as well, `setup.sh results` for Python too, `setup.sh test` for the
-# tests. Does nothing, quickly, when everything is there.
+# tests, `setup.sh mpi` for preset mpi and its tests. Does nothing, quickly, when everything is there.
 set -eu
 cd "$(dirname "$0")/.."
 
 run_packages="gcc g++ libc6-dev cmake ninja-build pkg-config
     libmicrohttpd-dev libjansson-dev libcjson-dev libsentencepiece-dev libyaml-dev libsodium-dev"
+mpi_packages="libopenmpi-dev openmpi-bin"
 test_packages="xz-utils check clang clang-format libclang-rt-14-dev universal-ctags
     python3 python3-venv prometheus curl procps"
 
@@ -25,7 +26,8 @@ run) packages=$run_packages ;;
 eval) packages="$run_packages xz-utils" ;;
 results) packages="$run_packages python3" ;;
 test) packages="$run_packages $test_packages" ;;
-*) echo "usage: $0 run|eval|results|test" >&2; exit 2 ;;
+mpi) packages="$run_packages $test_packages $mpi_packages" ;;
+*) echo "usage: $0 run|eval|results|test|mpi" >&2; exit 2 ;;
 esac
 
 # shellcheck disable=SC2086 # the list is meant to be split

@@ -60,6 +60,10 @@ typedef struct kv_codec {
     const kv_bases *(*bases)(const kv_layer_shape *layer);
     bool has_own_bases; /* low-rank too, but sequences make them themselves; kvcache/basis.h */
 
+    /* Has no pages of its own but those of others, by the heat of each: compression/pikv_rule.h and
+     * kvcache/heat.h. Its functions below are the hottest one's. */
+    bool is_mixed;
+
     /* At open, once per head shape. ERR_OVERFLOW; ERR_UNSUPPORTED for shapes that it cannot encode or
      * whose pages it does not make smaller. */
     err_t (*layout)(const kv_head_shape *shape, uint32_t page_tokens,
@@ -76,7 +80,8 @@ typedef struct kv_codec {
 
 #define KV_CODEC_LIST(X) \
     X(none)              \
-    X(fp8) X(int8) X(int4) X(int2) X(prune) X(think) X(lora) X(lora_plus) X(svd) X(paper_fastv)
+    X(fp8)               \
+    X(int8) X(int4) X(int2) X(prune) X(think) X(lora) X(lora_plus) X(svd) X(pikv) X(paper_fastv)
 
 extern const kv_codec *const kv_codecs[]; /* ends with NULL */
 extern const char kv_codec_names[];       /* " none fp8 ..." for messages */
@@ -86,6 +91,12 @@ extern const kv_codec kv_codec_none;
 static inline bool kv_codec_is_low_rank(const kv_codec *codec)
 {
     return codec->bases != NULL || codec->has_own_bases;
+}
+
+/* Does it encode what lies in raw pages, those of a step included? Others encode the step's at once. */
+static inline bool kv_codec_waits(const kv_codec *codec)
+{
+    return codec->has_own_bases || codec->is_mixed;
 }
 
 const kv_codec *kv_codec_find(const char *name); /* NULL if unknown */

@@ -9,7 +9,11 @@
  *
  * The paper chooses by a learned controller and fixed thresholds; a share of the pages gives a budget of
  * bytes instead, whatever the scores' scale. What importance is, and when pages are asked about, is the
- * caller's matter: this is the rule alone. */
+ * caller's matter: this is the rule alone.
+ *
+ * Pages may have been asked about before, among fewer. What they lost then does not come back, so none gets
+ * hotter than it is; and since both shares of cold pages grow with n, the counts hold again if they held
+ * then: the least important of those that are hotter make up what is missing. */
 #ifndef KVCACHE_COMPRESSION_PIKV_RULE_H
 #define KVCACHE_COMPRESSION_PIKV_RULE_H
 
@@ -27,7 +31,15 @@ typedef struct kv_heat_args {
     uint32_t *order; /* scratch, [n_pages] */
 } kv_heat_args;
 
-/* Writes heat[n_pages], kv_heat each. Allocates nothing; n log n. */
+/* Of n pages, those with this heat. */
+static inline uint32_t kv_heat_share(kv_heat heat, uint32_t n)
+{
+    if (heat == KV_HEAT_HOT) return n - n / 2;
+    return heat == KV_HEAT_COLD ? n / 2 - n / 4 : n / 4;
+}
+
+/* heat[n_pages], kv_heat each: what a page has at present, KV_HEAT_HOT at first, and then what it gets.
+ * Allocates nothing; n log n. */
 void kv_heat_assign(const kv_heat_args *args, uint8_t *heat);
 
 #endif

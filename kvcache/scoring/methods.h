@@ -14,6 +14,9 @@
  *   knorm, keydiff, cur, lagkv   1 to 6 n d     none
  *   h2o, observed_attention      n              one float an entry, and a second pass over the keys
  *                                               of every query, to know the attention it got
+ *   kvzip                n at a prompt's end, where the cost is the replay: a second prompt, and two passes
+ *                        over the keys of a chunk; behind it as snapkv.    one float an entry of the
+ *                                                                          prompt, and 32 queries
  *   lru, lru_plus, paper_lru_plus    n          two counters a page
  *   random, streaming_llm            n          none
  *

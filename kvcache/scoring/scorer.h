@@ -5,7 +5,8 @@
  * entries a head keeps is the allocator's (allocator.h), and the cache keeps sinks and ring whatever
  * they score. The cache asks between steps, when the prompt ends, at multiples of 2048 of its positions,
  * and later whenever a block leaves the ring (encode.h), so that scores never depend on how a prompt
- * was cut or on who else is in the batch.
+ * was cut or on who else is in the batch. A prompt that is read again first (KV_SCORE_REPLAY) it asks about
+ * at its end alone.
  *
  * What a scorer says it needs is kept for it while the sequence runs, and counted in its bytes. */
 #ifndef KVCACHE_SCORING_SCORER_H
@@ -17,7 +18,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KV_SCORE_CHUNK = 64 }; /* entries that are loaded at once, at most */
+enum {
+    KV_SCORE_CHUNK = 64, /* entries that are loaded at once, at most */
+    KV_REPLAY_SINKS = 4  /* first positions, which every part of a replay has to compare with */
+};
 
 /* Entries [0, n) of one head. */
 typedef struct kv_score_view {
@@ -68,6 +72,10 @@ typedef struct kv_score_args {
     const float *
         mass; /* [n], under KV_SCORE_MASS: sum over the queries so far of the mean over the group of
                         * the attention that the entry got */
+    uint32_t n_prompt; /* positions of the prompt */
+    const float
+        *replay; /* [n], under KV_SCORE_REPLAY: the largest share of attention that the entry got
+                 * when the prompt was read again, 0 behind it; NULL: it was not (kv_replay.h) */
     const uint32_t *last_use; /* [n], under KV_SCORE_USES: step in which its page was last read */
     const uint32_t *n_uses;   /* [n], under KV_SCORE_USES */
     uint32_t now;             /* this step, in the same count */
@@ -80,7 +88,8 @@ enum {
     KV_SCORE_STATS = 2,
     KV_SCORE_MASS = 4,
     KV_SCORE_USES = 8,
-    KV_SCORE_OUT_PROJ = 16
+    KV_SCORE_OUT_PROJ = 16,
+    KV_SCORE_REPLAY = 32
 };
 
 typedef struct kv_score_shape {
@@ -118,7 +127,7 @@ typedef struct kv_scorer {
 #define KV_SCORER_LIST(X) \
     X(snapkv) X(distill) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) \
     X(criticalkv) X(criticalkv_l2) X(dropkv) X(chunkkv) X(fastv) X(observed_attention) X(h2o) \
-    X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
+    X(kvzip) X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
 /* clang-format on */
 
 extern const kv_scorer *const kv_scorers[]; /* ends with NULL */

@@ -50,7 +50,8 @@ typedef struct finding {
 } finding;
 
 struct eval_run {
-    eval_options options; /* kv is NULL: borrowed during open only */
+    eval_options options; /* kv and replay are NULL: borrowed during open only */
+    replay_text replay;
     const model_config *shape;
     kv_cache *cache;
     uint32_t n_lanes_max;
@@ -144,6 +145,29 @@ static bool make_ask(const eval_run *r, uint32_t lane_index, uint32_t position, 
 static void begin_step(eval_run *r)
 {
     r->n_rows = r->n_step_tokens = r->n_asks = 0;
+}
+
+/* Tokens that the lane still has to read again, of its present chunk. */
+static uint32_t n_replay_left(const eval_run *r, const lane *l, kv_replay_chunk *chunk)
+{
+    if (l->is_over || l->n_fed != l->job->n_prompt) return 0;
+    return replay_n_left(&r->replay, l->seq, l->job->n_prompt, chunk);
+}
+
+static void add_replay(eval_run *r, uint32_t lane_index, uint32_t n_tokens,
+                       const kv_replay_chunk *chunk)
+{
+    const lane *l = &r->lanes[lane_index];
+    const uint32_t first = kv_seq_length(l->seq);
+    assert(n_tokens <= r->options.n_step_tokens_max - r->n_step_tokens);
+    r->row_lane[r->n_rows] = lane_index;
+    r->rows[r->n_rows++] = (kv_row){
+        .seq = l->seq, .first_token = r->n_step_tokens, .n_tokens = n_tokens, .is_replay = true};
+    for (uint32_t i = 0; i < n_tokens; i++, r->n_step_tokens++) {
+        r->tokens[r->n_step_tokens] =
+            replay_token(&r->replay, l->job->tokens, chunk, first - l->job->n_prompt + i);
+        r->positions[r->n_step_tokens] = first + i;
+    }
 }
 
 static void add_row(eval_run *r, uint32_t lane_index, uint32_t n_tokens)
@@ -241,6 +265,19 @@ static err_t answer_asks(eval_run *r, err_info *info)
     return ERR_OK;
 }
 
+static err_t lost(err_info *info)
+{
+    return err_set(info, ERR_IO, "kv-disk-path: pages could not be read back");
+}
+
+/* If the chunk has been read again to its end. */
+static err_t end_replay(const eval_run *r, const lane *l, err_info *info)
+{
+    kv_replay_chunk chunk;
+    if (n_replay_left(r, l, &chunk) > 0) return ERR_OK;
+    return kv_seq_end_replay(l->seq) > 0 ? ERR_OK : lost(info);
+}
+
 static err_t run_step(eval_run *r, err_info *info)
 {
     const model_batch batch = {
@@ -252,8 +289,11 @@ static err_t run_step(eval_run *r, err_info *info)
     kv_step_end(r->cache);
     for (uint32_t i = 0; i < r->n_rows; i++) {
         lane *l = &r->lanes[r->row_lane[i]];
-        if (kv_seq_is_lost(l->seq))
-            return err_set(info, ERR_IO, "kv-disk-path: pages could not be read back");
+        if (kv_seq_is_lost(l->seq)) return lost(info);
+        if (r->rows[i].is_replay) {
+            TRY(end_replay(r, l, info));
+            continue;
+        }
         l->n_fed += r->rows[i].n_tokens;
         if (l->n_fed == n_to_feed(l->job)) l->is_over = true;
     }
@@ -274,13 +314,18 @@ static void show_progress(eval_run *r)
     r->is_stopped = r->options.on_progress(r->options.on_progress_ctx, r->work_shown);
 }
 
-/* The next step's share of the prompts: as much of each as there is room, in order. */
+/* The next step's share of the prompts, and of their replays: as much of each as there is room, in order. */
 static void plan_prompts(eval_run *r)
 {
     begin_step(r);
     for (uint32_t i = 0; i < r->n_lanes; i++) {
+        kv_replay_chunk chunk;
         const uint32_t n_left = r->lanes[i].job->n_prompt - r->lanes[i].n_fed;
         const uint32_t n_room = r->options.n_step_tokens_max - r->n_step_tokens;
+        const uint32_t n_again = n_replay_left(r, &r->lanes[i], &chunk);
+        if (n_again > 0 && n_room > 0)
+            add_replay(r, i, (uint32_t)min_size(n_again, n_room), &chunk);
+        if (n_again > 0) continue;
         const uint32_t n_most = (uint32_t)min_size(n_left, kv_seq_step_tokens_max(r->lanes[i].seq));
         const uint32_t n = (uint32_t)min_size(n_most, n_room);
         if (n > 0) add_row(r, i, n);
@@ -301,7 +346,8 @@ static err_t run_prompts(eval_run *r, err_info *info)
         const uint64_t start_ns = clock_mono_ns();
         TRY(run_step(r, info));
         r->group_cost.prompt_seconds += clock_seconds_since(start_ns);
-        r->group_cost.n_prompt_tokens += r->n_step_tokens;
+        for (uint32_t i = 0; i < r->n_rows; i++)
+            r->group_cost.n_prompt_tokens += r->rows[i].is_replay ? 0 : r->rows[i].n_tokens;
         show_progress(r);
     }
     return ERR_OK;
@@ -391,13 +437,29 @@ static void warn_once(eval_run *r, uint32_t n_seqs)
 
 /* ---- life cycle -------------------------------------------------------------------------------------- */
 
+/* Positions of a sequence: where its prompt may be read again, what that takes, as far as the model has them. */
+static err_t find_positions(const eval_options *options, uint32_t *out, err_info *info)
+{
+    const uint32_t n = options->n_seq_tokens_max;
+    const uint32_t n_model = model_get_config(options->m)->n_positions;
+    kv_methods methods;
+    *out = n;
+    TRY(kv_methods_resolve(options->kv, &methods, info));
+    if (!kv_methods_replay(&methods)) return ERR_OK;
+    const size_t wanted = n + min_size(n, KV_REPLAY_CHUNK) + KV_REPLAY_LEAD;
+    *out = (uint32_t)max_size(n, min_size(wanted, n_model));
+    return ERR_OK;
+}
+
 static err_t open_cache(eval_run *r, const eval_options *options, err_info *info)
 {
     kv_config config = *options->kv;
+    uint32_t n_positions;
+    TRY(find_positions(options, &n_positions, info));
     config.prefix_caching = false;
     const kv_limits limits = {.n_seqs_max = r->n_lanes_max,
                               .n_step_tokens_max = options->n_step_tokens_max,
-                              .n_seq_tokens_max = options->n_seq_tokens_max};
+                              .n_seq_tokens_max = n_positions};
     return kv_cache_open(options->d, &config, model_get_kv_shape(options->m), &limits, &r->cache,
                          info);
 }
@@ -434,6 +496,8 @@ err_t eval_run_open(const eval_options *options, eval_run **out, err_info *info)
     if (r == NULL) return err_set(info, ERR_NO_MEMORY, "no memory for an evaluation");
     r->options = *options;
     r->options.kv = NULL;
+    r->options.replay = NULL;
+    if (options->replay != NULL) r->replay = *options->replay;
     r->shape = shape;
     r->n_lanes_max = (uint32_t)min_size(options->n_seqs_max, options->n_step_tokens_max);
     err_t err = reserve(r, info);
@@ -476,6 +540,8 @@ static err_t begin_jobs(eval_run *r, eval_job *jobs, size_t n_jobs, err_info *in
         if (n_tokens > r->options.n_seq_tokens_max)
             return err_set(info, ERR_BAD_ARGUMENT, "job %zu: %llu tokens are more than %u", i,
                            (unsigned long long)n_tokens, r->options.n_seq_tokens_max);
+        if (n_to_feed(job) > job->n_prompt)
+            TRY(kv_cache_check_prompt(r->cache, NULL, job->n_prompt, info));
         job->n_drawn = job->n_scored = 0;
         job->nll = 0;
         job->is_done = false;

@@ -7,7 +7,8 @@
  *   greedy   the likeliest token is fed back, `n_new` times or up to an end of sequence         (tasks)
  *
  * Jobs run in groups of n_seqs_max, in lockstep; results do not depend on the grouping under exact settings (every op
- * is batch-invariant). Prefix caching is off: bytes would be shared between sequences and counted once.
+ * is batch-invariant). Prompts that the setting wants to see again (kvcache/kv_replay.h) are fed a second time; that
+ * costs prompt_seconds and adds no tokens. Prefix caching is off: bytes would be shared between sequences and counted once.
  *
  * Threads: one caller. Ownership: an eval_run borrows dev and model and owns its cache and buffers. */
 #ifndef SERVICE_EVAL_EVAL_RUN_H
@@ -17,6 +18,7 @@
 #include "kernels/dev.h"
 #include "kvcache/kv_cache.h"
 #include "model/model.h"
+#include "service/replay_text.h"
 
 #include <stdbool.h>
 
@@ -88,6 +90,7 @@ typedef struct eval_options {
     uint32_t n_seqs_max; /* jobs of a group; at most n_step_tokens_max are taken */
     uint32_t n_step_tokens_max;
     uint32_t n_seq_tokens_max; /* tokens of the longest job, drawn ones included */
+    const replay_text *replay; /* borrowed; of prompts that are read again. NULL: no instruction */
     /* May be NULL. Called between steps: work done so far of the present eval_run_jobs call, from 0 to 1 (by tokens);
      * true stops it: unfinished jobs keep is_done false. */
     bool (*on_progress)(void *ctx, double done);
@@ -103,7 +106,8 @@ void eval_run_close(eval_run *r); /* NULL is fine */
 
 /* Runs all jobs, in order. A group that does not fit in the pool is halved and run again, and the first one says so
  * in the log; ERR_KV_FULL if one sequence does not fit. ERR_BAD_MODEL for logits that are not finite.
- * ERR_BAD_ARGUMENT names a job that is longer than n_seq_tokens_max. A stopped call returns ERR_OK. */
+ * ERR_BAD_ARGUMENT names a job that is longer than n_seq_tokens_max, ERR_BAD_REQUEST a prompt that the model's positions
+ * do not hold twice, if it is to be read again. A stopped call returns ERR_OK. */
 err_t eval_run_jobs(eval_run *r, eval_job *jobs, size_t n_jobs, err_info *info) MUST_CHECK;
 
 const eval_cost *eval_run_cost(const eval_run *r);

@@ -283,10 +283,10 @@ START_TEST(pages_of_128_channels_and_32_slots_have_the_promised_bytes)
         const char *codec;
         size_t page_bytes;
         double most; /* of a raw page */
-    } rows[] = {{"none", 16384, 1},     {"fp8", 8256, 0.505},        {"int8", 8960, 0.56},
-                {"int4", 5120, 0.33},   {"int2", 3072, 0.19},        {"prune", 10304, 0.63},
-                {"think", 12352, 0.76}, {"lora", 8192, 0.5},         {"lora_plus", 8192, 0.5},
-                {"svd", 8192, 0.5},     {"paper_fastv", 8256, 0.505}};
+    } rows[] = {{"none", 16384, 1},     {"fp8", 8256, 0.505},         {"int8", 8960, 0.56},
+                {"int4", 5120, 0.33},   {"int2", 3072, 0.19},         {"prune", 10304, 0.63},
+                {"think", 12352, 0.76}, {"lora", 8192, 0.5},          {"lora_plus", 8192, 0.5},
+                {"svd", 8192, 0.5},     {"paper_fastv", 8256, 0.505}, {"pikv", 8960, 0.56}};
     const kv_head_shape shape = {128, 128, false, DTYPE_BF16, 64, 64};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         kv_page_layout layout;
@@ -413,8 +413,8 @@ static double error_bound(const kv_codec *codec)
     static const struct {
         const char *codec;
         double most;
-    } coarse[] = {{"int2", 0.1},      {"prune", 0.06}, {"think", 0.05},     {"lora", 0.1},
-                  {"lora_plus", 0.1}, {"svd", 0.1},    {"paper_fastv", 0.1}};
+    } coarse[] = {{"int2", 0.1},      {"prune", 0.06}, {"think", 0.05},      {"lora", 0.1},
+                  {"lora_plus", 0.1}, {"svd", 0.1},    {"paper_fastv", 0.1}, {"pikv", 0.06}};
     for (size_t i = 0; i < sizeof coarse / sizeof coarse[0]; i++) {
         if (strcmp(coarse[i].codec, codec->name) == 0) return coarse[i].most;
     }

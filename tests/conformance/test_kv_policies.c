@@ -18,7 +18,7 @@ static const fake_ids IDS = {.seed = 3, .n_prompt = PROMPT};
 
 static const char *const suffixes[] = {
     "", "+uniform", "+adakv", "+pyramid", "+duo_attention", "+pyramid+adakv", "+deep"};
-static const char *const codecs[] = {"none", "int8", "think", "int4", "svd"};
+static const char *const codecs[] = {"none", "int8", "think", "int4", "svd", "pikv"};
 static const double budgets[] = {0.5, 0.2, 40};
 enum { N_SUFFIXES = 7, N_CODECS = 5, N_BUDGETS = 3 };
 
@@ -101,7 +101,8 @@ static void for_each_policy(void (*check)(const method *m, uint32_t i))
     static const method pairs[] = {
         {"h2o+adakv", "chunkkv"},      {"random", "snapkv+pyramid"},
         {"lru_plus", "keydiff+adakv"}, {"expected_attention+adakv", "pyramidkv"},
-        {"tova", "chunkkv"},           {"fastv", "h2o"}};
+        {"tova", "chunkkv"},           {"fastv", "h2o"},
+        {"kvzip+adakv", "snapkv"},     {"h2o", "kvzip"}};
     uint32_t i = 0;
     for (size_t s = 0; kv_scorers[s] != NULL; s++) {
         for (size_t a = 0; a < N_SUFFIXES; a++) {

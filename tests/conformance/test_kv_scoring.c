@@ -144,6 +144,7 @@ static void reverse(score_problem *to, const score_problem *from)
         move(to->k, from->k, i, j, from->k_dim * sizeof(float));
         move(to->v, from->v, i, j, from->v_dim * sizeof(float));
         move(to->mass, from->mass, i, j, sizeof(float));
+        move(to->replay, from->replay, i, j, sizeof(float));
         move(to->last_use, from->last_use, i, j, sizeof(uint32_t));
         move(to->n_uses, from->n_uses, i, j, sizeof(uint32_t));
     }

@@ -12,7 +12,7 @@
 
 static const char *const fixtures[] = {"mixtral-base-f32", "mixtral-gqa-bf16",
                                        "mixtral-window-f16"};
-static const char *const codecs[] = {"fp8", "int8", "int4", "int2", "prune", "svd"};
+static const char *const codecs[] = {"fp8", "int8", "int4", "int2", "prune", "svd", "pikv"};
 enum { N_CODECS = sizeof codecs / sizeof codecs[0] };
 
 /* Codecs that need bases, and the fixture that has some. */

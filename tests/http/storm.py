@@ -39,9 +39,10 @@ ROUTINGS = [{}, {"routing": "topk", "routing_k": 0.25}, {"routing": "hierarchica
             {"routing": "certified", "routing_eps": 0.01}, {"routing": "adaptive", "routing_tau": 0.5}]
 SCHEDULINGS = [{}, {}, {"scheduling": "adakv", "budget": 0.5}, {"scheduling": "h2o", "budget": 0.3},
                {"scheduling": "snapkv+pyramid", "budget": 80}, {"scheduling": "lru_plus", "budget": 0.5},
-               {"scheduling": "duo_attention", "budget": 0.5}, {"scheduling": "flexgen", "budget": 0.5}]
+               {"scheduling": "duo_attention", "budget": 0.5}, {"scheduling": "flexgen", "budget": 0.5},
+               {"scheduling": "kvzip", "budget": 0.4}]
 COMPRESSIONS = [{}, {}, {"compression": "int8"}, {"compression": "int4"}, {"compression": "fp8"},
-                {"compression": "think"}, {"compression": "svd"}]
+                {"compression": "think"}, {"compression": "svd"}, {"compression": "pikv"}]
 WORK_DONE = ("kv_pages_evicted_total", "kv_pages_compacted_total", "kv_encoded_blocks_total",
              "kv_demoted_blocks_total", "kv_disk_read_bytes_total", "prefix_cache_hit_tokens_total")
 

@@ -24,7 +24,9 @@ CHOICES = [EXACT,
            {"scheduling": "h2o+adakv", "budget": 0.4, "compression": "int4"},
            {"compression": "chunkkv,int4", "budget": 0.5},
            {"compression": "fastv,none", "budget": 0.9},
-           {"scheduling": "h2o", "compression": "pyramidkv,int8", "budget": 0.5}]
+           {"scheduling": "h2o", "compression": "pyramidkv,int8", "budget": 0.5},
+           {"scheduling": "kvzip", "budget": 0.5},
+           {"compression": "kvzip,int4", "budget": 0.5}]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,49 @@ def test_usage_adds_up_over_choices(free):
     assert two["resident_bytes"] > one["resident_bytes"]
     nothing = free.complete("a", kv={}, echo=True, max_tokens=0)["usage"]["kv"]
     assert nothing["resident_bytes"] == nothing["uncompressed_bytes"] == 0
+
+
+# ---- prompts that are read again ----
+
+
+@pytest.mark.parametrize("kv", CHOICES[-2:], ids=str)
+def test_a_prompt_is_read_again_between_its_first_two_tokens(free, kv):
+    free.wait_idle()
+    before = free.metrics()
+    reply = ask(free, kv, f"again {kv}")
+    free.wait_idle()
+    after = free.metrics()
+
+    def gain(name):
+        return after.sum(name) - before.sum(name)
+    usage = reply["usage"]
+    assert gain("kv_pages_evicted_total") + gain("kv_pages_compacted_total") > 0
+    assert gain("prompt_tokens_total") == usage["prompt_tokens"]
+    assert gain("generation_tokens_total") == usage["completion_tokens"] == 24
+    n_fed = gain("batch_tokens_sum")
+    assert n_fed >= 2 * usage["prompt_tokens"] + 23, "the prompt once more, and an instruction"
+    first = ask(free, {**kv, "budget": 1}, f"once {kv}")
+    assert text_of(first)[:2] == text_of(reply)[:2]
+
+
+@pytest.mark.parametrize("kv", CHOICES[-2:], ids=str)
+def test_a_client_that_leaves_while_its_prompt_is_read_again_leaves_nothing(free, kv):
+    with Connection(free.port) as client:
+        client.start_stream(LONG * 6, kv=kv, cache_salt=f"gone {kv}", max_tokens=200, ignore_eos=True)
+    free.wait_idle()
+    assert free.metrics().get("kv_used_bytes") == 0
+    assert said(ask(free, kv, "after it", logprobs=0))
+
+
+def test_a_prompt_that_the_context_does_not_hold_twice_is_refused(free):
+    for kv in CHOICES[-2:]:
+        key = "kv." + ("scheduling" if "scheduling" in kv else "compression")
+        message = refuse(free, {"prompt": [5] * 1937, "kv": kv, "max_tokens": 5},
+                         code="context_length_exceeded", param="prompt")
+        assert message == (f"{key}: kvzip reads a prompt of 1937 tokens again behind it, and a context of "
+                           "2048 tokens leaves less than 112 for it")
+        fits = free.complete([5] * 1936, kv=kv, max_tokens=5, ignore_eos=True)
+        assert fits["usage"]["completion_tokens"] == 5
 
 
 # ---- bounds ----

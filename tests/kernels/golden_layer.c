@@ -3,8 +3,7 @@
 
 #include <math.h>
 
-/* Element i of the stream `seed`, uniform in [-scale, scale). */
-static double uniform(uint64_t seed, uint64_t i, double scale)
+double golden_uniform(uint64_t seed, uint64_t i, double scale)
 {
     uint64_t z = seed + (i + 1) * UINT64_C(0x9E3779B97F4A7C15);
     z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
@@ -26,8 +25,8 @@ static void project(weights w, uint32_t head, uint32_t t, double out[GOLDEN_DIM]
         const uint64_t row = head * GOLDEN_DIM + r;
         out[r] = 0;
         for (uint32_t c = 0; c < GOLDEN_WIDTH; c++)
-            out[r] += uniform(w.seed, row * GOLDEN_WIDTH + c, w.scale) *
-                      uniform(1, t * GOLDEN_WIDTH + c, 1);
+            out[r] += golden_uniform(w.seed, row * GOLDEN_WIDTH + c, w.scale) *
+                      golden_uniform(1, t * GOLDEN_WIDTH + c, 1);
     }
 }
 
@@ -47,12 +46,17 @@ static void store(const double x[GOLDEN_DIM], float out[GOLDEN_DIM])
         out[i] = (float)x[i];
 }
 
-void golden_query(uint32_t head, uint32_t t, float out[GOLDEN_DIM])
+void golden_query_at(uint32_t head, uint32_t t, uint32_t position, float out[GOLDEN_DIM])
 {
     double x[GOLDEN_DIM];
     project((weights){2, 0.75}, head, t, x);
-    rotate(x, t);
+    rotate(x, position);
     store(x, out);
+}
+
+void golden_query(uint32_t head, uint32_t t, float out[GOLDEN_DIM])
+{
+    golden_query_at(head, t, t, out);
 }
 
 void golden_key(uint32_t kv_head, uint32_t t, float out[GOLDEN_DIM])
@@ -80,5 +84,5 @@ void golden_query_before_rope(uint32_t head, uint32_t t, float out[GOLDEN_DIM])
 void golden_out_proj(float *out)
 {
     for (uint32_t i = 0; i < GOLDEN_WIDTH * GOLDEN_HEADS * GOLDEN_DIM; i++)
-        out[i] = (float)uniform(5, i, 0.5);
+        out[i] = (float)golden_uniform(5, i, 0.5);
 }

@@ -90,7 +90,7 @@ static attn_blocks cut(context *c, uint32_t span_slots)
 
 typedef struct output {
     float *o, *lse;
-    float *mass; /* [n_slots], or NULL */
+    float *mass, *most; /* [n_slots] */
 } output;
 
 static void output_free(output *out)
@@ -98,6 +98,19 @@ static void output_free(output *out)
     free(out->o);
     free(out->lse);
     free(out->mass);
+    free(out->most);
+}
+
+/* With zeros for mass, and the least for the largest share. */
+static output output_of(const problem *p)
+{
+    const size_t n_rows = (size_t)p->n_queries * p->group;
+    output out = {.o = poisoned_floats(n_rows * p->v_dim), .lse = poisoned_floats(n_rows)};
+    out.mass = calloc(p->n_slots, sizeof *out.mass);
+    out.most = test_alloc(p->n_slots * sizeof *out.most);
+    for (uint32_t i = 0; i < p->n_slots; i++)
+        out.most[i] = -INFINITY;
+    return out;
 }
 
 /* How one run is cut: queries and blocks per call, slots per span. */
@@ -128,6 +141,7 @@ static void attend(const context *c, const dev_ops *ops, const attn_query *query
         some.blocks += b;
         some.n_blocks = all->n_blocks - b < blocks_per_call ? all->n_blocks - b : blocks_per_call;
         ops->attend_mass(&(attn_mass_args){query, &some, out->lse, out->mass});
+        ops->attend_max(&(attn_max_args){query, &some, out->lse, out->most});
     }
     free(state.max);
     free(state.sum);
@@ -137,10 +151,8 @@ static void attend(const context *c, const dev_ops *ops, const attn_query *query
 static output run(context *c, const dev_ops *ops, cutting how)
 {
     const problem *p = &c->p;
-    const size_t n_rows = (size_t)p->n_queries * p->group;
     const attn_blocks all = cut(c, how.span_slots);
-    output out = {poisoned_floats(n_rows * p->v_dim), poisoned_floats(n_rows), NULL};
-    out.mass = calloc(p->n_slots, sizeof *out.mass);
+    output out = output_of(p);
     for (uint32_t j = 0; j < p->n_queries; j += how.queries) {
         const uint32_t n_left = p->n_queries - j;
         const attn_query query = {.q = c->q + (size_t)j * p->group * p->k_dim,
@@ -154,7 +166,7 @@ static output run(context *c, const dev_ops *ops, cutting how)
                                   .scale = 0.125f,
                                   .type = p->type};
         const output part = {out.o + (size_t)j * p->group * p->v_dim, out.lse + j * p->group,
-                             out.mass};
+                             out.mass, out.most};
         attend(c, ops, &query, &all, how.blocks, &part);
     }
     return out;
@@ -179,8 +191,7 @@ static output naive(const context *c)
 {
     const problem *p = &c->p;
     const size_t n_rows = (size_t)p->n_queries * p->group;
-    output out = {poisoned_floats(n_rows * p->v_dim), poisoned_floats(n_rows), NULL};
-    out.mass = calloc(p->n_slots, sizeof *out.mass);
+    output out = output_of(p);
     double *s = test_alloc(p->n_slots * sizeof *s);
     for (size_t row = 0; row < n_rows; row++) {
         const uint32_t position = c->positions[row / p->group];
@@ -196,8 +207,10 @@ static output naive(const context *c)
             sum += s[i];
         }
         out.lse[row] = (float)log(sum);
-        for (uint32_t i = 0; i < p->n_slots && sum > 0; i++)
+        for (uint32_t i = 0; i < p->n_slots && sum > 0; i++) {
             out.mass[i] += (float)(s[i] / sum / p->group);
+            out.most[i] = fmaxf(out.most[i], (float)log(s[i] / sum));
+        }
         for (uint32_t d = 0; d < p->v_dim; d++) {
             double acc = 0;
             for (uint32_t i = 0; i < p->n_slots; i++)
@@ -259,6 +272,15 @@ static const problem problems[] = {
 };
 enum { N_PROBLEMS = sizeof problems / sizeof problems[0] };
 
+/* -inf where no query sees the slot. */
+static void assert_near_or_absent(const float *got, const float *want, uint32_t n, uint64_t seed)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (isinf(want[i])) ck_assert_float_eq(got[i], want[i]);
+        if (!isinf(want[i])) assert_near(got + i, want + i, 1, (tolerance){3e-6, 3e-6}, seed);
+    }
+}
+
 START_TEST(every_table_is_the_softmax)
 {
     for (size_t i = 0; i < N_PROBLEMS; i++) {
@@ -276,6 +298,7 @@ START_TEST(every_table_is_the_softmax)
             }
             assert_near(got.o, want.o, n_rows * p->v_dim, (tolerance){2e-6, 1e-5}, c.random.seed);
             assert_near(got.mass, want.mass, p->n_slots, (tolerance){1e-5, 1e-5}, c.random.seed);
+            assert_near_or_absent(got.most, want.most, p->n_slots, c.random.seed);
             output_free(&got);
         }
         output_free(&want);
@@ -298,6 +321,7 @@ START_TEST(no_cut_changes_a_bit)
                 assert_same_bits(got.o, want.o, n_rows * c.p.v_dim, c.random.seed);
                 assert_same_bits(got.lse, want.lse, n_rows, c.random.seed);
                 assert_same_bits(got.mass, want.mass, c.p.n_slots, c.random.seed);
+                assert_same_bits(got.most, want.most, c.p.n_slots, c.random.seed);
                 output_free(&got);
             }
             output_free(&want);
@@ -335,7 +359,7 @@ START_TEST(masked_slots_may_be_absent)
                                   .window = 20,
                                   .scale = 0.125f,
                                   .type = DTYPE_BF16};
-        output some = {poisoned_floats(48), poisoned_floats(2), calloc(c.p.n_slots, sizeof(float))};
+        output some = output_of(&p);
         attend(&c, *t, &query, &b, 1, &some);
         assert_same_bits(some.o, all.o, 48, c.random.seed);
         assert_same_bits(some.lse, all.lse, 2, c.random.seed);

@@ -2,6 +2,7 @@
 #include "tests/kvcache/match_problem.h"
 
 #include "base/check.h"
+#include "tests/kernels/golden_layer.h"
 
 #include <check.h>
 #include <math.h>
@@ -9,52 +10,12 @@
 
 /* ---- inputs ---------------------------------------------------------------------------------- */
 
-double match_uniform(uint64_t seed, uint64_t i, double a)
-{
-    uint64_t z = seed + (i + 1) * 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    z ^= z >> 31;
-    return ((double)(z >> 11) * 0x1p-53 * 2 - 1) * a;
-}
-
-/* W x of hidden state t for one head; W is [heads * D][HID]. */
-static void project(uint64_t seed, double a, uint32_t head, uint32_t t, double out[D])
-{
-    for (uint32_t c = 0; c < D; c++) {
-        out[c] = 0;
-        for (uint32_t i = 0; i < HID; i++)
-            out[c] +=
-                match_uniform(seed, (head * D + c) * HID + i, a) * match_uniform(1, t * HID + i, 1);
-    }
-}
-
-static void rotate(double x[D], uint32_t position)
-{
-    for (uint32_t c = 0; c < D / 2; c++) {
-        const double angle = position * pow(10000, -2.0 * c / D);
-        const double low = x[c], high = x[c + D / 2];
-        x[c] = low * cos(angle) - high * sin(angle);
-        x[c + D / 2] = high * cos(angle) + low * sin(angle);
-    }
-}
-
-static void store(const double x[D], float out[D])
-{
-    for (uint32_t c = 0; c < D; c++)
-        out[c] = (float)x[c];
-}
-
 void match_make_block(uint32_t head, uint32_t n, block *b)
 {
     b->n = n;
     for (uint32_t t = 0; t < n; t++) {
-        double x[D];
-        project(3, 0.75, head, t, x);
-        rotate(x, t);
-        store(x, b->k[t]);
-        project(4, 0.5, head, t, x);
-        store(x, b->v[t]);
+        golden_key(head, t, b->k[t]);
+        golden_value(head, t, b->v[t]);
         b->positions[t] = t;
         b->bias[t] = 0;
         b->is_fixed[t] = 0;
@@ -64,12 +25,8 @@ void match_make_block(uint32_t head, uint32_t n, block *b)
 void match_make_queries(uint32_t head, uint32_t state, uint32_t n, uint32_t position, queries *out)
 {
     out->n = GROUP * n;
-    for (uint32_t i = 0; i < GROUP * n; i++) {
-        double x[D];
-        project(2, 0.75, GROUP * head + i / n, state + i % n, x);
-        rotate(x, position + i % n);
-        store(x, out->q[i]);
-    }
+    for (uint32_t i = 0; i < GROUP * n; i++)
+        golden_query_at(GROUP * head + i / n, state + i % n, position + i % n, out->q[i]);
 }
 
 /* ---- calls ----------------------------------------------------------------------------------- */

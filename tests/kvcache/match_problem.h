@@ -1,12 +1,12 @@
 /* tests/kvcache/match_problem.h - inputs for attention matching, and how wrong what comes out is.
  *
- * Inputs come from a generator that needs no file: splitmix64, then projections and RoPE, in double. */
+ * Inputs are those of golden_layer.h, for as many tokens as are asked for. */
 #ifndef TESTS_KVCACHE_MATCH_PROBLEM_H
 #define TESTS_KVCACHE_MATCH_PROBLEM_H
 
 #include "kvcache/compression/matching.h"
 
-enum { HID = 32, D = 8, GROUP = 2, N_MAX = 512, ROWS_MAX = 256 };
+enum { D = 8, GROUP = 2, N_MAX = 512, ROWS_MAX = 256 };
 
 typedef struct block {
     uint32_t n;
@@ -20,9 +20,6 @@ typedef struct queries {
     uint32_t n;
     float q[ROWS_MAX][D];
 } queries;
-
-/* Number i of a stream, in [-a, a]. */
-double match_uniform(uint64_t seed, uint64_t i, double a);
 
 void match_make_block(uint32_t head, uint32_t n, block *b);
 

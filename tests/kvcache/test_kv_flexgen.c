@@ -77,7 +77,7 @@ static void check(const char *codec, double budget, double share)
 
 START_TEST(a_share_stays_in_the_pool_and_no_bit_changes)
 {
-    static const char *const codecs[] = {"none", "int8", "svd"};
+    static const char *const codecs[] = {"none", "int8", "svd", "pikv"};
     for (size_t i = 0; i < sizeof codecs / sizeof *codecs; i++) {
         check(codecs[i], 0.5, 0.5);
         check(codecs[i], 0.25, 0.25);

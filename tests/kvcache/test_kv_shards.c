@@ -123,9 +123,9 @@ static double largest_difference(const fake *f, const fake_seq *a, const fake_se
  * staging, which shows in roundings. */
 START_TEST(codes_are_the_same_however_a_prompt_is_cut)
 {
-    static const char *const placements[] = {"expert", "hash", "expert"};
-    static const char *const codecs[] = {"int4", "int4", "svd"};
-    for (uint32_t i = 0; i < 3; i++) {
+    static const char *const placements[] = {"expert", "hash", "expert", "expert"};
+    static const char *const codecs[] = {"int4", "int4", "svd", "pikv"};
+    for (uint32_t i = 0; i < 4; i++) {
         fake_options options = {
             .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded(codecs[i])};
         options.config.placement = (char *)(uintptr_t)placements[i];

@@ -137,12 +137,13 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
     const bool has_selection = strchr(options.config.compression, ',') != NULL;
     const bool is_evicting = has_selection || strcmp(options.config.scheduling, "none") != 0;
     const bool is_lossy = is_evicting || strcmp(options.config.compression, "none") != 0;
-    const bool has_bases =
-        strstr(options.config.compression, "svd") != NULL; /* pages of one more class */
+    const bool has_classes =
+        strstr(options.config.compression, "svd") != NULL || /* of bases, too */
+        strstr(options.config.compression, "pikv") != NULL;
     options.config.memory_bytes = ((is_evicting ? 5u
                                     : is_lossy  ? 7u
                                                 : 5u) +
-                                   (has_bases ? 2 : 0)) *
+                                   (has_classes ? 2 : 0)) *
                                   KV_SLAB_BYTES;
     storm s = {.f = fake_open(&options), .seed = seed, .n_prompt_max = is_lossy ? 300 : 0};
     if (is_lossy) s.f->cache->section_tokens = 64;
@@ -185,8 +186,8 @@ END_TEST
 
 START_TEST(a_storm_under_lossy_codecs_leaves_nothing_behind)
 {
-    static const char *const codecs[] = {"int8", "int2", "prune", "lora_plus", "svd"};
-    for (uint32_t i = 0; i < 5; i++) {
+    static const char *const codecs[] = {"int8", "int2", "prune", "lora_plus", "svd", "pikv"};
+    for (uint32_t i = 0; i < 6; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = i == 0 ? 0 : 120;
         fake_options options = {
@@ -337,9 +338,9 @@ END_TEST
 
 START_TEST(a_storm_over_tiers_with_codes_and_boxes_leaves_nothing_behind)
 {
-    static const char *const codecs[] = {"int8", "svd"};
+    static const char *const codecs[] = {"int8", "svd", "pikv"};
     bad_disk_mend();
-    for (uint32_t i = 0; i < 2; i++) {
+    for (uint32_t i = 0; i < 3; i++) {
         fake_options options = {.n_threads = 2,
                                 .layers = fake_coded_layers,
                                 .n_layers = 2,
@@ -388,11 +389,11 @@ END_TEST
 /* What is cached was shared before it was thinned; boxes of packed pages are checked, too. */
 START_TEST(a_storm_of_evictions_leaves_nothing_behind)
 {
-    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus", "random",
-                                           "tova"};
-    static const char *const codecs[] = {"none", "int8", "none", "int4", "svd"};
-    static const double budgets[] = {0.6, 0.4, 0.5, 60, 0.5};
-    for (uint32_t i = 0; i < 5; i++) {
+    static const char *const policies[] = {"h2o+adakv", "snapkv+pyramid", "lru_plus",
+                                           "random",    "tova",           "knorm+adakv"};
+    static const char *const codecs[] = {"none", "int8", "none", "int4", "svd", "pikv"};
+    static const double budgets[] = {0.6, 0.4, 0.5, 60, 0.5, 0.5};
+    for (uint32_t i = 0; i < 6; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = i % 2 == 0 ? 0 : 120;
         fake_options options = {
@@ -411,10 +412,10 @@ START_TEST(a_storm_of_selections_leaves_nothing_behind)
 {
     static const char *const compressions[] = {
         "chunkkv,int8", "snapkv+adakv,none",  "fastv,think", "h2o+pyramid,int4",
-        "chunkkv,svd",  "distill+adakv,none", "distill,svd"};
-    static const char *const policies[] = {"none", "none", "none",   "random",
-                                           "none", "none", "distill"};
-    for (uint32_t i = 0; i < 7; i++) {
+        "chunkkv,svd",  "distill+adakv,none", "distill,svd", "snapkv+adakv,pikv"};
+    static const char *const policies[] = {"none", "none", "none",    "random",
+                                           "none", "none", "distill", "none"};
+    for (uint32_t i = 0; i < 8; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = i % 2 == 0 ? 0 : 120;
         fake_options options = {.layers = layers, .n_layers = 2, .n_threads = 2};
@@ -430,13 +431,13 @@ END_TEST
 
 START_TEST(a_storm_of_codes_over_shards_leaves_nothing_behind)
 {
-    static const char *const codecs[] = {"int4", "svd", "svd"};
-    for (uint32_t i = 0; i < 3; i++) {
+    static const char *const codecs[] = {"int4", "svd", "svd", "pikv"};
+    for (uint32_t i = 0; i < 4; i++) {
         fake_options options = {.n_threads = 2,
                                 .layers = fake_coded_layers,
                                 .n_layers = 2,
                                 .config = fake_coded(codecs[i])};
-        options.config.placement = (char *)(uintptr_t)(i < 2 ? "expert" : "block");
+        options.config.placement = (char *)(uintptr_t)(i != 2 ? "expert" : "block");
         options.config.n_shards = 3;
         options.config.routing = (char *)(uintptr_t) "topk_balanced";
         options.config.routing_k = 0.5;

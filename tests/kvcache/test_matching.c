@@ -1,11 +1,11 @@
 /* tests/kvcache/test_matching.c - attention matching against errors that others measured.
  *
- * Inputs come from a generator that needs no file (splitmix64, then projections and RoPE, in
- * double). The errors were measured with the published code
+ * Inputs are those of golden_layer.h; the errors were measured with the published code
  * (compaction/algorithms/highest_attention_keys.py and omp.py of adamzweiger/compaction): both
  * query heads of a group, hidden states 0..47 again as queries at positions 48..95; the selection
  * by mean square, and eviction of the same. Published settings take the smallest solution, so here
  * they have next to no ridge. */
+#include "tests/kernels/golden_layer.h"
 #include "tests/kvcache/match_problem.h"
 #include "tests/test_main.h"
 
@@ -228,7 +228,7 @@ START_TEST(a_bias_that_stays_keeps_its_bits)
     match_make_queries(0, 0, 48, 200, &q);
     match_make_block(0, 150, &b);
     for (uint32_t t = 0; t < b.n; t++)
-        b.bias[t] = (float)match_uniform(9, t, 3);
+        b.bias[t] = (float)golden_uniform(9, t, 3);
     match_run(&b, &q, b.n, HAK, &kv_match_defaults, 0, &kept);
     ck_assert_mem_eq(kept.beta, b.bias, b.n * sizeof *b.bias);
     ck_assert_mem_eq(kept.values, b.v, b.n * sizeof *b.v);
@@ -245,7 +245,7 @@ START_TEST(fixed_entries_stay_and_the_others_make_up_for_them)
     match_make_queries(0, 400, 64, 400, &unseen);
     for (uint32_t t = 0; t < b.n; t++) {
         b.is_fixed[t] = t < 60;
-        b.bias[t] = t < 60 ? (float)match_uniform(9, t, 1) : 0;
+        b.bias[t] = t < 60 ? (float)golden_uniform(9, t, 1) : 0;
     }
     match_run(&b, &q, 100, HAK, &kv_match_defaults, 0, &kept);
     for (uint32_t i = 0; i < kept.n && kept.kept[i] < 60; i++) {

@@ -6,6 +6,7 @@
 #include "kvcache/compression/pikv_rule.h"
 
 #include <math.h>
+#include <string.h>
 
 enum { PAGES_MAX = 300 };
 
@@ -16,6 +17,7 @@ static void assign(const float *importance, uint32_t n, uint8_t *heat)
     for (uint32_t p = 0; p < n; p++)
         copy[p] = importance[p];
     const kv_heat_args args = {.importance = copy, .n_pages = n, .order = order};
+    memset(heat, KV_HEAT_HOT, n);
     heat[n] = 77;
     kv_heat_assign(&args, heat);
     ck_assert_uint_eq(heat[n], 77);

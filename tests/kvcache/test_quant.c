@@ -1,44 +1,15 @@
 /* tests/kvcache/test_quant.c - grids, codes and fp8 against numbers that others computed.
  *
- * The inputs are made by a generator that needs no file (splitmix64, then a projection and RoPE, all in
- * double); codes, scales and errors were computed with the published KIVI code and torch's float8. */
+ * The inputs are those of golden_layer.h; codes, scales and errors were computed with the published KIVI code and torch's float8. */
 #include "kvcache/compression/quant.h"
+#include "tests/kernels/golden_layer.h"
 #include "tests/test_main.h"
 
 #include "base/random.h"
 
 #include <math.h>
 
-enum { T = 48, HID = 32, HEADS = 2, D = 8, GROUP = 32 };
-
-static double uniform(uint64_t seed, uint64_t i, double a)
-{
-    uint64_t z = seed + (i + 1) * 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    z ^= z >> 31;
-    return ((double)(z >> 11) * 0x1p-53 * 2 - 1) * a;
-}
-
-/* W x of token t for one head; W is [HEADS * D][HID]. */
-static void project(uint64_t seed, double a, uint32_t head, uint32_t t, double out[D])
-{
-    for (uint32_t c = 0; c < D; c++) {
-        out[c] = 0;
-        for (uint32_t i = 0; i < HID; i++)
-            out[c] += uniform(seed, (head * D + c) * HID + i, a) * uniform(1, t * HID + i, 1);
-    }
-}
-
-static void rotate(double x[D], uint32_t position)
-{
-    for (uint32_t c = 0; c < D / 2; c++) {
-        const double angle = position * pow(10000, -2.0 * c / D);
-        const double low = x[c], high = x[c + D / 2];
-        x[c] = low * cos(angle) - high * sin(angle);
-        x[c + D / 2] = high * cos(angle) + low * sin(angle);
-    }
-}
+enum { T = 48, HEADS = 2, D = 8, GROUP = 32 };
 
 typedef float entries[HEADS][T][D];
 
@@ -46,14 +17,8 @@ static void make_entries(entries k, entries v)
 {
     for (uint32_t h = 0; h < HEADS; h++) {
         for (uint32_t t = 0; t < T; t++) {
-            double key[D], value[D];
-            project(3, 0.75, h, t, key);
-            project(4, 0.5, h, t, value);
-            rotate(key, t);
-            for (uint32_t c = 0; c < D; c++) {
-                k[h][t][c] = (float)key[c];
-                v[h][t][c] = (float)value[c];
-            }
+            golden_key(h, t, k[h][t]);
+            golden_value(h, t, v[h][t]);
         }
     }
 }

@@ -86,12 +86,14 @@ static void post(void *ctx)
 static const kv_methods *methods_of(const wish *w, kv_methods *own)
 {
     const char *routing = w->routing != NULL ? w->routing : "full";
+    const char *scheduling = w->scheduling != NULL ? w->scheduling : "none";
     const char *compression = w->compression != NULL ? w->compression : "none";
     const kv_config config = {.routing = (char *)(uintptr_t)routing,
                               .routing_k = 2,
-                              .scheduling = (char *)(uintptr_t) "none",
+                              .scheduling = (char *)(uintptr_t)scheduling,
+                              .budget = w->budget,
                               .compression = (char *)(uintptr_t)compression};
-    if (w->routing == NULL && w->compression == NULL) return NULL;
+    if (w->routing == NULL && w->scheduling == NULL && w->compression == NULL) return NULL;
     ck_assert_int_eq(kv_methods_resolve(&config, own, NULL), ERR_OK);
     return own;
 }

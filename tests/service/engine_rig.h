@@ -40,9 +40,10 @@ typedef struct wish {
     uint64_t deadline_ns;
     bool score_only; /* score_prompt and max_tokens 0 */
     bool with_logprobs;
-    float repetition_penalty;          /* 0: off */
-    const uint32_t *prompt;            /* instead of a kind */
-    const char *routing, *compression; /* methods of its own, if either is given */
+    float repetition_penalty;                       /* 0: off */
+    const uint32_t *prompt;                         /* instead of a kind */
+    const char *routing, *scheduling, *compression; /* methods of its own, if one is given */
+    double budget;                                  /* of scheduling and selections */
 } wish;
 
 typedef struct guest {

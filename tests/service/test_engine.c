@@ -300,10 +300,12 @@ START_TEST(nothing_is_allocated_within_a_step)
     enum { N_GUESTS = 6 };
     rig r;
     static guest guests[N_GUESTS];
-    rig_open(&(rig_options){.n_batched_tokens_max = 40}, &r);
-    for (uint32_t i = 0; i < N_GUESTS; i++) {
+    rig_open(&(rig_options){.n_batched_tokens_max = 40, .request_methods = true}, &r);
+    for (uint32_t i = 0; i < N_GUESTS; i++) { /* the prompt of every second one is read again */
         guest_make(&r,
-                   &(wish){.n_prompt = 30 + 40 * i,
+                   &(wish){.scheduling = i % 2 == 0 ? "kvzip" : NULL,
+                           .budget = 0.5,
+                           .n_prompt = 30 + 40 * i,
                            .max_tokens = 60,
                            .prompt_kind = i,
                            .seed = i,

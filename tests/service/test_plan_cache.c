@@ -180,7 +180,8 @@ END_TEST
 
 START_TEST(coded_pages_and_the_raw_one_of_the_sinks_are_counted)
 {
-    static const char *const names[] = {"fp8", "int8", "int4", "int2", "think", "prune", "lora"};
+    static const char *const names[] = {"fp8",   "int8",  "int4", "int2",
+                                        "think", "prune", "lora", "pikv"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         job j = {layers, 2, settings(), 700, 1};
         j.config.compression = (char *)(uintptr_t)names[i];
