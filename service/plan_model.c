@@ -1,0 +1,88 @@
+/* service/plan_model.c - see plan_model.h. */
+#include "service/plan_model.h"
+
+#include "base/check.h"
+#include "model/family.h"
+#include "model/kv_bases.h"
+
+#include <stdlib.h>
+
+typedef struct weight_sum {
+    const model_config *model;
+    const model_weights *weights; /* whose fields say what a tensor is */
+    size_t all_bytes, expert_bytes;
+} weight_sum;
+
+/* Does the tensor fill a field of an expert? */
+static bool is_of_expert(const weight_sum *sum, const matrix *into)
+{
+    const size_t n = (size_t)sum->model->n_layers * sum->model->n_experts;
+    const uintptr_t at = (uintptr_t)into, first = (uintptr_t)sum->weights->experts;
+    return at >= first && at < first + n * sizeof *sum->weights->experts;
+}
+
+static err_t add_weight(void *ctx, const model_weight *weight)
+{
+    weight_sum *sum = ctx;
+    size_t bytes;
+    TRY(size_mul(weight->rows, weight->cols, &bytes));
+    TRY(size_mul(bytes, dtype_bytes(sum->model->stored_type), &bytes));
+    if (is_of_expert(sum, weight->into))
+        TRY(size_add(sum->expert_bytes, bytes, &sum->expert_bytes));
+    return size_add(sum->all_bytes, bytes, &sum->all_bytes);
+}
+
+err_t plan_weights_of(const model_config *model, plan_weights *out, err_info *info)
+{
+    const model_family *family = model_family_find(model->family);
+    assert(family != NULL);
+    model_weights weights = {0};
+    err_t err = model_weights_alloc(model, &weights, info);
+    weight_sum sum = {.model = model, .weights = &weights};
+    if (err == ERR_OK) err = family->each_weight(model, &weights, add_weight, &sum);
+    model_weights_deinit(&weights);
+    if (err != ERR_OK) return err_set(info, err, "weights: %s", err_sentence(err));
+    const uint64_t row_bytes = (uint64_t)model->d_model * dtype_bytes(model->stored_type);
+    const uint64_t table_bytes = model->tied_embeddings ? 0 : row_bytes * model->n_vocab;
+    const uint64_t n_experts = (uint64_t)model->n_layers * model->n_experts;
+    const uint64_t replicated_bytes = sum.all_bytes - sum.expert_bytes;
+    *out = (plan_weights){.replicated_bytes = replicated_bytes,
+                          .step_bytes = replicated_bytes - table_bytes,
+                          .row_bytes = row_bytes,
+                          .expert_bytes = sum.expert_bytes / n_experts};
+    return ERR_OK;
+}
+
+err_t plan_kv_shape_init(const model_config *model, const char *dir, plan_kv_shape *out,
+                         err_info *info)
+{
+    const model_family *family = model_family_find(model->family);
+    assert(family != NULL);
+    model_weights weights = {0};
+    *out = (plan_kv_shape){0};
+    const err_t err = model_weights_alloc(model, &weights, info);
+    if (err != ERR_OK) {
+        model_weights_deinit(&weights);
+        return err;
+    }
+    out->layers = calloc(model->n_layers, sizeof *out->layers);
+    for (uint32_t l = 0; l < model->n_layers && out->layers != NULL; l++) {
+        family->kv_layer(model, &weights, l, &out->layers[l]);
+        out->layers[l].out_proj = NULL; /* lies in weights, which end here */
+    }
+    model_weights_deinit(&weights);
+    if (out->layers == NULL) return err_set(info, ERR_NO_MEMORY, "plan: out of memory");
+    out->shape = (kv_shape){.n_layers = model->n_layers,
+                            .layer = out->layers,
+                            .n_experts = model->n_experts,
+                            .model_type = model->stored_type};
+    return dir != NULL ? model_kv_bases_load(dir, out->layers, model->n_layers, &out->bases, info)
+                       : ERR_OK;
+}
+
+void plan_kv_shape_deinit(plan_kv_shape *shape)
+{
+    free(shape->layers);
+    free(shape->bases);
+    *shape = (plan_kv_shape){0};
+}
