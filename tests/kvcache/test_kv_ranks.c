@@ -279,8 +279,9 @@ START_TEST(codecs_have_the_same_bits_on_all_ranks_and_of_their_pages)
     for (int c = 0; c < 10; c++) {
         for (int p = 0; p < 2; p++) {
             rank_test ranks[3];
-            const fake_options options =
+            fake_options options =
                 options_of(placements[p], 1, fake_coded_layers, 2, fake_coded(codecs[c]));
+            options.config.request_methods = c == 0;
             run_ranks(ranks, 3, &options, run_three);
             check_ranks_agree(ranks, 3);
             check_owners(ranks, 3);
@@ -315,6 +316,24 @@ START_TEST(a_budget_is_dealt_to_the_ranks)
         close_ranks(&alone, 1);
         close_ranks(ranks, 4);
     }
+}
+END_TEST
+
+/* Little room in memory: each rank moves pages of its own to its host memory. */
+START_TEST(tiers_work_on_every_rank)
+{
+    rank_test ranks[3];
+    fake_options options = options_of("block", 1, fake_layers, 3, fake_defaults());
+    options.config.memory_bytes = 192 << 10;
+    options.config.host_bytes = 2 << 20;
+    options.limits.n_seq_tokens_max = 2048;
+    run_ranks(ranks, 3, &options, run_long);
+    for (int r = 0; r < 3; r++) {
+        ck_assert_uint_gt(fake_stats(ranks[r].f).pages_demoted, 0);
+        ck_assert(fake_same(ranks[0].f, &ranks[0].seqs[0], &ranks[r].seqs[0], 0, 2000));
+    }
+    ck_assert_double_le(fake_error(ranks[0].f, &ranks[0].seqs[0], 1900, 2000), 1);
+    close_ranks(ranks, 3);
 }
 END_TEST
 
@@ -418,6 +437,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_cut_is_the_same_on_all_ranks),
     TEST_CASE(codecs_have_the_same_bits_on_all_ranks_and_of_their_pages),
     TEST_CASE(a_budget_is_dealt_to_the_ranks),
+    TEST_CASE(tiers_work_on_every_rank),
     TEST_CASE(what_needs_other_ranks_entries_is_refused),
     TEST_CASE(a_lost_rank_ends_the_steps_of_all),
     TEST_CASES_END};
