@@ -2,7 +2,6 @@
 #ifndef KVCACHE_KV_SHAPE_H
 #define KVCACHE_KV_SHAPE_H
 
-#include "kernels/comm.h"
 #include "kernels/dtype.h"
 #include "kernels/matmul.h"
 #include "kvcache/scoring/scorer.h"
@@ -48,7 +47,6 @@ typedef struct kv_limits {
     uint32_t n_seqs_max;        /* sequences open at once */
     uint32_t n_step_tokens_max; /* tokens of one step: the size of staging */
     uint32_t n_seq_tokens_max;  /* positions of one sequence */
-    comm *comm; /* the ranks that hold the cache together, see ranks.h; NULL: alone. Borrowed */
 } kv_limits;
 
 #endif

@@ -28,7 +28,7 @@ static err_t check_settings(const kv_cache *cache, const kv_config *config, err_
 err_t kv_ranks_init(kv_cache *cache, const kv_config *config, err_info *info)
 {
     kv_ranks *ranks = &cache->ranks;
-    *ranks = (kv_ranks){.comm = cache->limits.comm, .n = 1};
+    *ranks = (kv_ranks){.comm = config->comm, .n = 1};
     cache->n_shards = config->n_shards;
     if (ranks->comm == NULL) return ERR_OK;
     const uint32_t n = comm_n_ranks(ranks->comm);

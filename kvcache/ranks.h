@@ -1,7 +1,7 @@
 /* kvcache/ranks.h - one cache over several ranks.
  *
  * Each rank opens a cache of its own over the same model, with the same settings and a comm of one group
- * (kv_limits), and makes the same calls in the same order with the same tokens. Shard s belongs to rank s
+ * (kv_config), and makes the same calls in the same order with the same tokens. Shard s belongs to rank s
  * mod n. What differs between ranks is what lies in their pages:
  *
  *   on every rank     lengths, ring, sinks, staging, the owners of entries, what observers keep

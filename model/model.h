@@ -5,7 +5,7 @@
  * batch-invariant, and attention has a canonical order (kvcache/kv_cache.h).
  * What differs between families is data from config.json plus one family_*.c (model/family.h).
  *
- * Over ranks (a comm in model_options, the same one in the cache's kv_limits) every rank runs the same batch. Of a
+ * Over ranks (a comm in model_options, the same one in the cache's kv_config) every rank runs the same batch. Of a
  * layer's E experts rank r of n has [E r / n, E (r + 1) / n), perhaps none; the sums of all are added in rank
  * order. The rest is computed by every rank, to the same bits if they have the same instruction set. A failure
  * of the comm leaves hidden states that are worthless: see comm_status after a step.

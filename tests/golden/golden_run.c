@@ -33,6 +33,7 @@ static void open_cache(const golden_setup *setup, golden *g)
     config.dtype = setup->cache_type;
     config.memory_bytes = 64 << 20;
     config.prefix_caching = setup->prefix_caching;
+    config.comm = setup->comm;
     if (setup->small_pages) {
         config.window_tokens = 8;
         config.sink_tokens = 2;
@@ -48,8 +49,7 @@ static void open_cache(const golden_setup *setup, golden *g)
         must(cfg_set(&binding, 1, s[0], s[1], &info), &info);
     const kv_limits limits = {.n_seqs_max = GOLDEN_PROMPTS_MAX,
                               .n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,
-                              .n_seq_tokens_max = model_get_config(g->m)->n_positions,
-                              .comm = setup->comm};
+                              .n_seq_tokens_max = model_get_config(g->m)->n_positions};
     must(kv_cache_open(g->d, &config, model_get_kv_shape(g->m), &limits, &g->cache, &info), &info);
     if (setup->compression != NULL) g->cache->section_tokens = 32;
     cfg_deinit(&binding, 1);

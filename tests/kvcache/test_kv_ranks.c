@@ -30,7 +30,7 @@ typedef struct rank_test {
 static void *run_rank(void *ctx)
 {
     rank_test *t = ctx;
-    t->options.limits.comm = t->comm;
+    t->options.config.comm = t->comm;
     t->f = fake_open(&t->options);
     t->body(t);
     const kv_stats stats = fake_stats(t->f);
@@ -356,9 +356,9 @@ static void check_refused(const kv_limits *limits, kv_config config, err_t expec
 
 static void *open_refused(void *ctx)
 {
-    const kv_limits limits = {
-        .n_seqs_max = 2, .n_step_tokens_max = 8, .n_seq_tokens_max = 64, .comm = ctx};
+    const kv_limits limits = {.n_seqs_max = 2, .n_step_tokens_max = 8, .n_seq_tokens_max = 64};
     kv_config config = fake_coded("none");
+    config.comm = ctx;
     check_refused(&limits, config, ERR_UNSUPPORTED, "enable-prefix-caching");
     config.prefix_caching = false;
     config.n_shards = 2;
