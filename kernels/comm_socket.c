@@ -87,7 +87,7 @@ static socket_address address_of(const struct addrinfo *info)
     return address;
 }
 
-err_t socket_listen(const char *host, uint16_t port, int *out, err_info *info)
+err_t socket_listen_host(const char *host, uint16_t port, int *out, err_info *info)
 {
     int cause = 0;
     struct addrinfo *found = resolve(host, port, &cause);

@@ -26,7 +26,7 @@ void socket_set_port(socket_address *address, uint16_t port);
 err_t socket_listen_at(const socket_address *address, int *out, err_info *info) MUST_CHECK;
 
 /* Listens at the first address of `host` that is this machine's, the same way. */
-err_t socket_listen(const char *host, uint16_t port, int *out, err_info *info) MUST_CHECK;
+err_t socket_listen_host(const char *host, uint16_t port, int *out, err_info *info) MUST_CHECK;
 
 /* -1 if nobody is there. */
 int socket_accept(int listener);

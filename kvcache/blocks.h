@@ -17,6 +17,18 @@ static inline uint32_t kv_home_list(const kv_cache *cache, uint32_t layer, uint3
     return kv_list(cache, layer, head, kv_block_shard(cache->n_shards, block));
 }
 
+/* Does this rank keep what the shard owns? Alone it keeps all. */
+static inline bool kv_is_own_shard(const kv_cache *cache, uint32_t shard)
+{
+    return shard % cache->ranks.n == cache->ranks.rank;
+}
+
+/* The same of a block, in a layer that is placed by blocks. */
+static inline bool kv_is_own_block(const kv_cache *cache, uint32_t block)
+{
+    return kv_is_own_shard(cache, kv_block_shard(cache->n_shards, block));
+}
+
 /* No query at `length` or later sees this block in this layer. */
 static inline bool kv_block_passed(const kv_cache *cache, uint32_t layer, uint32_t block,
                                    uint32_t length)

@@ -11,7 +11,7 @@
  *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
  *   distill.c       what stays is made to stand for what goes
  *   compact.c       pages with holes become fewer
- *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients)
+ *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients; ranks.c: over ranks)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
  *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
  *   kv_queries.c    numbers for others (kv_map.c: what lies where)
@@ -38,6 +38,7 @@
 #include "kvcache/placement/expert_map.h"
 #include "kvcache/placement/placement.h"
 #include "kvcache/prefix_cache.h"
+#include "kvcache/ranks_state.h"
 #include "kvcache/reader.h"
 #include "kvcache/recent_ring.h"
 #include "kvcache/stats_board.h"
@@ -90,10 +91,9 @@ struct kv_cache {
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
     bool prefix_caching;
     bool has_tiers, has_file; /* below the pool; tier/tiers.h */
-
-    uint32_t section_tokens; /* KV_SECTION_TOKENS */
-    uint32_t replay_tokens;  /* KV_REPLAY_CHUNK */
-
+    uint32_t section_tokens;  /* KV_SECTION_TOKENS */
+    uint32_t replay_tokens;   /* KV_REPLAY_CHUNK */
+    kv_ranks ranks;
     uint32_t n_layers, n_lists, n_kv_heads_max, n_experts, v_dim_max;
     uint32_t n_classes, n_raw_classes;
     uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */

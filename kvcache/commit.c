@@ -63,6 +63,7 @@ void kv_add_need(const kv_seq *seq, const kv_goal *goal)
                 n_scattered++;
                 continue;
             }
+            if (!kv_is_own_block(cache, b)) continue;
             cache->need[page_class(seq, goal, l, b)] += cache->n_kv_heads[l];
         }
         /* Who owns the step's entries is not known yet, so there is room for the worst. */
@@ -95,6 +96,7 @@ void kv_reserve(kv_seq *seq, const kv_goal *goal)
         for (uint32_t h = 0; h < cache->n_kv_heads[l] && !cache->scatters[l]; h++) {
             for (uint32_t b = seq->n_blocks; b < end; b++) {
                 if (kv_block_passed(cache, l, b, goal->window_length)) continue;
+                if (!kv_is_own_block(cache, b)) continue;
                 const uint32_t list = kv_home_list(cache, l, h, b);
                 const uint32_t page =
                     kv_pool_alloc_page(cache->pool, page_class(seq, goal, l, b), KV_HELD_BY_SEQ);
@@ -171,7 +173,8 @@ static void describe_block(kv_seq *seq, uint32_t layer, uint32_t block, const ui
     for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
         const uint32_t list = kv_home_list(cache, layer, h, block);
         const uint32_t page = kv_table_page(&seq->table, list, block);
-        if (page == KV_PAGE_NONE) continue; /* the layer's window has passed it */
+        if (page == KV_PAGE_NONE)
+            continue; /* the layer's window has passed it, or another rank's */
         const uint32_t page_class = kv_pool_class(cache->pool, page);
         kv_pool_fill(cache->pool, page, block * cache->page_tokens, n_slots,
                      kv_choose_owner(cache, owner[0], page_class));

@@ -7,6 +7,7 @@
 #include "kvcache/key_box.h"
 #include "kvcache/kv_replay.h"
 #include "kvcache/page_bias.h"
+#include "kvcache/ranks.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 
@@ -28,6 +29,7 @@ kv_goal kv_goal_at(const kv_seq *seq, uint32_t length)
 void kv_need_blocks(const kv_cache *cache, const kv_methods *methods, uint32_t layer,
                     uint64_t n_blocks, uint64_t *need)
 {
+    n_blocks = kv_own_blocks_max(cache, layer, n_blocks);
     const bool is_exact = methods->codec->is_exact, is_raw = is_exact || kv_methods_replay(methods);
     const uint64_t n_section = kv_section_blocks(cache);
     const uint64_t n_raw = is_raw || n_blocks < n_section ? n_blocks : n_section;
@@ -184,7 +186,7 @@ static uint32_t n_new_to_encode(const kv_seq *seq, const kv_goal *goal, uint32_t
     uint32_t n = 0;
     for (uint32_t b = seq->n_blocks; b < goal->n_blocks; b++) {
         n += !kv_block_passed(seq->cache, layer, b, goal->window_length) &&
-             kv_goal_encodes(seq->cache, goal, b);
+             kv_goal_encodes(seq->cache, goal, b) && kv_is_own_block(seq->cache, b);
     }
     return n;
 }

@@ -8,6 +8,7 @@
 #include "kvcache/compact.h"
 #include "kvcache/distill.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/ranks.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 #include "kvcache/score_view.h"
@@ -327,7 +328,7 @@ static bool plan_layer(evict_loop *loop, uint32_t n_heads)
     for (uint32_t h = 0; h < n_heads; h++)
         n_protected = head_view(loop, h)->n - head_view(loop, h)->n_open; /* the same for all */
     if (loop->n_keep < n_protected) loop->n_keep = n_protected;
-    loop->n_granted = loop->n_keep - n_protected;
+    loop->n_granted = kv_ranks_share(cache, loop->n_keep - n_protected);
     for (uint32_t h = 0; h < n_heads; h++) {
         cache->evict.n_open[h] = head_view(loop, h)->n_open;
         cache->evict.n_keep[h] = (uint32_t)min_size(cache->evict.n_open[h], loop->n_granted);

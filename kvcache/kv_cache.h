@@ -98,7 +98,7 @@ typedef struct kv_row {
 
 /* Rows are in batch order, without gaps, each sequence at most once, with no more tokens than
  * kv_seq_step_tokens_max, or a replay's chunk (all asserted). Demotes pages to lower tiers and gives up cached prefixes as
- * needed; ERR_KV_FULL if that is not enough, and then nothing else has changed but
+ * needed; ERR_KV_FULL if that is not enough on any rank (ranks.h; ERR_PEER_LOST ... if one is gone), and then nothing else has changed but
  * that what scheduling evicts at the present length may be gone: it would be gone with the step, too. */
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows) MUST_CHECK;
 

@@ -3,6 +3,7 @@
 #define KVCACHE_KV_CONFIG_H
 
 #include "base/config.h"
+#include "kernels/comm.h"
 
 enum { KV_PAGE_TOKENS_MAX = 64, KV_SHARDS_MAX = 64 };
 
@@ -29,6 +30,8 @@ typedef struct kv_config {
     char *scheduling;
     char *placement;
     char *compression; /* a codec, or SELECTION,CODEC */
+    comm *
+        comm; /* no setting: the ranks that hold the cache together, see ranks.h. NULL: alone. Borrowed */
 } kv_config;
 
 extern const cfg_table kv_config_table;

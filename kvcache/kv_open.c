@@ -12,6 +12,7 @@
 #include "kvcache/key_box.h"
 #include "kvcache/kv_replay.h"
 #include "kvcache/memory_available.h"
+#include "kvcache/ranks.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -40,7 +41,7 @@ static err_t check_numbers(const kv_config *config, err_info *info)
 
 static err_t read_placement(kv_cache *cache, const kv_config *config, err_info *info)
 {
-    const uint32_t n = config->n_shards;
+    const uint32_t n = cache->n_shards;
     cache->placement = config->placement != NULL ? kv_placement_find(config->placement) : NULL;
     if (cache->placement == NULL)
         return err_set(info, ERR_BAD_CONFIG, "kv-placement: '%s' is unknown; known are:%s",
@@ -49,7 +50,6 @@ static err_t read_placement(kv_cache *cache, const kv_config *config, err_info *
         return err_set(info, ERR_BAD_CONFIG,
                        "kv-shards: %u is no power of two, which kv-placement %s needs", n,
                        cache->placement->name);
-    cache->n_shards = n;
     cache->experts.is_packed = cache->placement->follows_experts &&
                                (config->eplb || cache->methods.routing->packs_experts);
     return ERR_OK;
@@ -79,6 +79,7 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
     TRY(check_numbers(config, info));
     TRY(check_tiers(config, info));
     TRY(kv_methods_resolve(config, &cache->methods, info));
+    TRY(kv_ranks_init(cache, config, info));
     TRY(read_placement(cache, config, info));
     cache->request_methods = config->request_methods;
     cache->has_boxes = cache->request_methods || !cache->methods.reads_all;
@@ -329,6 +330,7 @@ static err_t place_work(kv_cache *cache, arena *a)
     kv_own_bases_place(a, cache, &cache->own_bases);
     kv_heats_place(a, cache, &cache->heats);
     kv_reader_place(a, cache, &cache->reader);
+    TRY(kv_ranks_place(a, cache));
     kv_prefix_place(a, &cache->prefix);
     cache->bases_offset = round_up(page_bytes, ARENA_ALIGN);
     cache->decoded_bytes = cache->bases_offset +
@@ -409,6 +411,8 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
         config.box_bytes = max_size(config.box_bytes, kv_box_bytes(&cache->heads[l]));
     cache->run_box_bytes = config.box_bytes;
     if (memory_bytes == 0) config.budget_bytes = choose_budget(cache, &config);
+    const uint32_t n_own_shards =
+        (cache->n_shards - cache->ranks.rank + cache->ranks.n - 1) / cache->ranks.n;
     need_all(cache, 1, 1);
     const uint64_t least = kv_pool_least_bytes(&config, cache->need);
     if (config.budget_bytes < least)
@@ -419,7 +423,7 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
     if (err != ERR_OK)
         return err_set(info, err, "kv-cache-memory-bytes: cannot reserve %llu bytes",
                        (unsigned long long)config.budget_bytes);
-    cache->quota_bytes = kv_pool_count(cache->pool).budget_bytes / cache->n_shards;
+    cache->quota_bytes = kv_pool_count(cache->pool).budget_bytes / n_own_shards;
     if (!cache->has_tiers) return ERR_OK;
     TRY(check_tier_bytes(cache, settings, info));
     return kv_tiers_open(cache->pool, cache->has_file ? settings->disk_path : NULL, &cache->tiers,
@@ -459,6 +463,7 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     TRY(place(cache, place_work, &cache->work_memory));
     TRY(kv_demote_check(cache, &cache->methods, info));
     TRY(kv_evict_check(cache, &cache->methods, info));
+    TRY(kv_ranks_check_methods(cache, &cache->methods, info));
     init_seqs(cache);
     kv_expert_map_init(&cache->experts);
     weigh_values(cache);
@@ -482,7 +487,8 @@ err_t kv_cache_open(dev *d, const kv_config *config, const kv_shape *shape, cons
     if (cache == NULL) return err_set(info, ERR_NO_MEMORY, "no memory for the KV cache");
     cache->d = d;
     cache->limits = *limits;
-    const err_t err = open_parts(cache, config, shape, info);
+    err_t err = open_parts(cache, config, shape, info);
+    err = kv_ranks_agree(cache, err, info);
     if (err != ERR_OK) {
         kv_cache_close(cache);
         return err_set(info, err, "no memory for the KV cache: %s", err_sentence(err));

@@ -92,9 +92,10 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     const bool is_home = (list - kv_list(cache, layer, 0, 0)) % cache->n_shards ==
                          kv_block_shard(cache->n_shards, block);
     if (page == KV_PAGE_NONE)
-        return live == 0 && (!is_home || block >= v->n_reserved ||
-                             cache->layer[layer].window != 0 || v->is_thinned);
-    if (block >= v->n_reserved || !is_home) return false;
+        return live == 0 &&
+               (!is_home || block >= v->n_reserved || cache->layer[layer].window != 0 ||
+                v->is_thinned || !kv_is_own_block(cache, block));
+    if (block >= v->n_reserved || !is_home || !kv_is_own_block(cache, block)) return false;
     kv_pool_check_ref(cache->pool, page, v->holder);
     if (!is_class_sane(cache, v, layer, block, page)) return false;
     if (block >= v->n_blocks) return live == 0 && pages->n_slots[page] == 0;
@@ -213,7 +214,7 @@ static bool is_scattered_list_sane(const kv_cache *cache, const view *v, const k
             if (table->live[kv_table_entry(table, list, b)] != 0) return false;
             continue;
         }
-        if (b < marks->first || b >= v->n_blocks) return false;
+        if (b < marks->first || b >= v->n_blocks || !kv_is_own_shard(cache, shard)) return false;
         const uint32_t first =
             kv_pool_pages(cache->pool)->positions[(size_t)page.page * cache->page_tokens];
         if (tail != KV_PAGE_NONE && first <= last) return false;
@@ -244,6 +245,7 @@ static bool is_scattered_head_sane(const kv_cache *cache, const view *v, uint32_
     for (uint32_t p = at.position; p < end; p++)
         add_position(&expected, p);
     if (v->is_thinned) return true;
+    if (cache->ranks.n > 1) return sums.n <= expected.n; /* the others are other ranks' */
     return sums.n == expected.n && sums.sum == expected.sum && sums.squares == expected.squares;
 }
 
@@ -311,7 +313,7 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
                     .is_thinned = seq->is_thinned};
     const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
     return is_table_sane(cache, &v) &&
-           (seq->is_thinned || kv_prefix_serves(cache, &self, seq->length));
+           (seq->is_thinned || cache->ranks.n > 1 || kv_prefix_serves(cache, &self, seq->length));
 }
 
 static bool are_seqs_sane(const kv_cache *cache)

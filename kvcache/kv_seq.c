@@ -127,6 +127,17 @@ static uint32_t cut(kv_seq *seq, uint32_t n_tokens, uint32_t n_blocks)
     return n_tokens;
 }
 
+/* Over ranks no entry can go back to rings from pages, which other ranks do not have: lengths alone say
+ * whether a cut needs some, or what a window has passed. */
+static bool is_cut_in_ring(const kv_seq *seq, uint32_t n_tokens)
+{
+    const kv_cache *cache = seq->cache;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        if (cache->layer[l].window != 0 && seq->length >= cache->layer[l].window) return false;
+    }
+    return kv_blocks_kept(cache, n_tokens) >= seq->n_blocks;
+}
+
 uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
 {
     kv_cache *cache = seq->cache;
@@ -134,9 +145,9 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
     assert(!cache->step.is_open);
     assert(n_tokens <= seq->length);
     const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
-    if (n_tokens < seq->length &&
-        (kv_methods_evict(&seq->methods) || !kv_prefix_serves(cache, &self, n_tokens)))
-        n_tokens = 0;
+    const bool is_served = cache->ranks.n > 1 ? is_cut_in_ring(seq, n_tokens)
+                                              : kv_prefix_serves(cache, &self, n_tokens);
+    if (n_tokens < seq->length && (kv_methods_evict(&seq->methods) || !is_served)) n_tokens = 0;
     if (n_tokens < seq->length) kv_observed_cut(seq, n_tokens);
     n_tokens = cut(seq, n_tokens, kv_blocks_kept(cache, n_tokens));
     kv_publish(cache);

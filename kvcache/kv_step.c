@@ -4,6 +4,7 @@
 #include "kvcache/demote.h"
 #include "kvcache/evict.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/ranks.h"
 
 #include <string.h>
 
@@ -73,7 +74,7 @@ err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 {
     assert(!cache->step.is_open);
     check_rows(cache, rows, n_rows);
-    const err_t err = find_room(cache, rows, n_rows);
+    const err_t err = kv_ranks_agree(cache, find_room(cache, rows, n_rows), NULL);
     if (err != ERR_OK) {
         kv_publish(cache); /* prefixes may have been given up */
         return err;

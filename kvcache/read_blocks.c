@@ -7,6 +7,7 @@
 #include "kvcache/heat.h"
 #include "kvcache/key_box.h"
 #include "kvcache/page_bias.h"
+#include "kvcache/ranks.h"
 #include "kvcache/scatter.h"
 
 /* ---- blocks -------------------------------------------------------------------------------------- */
@@ -120,7 +121,7 @@ static void add_block(kv_read_job *j, const attn_span *spans, uint32_t n_spans)
 static uint32_t sink_span(const kv_read_job *j, attn_span *out)
 {
     const kv_cache *cache = j->cache;
-    if (cache->sink_tokens == 0) return 0;
+    if (cache->sink_tokens == 0 || !kv_is_home(j->seq)) return 0;
     *out = kv_ring_sink_span(&cache->rings, j->seq->ring, j->layer, j->head, cache->sink_tokens);
     return 1;
 }
@@ -196,7 +197,7 @@ static void add_page_block(kv_read_job *j, uint32_t block)
                            kv_table_page(&j->seq->table, list, block)};
     const bool has_page = at.page != KV_PAGE_NONE;
     attn_span spans[2];
-    assert(has_page || j->seq->is_thinned);
+    assert(has_page || j->seq->is_thinned || !kv_is_own_block(j->cache, block));
     if (j->is_decode && !j->is_probe && j->lse == NULL)
         kv_observe_use(j->seq, list, block, j->seq->length);
     if (has_page && is_low_page(j, at.page)) {
@@ -209,10 +210,11 @@ static void add_page_block(kv_read_job *j, uint32_t block)
     add_block(j, spans, n);
 }
 
-/* Blocks that begin at or after `first` and hold positions below `end`, in ring and staging. */
+/* Blocks that begin at or after `first` and hold positions below `end`, in ring and staging: the home rank's. */
 static void add_recent_blocks(kv_read_job *j, uint32_t first, uint32_t end)
 {
     const uint32_t page_tokens = j->cache->page_tokens;
+    if (!kv_is_home(j->seq)) return;
     for (uint32_t b = first; b * page_tokens < end; b++) {
         attn_span spans[2];
         const kv_ring_place at = {j->layer, j->head, b * page_tokens};
@@ -327,7 +329,8 @@ static void count_open(const kv_read_job *j, uint32_t first, uint32_t end)
 {
     const kv_table *table = &j->seq->table;
     uint32_t n = end - first;
-    for (uint32_t b = first; b < end && j->seq->is_thinned; b++)
+    const bool has_gaps = j->seq->is_thinned || j->cache->ranks.n > 1;
+    for (uint32_t b = first; b < end && has_gaps; b++)
         n -= kv_table_page(table, kv_home_list(j->cache, j->layer, j->head, b), b) == KV_PAGE_NONE;
     j->worker->pages_open += n;
     j->worker->pages_read += n;

@@ -5,6 +5,7 @@
 #include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/ranks.h"
 #include "kvcache/read_blocks.h"
 
 /* Query rows (queries x heads) of a tile: bounds the scratch of wide groups. */
@@ -16,6 +17,7 @@ static const double SERIAL_WORK_MAX = 65536;
 typedef struct attend_loop {
     kv_cache *cache;
     const kv_attend_args *args;
+    kv_part part; /* of this rank; alone it is the whole, and has no lse */
     uint32_t n_tiles;
 } attend_loop;
 
@@ -134,13 +136,17 @@ static bool wants_mass(const kv_row *row)
     return !row->is_replay && (row->seq->observed.needs & KV_SCORE_MASS) != 0;
 }
 
-/* Where the lse of a tile's queries is kept; NULL if nobody asks for shares. */
+/* Where the lse of a tile's queries is kept; NULL if nobody asks: other ranks, or for shares. */
 static float *lse_of(const attend_loop *loop, const kv_tile *tile, uint32_t head)
 {
     const kv_cache *cache = loop->cache;
     const kv_row *row = &cache->step.rows[tile->row];
     const kv_layer_shape *shape = &cache->layer[loop->args->layer];
     const size_t token = (size_t)row->first_token + tile->first;
+    if (loop->part.lse != NULL) {
+        const size_t group = shape->n_heads / shape->n_kv_heads;
+        return loop->part.lse + ((size_t)head * cache->step.n_tokens + token) * group;
+    }
     if (!wants_mass(row) && !row->is_replay) return NULL;
     return cache->observers.lse + head * cache->observers.lse_stride +
            token * (shape->n_heads / shape->n_kv_heads);
@@ -183,18 +189,19 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     kv_read_job j = make_job(loop, tile, head, worker);
     attn_state_reset(&worker->state, (size_t)tile->n_queries * group, shape->v_dim);
     kv_read_blocks(&j);
-    const float *sink_logit =
-        shape->sink_logit != NULL ? shape->sink_logit + (size_t)head * group : NULL;
+    const float *sink_logit = shape->sink_logit != NULL && kv_is_home(row->seq)
+                                  ? shape->sink_logit + (size_t)head * group
+                                  : NULL;
     if (j.is_decode) kv_read_note_misses(&j, sink_logit);
     const attn_result result = {
-        .o = loop->args->out + token * o_stride + (size_t)head * group * shape->v_dim,
+        .o = loop->part.o + token * o_stride + (size_t)head * group * shape->v_dim,
         .o_stride = o_stride,
         .lse = lse_of(loop, tile, head),
         .sink_logit = sink_logit,
     };
     attn_finish(&j.query, &worker->state, &result);
     if (row->is_replay) normalise_tile(loop, tile, head, worker);
-    if (!j.is_decode || result.lse == NULL) return;
+    if (!j.is_decode || !wants_mass(row)) return;
     j.lse = result.lse; /* now, while the choice of pages is known */
     j.mass = kv_observe_mass(j.seq, j.layer, head);
     kv_read_blocks(&j);
@@ -304,7 +311,8 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     assert(cache->step.n_appended == args->layer + 1);
     const kv_layer_shape *shape = &cache->layer[args->layer];
     double work;
-    attend_loop loop = {.cache = cache, .args = args};
+    attend_loop loop = {.cache = cache, .args = args, .part.o = args->out};
+    if (cache->ranks.n > 1) loop.part = kv_ranks_part(cache, args->layer);
     kv_observe_queries(cache, args);
     loop.n_tiles = cut_tiles(cache, shape, &work);
     const size_t n_jobs = (size_t)loop.n_tiles * shape->n_kv_heads;
@@ -312,6 +320,7 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     kv_hint_layer(cache, args->layer + 1); /* a call that starts reading and does not wait for it */
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
     gather_misses(cache, shape->n_kv_heads);
+    if (cache->ranks.n > 1) kv_ranks_merge(cache, args->layer, args->out);
     if (cache->observers.lse == NULL) return;
     const size_t n_row_jobs = (size_t)cache->step.n_rows * shape->n_kv_heads;
     parallel_for(cache->d->pool, n_row_jobs, is_small ? n_row_jobs : 1, share_jobs, &loop);

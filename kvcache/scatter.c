@@ -95,8 +95,8 @@ uint32_t kv_choose_owner(const kv_cache *cache, uint32_t shard, uint32_t page_cl
     const kv_pool_shard *shards = kv_pool_shards(cache->pool);
     if (shards[shard].bytes + kv_pool_part_bytes(cache->pool, page_class) <= cache->quota_bytes)
         return shard;
-    uint32_t emptiest = 0;
-    for (uint32_t s = 1; s < cache->n_shards; s++) {
+    uint32_t emptiest = cache->ranks.rank; /* of this rank's, which alone has them all */
+    for (uint32_t s = emptiest; s < cache->n_shards; s += cache->ranks.n) {
         if (shards[s].bytes < shards[emptiest].bytes) emptiest = s;
     }
     return emptiest;
@@ -147,8 +147,10 @@ void kv_scatter_append(kv_seq *seq, uint32_t layer, uint32_t block, const uint32
 {
     const uint32_t first = block * seq->cache->page_tokens;
     for (uint32_t h = 0; h < seq->cache->n_kv_heads[layer]; h++) {
-        for (uint32_t i = 0; i < n_slots; i++)
-            append_entry(seq, layer, h, owner[i], first + i);
+        for (uint32_t i = 0; i < n_slots; i++) {
+            if (kv_is_own_shard(seq->cache, owner[i]))
+                append_entry(seq, layer, h, owner[i], first + i);
+        }
     }
 }
 

@@ -2,6 +2,8 @@
  * placement by expert goes by, and why it is told after attention and not before. */
 #include "model/model_internal.h"
 
+#include <string.h>
+
 static void route(model *m, const model_layer *layer, uint32_t n_tokens)
 {
     const model_config *const c = &m->config;
@@ -19,6 +21,31 @@ static void route(model *m, const model_layer *layer, uint32_t n_tokens)
                                            .renormalise = c->renormalise_top_k,
                                            .expert = s->chosen,
                                            .weight = s->gate});
+}
+
+/* Adds what the experts give; over ranks, what all ranks' experts give together. */
+static void add_experts(model *m, const model_layer *layer, uint32_t n_tokens)
+{
+    const model_config *const c = &m->config;
+    const model_scratch *const s = &m->scratch;
+    const size_t n = (size_t)n_tokens * c->d_model;
+    float *const out = m->comm != NULL ? s->moe_sum : s->x;
+    if (m->comm != NULL) memset(out, 0, n * sizeof *out);
+    m->d->ops->moe(m->d, &(moe_args){.x = s->normed,
+                                     .n_tokens = n_tokens,
+                                     .dim = c->d_model,
+                                     .ffn = c->d_ffn,
+                                     .n_experts = c->n_experts,
+                                     .top_k = c->top_k,
+                                     .expert = layer->expert,
+                                     .chosen = s->chosen,
+                                     .weight = s->gate,
+                                     .out = out,
+                                     .scratch = s->moe});
+    if (m->comm == NULL) return;
+    if (comm_all_reduce(m->comm, out, out, n, DTYPE_F32, NULL) != ERR_OK) return; /* it keeps why */
+    for (size_t i = 0; i < n; i++)
+        s->x[i] += out[i];
 }
 
 void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
@@ -39,16 +66,5 @@ void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
     kv_note_experts(cache, l, s->chosen, c->top_k);
     if (batch->on_experts != NULL)
         batch->on_experts(batch->on_experts_ctx, l, s->chosen, n_tokens, c->top_k);
-
-    m->d->ops->moe(m->d, &(moe_args){.x = s->normed,
-                                     .n_tokens = n_tokens,
-                                     .dim = c->d_model,
-                                     .ffn = c->d_ffn,
-                                     .n_experts = c->n_experts,
-                                     .top_k = c->top_k,
-                                     .expert = layer->expert,
-                                     .chosen = s->chosen,
-                                     .weight = s->gate,
-                                     .out = s->x,
-                                     .scratch = s->moe});
+    add_experts(m, layer, n_tokens);
 }

@@ -11,7 +11,7 @@
 
 /* Cuts all arrays from `a`: once while it measures, once to place them. */
 static void place_scratch(arena *a, const model_config *c, size_t n, size_t moe_bytes,
-                          model_scratch *s)
+                          bool has_ranks, model_scratch *s)
 {
     const size_t q_dim = (size_t)c->n_heads * c->head_dim,
                  kv_dim = (size_t)c->n_kv_heads * c->head_dim;
@@ -27,6 +27,7 @@ static void place_scratch(arena *a, const model_config *c, size_t n, size_t moe_
     s->chosen = arena_take(a, n, c->top_k * sizeof(uint32_t));
     s->gate = arena_take(a, n, c->top_k * sizeof(float));
     s->moe = arena_take(a, moe_bytes, 1);
+    s->moe_sum = has_ranks ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
     s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->d_model * sizeof(float));
 }
 
@@ -39,25 +40,48 @@ static err_t alloc_scratch(model *m, err_info *info)
         return err_set(info, ERR_OVERFLOW, "model: the size of a step's memory overflows");
     arena measure;
     arena_init_measure(&measure);
-    place_scratch(&measure, c, m->n_step_tokens_max, moe_bytes, &m->scratch);
+    place_scratch(&measure, c, m->n_step_tokens_max, moe_bytes, m->comm != NULL, &m->scratch);
     err_t err = measure.err;
     if (err == ERR_OK) err = arena_init(&m->memory, measure.used_bytes);
     if (err != ERR_OK)
         return err_set(info, err, "model: no memory for %u tokens in a step (%zu bytes)",
                        m->n_step_tokens_max, measure.used_bytes);
-    place_scratch(&m->memory, c, m->n_step_tokens_max, moe_bytes, &m->scratch);
+    place_scratch(&m->memory, c, m->n_step_tokens_max, moe_bytes, m->comm != NULL, &m->scratch);
     assert(m->memory.err == ERR_OK);
     return ERR_OK;
 }
 
 /* ---- opening ------------------------------------------------------------------------------------- */
 
+/* Those of other ranks: without data nothing reads them. */
+static void leave_out_experts(model *m)
+{
+    const uint64_t n_experts = m->config.n_experts;
+    if (m->comm == NULL) return;
+    const uint32_t n_ranks = comm_n_ranks(m->comm), rank = comm_rank(m->comm);
+    const uint64_t first = n_experts * rank / n_ranks, end = n_experts * (rank + 1) / n_ranks;
+    for (uint32_t l = 0; l < m->config.n_layers; l++) {
+        for (uint32_t e = 0; e < n_experts; e++) {
+            moe_expert *expert = &m->weights.layer[l].expert[e];
+            matrix *parts[] = {&expert->gate, &expert->up, &expert->down};
+            for (int p = 0; p < 3 && (e < first || e >= end); p++) {
+                m->weights.bytes -= matrix_bytes(parts[p]);
+                parts[p]->data = NULL;
+            }
+        }
+    }
+}
+
 static err_t load_weights(model *m, const char *dir, const model_options *options, err_info *info)
 {
-    if (options->load == MODEL_LOAD_DUMMY)
-        return model_weights_dummy(m->d, m->family, &m->config, &m->weights, info);
+    if (options->load == MODEL_LOAD_DUMMY) {
+        TRY(model_weights_dummy(m->d, m->family, &m->config, &m->weights, info));
+        leave_out_experts(m);
+        return ERR_OK;
+    }
     TRY(model_weights_load(dir, m->family, &m->config, &m->weights, info));
     m->config.stored_type = m->weights.main_type;
+    leave_out_experts(m);
     if (options->check_values)
         TRY(model_weights_check_values(m->d, m->family, &m->config, &m->weights, info));
     return tensor_files_unchanged(m->weights.files, info);
@@ -90,6 +114,7 @@ static err_t read_options(model *m, const model_options *options, err_info *info
 {
     assert(options->n_step_tokens_max > 0);
     m->n_step_tokens_max = options->n_step_tokens_max;
+    m->comm = options->comm != NULL && comm_n_ranks(options->comm) > 1 ? options->comm : NULL;
     if (options->n_positions_max > m->config.n_positions)
         return err_set(info, ERR_BAD_CONFIG,
                        "%u positions are more than the model's max_position_embeddings %u",

@@ -5,6 +5,11 @@
  * batch-invariant, and attention has a canonical order (kvcache/kv_cache.h).
  * What differs between families is data from config.json plus one family_*.c (model/family.h).
  *
+ * Over ranks (a comm in model_options, the same one in the cache's kv_config) every rank runs the same batch. Of a
+ * layer's E experts rank r of n has [E r / n, E (r + 1) / n), perhaps none; the sums of all are added in rank
+ * order. The rest is computed by every rank, to the same bits if they have the same instruction set. A failure
+ * of the comm leaves hidden states that are worthless: see comm_status after a step.
+ *
  * Threads: one owner calls forward and logits; the const queries may be called by any thread.
  * Memory: weights are mapped and used in place; scratch is allocated in model_open for
  * n_step_tokens_max tokens and never grows. */
@@ -12,6 +17,7 @@
 #define MODEL_MODEL_H
 
 #include "base/error.h"
+#include "kernels/comm.h"
 #include "kernels/dev.h"
 #include "kvcache/kv_cache.h"
 #include "model/model_config.h"
@@ -25,6 +31,7 @@ typedef struct model_options {
     uint32_t n_step_tokens_max; /* tokens of one forward pass */
     uint32_t n_positions_max;   /* 0: the config's; larger than it is ERR_BAD_CONFIG */
     bool check_values;          /* read every tensor once and refuse NaN and Inf (--check) */
+    comm *comm; /* ranks that share the experts; host memory; NULL: alone. Borrowed */
 } model_options;
 
 enum { MODEL_LOGIT_ROWS_MAX = 64 }; /* rows of one model_logits call: bounds its memory */
@@ -35,7 +42,7 @@ void model_close(model *m); /* NULL is fine */
 
 const model_config *model_get_config(const model *m);
 const kv_shape *model_get_kv_shape(const model *m); /* borrowed; what kv_cache_open takes */
-size_t model_weight_bytes(const model *m);
+size_t model_weight_bytes(const model *m);          /* that this rank reads */
 size_t model_scratch_bytes(const model *m);
 void model_touch_weights(model *m); /* reads every page once: warm-up before ready */
 

@@ -19,6 +19,7 @@ typedef struct model_scratch {
     uint32_t *chosen;     /* [n][top_k] */
     float *gate;          /* [n][top_k] weights of the chosen experts */
     void *moe;            /* moe_scratch_bytes */
+    float *moe_sum;       /* [n][d_model] of the ranks' experts; NULL alone */
     float *rows;          /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */
 } model_scratch;
 
@@ -36,6 +37,7 @@ struct model {
     uint32_t n_last_tokens; /* of the last forward, whose x is still there */
     arena memory;           /* everything in scratch */
     model_scratch scratch;
+    comm *comm; /* NULL: alone, or with nobody */
 };
 
 /* x += o( attention( norm(x) ) ) for the batch's tokens. */

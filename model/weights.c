@@ -16,11 +16,6 @@
 
 enum { PAGE_BYTES = 4096, CHECK_GRAIN = 1 << 16 };
 
-static size_t matrix_bytes(const matrix *m)
-{
-    return (size_t)m->rows * m->cols * dtype_bytes(m->type);
-}
-
 err_t model_weights_alloc(const model_config *config, model_weights *w, err_info *info)
 {
     const size_t n_experts = (size_t)config->n_layers * config->n_experts;
@@ -265,6 +260,7 @@ typedef struct checker {
 static err_t check_weight(void *ctx, const model_weight *weight)
 {
     const checker *const c = ctx;
+    if (weight->into->data == NULL) return ERR_OK; /* another rank's */
     value_scan scan = {.m = weight->into, .first_bad = SIZE_MAX};
     const size_t n = (size_t)weight->rows * weight->cols;
     parallel_for(c->d->pool, n, CHECK_GRAIN, scan_values, &scan);
@@ -293,6 +289,7 @@ static void touch_pages(void *ctx, size_t begin, size_t end, uint32_t worker)
 static err_t touch_weight(void *ctx, const model_weight *weight)
 {
     dev *const d = ctx;
+    if (weight->into->data == NULL) return ERR_OK; /* another rank's */
     const size_t n_pages = (matrix_bytes(weight->into) + PAGE_BYTES - 1) / PAGE_BYTES;
     parallel_for(d->pool, n_pages, 64, touch_pages, weight->into);
     return ERR_OK;

@@ -32,7 +32,7 @@ typedef struct model_weights {
     matrix final_norm;   /* [1][d_model] */
     model_layer *layer;  /* [n_layers] */
     moe_expert *experts; /* [n_layers][n_experts], what layer[].expert points into */
-    size_t bytes;        /* of all tensors, each counted once */
+    size_t bytes;        /* of all tensors that this rank reads, each counted once */
     uint64_t n_params;
     dtype main_type;     /* of most bytes */
     tensor_files *files; /* mapped; NULL for dummy weights */
@@ -69,6 +69,11 @@ void model_weights_touch(dev *d, const struct model_family *family, const model_
                          model_weights *w);
 
 void model_weights_deinit(model_weights *w); /* a zeroed one is fine */
+
+static inline size_t matrix_bytes(const matrix *m)
+{
+    return (size_t)m->rows * m->cols * dtype_bytes(m->type);
+}
 
 /* For the loaders alone: arrays of layers and experts, zeroed. */
 err_t model_weights_alloc(const model_config *config, model_weights *w, err_info *info) MUST_CHECK;

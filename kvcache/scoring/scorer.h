@@ -112,6 +112,8 @@ typedef struct kv_scorer {
     bool by_page;    /* entries of a page stay or go together: their mean counts */
     bool
         is_fitted; /* under KV_SCORE_QUERIES: what is kept is fitted to what there was; distill.h */
+    bool
+        is_by_entry; /* scores an entry by itself, whatever else there is: ranks may score what they hold */
     kv_score_from from; /* other layers' go by position: scores are at least 0, and over_heads */
 
     /* Floats that score needs to work in; NULL: none. At open, and for every growth. */

@@ -181,6 +181,34 @@ START_TEST(scores_go_with_the_contents_of_entries_or_with_their_positions)
 }
 END_TEST
 
+/* Over ranks each scores the entries that it holds, and budgets are dealt by that. */
+START_TEST(who_scores_by_entry_does_not_see_the_others)
+{
+    enum { N = 301, N_HALF = 150 };
+    uint32_t n_scorers = 0;
+    for (size_t i = 0; kv_scorers[i] != NULL; i++) {
+        score_problem p;
+        float whole[N_MAX], half[N_MAX];
+        const score_shape shape = {.n = N, .group = 2, .k_dim = 16, .v_dim = 8, .d_model = 12};
+        if (!kv_scorers[i]->is_by_entry) continue;
+        n_scorers++;
+        score_problem_random(&p, &shape, 15);
+        score_problem_run(&p, kv_scorers[i], NAN, whole);
+        for (uint32_t e = 1; e < N_HALF; e++) { /* every second one is left */
+            move(p.k, p.k, e, 2 * e, p.k_dim * sizeof(float));
+            move(p.v, p.v, e, 2 * e, p.v_dim * sizeof(float));
+            move(p.positions, p.positions, e, 2 * e, sizeof(uint32_t));
+        }
+        p.n = p.view.n = N_HALF;
+        score_problem_run(&p, kv_scorers[i], NAN, half);
+        for (uint32_t e = 0; e < N_HALF; e++)
+            ck_assert_msg(half[e] == whole[2 * e], "%s at %u", kv_scorers[i]->name, e);
+        score_problem_deinit(&p);
+    }
+    ck_assert_uint_gt(n_scorers, 0);
+}
+END_TEST
+
 /* What these methods themselves protect, whether or not the cache does; the window of criticalkv is
  * weighted by its values, too. */
 START_TEST(the_newest_entry_is_the_best_where_the_window_is_kept)
@@ -354,6 +382,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(every_score_is_finite_and_a_function_of_its_arguments, 600),
     TEST_CASE(no_scorer_needs_queries_statistics_or_rotation_to_exist),
     TEST_CASE(scores_go_with_the_contents_of_entries_or_with_their_positions),
+    TEST_CASE(who_scores_by_entry_does_not_see_the_others),
     TEST_CASE(the_newest_entry_is_the_best_where_the_window_is_kept),
     TEST_CASE(layers_share_the_budget_exactly),
     TEST_CASE_SECONDS(heads_share_the_budget_exactly_under_every_scorer, 600),

@@ -33,6 +33,7 @@ static void open_cache(const golden_setup *setup, golden *g)
     config.dtype = setup->cache_type;
     config.memory_bytes = 64 << 20;
     config.prefix_caching = setup->prefix_caching;
+    config.comm = setup->comm;
     if (setup->small_pages) {
         config.window_tokens = 8;
         config.sink_tokens = 2;
@@ -64,8 +65,8 @@ void golden_open(const golden_setup *setup, golden *out)
     must(dev_open_cpu(&(dev_config){.isa = setup->isa, .n_threads = setup->n_threads}, &out->d,
                       &info),
          &info);
-    const model_options options = {.n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,
-                                   .check_values = true};
+    const model_options options = {
+        .n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX, .check_values = true, .comm = setup->comm};
     must(model_open(out->d, dir, &options, &out->m, &info), &info);
     must(tensor_file_open(path, &out->reference, &info), &info);
     open_cache(setup, out);
@@ -197,7 +198,7 @@ static void keep_logits(track *t, uint32_t first, uint32_t n_tokens)
 
 void golden_step(track *const *tracks, const uint32_t *n_tokens, uint32_t n_tracks)
 {
-    static step s; /* too large for a stack under sanitizers; each test is a process of its own */
+    static _Thread_local step s; /* too large for a stack under sanitizers; ranks are threads */
     golden *const g = tracks[0]->g;
     s.n_tokens = s.n_rows = 0;
     for (uint32_t i = 0; i < n_tracks; i++) {

@@ -22,6 +22,7 @@ typedef struct golden_setup {
     bool prefix_caching;
     const char *compression;     /* NULL: none; else pages of 8, a window of 8, sections of 32 */
     const char *const *settings; /* of the cache: name, value, name, value ..., NULL; or NULL */
+    comm *comm;                  /* of model and cache; NULL: alone */
 } golden_setup;
 
 typedef struct golden {

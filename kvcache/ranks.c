@@ -1,0 +1,165 @@
+/* kvcache/ranks.c - see ranks.h.
+ *
+ * A rank's part is one piece of memory, sums before their lse, so that a layer costs one all_gather: each
+ * rank writes its part where the gathering leaves it. */
+#include "kvcache/ranks.h"
+
+#include <string.h>
+
+/* Merging fewer floats than this is not worth a parallel loop. */
+enum { MERGE_FLOATS = 4096 };
+
+/* ---- opening ------------------------------------------------------------------------------------- */
+
+static err_t check_settings(const kv_cache *cache, const kv_config *config, err_info *info)
+{
+    const uint32_t n = cache->ranks.n;
+    if (cache->n_shards < n)
+        return err_set(info, ERR_BAD_CONFIG, "kv-shards: %u is less than the number of ranks, %u",
+                       cache->n_shards, n);
+    if (config->prefix_caching)
+        return err_set(info, ERR_UNSUPPORTED,
+                       "enable-prefix-caching: true is not supported over %u ranks", n);
+    if (config->disk_bytes > 0)
+        return err_set(info, ERR_UNSUPPORTED, "kv-disk-bytes: not supported over %u ranks", n);
+    return ERR_OK;
+}
+
+err_t kv_ranks_init(kv_cache *cache, const kv_config *config, err_info *info)
+{
+    kv_ranks *ranks = &cache->ranks;
+    *ranks = (kv_ranks){.comm = config->comm, .n = 1};
+    cache->n_shards = config->n_shards;
+    if (ranks->comm == NULL) return ERR_OK;
+    const uint32_t n = comm_n_ranks(ranks->comm);
+    if (n > KV_SHARDS_MAX)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "the cache has at most %d shards, too few for %u ranks", KV_SHARDS_MAX, n);
+    ranks->n = n;
+    ranks->rank = comm_rank(ranks->comm);
+    if (n == 1) return ERR_OK;
+    if (cache->n_shards == 1) cache->n_shards = n;
+    return check_settings(cache, config, info);
+}
+
+static size_t part_floats(const kv_layer_shape *shape)
+{
+    return (size_t)shape->n_heads * ((size_t)shape->v_dim + 1);
+}
+
+err_t kv_ranks_place(arena *a, kv_cache *cache)
+{
+    size_t row_bytes = 0, bytes;
+    if (cache->ranks.n == 1) return ERR_OK;
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        row_bytes = max_size(row_bytes, part_floats(&cache->layer[l]) * sizeof(float));
+    TRY(size_mul(row_bytes, cache->limits.n_step_tokens_max, &bytes));
+    TRY(size_mul(bytes, cache->ranks.n, &bytes));
+    if (bytes > COMM_BYTES_MAX) return ERR_OVERFLOW;
+    cache->ranks.parts = arena_take(a, bytes, 1);
+    return ERR_OK;
+}
+
+/* ---- methods ------------------------------------------------------------------------------------- */
+
+static err_t check_policy(const kv_policy *policy, const char *key, err_info *info)
+{
+    if (!policy->evicts || policy->scorer->is_by_entry) return ERR_OK;
+    return err_set(info, ERR_UNSUPPORTED,
+                   "%s: %s compares entries, which is not supported over ranks", key, policy->name);
+}
+
+err_t kv_ranks_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
+{
+    if (cache->ranks.n == 1) return ERR_OK;
+    if (!methods->reads_all)
+        return err_set(
+            info, ERR_UNSUPPORTED,
+            "kv-routing: %s chooses pages of a whole head, which is not supported over ranks",
+            methods->routing->name);
+    if (methods->codec->has_own_bases)
+        return err_set(info, ERR_UNSUPPORTED,
+                       "kv-compression: %s needs a sequence's whole prompt, which is not supported "
+                       "over ranks",
+                       methods->codec->name);
+    TRY(check_policy(&methods->policy, "kv-scheduling", info));
+    return check_policy(&methods->selection, "kv-compression", info);
+}
+
+/* ---- agreeing ------------------------------------------------------------------------------------ */
+
+err_t kv_ranks_agree(const kv_cache *cache, err_t err, err_info *info)
+{
+    const kv_ranks *ranks = &cache->ranks;
+    uint32_t code[KV_SHARDS_MAX];
+    if (ranks->n <= 1) return err; /* 0: opening failed before there were ranks */
+    code[ranks->rank] = (uint32_t)err;
+    TRY(comm_all_gather(ranks->comm, &code[ranks->rank], code, sizeof code[0], info));
+    for (uint32_t r = 0; r < ranks->n; r++) {
+        if (code[r] != ERR_OK)
+            return err_set(info, (err_t)code[r], "rank %u: %s", r, err_sentence((err_t)code[r]));
+    }
+    return ERR_OK;
+}
+
+/* ---- attention ----------------------------------------------------------------------------------- */
+
+/* Of rank r, in this step. */
+static kv_part part_of(const kv_cache *cache, uint32_t layer, uint32_t r)
+{
+    const kv_layer_shape *shape = &cache->layer[layer];
+    const size_t n_rows = (size_t)cache->step.n_tokens * shape->n_heads;
+    float *o = cache->ranks.parts + r * cache->step.n_tokens * part_floats(shape);
+    return (kv_part){.o = o, .lse = o + n_rows * shape->v_dim};
+}
+
+kv_part kv_ranks_part(const kv_cache *cache, uint32_t layer)
+{
+    return part_of(cache, layer, cache->ranks.rank);
+}
+
+typedef struct merge_loop {
+    const kv_cache *cache;
+    uint32_t layer;
+    float *out;
+} merge_loop;
+
+/* Row i: head i mod n_heads of token i / n_heads. */
+static void merge_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const merge_loop *loop = ctx;
+    const kv_cache *cache = loop->cache;
+    const kv_layer_shape *shape = &cache->layer[loop->layer];
+    const size_t group = shape->n_heads / shape->n_kv_heads;
+    const size_t part_stride = cache->step.n_tokens * part_floats(shape);
+    const kv_part first = part_of(cache, loop->layer, 0);
+    (void)worker;
+    for (size_t i = begin; i < end; i++) {
+        const size_t token = i / shape->n_heads, head = i % shape->n_heads;
+        const size_t row = (head / group * cache->step.n_tokens + token) * group + head % group;
+        float lse[KV_SHARDS_MAX];
+        for (uint32_t r = 0; r < cache->ranks.n; r++)
+            lse[r] = first.lse[r * part_stride + row];
+        attn_merge(&(attn_merge_args){.o = first.o + i * shape->v_dim,
+                                      .part_stride = part_stride,
+                                      .lse = lse,
+                                      .n_parts = cache->ranks.n,
+                                      .v_dim = shape->v_dim,
+                                      .out = loop->out + i * shape->v_dim});
+    }
+}
+
+void kv_ranks_merge(const kv_cache *cache, uint32_t layer, float *out)
+{
+    const kv_layer_shape *shape = &cache->layer[layer];
+    const size_t n_rows = (size_t)cache->step.n_tokens * shape->n_heads;
+    const size_t n_floats = cache->step.n_tokens * part_floats(shape);
+    const err_t err = comm_all_gather(cache->ranks.comm, kv_ranks_part(cache, layer).o,
+                                      cache->ranks.parts, n_floats * sizeof(float), NULL);
+    if (err != ERR_OK) { /* which the comm keeps; nothing may be left that is no number */
+        memset(out, 0, n_rows * shape->v_dim * sizeof *out);
+        return;
+    }
+    merge_loop loop = {.cache = cache, .layer = layer, .out = out};
+    parallel_for(cache->d->pool, n_rows, MERGE_FLOATS / part_floats(shape) + 1, merge_rows, &loop);
+}

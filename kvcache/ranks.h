@@ -1,0 +1,73 @@
+/* kvcache/ranks.h - one cache over several ranks.
+ *
+ * Each rank opens a cache of its own over the same model, with the same settings and a comm of one group
+ * (kv_config), and makes the same calls in the same order with the same tokens. Shard s belongs to rank s
+ * mod n. What differs between ranks is what lies in their pages:
+ *
+ *   on every rank     lengths, ring, sinks, staging, the owners of entries, what observers keep
+ *   on its owner      an entry that has left the ring; in the tables of the others its page is missing, as
+ *                     if a window had passed it
+ *
+ * Attention: the home rank of a sequence reads sinks, ring and staging, every rank its own pages. Each has
+ * one partial (o, lse) per token and head, empty ones with lse = -inf; one all_gather brings them together,
+ * and every rank merges them in rank order, so all have the same bits, the same for every run of a number
+ * of ranks. Another number rounds differently. A layer's sink logit is the home rank's.
+ *
+ * Codecs, tiers and eviction work on what the rank holds. A policy's budget is dealt: of the entries that a
+ * head may keep beside sinks and ring, each rank keeps its share of those that it has. So scorers that compare
+ * an entry with others, and all that needs the entries of other ranks, are refused (kv_ranks_check_methods),
+ * as is a prefix cache, whose hits would differ, and the file tier, whose losses would.
+ *
+ * A step begins on all ranks or on none. A rank that fails elsewhere - kv_seq_open without memory - has left
+ * the others: abort the group. So has one whose comm has failed: kv_attend is void, what it returns is zeros
+ * from then on, the next kv_step_begin says so, and comm_status at any time. */
+#ifndef KVCACHE_RANKS_H
+#define KVCACHE_RANKS_H
+
+#include "kvcache/blocks.h"
+
+/* Sets the cache's ranks and, unless the setting is larger, one shard for each. */
+err_t kv_ranks_init(kv_cache *cache, const kv_config *config, err_info *info) MUST_CHECK;
+
+/* Run over a measuring and then a real arena. ERR_OVERFLOW: a step's parts are more than a comm carries. */
+err_t kv_ranks_place(arena *a, kv_cache *cache) MUST_CHECK;
+
+/* ERR_UNSUPPORTED names a method that needs what other ranks hold. */
+err_t kv_ranks_check_methods(const kv_cache *cache, const kv_methods *methods,
+                             err_info *info) MUST_CHECK;
+
+/* What every rank returns when this one would return `err`: the first failure in rank order, or the comm's. */
+err_t kv_ranks_agree(const kv_cache *cache, err_t err, err_info *info) MUST_CHECK;
+
+/* Where this rank writes its part of a layer's attention in the present step. */
+typedef struct kv_part {
+    float *o;   /* [n_tokens][n_heads][v_dim] */
+    float *lse; /* [n_kv_heads][n_tokens][group] */
+} kv_part;
+kv_part kv_ranks_part(const kv_cache *cache, uint32_t layer);
+
+/* Brings the parts together and merges them: out [n_tokens][n_heads][v_dim]. */
+void kv_ranks_merge(const kv_cache *cache, uint32_t layer, float *out);
+
+/* Reads it ring and staging of the sequence? */
+static inline bool kv_is_home(const kv_seq *seq)
+{
+    return seq->id % seq->cache->ranks.n == seq->cache->ranks.rank;
+}
+
+/* Of n entries that all ranks keep together, those of this one. */
+static inline uint32_t kv_ranks_share(const kv_cache *cache, uint32_t n)
+{
+    return n / cache->ranks.n + (cache->ranks.rank < n % cache->ranks.n);
+}
+
+/* Of n_blocks of a sequence, those that lie on one rank at most: where entries are placed one by one, all. */
+static inline uint64_t kv_own_blocks_max(const kv_cache *cache, uint32_t layer, uint64_t n_blocks)
+{
+    const uint64_t n_of_shard = (n_blocks + cache->n_shards - 1) / cache->n_shards;
+    const uint64_t n_shards = (cache->n_shards + cache->ranks.n - 1) / cache->ranks.n;
+    const uint64_t n = n_of_shard * n_shards;
+    return cache->scatters[layer] || n > n_blocks ? n_blocks : n;
+}
+
+#endif
