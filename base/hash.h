@@ -1,7 +1,7 @@
 /* base/hash.h - keyed hashing and secret comparison, over libsodium.
  *
- * 128-bit SipHash-2-4 (Aumasson and Bernstein, 2012) for prefix-cache keys: an outsider who does not know the key
- * cannot aim for collisions. SHA-256 and a constant-time compare for API keys. */
+ * 128-bit SipHash-2-4 (Aumasson and Bernstein, 2012) for prefix-cache keys: an outsider who does not
+ * know the key cannot aim for collisions. SHA-256 and a constant-time compare for API keys. */
 #ifndef BASE_HASH_H
 #define BASE_HASH_H
 

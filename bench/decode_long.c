@@ -2,13 +2,15 @@
  *
  *   bench_decode_long MODEL_DIR [context] [batch] [steps] [rounds] [threads]
  *
- * The model has made-up weights of the shape in MODEL_DIR/config.json. Its contexts are made up as well: random keys and
- * values are appended to each cache as a step would append them, so pages fill, are encoded and get boxes in the ordinary
- * way, in seconds where the model would take an hour. What is timed is everything a decode step does.
+ * The model has made-up weights of the shape in MODEL_DIR/config.json. Its contexts are made up as well:
+ * random keys and values are appended to each cache as a step would append them, so pages fill, are encoded
+ * and get boxes in the ordinary way, in seconds where the model would take an hour. What is timed is
+ * everything a decode step does.
  *
- * All caches are open at once and take turns, and memory bandwidth is measured before each turn: a ratio compares moments
- * of the same machine. The best of all rounds counts. The byte bound is the speed at which the bytes of a step
- * (service/cli_bench_measure.h says how they are counted) would come at that bandwidth and nothing else took time. */
+ * All caches are open at once and take turns, and memory bandwidth is measured before each turn: a ratio
+ * compares moments of the same machine. The best of all rounds counts. The byte bound is the speed at
+ * which the bytes of a step (service/cli_bench_measure.h says how they are counted) would come at that
+ * bandwidth and nothing else took time. */
 #include "base/check.h"
 #include "base/hash.h"
 #include "base/random.h"
@@ -108,8 +110,8 @@ static err_t fill(const bench *b, turn *t)
 
 /* ---- parts --------------------------------------------------------------------------------------- */
 
-/* What the pages of a raw cache hold, and as much again for slabs that are not full and for what waits to be encoded:
- * memory that is never touched is never taken. */
+/* What the pages of a raw cache hold, and as much again for slabs that are not full and for what waits
+ * to be encoded: memory that is never touched is never taken. */
 static uint64_t budget_bytes(const bench *b)
 {
     const model_config *c = model_get_config(b->parts.m);

@@ -117,8 +117,8 @@ static uint32_t class_at(const kv_seq *seq, uint32_t list, uint32_t entry)
     return kv_pool_class(seq->cache->pool, kv_table_page(&seq->table, list, entry));
 }
 
-/* Of the classes of two encoded pages that of the finer one, so that neither loses more than a rounding. Where
- * codecs are mixed it has more bytes; else there is but one. */
+/* Of the classes of two encoded pages that of the finer one, so that neither loses more than a rounding.
+ * Where codecs are mixed it has more bytes; else there is but one. */
 static uint32_t finer_class(const kv_cache *cache, uint32_t one, uint32_t other)
 {
     return cache->layout[other].page_bytes > cache->layout[one].page_bytes ? other : one;

@@ -11,10 +11,11 @@
  *   entry    0 ##..   1 #..#   2 NONE   3 ####   4 .#..     holes: 7
  *   after    0 ####   1 ####   2 NONE   3 #      4 NONE
  *
- * Every shard's list by itself: no entry changes its owner. An entry's place in the list is that of one of the pages that went into it, and positions rise as
- * before. A page that nobody shares is written over, front to back, since entries only move forward;
- * of a shared one a new page is made, and for that room is needed. Entry 0 gets no more than leaves room
- * for the sinks in its block. What is done depends on which entries are live alone. */
+ * Every shard's list by itself: no entry changes its owner. An entry's place in the list is that of one
+ * of the pages that went into it, and positions rise as before. A page that nobody shares is written
+ * over, front to back, since entries only move forward; of a shared one a new page is made, and for that
+ * room is needed. Entry 0 gets no more than leaves room for the sinks in its block. What is done depends
+ * on which entries are live alone. */
 #ifndef KVCACHE_COMPACT_H
 #define KVCACHE_COMPACT_H
 

@@ -140,8 +140,8 @@ void kv_page_seal(const kv_seq *seq, const kv_page_place *at, const attn_span *s
 
 /* ---- encoding ------------------------------------------------------------------------------------ */
 
-/* Blocks that have raw pages now and are to be encoded. The page with the sinks need not stay raw in a thinned
- * sequence, which nobody takes a prefix from. */
+/* Blocks that have raw pages now and are to be encoded. The page with the sinks need not stay raw in a
+ * thinned sequence, which nobody takes a prefix from. */
 static uint32_t first_to_encode(const kv_seq *seq)
 {
     if (seq->is_thinned) return 0;

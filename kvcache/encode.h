@@ -20,9 +20,9 @@
  *
  * A codec with bases of the sequence's own, or one that mixes others, encodes what is in raw pages: a step's
  * new ones, too, are written raw first; and a mixed one's encoded pages are encoded again when others have
- * become more important (heat.h). Of a sequence that evicts entries new pages are raw until the next step begins: first it is chosen
- * what stays, at the same lengths and for the same reason, and what is left is encoded then (evict.h), in
- * block 0, too: it is no longer the place of the sinks. */
+ * become more important (heat.h). Of a sequence that evicts entries new pages are raw until the next
+ * step begins: first it is chosen what stays, at the same lengths and for the same reason, and what is
+ * left is encoded then (evict.h), in block 0, too: it is no longer the place of the sinks. */
 #ifndef KVCACHE_ENCODE_H
 #define KVCACHE_ENCODE_H
 

@@ -1,13 +1,13 @@
 /* kvcache/heat.h - under a mixed codec: by which codec a page is encoded.
  *
  * A head's encoded pages are those of several codecs, as many of each as the rule says of their number
- * (compression/pikv_rule.h), wherever they lie: shards and tiers do not show. It is asked whenever pages of the
- * sequence are encoded (encode.h says when: at lengths alone), about all that are encoded then. Raw pages
- * get the codec of their rank, and encoded ones that have lost theirs are encoded again, coarser; never
- * finer. So behind the prompt, too, a new page makes an older one cooler, and the counts hold at every length.
- * Where pages went for other reasons (a window passed them, scheduling has evicted all of their entries) or
- * came from a longer sequence (a prefix), those that stay keep what they have, and counts are the
- * rule's again once there are enough new ones.
+ * (compression/pikv_rule.h), wherever they lie: shards and tiers do not show. It is asked whenever pages of
+ * the sequence are encoded (encode.h says when: at lengths alone), about all that are encoded then. Raw
+ * pages get the codec of their rank, and encoded ones that have lost theirs are encoded again, coarser;
+ * never finer. So behind the prompt, too, a new page makes an older one cooler, and the counts hold at
+ * every length. Where pages went for other reasons (a window passed them, scheduling has evicted all of
+ * their entries) or came from a longer sequence (a prefix), those that stay keep what they have, and counts
+ * are the rule's again once there are enough new ones.
  *
  * What a page is worth is found once, from its entries before they are encoded (compression/pikv.h), and
  * kept beside it with what else the pool knows of a page, so nothing is read again to compare old pages

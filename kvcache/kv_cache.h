@@ -14,9 +14,9 @@
  * The calls of one step come in this order, with the layers rising:
  *   kv_step_begin, { kv_append, kv_attend, kv_note_experts } per layer, kv_step_end (or _abort)
  *
- * Threads: one owner (the engine) calls everything here except kv_stats_read and what looks at settings
- * alone (kv_cache_could_fit, _methods, _check_methods, _type), which any thread may call at any time. Nothing is allocated between kv_step_begin and kv_step_end.
- * Ownership: a kv_seq belongs to its cache; close every sequence before the cache. */
+ * Threads: one owner (the engine) calls everything, any thread kv_stats_read and what looks at settings
+ * alone (kv_cache_could_fit, _methods, _check_methods, _type). Between kv_step_begin and kv_step_end nothing
+ * is allocated. Ownership: a kv_seq belongs to its cache; close every sequence before the cache. */
 #ifndef KVCACHE_KV_CACHE_H
 #define KVCACHE_KV_CACHE_H
 
@@ -97,9 +97,9 @@ typedef struct kv_row {
 } kv_row;
 
 /* Rows are in batch order, without gaps, each sequence at most once, with no more tokens than
- * kv_seq_step_tokens_max, or a replay's chunk (all asserted). Demotes pages to lower tiers and gives up cached prefixes as
- * needed; ERR_KV_FULL if that is not enough on any rank (ranks.h; ERR_PEER_LOST ... if one is gone), and then nothing else has changed but
- * that what scheduling evicts at the present length may be gone: it would be gone with the step, too. */
+ * kv_seq_step_tokens_max, or a replay's chunk (all asserted). Demotes pages and gives up cached prefixes as
+ * needed; ERR_KV_FULL if that is not enough on any rank (ranks.h, which has more errors): then nothing else
+ * has changed, but what scheduling evicts at the present length may be gone, as with the step. */
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows) MUST_CHECK;
 
 typedef struct kv_append_args {

@@ -52,8 +52,8 @@ static inline bool kv_methods_replay(const kv_methods *methods)
 enum { KV_COMPRESSION_BYTES = 96 };
 void kv_methods_compression(const kv_methods *methods, char text[KV_COMPRESSION_BYTES]);
 
-/* From the names and numbers in `config`, and its page_tokens; its other fields are not read. ERR_BAD_CONFIG names an unknown
- * method or a number out of range. */
+/* From the names and numbers in `config`, and its page_tokens; its other fields are not read.
+ * ERR_BAD_CONFIG names an unknown method or a number out of range. */
 err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *info) MUST_CHECK;
 
 #endif

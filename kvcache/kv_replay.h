@@ -1,7 +1,8 @@
 /* kvcache/kv_replay.h - a prompt that is read again before it is chosen what stays of it (scorer `kvzip`).
  *
  * Under methods whose prompt such a scorer chooses, nothing is chosen or encoded while the prompt arrives,
- * however long it is, unless all of it may stay. At its end the caller feeds it once more, chunk by chunk, as tokens that follow it:
+ * however long it is, unless all of it may stay. At its end the caller feeds it once more, chunk by chunk,
+ * as tokens that follow it:
  *
  *   prompt ........................ | lead | a chunk's tokens      positions n_prompt and up
  *           [first   end)                    attend to everything before them
@@ -12,8 +13,9 @@
  *
  *   while (kv_seq_wants_replay(seq, &chunk)) { rows with is_replay ...; kv_seq_end_replay(seq); }
  *
- * Scores do not depend on how a chunk is cut into steps, nor on the neighbours. The softmax of a score is over
- * the first KV_REPLAY_SINKS entries, the chunk's and the replay's own up to the query (Kim et al., KVzip, arXiv 2505.23416).
+ * Scores do not depend on how a chunk is cut into steps, nor on the neighbours. The softmax of a score is
+ * over the first KV_REPLAY_SINKS entries, the chunk's and the replay's own up to the query (Kim et al.,
+ * KVzip, arXiv 2505.23416).
  *
  * Memory: at the peak the whole prompt is there unencoded, and one chunk with its lead beside it;
  * kv_cache_could_fit and kv_cache_capacity_tokens count that. Layers with a sliding window keep what the

@@ -129,8 +129,8 @@ static err_t map_tier(const kv_pool *pool, kv_tier_slabs *tier)
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return ERR_NO_MEMORY;
-    /* Attention goes from page to page of a large pool: with small ones each is a walk through the page tables, too. That it
-     * may be refused changes nothing but speed. */
+    /* Attention goes from page to page of a large pool: with small ones each is a walk through the page
+     * tables, too. That it may be refused changes nothing but speed. */
     (void)madvise(base, bytes, MADV_HUGEPAGE);
     tier->base = base;
     return ERR_OK;

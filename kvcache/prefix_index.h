@@ -2,8 +2,8 @@
  *
  * Every whole block of an object has a key: key[b] = H(key[b - 1], ids of block b), where key[-1] is
  * a seed of salt and settings; the low half of key.hi is b itself. So a key stands for all ids up to
- * the end of its block, and for the tenant. H is keyed at random per process: nobody outside can aim for a collision; and a hit is
- * confirmed by comparing ids in any case.
+ * the end of its block, and for the tenant. H is keyed at random per process: nobody outside can aim for a
+ * collision; and a hit is confirmed by comparing ids in any case.
  *
  * Slots are an open-addressed table with linear probing. Objects with the same key hang in a doubly
  * linked list from its slot, newest first, so that adding and removing takes the same time however

@@ -1,7 +1,7 @@
 /* kvcache/query_sums.h - means and covariances of the queries of one query head.
  *
- * Sums are [k_dim] of the queries, then of their products c <= r at r (r + 1) / 2 + c: doubles, so that a mean
- * over a long prompt keeps its digits. Packed statistics have the same order, in f32. */
+ * Sums are [k_dim] of the queries, then of their products c <= r at r (r + 1) / 2 + c: doubles, so that
+ * a mean over a long prompt keeps its digits. Packed statistics have the same order, in f32. */
 #ifndef KVCACHE_QUERY_SUMS_H
 #define KVCACHE_QUERY_SUMS_H
 

@@ -14,9 +14,10 @@
  * of ranks. Another number rounds differently. A layer's sink logit is the home rank's.
  *
  * Codecs, tiers and eviction work on what the rank holds. A policy's budget is dealt: of the entries that a
- * head may keep beside sinks and ring, each rank keeps its share of those that it has. So scorers that compare
- * an entry with others, and all that needs the entries of other ranks, are refused (kv_ranks_check_methods),
- * as is a prefix cache, whose hits would differ, and the file tier, whose losses would.
+ * head may keep beside sinks and ring, each rank keeps its share of those that it has. So scorers that
+ * compare an entry with others, and all that needs the entries of other ranks, are refused
+ * (kv_ranks_check_methods), as is a prefix cache, whose hits would differ, and the file tier, whose losses
+ * would.
  *
  * A step begins on all ranks or on none. A rank that fails elsewhere - kv_seq_open without memory - has left
  * the others: abort the group. So has one whose comm has failed: kv_attend is void, what it returns is zeros

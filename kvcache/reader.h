@@ -10,8 +10,8 @@
  *
  * so neither the cut of a prompt, nor the neighbours, nor the prefix cache changes a bit.
  *
- * Queries of a prompt that is read again (kv_replay.h) go over the keys twice more: once for the lse over those
- * that their scores compare, unless that is all of them, and once for the chunk's largest shares.
+ * Queries of a prompt that is read again (kv_replay.h) go over the keys twice more: once for the lse over
+ * those that their scores compare, unless that is all of them, and once for the chunk's largest shares.
  *
  * Pages of a low-rank codec are listed and folded by themselves (low_reader.h).
  *

@@ -1,7 +1,8 @@
 /* kvcache/score_view.h - what a scorer sees of one head: its live entries in position order.
  *
  * Sinks and recent entries come from the ring, all others from the pages of all shards, of which encoded
- * ones are decoded as the scorer reads them. Entries that the layer's sliding window has passed are not shown. */
+ * ones are decoded as the scorer reads them. Entries that the layer's sliding window has passed are not
+ * shown. */
 #ifndef KVCACHE_SCORE_VIEW_H
 #define KVCACHE_SCORE_VIEW_H
 

@@ -7,9 +7,9 @@
  *     NAME.l.v_down, NAME.l.v_up   F32 [n_kv_heads][rank][v_dim]
  *
  * with ranks that may differ between layers and between keys and values; what they mean is in
- * kvcache/compression/low_rank.h and lora_plus.c. A codec of which it has nothing has no bases; one of which it
- * has a part is ERR_BAD_MODEL, as are other shapes or types, ranks outside [1, dim], and numbers that are not
- * finite. */
+ * kvcache/compression/low_rank.h and lora_plus.c. A codec of which it has nothing has no bases; one of
+ * which it has a part is ERR_BAD_MODEL, as are other shapes or types, ranks outside [1, dim], and
+ * numbers that are not finite. */
 #ifndef MODEL_KV_BASES_H
 #define MODEL_KV_BASES_H
 

@@ -1,14 +1,15 @@
 /* model/model.h - a mixture-of-experts transformer: files in, logits out.
  *
  * The forward pass of a batch is ragged: rows of several sequences, each with any number of tokens
- * (one while decoding, a chunk of the prompt before). Results do not depend on the batch or the cut: every op is
- * batch-invariant, and attention has a canonical order (kvcache/kv_cache.h).
- * What differs between families is data from config.json plus one family_*.c (model/family.h).
+ * (one while decoding, a chunk of the prompt before). Results do not depend on the batch or the cut: every
+ * op is batch-invariant, and attention has a canonical order (kvcache/kv_cache.h). What differs between
+ * families is data from config.json plus one family_*.c (model/family.h).
  *
- * Over ranks (a comm in model_options, the same one in the cache's kv_config) every rank runs the same batch. Of a
- * layer's E experts rank r of n has [E r / n, E (r + 1) / n), perhaps none; the sums of all are added in rank
- * order. The rest is computed by every rank, to the same bits if they have the same instruction set. A failure
- * of the comm leaves hidden states that are worthless: see comm_status after a step.
+ * Over ranks (a comm in model_options, the same one in the cache's kv_config) every rank runs the same
+ * batch. Of a layer's E experts rank r of n has [E r / n, E (r + 1) / n), perhaps none; the sums of all are
+ * added in rank order. The rest is computed by every rank, to the same bits if they have the same
+ * instruction set. A failure of the comm leaves hidden states that are worthless: see comm_status after a
+ * step.
  *
  * Threads: one owner calls forward and logits; the const queries may be called by any thread.
  * Memory: weights are mapped and used in place; scratch is allocated in model_open for

@@ -2,8 +2,9 @@
  *
  * Order of steps, as vLLM has it: raw log-probabilities are taken first (those are what `logprobs`
  * reports); then logit bias, bans (min_tokens, allowed mask), repetition / presence / frequency
- * penalties, temperature, top-k, min-p, top-p, and one draw by inverse transform. Randomness is a function of (seed, choice, position) only.
- * temperature 0 (below 1e-5): the largest adjusted logit, ties to the lower id.
+ * penalties, temperature, top-k, min-p, top-p, and one draw by inverse transform. Randomness is a function
+ * of (seed, choice, position) only. temperature 0 (below 1e-5): the largest adjusted logit, ties to the
+ * lower id.
  *
  * Threads: a sampler_state belongs to one sequence; sampler_run is pure but for it and its scratch,
  * so rows of one step are sampled in parallel. No allocation after sampler_state_init. */

@@ -1,7 +1,8 @@
 /* service/api_auth.c - API keys.
  *
- * Keys are hashed when the server starts and compared as hashes, every key every time: how long a refusal takes says
- * nothing about how near a guess was, nor about the number of keys before the right one. */
+ * Keys are hashed when the server starts and compared as hashes, every key every time: how long a
+ * refusal takes says nothing about how near a guess was, nor about the number of keys before the right
+ * one. */
 #include "service/api.h"
 
 #include <errno.h>

@@ -5,9 +5,9 @@
  *   api_call_gone      the client left: cancels every session
  *   api_call_done      the exchange is over: writes the line in the log and frees everything
  *
- * Threads: poll runs on an HTTP thread; gone may run beside it and touches only what is constant after the call was
- * deferred, and one atomic flag. The engine knows the sessions, never the call: it wakes the exchange
- * through a waker that each session owns a reference of. */
+ * Threads: poll runs on an HTTP thread; gone may run beside it and touches only what is constant after
+ * the call was deferred, and one atomic flag. The engine knows the sessions, never the call: it wakes
+ * the exchange through a waker that each session owns a reference of. */
 #ifndef SERVICE_API_CALL_H
 #define SERVICE_API_CALL_H
 

@@ -1,8 +1,9 @@
 /* service/api_tokenize_json.c - POST /tokenize and /detokenize.
  *
  * Two dialects: vLLM's {prompt, add_special_tokens, return_token_strs} -> {count, max_model_len, tokens,
- * token_strs} and {tokens} -> {prompt}; llama.cpp's {content, add_special, with_pieces} -> {tokens} and {tokens} ->
- * {content}. A request that says `content` gets the second; /detokenize answers with both keys. */
+ * token_strs} and {tokens} -> {prompt}; llama.cpp's {content, add_special, with_pieces} -> {tokens} and
+ * {tokens} -> {content}. A request that says `content` gets the second; /detokenize answers with both
+ * keys. */
 #include "service/api.h"
 
 #include "service/api_fields_json.h"

@@ -1,8 +1,9 @@
-/* service/cli_eval.c - `pikv eval`: what the model knows under some settings of the KV cache, and what they cost.
+/* service/cli_eval.c - `pikv eval`: what the model knows under some settings of the KV cache, and what they
+ * cost.
  *
- * Everything that can be refused is refused before the first step: settings, files, lengths, and each row's cache is
- * opened once. Then the rows run over the same inputs. A signal, or a row that fails, ends the rows; what is there by
- * then is still printed and written. */
+ * Everything that can be refused is refused before the first step: settings, files, lengths, and each
+ * row's cache is opened once. Then the rows run over the same inputs. A signal, or a row that fails,
+ * ends the rows; what is there by then is still printed and written. */
 #include "base/check.h"
 #include "base/hash.h"
 #include "service/cli.h"

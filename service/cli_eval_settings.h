@@ -1,4 +1,5 @@
-/* service/cli_eval_settings.h - what `pikv eval` is asked to do, read and checked as a whole before anything runs.
+/* service/cli_eval_settings.h - what `pikv eval` is asked to do, read and checked as a whole before
+ * anything runs.
  *
  *   --compare "CONFIG;CONFIG;..."   one row each; CONFIG is name=value,name=value with the names of the kv settings, with or
  *                                   without their "kv-", over what the command line says; a part without

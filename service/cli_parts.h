@@ -1,8 +1,8 @@
 /* service/cli_parts.h - what the commands without HTTP have in common: settings, and the parts that
  * they open in the same order.
  *
- * Settings are read as `serve` reads them (flag over PIKV_* variable over default); variables of `serve` that a
- * command does not know are left alone, since one environment often serves both. */
+ * Settings are read as `serve` reads them (flag over PIKV_* variable over default); variables of `serve`
+ * that a command does not know are left alone, since one environment often serves both. */
 #ifndef SERVICE_CLI_PARTS_H
 #define SERVICE_CLI_PARTS_H
 

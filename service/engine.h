@@ -44,8 +44,9 @@ typedef struct engine_parts {
 err_t engine_open(const engine_config *config, const engine_parts *parts, engine **out,
                   err_info *info) MUST_CHECK;
 
-/* All sessions of a request together: all are queued or none. ERR_QUEUE_FULL (429), ERR_CLOSED when draining (503),
- * ERR_BAD_REQUEST with the two numbers when a session can never fit. The engine takes its own reference. */
+/* All sessions of a request together: all are queued or none. ERR_QUEUE_FULL (429), ERR_CLOSED when
+ * draining (503), ERR_BAD_REQUEST with the two numbers when a session can never fit. The engine takes
+ * its own reference. */
 err_t engine_submit(engine *e, session *const *sessions, size_t n_sessions,
                     err_info *info) MUST_CHECK;
 

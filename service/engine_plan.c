@@ -2,9 +2,9 @@
  *
  * Progress is certain. When the cache is full the newest running session gives up its pages and goes
  * back to waiting with its tokens kept; the oldest is never chosen while another runs, and alone it
- * fits (engine_submit has asked kv_cache_could_fit). After that nobody is admitted until a session ends, so every
- * preemption is paid for by a session that finished, and a preempted one, being older than all that
- * wait, is the first to come back. Its tokens are computed again, whole or from its cached prefix
+ * fits (engine_submit has asked kv_cache_could_fit). After that nobody is admitted until a session ends,
+ * so every preemption is paid for by a session that finished, and a preempted one, being older than all
+ * that wait, is the first to come back. Its tokens are computed again, whole or from its cached prefix
  * (whole under settings that change values); since results do not depend on the cut and draws are a
  * function of (seed, choice, position), its output is the same. */
 #include "service/engine_internal.h"
@@ -90,8 +90,9 @@ static uint64_t pending_of_others(const engine *e, uint32_t item)
     return n_tokens;
 }
 
-/* An estimate in tokens: what is not used of pool and tiers by open sequences must hold the prompt, what the others
- * still have to append, and a small reserve for their decoding. A wrong one costs a preemption. */
+/* An estimate in tokens: what is not used of pool and tiers by open sequences must hold the prompt, what
+ * the others still have to append, and a small reserve for their decoding. A wrong one costs a
+ * preemption. */
 static bool has_room(const engine *e, uint32_t item)
 {
     kv_stats stats;

@@ -4,7 +4,8 @@
  * one relaxed add and a scrape never waits for the engine. Counters only grow and are never reset by
  * a scrape. Text format 0.0.4; base units; no label takes a value from a client.
  *
- * Threads: any. Tables with labels of fixed sets (outcome, reason, phase, layer, expert) are sized at open. */
+ * Threads: any. Tables with labels of fixed sets (outcome, reason, phase, layer, expert) are sized at
+ * open. */
 #ifndef SERVICE_METRICS_H
 #define SERVICE_METRICS_H
 

@@ -50,8 +50,8 @@ static err_t count_memory(const plan_input *in, plan_memory *out, err_info *info
 
 /* ---- a step -------------------------------------------------------------------------------------- */
 
-/* Ranks add slices of their own and pass the sums on: a rank receives the slice of every other rank's values, then every
- * other slice's sum. Per token, so that the largest slice is rounded up once. */
+/* Ranks add slices of their own and pass the sums on: a rank receives the slice of every other rank's
+ * values, then every other slice's sum. Per token, so that the largest slice is rounded up once. */
 static uint64_t reduce_bytes(uint64_t n_values, uint64_t n_ranks)
 {
     const uint64_t slice = (n_values + n_ranks - 1) / n_ranks;

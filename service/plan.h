@@ -1,15 +1,18 @@
-/* service/plan.h - what expert-parallel decode needs and how fast it can be: arithmetic on counts, nothing else.
+/* service/plan.h - what expert-parallel decode needs and how fast it can be: arithmetic on counts, nothing
+ * else.
  *
- * The scheme (parallel decode over G ranks, activations replicated): every rank computes q, k, v and the router for all
- * tokens of a step. It holds a part of the experts of every layer and a part of the KV cache. Per layer
+ * The scheme (parallel decode over G ranks, activations replicated): every rank computes q, k, v and the
+ * router for all tokens of a step. It holds a part of the experts of every layer and a part of the KV
+ * cache. Per layer
  *
  *   all_gather   every rank's attention over its own entries, per token n_heads * (head_dim + 1) floats: output and
  *                log-sum-exp, from which every rank merges the whole
  *   all_reduce   the sum over ranks of what their experts give, per token d_model floats, added in rank order
  *
- * Bound: every byte that a step must read is read once, equally by all ranks, at full bandwidth, and collectives are
- * free. Nothing can be faster. Prediction: the rank that is expected to read most, then every collective with its
- * latency and bytes, nothing overlapped; still without arithmetic, launches and uneven routers. */
+ * Bound: every byte that a step must read is read once, equally by all ranks, at full bandwidth, and
+ * collectives are free. Nothing can be faster. Prediction: the rank that is expected to read most, then
+ * every collective with its latency and bytes, nothing overlapped; still without arithmetic, launches
+ * and uneven routers. */
 #ifndef SERVICE_PLAN_H
 #define SERVICE_PLAN_H
 
@@ -69,9 +72,9 @@ typedef struct plan_result {
 /* ERR_BAD_CONFIG: more replicas than ranks can hold without holding one expert twice; ERR_OVERFLOW; ERR_NO_MEMORY. */
 err_t plan_make(const plan_input *in, plan_result *out, err_info *info) MUST_CHECK;
 
-/* The PiKV paper's analysis (arXiv 2508.06526) and what it should be. L tokens, G ranks, E experts, k per token, K pages
- * that the scheduler keeps at hand, S tokens of a page, d channels of a key, rho the compression, b bytes of a token
- * per layer, m bytes of knowledge per page.
+/* The PiKV paper's analysis (arXiv 2508.06526) and what it should be. L tokens, G ranks, E experts, k per
+ * token, K pages that the scheduler keeps at hand, S tokens of a page, d channels of a key, rho the
+ * compression, b bytes of a token per layer, m bytes of knowledge per page.
  *
  *   tokens on a rank    paper L / G + L / E, against E L      one owner: L / G, against L; one per routed
  *                                                             expert: k L / G
@@ -80,7 +83,8 @@ err_t plan_make(const plan_input *in, plan_result *out, err_info *info) MUST_CHE
  *   least memory        (4 d / rho) sqrt(K L / G)             b L / G + 2 sqrt(m L K b / G)
  *   share of KV read    k / E                                 what routing reads; 1 if results are to be exact
  *
- * The paper's memory counts pages, L / S, as if they were tokens, so its best page minimises a sum of unlike things. */
+ * The paper's memory counts pages, L / S, as if they were tokens, so its best page minimises a sum of
+ * unlike things. */
 typedef struct plan_paper_input {
     double n_tokens, n_ranks, n_experts, top_k;
     double pages_kept;     /* K */

@@ -1,8 +1,9 @@
 /* service/plan_cache.c - see plan_cache.h.
  *
- * Per layer and rank the pages of one KV head are counted (head_pages), as raw ones, encoded ones and bases; a size
- * class of the pool is a shape of them. Sums over layers give the pool's need, from which the pool itself says how many
- * slabs that is. Descriptors per slab are asked of a pool that is opened for the purpose and holds one page. */
+ * Per layer and rank the pages of one KV head are counted (head_pages), as raw ones, encoded ones and
+ * bases; a size class of the pool is a shape of them. Sums over layers give the pool's need, from which
+ * the pool itself says how many slabs that is. Descriptors per slab are asked of a pool that is opened
+ * for the purpose and holds one page. */
 #include "service/plan_cache.h"
 
 #include "base/arena.h"
@@ -238,9 +239,10 @@ static uint64_t entries_in_pages(const plan_work *w, const plan_layer *layer)
     return n_kept < n ? n_kept : n;
 }
 
-/* Every shard gets the same number of entries, in pages that are filled one after the other. In the page of block 0 the
- * sinks keep their places, though they are read from the ring (scattered layers keep them apart). What is being filled
- * stays raw while others go on adding to it, but not behind an eviction, which packs. */
+/* Every shard gets the same number of entries, in pages that are filled one after the other. In the page
+ * of block 0 the sinks keep their places, though they are read from the ring (scattered layers keep them
+ * apart). What is being filled stays raw while others go on adding to it, but not behind an eviction,
+ * which packs. */
 static void dealt_pages(const plan_work *w, const plan_layer *layer, uint32_t rank, plan_pages *out)
 {
     const uint32_t page_tokens = w->in->config->page_tokens;

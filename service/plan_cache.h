@@ -1,14 +1,16 @@
 /* service/plan_cache.h - what the KV cache of one rank will hold and read, before it is opened.
  *
- * Sizes are asked of the cache's own parts - codecs for pages, the pool for slabs and descriptors, tables, rings and
- * strips for theirs - and only how many of each there are is worked out here. With one rank and an exact setting the
- * numbers are those that the allocator counts, byte for byte (tests/service/test_plan_cache.c).
+ * Sizes are asked of the cache's own parts - codecs for pages, the pool for slabs and descriptors, tables,
+ * rings and strips for theirs - and only how many of each there are is worked out here. With one rank and
+ * an exact setting the numbers are those that the allocator counts, byte for byte
+ * (tests/service/test_plan_cache.c).
  *
  * Over ranks: a rank owns the shards s with s mod n_ranks = its number, there being at
- * least as many shards as ranks; it holds the pages and tables of its shards, and the rings and the staging of all
- * sequences, since an owner must have the entry that it commits.
+ * least as many shards as ranks; it holds the pages and tables of its shards, and the rings and the staging
+ * of all sequences, since an owner must have the entry that it commits.
  *
- * A sequence is planned at rest: it has been read up to n_tokens, and what was to be encoded or evicted has been. */
+ * A sequence is planned at rest: it has been read up to n_tokens, and what was to be encoded or evicted
+ * has been. */
 #ifndef SERVICE_PLAN_CACHE_H
 #define SERVICE_PLAN_CACHE_H
 

@@ -1,13 +1,15 @@
 /* service/plan_experts.c - see plan_experts.h.
  *
- * Let J be the number of different experts that a step reads. J is a chain over the tokens: of the k experts that the
- * next one draws, x are new with probability C(E - j, x) C(j, k - x) / C(E, k). Given J = j every set of j experts is
- * equally likely, so the largest part of it on one rank has a distribution that follows from counting sets:
+ * Let J be the number of different experts that a step reads. J is a chain over the tokens: of the k
+ * experts that the next one draws, x are new with probability C(E - j, x) C(j, k - x) / C(E, k). Given J =
+ * j every set of j experts is equally likely, so the largest part of it on one rank has a distribution that
+ * follows from counting sets:
  *
  *     P(no rank has more than m | j) = [z^j] prod_r (sum_{c <= m} C(n_r, c) z^c) / C(E, j)
  *     E[most | j]                    = sum_{m >= 0} P(some rank has more than m | j)
  *
- * The counts are sums of positive numbers, at most C(1024, 512) = 4.5e306, so plain doubles hold them to rounding. */
+ * The counts are sums of positive numbers, at most C(1024, 512) = 4.5e306, so plain doubles hold them to
+ * rounding. */
 #include "service/plan_experts.h"
 
 #include "base/check.h"

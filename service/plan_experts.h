@@ -1,8 +1,8 @@
 /* service/plan_experts.h - how many experts a step reads if every token draws its own at random.
  *
- * A token of a step is routed to top_k different experts of n_experts, every set of that size being equally likely and
- * tokens independent. Real routers are skewed, and tokens of one sequence resemble each other: then fewer experts are read
- * in all, and more of them on one rank than on the others.
+ * A token of a step is routed to top_k different experts of n_experts, every set of that size being equally
+ * likely and tokens independent. Real routers are skewed, and tokens of one sequence resemble each other:
+ * then fewer experts are read in all, and more of them on one rank than on the others.
  *
  * Experts lie on ranks in equal parts, the first n_experts mod n_ranks ranks having one more. */
 #ifndef SERVICE_PLAN_EXPERTS_H

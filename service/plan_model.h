@@ -1,7 +1,8 @@
-/* service/plan_model.h - the bytes of a model's weights, by who holds and who reads them, without the weights.
+/* service/plan_model.h - the bytes of a model's weights, by who holds and who reads them, without the
+ * weights.
  *
- * Tensors are those that the family's loader asks a checkpoint for (model_family.each_weight), in the config's stored
- * type: a plan and a load cannot differ. */
+ * Tensors are those that the family's loader asks a checkpoint for (model_family.each_weight), in the
+ * config's stored type: a plan and a load cannot differ. */
 #ifndef SERVICE_PLAN_MODEL_H
 #define SERVICE_PLAN_MODEL_H
 
@@ -19,8 +20,8 @@ typedef struct plan_weights {
 /* ERR_NO_MEMORY; ERR_OVERFLOW. */
 err_t plan_weights_of(const model_config *model, plan_weights *out, err_info *info) MUST_CHECK;
 
-/* What the cache is told of the model: kv_cache_open's shape, with bases from `dir` if it has some (NULL: none).
- * Output projections are not there: nothing is computed. */
+/* What the cache is told of the model: kv_cache_open's shape, with bases from `dir` if it has some
+ * (NULL: none). Output projections are not there: nothing is computed. */
 typedef struct plan_kv_shape {
     kv_shape shape;         /* into layers */
     kv_layer_shape *layers; /* [n_layers] */

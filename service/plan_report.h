@@ -53,8 +53,9 @@ void plan_report_fill(const plan_report_source *from, plan_report *out);
 /* The stream's error flag tells whether it came out. */
 void plan_report_print(const plan_report *report, FILE *out);
 
-/* A heap string, or NULL without memory: {"model", "family", GROUP: {KEY: number}, ..., "paper": [{"key", "paper_formula",
- * "paper", "formula", "corrected", "unit", "difference"}], "notes": [text]}. Bytes are whole numbers, times in seconds. */
+/* A heap string, or NULL without memory: {"model", "family", GROUP: {KEY: number}, ..., "paper":
+ * [{"key", "paper_formula", "paper", "formula", "corrected", "unit", "difference"}], "notes": [text]}.
+ * Bytes are whole numbers, times in seconds. */
 char *plan_report_json(const plan_report *report);
 
 /* The title of a group: "Memory of the fullest rank". */

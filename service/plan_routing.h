@@ -1,7 +1,8 @@
 /* service/plan_routing.h - how many pages a routing method lets a decode query read.
  *
- * The method itself is asked, about pages of which none looks better than another, so its own rounding counts. A method
- * that stops by what it finds (certified, adaptive) has no answer without keys: all pages, the most it can be. */
+ * The method itself is asked, about pages of which none looks better than another, so its own rounding
+ * counts. A method that stops by what it finds (certified, adaptive) has no answer without keys: all
+ * pages, the most it can be. */
 #ifndef SERVICE_PLAN_ROUTING_H
 #define SERVICE_PLAN_ROUTING_H
 

@@ -18,8 +18,8 @@ int server_check(const server_settings *settings);
 /* GET /ready of the server that these settings describe: 0 if it answers 200, else 1. */
 int server_healthcheck(const server_settings *settings);
 
-/* SIGTERM, SIGINT and SIGHUP for sigwait; SIGPIPE is ignored. Before anything slow: the kernel gives process 1
- * no default action for them, so an unready program could not be stopped. */
+/* SIGTERM, SIGINT and SIGHUP for sigwait; SIGPIPE is ignored. Before anything slow: the kernel gives
+ * process 1 no default action for them, so an unready program could not be stopped. */
 void server_block_signals(void);
 
 #endif

@@ -59,9 +59,9 @@ void server_settings_deinit(server_settings *s);
 void server_settings_print_help(FILE *out);
 void server_settings_print(const server_settings *s, FILE *out);
 
-/* Sets what a YAML file says: one flat mapping from keys to scalars or lists of scalars. ERR_IO, ERR_NO_MEMORY,
- * ERR_BAD_CONFIG and ERR_NOT_FOUND with file and line: syntax, duplicate and unknown keys, nesting,
- * anchors and aliases (a bomb's means), more than one document. `aliases` as in cfg_args. */
+/* Sets what a YAML file says: one flat mapping from keys to scalars or lists of scalars. ERR_IO,
+ * ERR_NO_MEMORY, ERR_BAD_CONFIG and ERR_NOT_FOUND with file and line: syntax, duplicate and unknown
+ * keys, nesting, anchors and aliases (a bomb's means), more than one document. `aliases` as in cfg_args. */
 typedef struct config_target {
     const cfg_binding *bindings;
     size_t n_bindings;

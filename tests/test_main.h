@@ -1,7 +1,8 @@
 /* tests/test_main.h - one test binary per module.
  *
- * A test file defines `const test_case test_cases[]`, ended by {NULL, NULL, 0}; test_main.c runs them all with Check, each in
- * its own process, or only those whose names are given as arguments. Names are promises. */
+ * A test file defines `const test_case test_cases[]`, ended by {NULL, NULL, 0}; test_main.c runs them
+ * all with Check, each in its own process, or only those whose names are given as arguments. Names are
+ * promises. */
 #ifndef TESTS_TEST_MAIN_H
 #define TESTS_TEST_MAIN_H
 

@@ -1,9 +1,9 @@
 /* web/http.h - an HTTP/1.1 server that knows bytes, headers and callbacks, and no token.
  *
- * A request is collected whole (head, then body up to a cap) and handed to the handler, which either replies at
- * once or defers. A deferred exchange sleeps: no thread and no processor time is spent on it until
- * somebody calls http_wake, from any thread; then `poll` runs on an HTTP thread and writes what
- * there is. Handlers and polls must not block.
+ * A request is collected whole (head, then body up to a cap) and handed to the handler, which either
+ * replies at once or defers. A deferred exchange sleeps: no thread and no processor time is spent on it
+ * until somebody calls http_wake, from any thread; then `poll` runs on an HTTP thread and writes what there
+ * is. Handlers and polls must not block.
  *
  *   handler -> http_reply                                             (health, errors)
  *   handler -> http_defer; wake -> poll -> http_reply                 (one JSON document)

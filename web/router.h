@@ -1,7 +1,8 @@
 /* web/router.h - exact paths to handlers.
  *
- * Paths match exactly, or by prefix where the route ends in "/" and `takes_rest` is set ("/v1/models/" + id). A
- * known path with another method is 405 with Allow; an unknown one is 404. HEAD is answered where GET is. */
+ * Paths match exactly, or by prefix where the route ends in "/" and `takes_rest` is set ("/v1/models/" +
+ * id). A known path with another method is 405 with Allow; an unknown one is 404. HEAD is answered where
+ * GET is. */
 #ifndef WEB_ROUTER_H
 #define WEB_ROUTER_H
 

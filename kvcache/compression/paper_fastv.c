@@ -4,8 +4,8 @@
  * FastV as published drops tokens, not channels (scoring/fastv.c). Nothing is asked of the entries: under
  * half-split RoPE what stays is one channel of each pair. r is a half here; the paper names none.
  *
- * Of a raw page of 32 slots, 128 channels and bf16 (16384 bytes): keys and values 4096 each, a bit per channel
- * of both 32; together 8256 with the rounding to cache lines, 0.504. */
+ * Of a raw page of 32 slots, 128 channels and bf16 (16384 bytes): keys and values 4096 each, a bit per
+ * channel of both 32; together 8256 with the rounding to cache lines, 0.504. */
 #include "kvcache/compression/kept.h"
 
 static const kv_kept_shares SHARES = {.k_dropped = 0.5, .v_dropped = 0.5};

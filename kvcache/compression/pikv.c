@@ -1,8 +1,8 @@
 /* kvcache/compression/pikv.c - bits by importance: the pages of a head are int8, int4 and int2.
  *
- * The combination of the PiKV paper (arXiv 2508.06526), under the rule of pikv_rule.h; kvcache/heat.h says when
- * pages are asked about. The codec has no pages of its own, so what stands here for layout, seal and load
- * are the hottest ones': the largest that it makes.
+ * The combination of the PiKV paper (arXiv 2508.06526), under the rule of pikv_rule.h; kvcache/heat.h says
+ * when pages are asked about. The codec has no pages of its own, so what stands here for layout, seal and
+ * load are the hottest ones': the largest that it makes.
  *
  * A page is worth what a coarse codec would do to it. Its keys share a grid per channel (quant.h), so an
  * error is at most half a step, and the steps of every codec are in proportion to the widths of the channels:
@@ -11,16 +11,16 @@
  *
  * in proportion to what coding adds to q . k, squared, for queries that point anywhere. It is the paper's
  * criterion of error per byte with all pages looked at alike: it needs no queries, no second pass over
- * the keys and no state, so that it is the same bits however the prompt was cut, and also for a sequence that took a prefix.
- * Keys alone: what coding does to values is averaged over what attention reads, while errors of scores
- * move the attention itself.
+ * the keys and no state, so that it is the same bits however the prompt was cut, and also for a sequence
+ * that took a prefix. Keys alone: what coding does to values is averaged over what attention reads, while
+ * errors of scores move the attention itself.
  *
- * Nats per token above raw pages on the default model, 16 texts of 2048 tokens, each +-0.003 to 0.006, so that most of
- * these do not differ surely: 0.0134; ranked at random 0.0160, by falling widths 0.0204, by KeyDiff to the
- * mean key of the head 0.0152, of the page 0.0149, by small norms of keys (knorm) 0.0195; with channels
- * weighted by the last 32 queries' squares, which would have to be kept, 0.0121. The earliest pages hottest,
- * whatever they hold, is better there, 0.0087, but not on 24 texts of 1024 tokens: 0.0053, where this is 0.0028
- * and random 0.0043 (each +-0.002 to 0.003).
+ * Nats per token above raw pages on the default model, 16 texts of 2048 tokens, each +-0.003 to 0.006, so
+ * that most of these do not differ surely: 0.0134; ranked at random 0.0160, by falling widths 0.0204, by
+ * KeyDiff to the mean key of the head 0.0152, of the page 0.0149, by small norms of keys (knorm) 0.0195;
+ * with channels weighted by the last 32 queries' squares, which would have to be kept, 0.0121. The earliest
+ * pages hottest, whatever they hold, is better there, 0.0087, but not on 24 texts of 1024 tokens: 0.0053,
+ * where this is 0.0028 and random 0.0043 (each +-0.002 to 0.003).
  *
  * Of raw pages of 32 slots, 128 channels and bf16 (16384 bytes each) four become 2 * 8960 + 5120 + 3072,
  * 0.398. */

@@ -19,9 +19,10 @@
  * and heads, or above 1 their whole number. With a budget of 1 nothing is evicted, and no method that
  * a policy needs runs: results have the bits of `none`. When and how entries go: evict.h.
  *
- * A selection (--kv-compression SELECTION,CODEC) is written in the same way, but for `none`, `quest` and `flexgen`. It
- * chooses in the prompt and at its end, to the same budget, and decode then keeps everything new. Beside a
- * policy of --kv-scheduling the selection has the prompt and the policy what comes behind it. */
+ * A selection (--kv-compression SELECTION,CODEC) is written in the same way, but for `none`, `quest` and
+ * `flexgen`. It chooses in the prompt and at its end, to the same budget, and decode then keeps
+ * everything new. Beside a policy of --kv-scheduling the selection has the prompt and the policy what
+ * comes behind it. */
 #ifndef KVCACHE_SCHEDULING_POLICY_H
 #define KVCACHE_SCHEDULING_POLICY_H
 
@@ -44,8 +45,8 @@ typedef struct kv_policy {
 
 extern const char kv_policy_names[]; /* " none adakv ... random" for messages */
 
-/* ERR_BAD_CONFIG names an unknown part, two of one kind, a combination that makes no sense, or a budget out of
- * range. `none` asks for no budget. */
+/* ERR_BAD_CONFIG names an unknown part, two of one kind, a combination that makes no sense, or a budget
+ * out of range. `none` asks for no budget. */
 err_t kv_policy_parse(const char *text, double budget, kv_policy *out, err_info *info) MUST_CHECK;
 
 extern const char kv_selection_names[]; /* " adakv ... random" for messages */

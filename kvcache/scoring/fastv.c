@@ -1,5 +1,5 @@
-/* kvcache/scoring/fastv.c - what the newest token looks at in the second layer (Chen et al., An Image is Worth
- * 1/2 Tokens After Layer 2, ECCV 2024, arXiv 2403.06764).
+/* kvcache/scoring/fastv.c - what the newest token looks at in the second layer (Chen et al., An Image is
+ * Worth 1/2 Tokens After Layer 2, ECCV 2024, arXiv 2403.06764).
  *
  * FastV drops image tokens behind its second layer, by the attention that the last query pays them there, a
  * mean over all heads, and they are gone from all later layers. This is a reading of it for text, which

@@ -1,10 +1,10 @@
 /* kvcache/tier/tiers.h - where pages go that the pool has no room for, and how they are read there.
  *
- * Host memory first, then a file. A page moves whole and unchanged: its bytes are copied to a twin (page_pool.h),
- * whose id takes the place of the old one in the one table that holds it. On the way back it is the
- * same the other way round, so what attention reads has the same bits wherever a page lies. (FlexGen,
- * arXiv 2303.06865, places entries on tiers by fixed shares of the batch; here pages move one by one,
- * and only when the pool is short.)
+ * Host memory first, then a file. A page moves whole and unchanged: its bytes are copied to a twin
+ * (page_pool.h), whose id takes the place of the old one in the one table that holds it. On the way back it
+ * is the same the other way round, so what attention reads has the same bits wherever a page lies.
+ * (FlexGen, arXiv 2303.06865, places entries on tiers by fixed shares of the batch; here pages move one by
+ * one, and only when the pool is short.)
  *
  * Host pages are read in place: to a processor they are memory as the pool is. (A device will copy
  * them.) Pages of the file are read into a landing buffer and confirmed by a checksum. A page that

@@ -1,8 +1,8 @@
 /* service/eval/eval_against.c - see eval_against.h.
  *
- * A prompt becomes a job of all its tokens and one more, which makes the last of them fed; what that one scores is
- * not looked at. Rows of logits are compared as they come, each at its own place of two arrays, since a group that did
- * not fit shows them twice. */
+ * A prompt becomes a job of all its tokens and one more, which makes the last of them fed; what that one
+ * scores is not looked at. Rows of logits are compared as they come, each at its own place of two
+ * arrays, since a group that did not fit shows them twice. */
 #include "service/eval/eval_against.h"
 
 #include "base/check.h"

@@ -1,8 +1,9 @@
 /* service/eval/eval_compare.c - see eval_compare.h.
  *
- * A row is a text part and one part per context of the tasks. Each part has a cache of its own, sized for its longest
- * sequence: page tables and staging count as resident bytes, and a text of 512 tokens should not pay for the room that
- * tasks of 2048 want. Jobs keep their results only until the next row runs; a row copies what it needs. */
+ * A row is a text part and one part per context of the tasks. Each part has a cache of its own, sized
+ * for its longest sequence: page tables and staging count as resident bytes, and a text of 512 tokens
+ * should not pay for the room that tasks of 2048 want. Jobs keep their results only until the next row
+ * runs; a row copies what it needs. */
 #include "service/eval/eval_compare.h"
 
 #include "base/check.h"

@@ -1,7 +1,7 @@
 /* service/eval/eval_compare.h - several settings of the KV cache over the same inputs: one row each.
  *
- * The library behind `pikv eval`, and what later tests ask "does this method at this budget lose less than that?".
- * Inputs are made once (eval_inputs); eval_row_run runs one setting over them. */
+ * The library behind `pikv eval`, and what later tests ask "does this method at this budget lose less
+ * than that?". Inputs are made once (eval_inputs); eval_row_run runs one setting over them. */
 #ifndef SERVICE_EVAL_EVAL_COMPARE_H
 #define SERVICE_EVAL_EVAL_COMPARE_H
 
@@ -47,8 +47,8 @@ typedef struct eval_row {
     bool is_cut_short;              /* stopped before all inputs were done */
 } eval_row;
 
-/* `first`: the row to compare with, or NULL. The progress callback of the options sees the whole row, from 0 to 1;
- * n_seq_tokens_max is taken from the inputs. */
+/* `first`: the row to compare with, or NULL. The progress callback of the options sees the whole row,
+ * from 0 to 1; n_seq_tokens_max is taken from the inputs. */
 err_t eval_row_run(const eval_options *options, eval_inputs *in, const eval_row *first,
                    eval_row *out, err_info *info) MUST_CHECK;
 void eval_row_close(eval_row *row); /* also zeroed */

@@ -1,13 +1,16 @@
 /* service/eval/eval_encode.h - a long text to token ids, piece by piece.
  *
- * SentencePiece takes 260 bytes of memory for each byte of text, so a long text is encoded in pieces that end at a
- * line end. The ids are those of the whole text, because nothing reaches across a line end:
+ * SentencePiece takes 260 bytes of memory for each byte of text, so a long text is encoded in pieces that
+ * end at a line end. The ids are those of the whole text, because nothing reaches across a line end:
  *
- *   - a dummy space is put before every text: each piece is encoded with the newline before it, and what a newline
+ *   - a dummy space is put before every text: each piece is encoded with the newline before it, and what a
+ * newline
  *     alone gives is dropped from the front
  *   - a vocabulary with a piece of a newline and more, or a normaliser, could reach across: no cuts
- *   - unigram models look for the best float32 sum of scores, and over a long text that sum loses the digits that
- *     decide between near ties, over a piece it does not (seen after 70 kB): no cuts. They are told from BPE, which
+ *   - unigram models look for the best float32 sum of scores, and over a long text that sum loses the
+ * digits that
+ *     decide between near ties, over a piece it does not (seen after 70 kB): no cuts. They are told from
+ * BPE, which
  *     depends on its neighbours alone, by the vocabulary: what BPE has merged is two of its own pieces
  *
  * Without cuts, and in a line that is very long, the memory is what the text needs. */

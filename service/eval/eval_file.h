@@ -12,8 +12,9 @@ err_t eval_file_read(const char *path, char **bytes, size_t *n_bytes, err_info *
 /* Whether eval_file_write has a chance, asked before hours of work: ERR_IO if the folder is missing or read-only. */
 err_t eval_file_check(const char *path, err_info *info) MUST_CHECK;
 
-/* Through a temporary file beside it, which is renamed: a reader finds the old contents or the new, never half.
- * Devices and pipes are written as they are. ERR_IO names the file; a full disk leaves the old contents. */
+/* Through a temporary file beside it, which is renamed: a reader finds the old contents or the new,
+ * never half. Devices and pipes are written as they are. ERR_IO names the file; a full disk leaves the
+ * old contents. */
 err_t eval_file_write(const char *path, const char *bytes, size_t n_bytes,
                       err_info *info) MUST_CHECK;
 

@@ -315,8 +315,8 @@ static err_t try_once(builder *b, eval_sample *out, err_info *info)
     return ERR_OK;
 }
 
-/* Takes what the count was off into account; true if the try can stand. A count that was off has one more try even
- * if the text fits, for it may be too short. */
+/* Takes what the count was off into account; true if the try can stand. A count that was off has one
+ * more try even if the text fits, for it may be too short. */
 static bool is_settled(builder *b, const eval_sample *s, uint32_t n_tries)
 {
     const int64_t n_ids = (int64_t)s->n_ids + s->n_answer_ids;

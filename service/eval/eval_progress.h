@@ -1,12 +1,14 @@
 /* service/eval/eval_progress.h - how far a long run is, and the wish to end it.
  *
- * On a terminal one line is drawn over and over; elsewhere a line is written each time another tenth is done, and no
- * more often. All of it goes to the stream given (stderr): reports alone go to standard output.
+ * On a terminal one line is drawn over and over; elsewhere a line is written each time another tenth is
+ * done, and no more often. All of it goes to the stream given (stderr): reports alone go to standard
+ * output.
  *
- * Signals. Between eval_signals_hold and eval_signals_release SIGINT and SIGTERM are blocked and looked for between
- * steps, so no flag and no handler are needed. The first one asks the run to stop; from then on they are unblocked, and
- * a second one kills as usual. A signal that was ignored when the program began stays ignored (nohup).
- * Threads: the caller's alone; the threads of the pool block all signals anyway. */
+ * Signals. Between eval_signals_hold and eval_signals_release SIGINT and SIGTERM are blocked and looked
+ * for between steps, so no flag and no handler are needed. The first one asks the run to stop; from then
+ * on they are unblocked, and a second one kills as usual. A signal that was ignored when the program
+ * began stays ignored (nohup). Threads: the caller's alone; the threads of the pool block all signals
+ * anyway. */
 #ifndef SERVICE_EVAL_EVAL_PROGRESS_H
 #define SERVICE_EVAL_EVAL_PROGRESS_H
 

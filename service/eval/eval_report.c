@@ -1,7 +1,8 @@
 /* service/eval/eval_report.c - see eval_report.h: the part for people.
  *
- * A measurement is one line of the table `measures`: its title, whether anybody asked for it, and how a row's value is
- * written. Lists and tables are both made from it, so a new measurement is one function and one line. */
+ * A measurement is one line of the table `measures`: its title, whether anybody asked for it, and how a
+ * row's value is written. Lists and tables are both made from it, so a new measurement is one function
+ * and one line. */
 #include "service/eval/eval_report.h"
 
 #include <inttypes.h>
@@ -115,8 +116,8 @@ static value top1_of(const eval_report *report, const eval_report_row *r)
     return number(r->against.top1_agreement, 4, r->against.n_rows > 0);
 }
 
-/* What a measurement comes from (any of these makes it shown), and where it is left out: a list has nothing to compare
- * with, and a table is wide enough without what follows from the nll. */
+/* What a measurement comes from (any of these makes it shown), and where it is left out: a list has
+ * nothing to compare with, and a table is wide enough without what follows from the nll. */
 enum { ON_TEXT = 1, ON_TASKS = 2, ON_LOGITS = 4, NOT_IN_LISTS = 8, NOT_IN_TABLES = 16 };
 
 static const struct {

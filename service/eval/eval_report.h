@@ -1,7 +1,8 @@
 /* service/eval/eval_report.h - what `pikv eval` has measured, for people and for tools.
  *
- * People get the protocol and then the numbers; one row as a list, several as a table. Tools get a JSON array with one
- * object a row (eval_report_json). What was not measured is `-` here and null there, never a zero. */
+ * People get the protocol and then the numbers; one row as a list, several as a table. Tools get a JSON
+ * array with one object a row (eval_report_json). What was not measured is `-` here and null there,
+ * never a zero. */
 #ifndef SERVICE_EVAL_EVAL_REPORT_H
 #define SERVICE_EVAL_EVAL_REPORT_H
 
@@ -34,12 +35,12 @@ typedef struct eval_report {
 /* The stream's error flag tells whether it came out. */
 void eval_report_print(const eval_report *report, FILE *out);
 
-/* A heap string, or NULL without memory. Keys: model, config, settings {name: value}, nll, perplexity, bits_per_byte,
- * nll_difference, nll_difference_ci95 (to the first row, which has null), n_tokens, n_bytes and n_windows (scored and
- * finished), window, accuracy (mean over tasks and contexts), accuracy_by_task {task: {context: share}}, n_samples
- * (finished), distance, distance_mean, seed, resident_bytes_per_token, read_bytes_per_step, pages_read_share and
- * certificate_mean (of decode queries), tokens_per_s, relative_error_max, relative_error_mean, top1_agreement,
- * is_cut_short. */
+/* A heap string, or NULL without memory. Keys: model, config, settings {name: value}, nll, perplexity,
+ * bits_per_byte, nll_difference, nll_difference_ci95 (to the first row, which has null), n_tokens,
+ * n_bytes and n_windows (scored and finished), window, accuracy (mean over tasks and contexts),
+ * accuracy_by_task {task: {context: share}}, n_samples (finished), distance, distance_mean, seed,
+ * resident_bytes_per_token, read_bytes_per_step, pages_read_share and certificate_mean (of decode
+ * queries), tokens_per_s, relative_error_max, relative_error_mean, top1_agreement, is_cut_short. */
 char *eval_report_json(const eval_report *report);
 
 #endif

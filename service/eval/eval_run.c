@@ -5,8 +5,8 @@
  * Lanes that are over stay open until the group ends: what the cache holds then is the cost of all of them.
  *
  * Each step lists the rows whose logits somebody wants (asks). They are computed in groups of
- * MODEL_LOGIT_ROWS_MAX and read in parallel, one row a thread; what was read is taken in order, so sums do not
- * depend on the threads.
+ * MODEL_LOGIT_ROWS_MAX and read in parallel, one row a thread; what was read is taken in order, so sums do
+ * not depend on the threads.
  *
  * The cost of a group is added when it ends. A group that did not fit leaves no trace in it. */
 #include "service/eval/eval_run.h"

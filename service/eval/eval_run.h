@@ -1,14 +1,16 @@
-/* service/eval/eval_run.h - sequences through the model under one setting of the KV cache, and what they cost.
+/* service/eval/eval_run.h - sequences through the model under one setting of the KV cache, and what they
+ * cost.
  *
- * Quality is measured where a cache method loses it: in decode steps, one token a sequence a step. A job is a token
- * sequence with a prompt, which is processed in chunks, and a tail:
+ * Quality is measured where a cache method loses it: in decode steps, one token a sequence a step. A job is
+ * a token sequence with a prompt, which is processed in chunks, and a tail:
  *
  *   forced   the tail is fed token by token, each scored by the logits of the step before     (text)
  *   greedy   the likeliest token is fed back, `n_new` times or up to an end of sequence         (tasks)
  *
- * Jobs run in groups of n_seqs_max, in lockstep; results do not depend on the grouping under exact settings (every op
- * is batch-invariant). Prompts that the setting wants to see again (kvcache/kv_replay.h) are fed a second time; that
- * costs prompt_seconds and adds no tokens. Prefix caching is off: bytes would be shared between sequences and counted once.
+ * Jobs run in groups of n_seqs_max, in lockstep; results do not depend on the grouping under exact settings
+ * (every op is batch-invariant). Prompts that the setting wants to see again (kvcache/kv_replay.h) are fed
+ * a second time; that costs prompt_seconds and adds no tokens. Prefix caching is off: bytes would be shared
+ * between sequences and counted once.
  *
  * Threads: one caller. Ownership: an eval_run borrows dev and model and owns its cache and buffers. */
 #ifndef SERVICE_EVAL_EVAL_RUN_H
@@ -36,8 +38,8 @@ typedef struct eval_job {
     bool is_done;      /* false for jobs that a stop has cut off */
 } eval_job;
 
-/* Forced: tokens[n_prompt] is the first token that is fed in a decode step, and tokens[n_prompt + 1] the first that is
- * scored; tokens[n_tokens - 1] is scored and never fed. */
+/* Forced: tokens[n_prompt] is the first token that is fed in a decode step, and tokens[n_prompt + 1] the
+ * first that is scored; tokens[n_tokens - 1] is scored and never fed. */
 
 /* What the jobs have cost; sums over calls of eval_run_jobs since eval_run_open. */
 typedef struct eval_cost {
@@ -51,8 +53,8 @@ typedef struct eval_cost {
     uint64_t pages_open, pages_read;
     uint64_t n_certificates;
     double certificate_sum;
-    /* At the end of each group, before its sequences close, summed over groups: slabs, page tables, rings and staging as
-     * the allocator holds them; and the tokens that the sequences held. */
+    /* At the end of each group, before its sequences close, summed over groups: slabs, page tables,
+     * rings and staging as the allocator holds them; and the tokens that the sequences held. */
     uint64_t resident_bytes, resident_tokens;
 } eval_cost;
 
@@ -91,8 +93,8 @@ typedef struct eval_options {
     uint32_t n_step_tokens_max;
     uint32_t n_seq_tokens_max; /* tokens of the longest job, drawn ones included */
     const replay_text *replay; /* borrowed; of prompts that are read again. NULL: no instruction */
-    /* May be NULL. Called between steps: work done so far of the present eval_run_jobs call, from 0 to 1 (by tokens);
-     * true stops it: unfinished jobs keep is_done false. */
+    /* May be NULL. Called between steps: work done so far of the present eval_run_jobs call, from 0 to 1
+     * (by tokens); true stops it: unfinished jobs keep is_done false. */
     bool (*on_progress)(void *ctx, double done);
     void *on_progress_ctx;
 } eval_options;
@@ -104,10 +106,11 @@ typedef struct eval_run eval_run;
 err_t eval_run_open(const eval_options *options, eval_run **out, err_info *info) MUST_CHECK;
 void eval_run_close(eval_run *r); /* NULL is fine */
 
-/* Runs all jobs, in order. A group that does not fit in the pool is halved and run again, and the first one says so
- * in the log; ERR_KV_FULL if one sequence does not fit. ERR_BAD_MODEL for logits that are not finite.
- * ERR_BAD_ARGUMENT names a job that is longer than n_seq_tokens_max, ERR_BAD_REQUEST a prompt that the model's positions
- * do not hold twice, if it is to be read again. A stopped call returns ERR_OK. */
+/* Runs all jobs, in order. A group that does not fit in the pool is halved and run again, and the first
+ * one says so in the log; ERR_KV_FULL if one sequence does not fit. ERR_BAD_MODEL for logits that are
+ * not finite. ERR_BAD_ARGUMENT names a job that is longer than n_seq_tokens_max, ERR_BAD_REQUEST a
+ * prompt that the model's positions do not hold twice, if it is to be read again. A stopped call returns
+ * ERR_OK. */
 err_t eval_run_jobs(eval_run *r, eval_job *jobs, size_t n_jobs, err_info *info) MUST_CHECK;
 
 const eval_cost *eval_run_cost(const eval_run *r);

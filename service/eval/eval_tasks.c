@@ -1,8 +1,10 @@
-/* service/eval/eval_tasks.c - see eval_tasks.h: what each task says and asks. Its text is put together in eval_passage.c.
+/* service/eval/eval_tasks.c - see eval_tasks.h: what each task says and asks. Its text is put together in
+ * eval_passage.c.
  *
- * About one fact stands in 64 tokens, as in the training text; least and most are each task's own. Every number of a
- * passage is said once, so that no answer is right by another fact. The asked key is the one that is drawn first;
- * where it stands is drawn for each sentence, so the order of saying gives nothing away. */
+ * About one fact stands in 64 tokens, as in the training text; least and most are each task's own. Every
+ * number of a passage is said once, so that no answer is right by another fact. The asked key is the one
+ * that is drawn first; where it stands is drawn for each sentence, so the order of saying gives nothing
+ * away. */
 #include "service/eval/eval_tasks.h"
 
 #include "base/check.h"
@@ -252,8 +254,8 @@ static void tell_sights(teller *w, const char *person, const char *animal, uint3
         SAY(w, TASK_SAW, person, animal);
 }
 
-/* Each person sees two kinds of animal. The second person's first kind is the asked one, so that neither person nor
- * animal alone tells which sights count. */
+/* Each person sees two kinds of animal. The second person's first kind is the asked one, so that neither
+ * person nor animal alone tells which sights count. */
 static void tell_count(teller *w)
 {
     uint32_t n_left = w->n_facts < SIGHTS_MIN ? SIGHTS_MIN : w->n_facts;

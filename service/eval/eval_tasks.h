@@ -1,8 +1,8 @@
 /* service/eval/eval_tasks.h - synthetic questions about facts that lie far back in the context.
  *
- * In the spirit of RULER (Hsieh et al., arXiv 2404.06654): facts scattered in filler, one question at the end, answered
- * greedily, exact match. The text family is that of the default model's training (tools/lookup_text.py), both made from
- * service/eval/task_words.h; seeds are fresh.
+ * In the spirit of RULER (Hsieh et al., arXiv 2404.06654): facts scattered in filler, one question at the
+ * end, answered greedily, exact match. The text family is that of the default model's training
+ * (tools/lookup_text.py), both made from service/eval/task_words.h; seeds are fresh.
  *
  *   lookup     one number asked among facts that share neither person nor thing          (RULER: single)
  *   multi      facts on a grid: each person and each thing occurs in several              (multi-key)
@@ -11,9 +11,9 @@
  *              same key are distractors                                                   (multi-value)
  *   count      how often somebody saw an animal, 1 to TASK_COUNT_MAX                      (aggregation)
  *
- * A sample is a pure function of (seed, task, context, index) and the distance, whatever else is generated; the distance
- * moves the asked fact and nothing else. Adding a task: one function and one row at the end of the table in eval_tasks.c,
- * and the same text in tools/lookup_text.py.
+ * A sample is a pure function of (seed, task, context, index) and the distance, whatever else is generated;
+ * the distance moves the asked fact and nothing else. Adding a task: one function and one row at the end of
+ * the table in eval_tasks.c, and the same text in tools/lookup_text.py.
  *
  * Threads: everything here is const or the caller's; any thread. */
 #ifndef SERVICE_EVAL_EVAL_TASKS_H
@@ -42,8 +42,9 @@ typedef struct eval_sample_spec {
                                  * sentence fewer; in [EVAL_CONTEXT_MIN, EVAL_CONTEXT_MAX] */
     uint32_t
         n_distance_tokens; /* 0: the asked fact lies anywhere; else at least this many tokens lie between its end and
-                                 * the end of the question, and at most one sentence more; in [EVAL_DISTANCE_MIN,
-                                 * n_context_tokens - EVAL_DISTANCE_ROOM], and only for tasks that take a distance */
+                                 * the end of the question, and at most one sentence more; in
+                                 * [EVAL_DISTANCE_MIN, n_context_tokens - EVAL_DISTANCE_ROOM], and only
+                                 * for tasks that take a distance */
     uint64_t seed, index;
 } eval_sample_spec;
 
@@ -60,8 +61,8 @@ typedef struct eval_sample {
 } eval_sample;
 
 /* The smallest context holds the question and four facts of any task in the default model's tokens; where a
- * tokenizer needs more, that is an error of its own. At every distance there is room for the asked fact, the answer and
- * the sentence that may lie too far, and the question lies nearer. */
+ * tokenizer needs more, that is an error of its own. At every distance there is room for the asked fact,
+ * the answer and the sentence that may lie too far, and the question lies nearer. */
 enum {
     EVAL_CONTEXT_MIN = 128,
     EVAL_CONTEXT_MAX = 1 << 20,
@@ -69,8 +70,8 @@ enum {
     EVAL_DISTANCE_ROOM = 64
 };
 
-/* ERR_BAD_CONFIG if the context or the distance cannot be met, ERR_BAD_MODEL for a tokenizer without a token boundary
- * before the answer, ERR_NO_MEMORY. `out` is zero after an error. */
+/* ERR_BAD_CONFIG if the context or the distance cannot be met, ERR_BAD_MODEL for a tokenizer without a
+ * token boundary before the answer, ERR_NO_MEMORY. `out` is zero after an error. */
 err_t eval_sample_open(const tokenizer *t, const eval_sample_spec *spec, eval_sample *out,
                        err_info *info) MUST_CHECK;
 void eval_sample_close(eval_sample *s); /* also zeroed */

@@ -1,7 +1,7 @@
 /* service/eval/eval_watch.h - eval_run_jobs for a caller who wants to see logits, those of prompts included.
  *
- * A group that did not fit is run again, so a row may be shown more than once; each time it is the same job and
- * position. */
+ * A group that did not fit is run again, so a row may be shown more than once; each time it is the same
+ * job and position. */
 #ifndef SERVICE_EVAL_EVAL_WATCH_H
 #define SERVICE_EVAL_EVAL_WATCH_H
 

@@ -1,12 +1,13 @@
 /* service/eval/task_words.h - the words and sentences of the look-up tasks.
  *
  * One source for two programs: `pikv eval --tasks` writes its questions from these lists, and
- * tools/lookup_text.py reads this file to write the training text, so the two cannot drift apart. Keep the form
- * NAME(ITEM) with one list a macro, and plain %s in sentences. Every word is one piece of the default model's
- * vocabulary; people of facts and people of filler are different, so that filler never says anything about a key.
+ * tools/lookup_text.py reads this file to write the training text, so the two cannot drift apart. Keep the
+ * form NAME(ITEM) with one list a macro, and plain %s in sentences. Every word is one piece of the default
+ * model's vocabulary; people of facts and people of filler are different, so that filler never says
+ * anything about a key.
  *
- * A passage is sentences joined by a space. Questions follow on lines of their own, each a sentence that stops where
- * its answer begins; the answer runs to the full stop that ends the line. */
+ * A passage is sentences joined by a space. Questions follow on lines of their own, each a sentence that
+ * stops where its answer begins; the answer runs to the full stop that ends the line. */
 #ifndef SERVICE_EVAL_TASK_WORDS_H
 #define SERVICE_EVAL_TASK_WORDS_H
 

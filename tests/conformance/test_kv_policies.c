@@ -1,6 +1,7 @@
-/* tests/conformance/test_kv_policies.c - every scorer under every allocator and some codecs, as scheduling, as
- * a selection and some as both, against the same promises: never above the budget, nothing lost that must stay, nothing left behind, and no bit
- * that depends on cuts, neighbours or threads. What exactly stays: tests/kvcache/test_kv_evict.c. */
+/* tests/conformance/test_kv_policies.c - every scorer under every allocator and some codecs, as
+ * scheduling, as a selection and some as both, against the same promises: never above the budget,
+ * nothing lost that must stay, nothing left behind, and no bit that depends on cuts, neighbours or
+ * threads. What exactly stays: tests/kvcache/test_kv_evict.c. */
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
 
@@ -83,8 +84,8 @@ static fake_options options_of(const char *codec, double budget)
     return options;
 }
 
-/* Of policy i: so that scorers and allocators meet different codecs, budgets and shards. Where what is kept is
- * fitted, the budget is large enough for more than the window of 64 queries that stays as it is. */
+/* Of policy i: so that scorers and allocators meet different codecs, budgets and shards. Where what is
+ * kept is fitted, the budget is large enough for more than the window of 64 queries that stays as it is. */
 static fake_options pick_options(const method *m, uint32_t i)
 {
     const bool is_fitted =

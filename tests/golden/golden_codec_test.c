@@ -1,7 +1,6 @@
-/* The whole model under lossy page codecs, and under policies that evict: what is encoded and what stays depends
- * on positions alone, so neither the cut
- * of the prompt, nor the batch, nor computing again what was decoded changes a bit. How far they are from
- * exact is measured on text by `pikv eval`, not here. */
+/* The whole model under lossy page codecs, and under policies that evict: what is encoded and what stays
+ * depends on positions alone, so neither the cut of the prompt, nor the batch, nor computing again what
+ * was decoded changes a bit. How far they are from exact is measured on text by `pikv eval`, not here. */
 #include "tests/golden/golden_run.h"
 #include "tests/test_main.h"
 

@@ -1,7 +1,7 @@
 /* tests/golden/golden_ranks_test.c - the whole model over several ranks, which are threads here.
  *
- * Against the model alone: logits to rounding, greedy tokens exactly. Among ranks, and from run to run, to the
- * last bit. What the model alone returns is compared with transformers in golden_test.c. */
+ * Against the model alone: logits to rounding, greedy tokens exactly. Among ranks, and from run to run,
+ * to the last bit. What the model alone returns is compared with transformers in golden_test.c. */
 #include "tests/golden/golden_run.h"
 #include "tests/test_main.h"
 

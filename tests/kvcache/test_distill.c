@@ -1,5 +1,6 @@
-/* tests/kvcache/test_distill.c - entries that stand for others: what attention makes of biases and new values,
- * and whose pages are written. The fit itself: test_matching.c; all combinations: tests/conformance. */
+/* tests/kvcache/test_distill.c - entries that stand for others: what attention makes of biases and new
+ * values, and whose pages are written. The fit itself: test_matching.c; all combinations:
+ * tests/conformance. */
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
 

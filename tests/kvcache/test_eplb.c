@@ -116,7 +116,8 @@ static void count_entries(kv_expert_map *map, uint32_t layer, const uint32_t n[4
 }
 
 /* At first experts 0 and 1 lie on shard 0, 2 and 3 on shard 1. A layer whose busier shard has 1.05 of the
- * mean could be balanced and is left alone; one with 1.21 is packed, once enough entries have been counted. */
+ * mean could be balanced and is left alone; one with 1.21 is packed, once enough entries have been
+ * counted. */
 START_TEST(experts_move_when_the_busiest_shard_has_too_much)
 {
     kv_expert_map map = {.n_layers = 2, .n_experts = 4, .n_shards = 2, .is_packed = true};

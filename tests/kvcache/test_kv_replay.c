@@ -1,5 +1,5 @@
-/* tests/kvcache/test_kv_replay.c - prompts that are read again: what is noted, what stays of it, what it takes.
- * That policies with such a scorer keep the promises of all others: tests/conformance. */
+/* tests/kvcache/test_kv_replay.c - prompts that are read again: what is noted, what stays of it, what it
+ * takes. That policies with such a scorer keep the promises of all others: tests/conformance. */
 #include "tests/kernels/golden_layer.h"
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"

@@ -189,8 +189,8 @@ END_TEST
 
 /* ---- what was matched before ----------------------------------------------------------------- */
 
-/* Every fifth entry weighs twice: it is there twice, or has a bias of ln 2. None of them has a query's largest
- * score, by which its row is scaled. */
+/* Every fifth entry weighs twice: it is there twice, or has a bias of ln 2. None of them has a query's
+ * largest score, by which its row is scaled. */
 START_TEST(a_bias_is_as_good_as_copies)
 {
     static block once, twice;

@@ -1,6 +1,7 @@
 /* tests/kvcache/test_quant.c - grids, codes and fp8 against numbers that others computed.
  *
- * The inputs are those of golden_layer.h; codes, scales and errors were computed with the published KIVI code and torch's float8. */
+ * The inputs are those of golden_layer.h; codes, scales and errors were computed with the published KIVI
+ * code and torch's float8. */
 #include "kvcache/compression/quant.h"
 #include "tests/kernels/golden_layer.h"
 #include "tests/test_main.h"

@@ -1,5 +1,5 @@
-/* Promises of service/engine.h about sessions whose prompt is read again: they are fed what they must be, get the
- * tokens that they get alone, and leave nothing behind, wherever they end. */
+/* Promises of service/engine.h about sessions whose prompt is read again: they are fed what they must
+ * be, get the tokens that they get alone, and leave nothing behind, wherever they end. */
 #include "tests/service/engine_rig.h"
 #include "tests/test_main.h"
 

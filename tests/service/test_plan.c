@@ -1,5 +1,6 @@
-/* Promises of service/plan.h and plan_experts.h. Expected numbers are worked out by hand in the comments, from the shapes
- * that were published with the models; draws of experts are counted one by one where there are few enough. */
+/* Promises of service/plan.h and plan_experts.h. Expected numbers are worked out by hand in the
+ * comments, from the shapes that were published with the models; draws of experts are counted one by one
+ * where there are few enough. */
 #include "service/plan.h"
 #include "service/plan_experts.h"
 #include "tests/test_main.h"
@@ -103,8 +104,9 @@ START_TEST(the_weights_of_mixtral_are_those_that_were_published)
     /* 3 x 4096 x 14336 numbers of 2 bytes. */
     ck_assert_uint_eq(w.expert_bytes, 352321536);
     /* Layer: q and o 4096 x 4096 each, k and v 1024 x 4096 each, router 8 x 4096, two norms of 4096:
-     * 33554432 + 8388608 + 32768 + 8192 = 41984000; x 32 = 1343488000. Tables 2 x 32000 x 4096 = 262144000; last norm
-     * 4096. In all 1605636096 numbers; with 256 experts of 176160768 the published 46.70 thousand million. */
+     * 33554432 + 8388608 + 32768 + 8192 = 41984000; x 32 = 1343488000. Tables 2 x 32000 x 4096 =
+     * 262144000; last norm 4096. In all 1605636096 numbers; with 256 experts of 176160768 the published
+     * 46.70 thousand million. */
     ck_assert_uint_eq(w.replicated_bytes, 2 * 1605636096UL);
     ck_assert_uint_eq(w.replicated_bytes + 256 * w.expert_bytes, 2 * 46702792704UL);
     /* A step leaves the embedding out: 131072000 numbers. */
@@ -128,8 +130,8 @@ START_TEST(olmoe_reads_a_sixth_of_its_weights_for_one_token)
 {
     plan_weights w;
     ck_assert_int_eq(plan_weights_of(&OLMOE, &w, NULL), ERR_OK);
-    /* An expert 3 x 2048 x 1024 = 6291456 numbers. Layer: 4 x 2048 x 2048 + 64 x 2048 + 4096 = 16912384; x 16 =
-     * 270598144; tables 2 x 50304 x 2048 = 206045184; norm 2048. */
+    /* An expert 3 x 2048 x 1024 = 6291456 numbers. Layer: 4 x 2048 x 2048 + 64 x 2048 + 4096 = 16912384;
+     * x 16 = 270598144; tables 2 x 50304 x 2048 = 206045184; norm 2048. */
     ck_assert_uint_eq(w.expert_bytes, 2 * 6291456);
     ck_assert_uint_eq(w.replicated_bytes, 2 * 476645376UL);
     const plan_result r = plan_of(&(wish){&OLMOE, 4096, 1, 1, 0});
@@ -147,8 +149,8 @@ START_TEST(mixtral_on_eight_ranks_at_128k_has_an_eighth_of_the_cache_on_each)
     ck_assert_int_eq(plan_make(&in, &r, NULL), ERR_OK);
     /* 131072 bytes a token: 2 x 32 layers x 8 heads x 128 channels x 2 bytes. */
     ck_assert_uint_eq(in.cache.token_bytes, 131072);
-    /* (131072 - 128) / 32 = 4092 blocks have left the ring, of which the first rank has 512: 512 x 256 heads = 131072
-     * pages of 16 KiB, four to a slab. */
+    /* (131072 - 128) / 32 = 4092 blocks have left the ring, of which the first rank has 512: 512 x 256
+     * heads = 131072 pages of 16 KiB, four to a slab. */
     ck_assert_uint_eq(in.cache.n_pages, 131072);
     ck_assert_uint_eq(in.cache.page_bytes, 2147483648UL);
     /* Ring: 5 blocks and 4 sinks of 131072 bytes a token; 2 bytes a layer and slot for experts; the struct, 24. */
@@ -209,8 +211,8 @@ END_TEST
 
 START_TEST(the_papers_example_needs_24_gb_with_heads_of_its_own_for_every_query)
 {
-    /* A 7B-class model: 32 layers of 32 heads of 128 channels; 16 experts, 128K tokens, bf16. Experts do not enter:
-     * 2 x 32 x 32 x 128 x 2 bytes x 131072 = 64 GiB. */
+    /* A 7B-class model: 32 layers of 32 heads of 128 channels; 16 experts, 128K tokens, bf16. Experts do
+     * not enter: 2 x 32 x 32 x 128 x 2 bytes x 131072 = 64 GiB. */
     model_config seven = MIXTRAL;
     seven.n_experts = 16;
     seven.n_kv_heads = 32;
@@ -330,8 +332,8 @@ START_TEST(the_prediction_is_the_fullest_rank_and_its_collectives)
     const double dense = 2 * (1474564096.0 + 4096), expert = 352321536;
     ck_assert_double_eq_tol(s->weight_bytes, dense + 32 * expert, 1);
     ck_assert_double_eq_tol(s->weight_bytes_most, dense + 32 * expert * 10 / 7, 1);
-    /* 124 blocks have left the ring, 62 for each rank; the first one's has the 4 sinks, which are read with 129 recent
-     * ones at home. */
+    /* 124 blocks have left the ring, 62 for each rank; the first one's has the 4 sinks, which are read
+     * with 129 recent ones at home. */
     ck_assert_double_eq_tol(s->kv_bytes, 4097 * 131072.0 / 2, 1);
     ck_assert_double_eq_tol(s->kv_bytes_most, (62 * 32 - 4 + 133) * 131072.0, 131072);
     const double seconds = (s->weight_bytes_most + s->kv_bytes_most) / 1e12 +

@@ -1,5 +1,5 @@
-/* Promises of service/plan_cache.h, against the allocator: a cache of the planned settings is filled with the planned
- * sequences, in a pool of exactly the planned bytes, and its own counters are compared. */
+/* Promises of service/plan_cache.h, against the allocator: a cache of the planned settings is filled
+ * with the planned sequences, in a pool of exactly the planned bytes, and its own counters are compared. */
 #include "service/plan_cache.h"
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"

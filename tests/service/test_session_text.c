@@ -1,5 +1,6 @@
 /* Promises of service/session_text.h: the automata against their plain definition, over random texts of
- * few letters, so that matches and near matches are frequent. What sessions make of it is in test_session.c. */
+ * few letters, so that matches and near matches are frequent. What sessions make of it is in
+ * test_session.c. */
 #include "service/session_text.h"
 #include "tests/test_main.h"
 

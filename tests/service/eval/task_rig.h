@@ -1,7 +1,8 @@
 /* tests/service/eval/task_rig.h - samples of the look-up tasks, and a reader that answers them.
  *
- * The reader knows the sentences and nothing of how they were chosen: it takes a prompt apart and answers it, so that
- * what it finds is what a reader of the passage can find. Its sentences are written out here once more. */
+ * The reader knows the sentences and nothing of how they were chosen: it takes a prompt apart and
+ * answers it, so that what it finds is what a reader of the passage can find. Its sentences are written
+ * out here once more. */
 #ifndef TESTS_SERVICE_EVAL_TASK_RIG_H
 #define TESTS_SERVICE_EVAL_TASK_RIG_H
 

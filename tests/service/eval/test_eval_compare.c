@@ -1,7 +1,8 @@
 /* tests/service/eval/test_eval_compare.c - rows over the same inputs.
  *
- * The default model is run, since it is the one with a tokenizer; nothing here says how good it is. Which answers are
- * right is decided here (the linker's --wrap): lookups in the longer context, and nothing else. */
+ * The default model is run, since it is the one with a tokenizer; nothing here says how good it is.
+ * Which answers are right is decided here (the linker's --wrap): lookups in the longer context, and
+ * nothing else. */
 #include "service/eval/eval_compare.h"
 #include "tests/service/eval/eval_rig.h"
 #include "tests/test_main.h"

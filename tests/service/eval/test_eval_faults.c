@@ -1,5 +1,5 @@
-/* Allocation N fails, for N = 0, 1, 2 ... until none does: ERR_NO_MEMORY, nothing open, no leak (the sanitizer presets
- * look). C++ is spared, as in tests/model/test_model_faults.c. */
+/* Allocation N fails, for N = 0, 1, 2 ... until none does: ERR_NO_MEMORY, nothing open, no leak (the
+ * sanitizer presets look). C++ is spared, as in tests/model/test_model_faults.c. */
 #include "service/eval/eval_against.h"
 #include "service/eval/eval_encode.h"
 #include "service/eval/eval_text.h"

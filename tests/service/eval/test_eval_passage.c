@@ -1,5 +1,6 @@
-/* Promises of eval_passage.h, which are seen in the samples that are made with it: budget, distance, ids. The linker wraps
- * the tokenizer's encode, so that it can be other than counted, and the allocator, so that each allocation can fail. */
+/* Promises of eval_passage.h, which are seen in the samples that are made with it: budget, distance,
+ * ids. The linker wraps the tokenizer's encode, so that it can be other than counted, and the allocator,
+ * so that each allocation can fail. */
 #include "service/eval/task_words.h"
 #include "tests/service/eval/task_rig.h"
 

@@ -1,5 +1,5 @@
-/* Promises of service/eval/eval_run.h about prompts that are read again: their results are the engine's, and depend on
- * neither groups nor steps. */
+/* Promises of service/eval/eval_run.h about prompts that are read again: their results are the engine's,
+ * and depend on neither groups nor steps. */
 #include "tests/service/engine_rig.h"
 #include "tests/service/eval/eval_rig.h"
 #include "tests/test_main.h"

@@ -372,8 +372,8 @@ END_TEST
 
 /* ---- a small pool ------------------------------------------------------------------------------------ */
 
-/* The pool deals in slabs of this. One holds 128 tokens of the first fixture: some jobs, but not the longest, which
- * fits in two. */
+/* The pool deals in slabs of this. One holds 128 tokens of the first fixture: some jobs, but not the
+ * longest, which fits in two. */
 enum { SLAB_BYTES = 1 << 16 };
 
 START_TEST(a_group_that_does_not_fit_runs_in_halves_with_the_same_results)

@@ -375,8 +375,8 @@ START_TEST(figures_are_those_of_finished_windows)
 }
 END_TEST
 
-/* d = 2, 1, 6 over 4, 4, 8 tokens: the mean is 9/16, the residuals -1/4, -5/4, 3/2, their squares sum to 31/8;
- * sqrt(31/8 / 2 * 3) / 16 = 0.15068204, times 1.95996398. */
+/* d = 2, 1, 6 over 4, 4, 8 tokens: the mean is 9/16, the residuals -1/4, -5/4, 3/2, their squares sum to
+ * 31/8; sqrt(31/8 / 2 * 3) / 16 = 0.15068204, times 1.95996398. */
 START_TEST(a_paired_difference_is_what_a_hand_computes)
 {
     const double a[] = {10, 20, 30, NAN}, b[] = {8, 19, 24, 5};
