@@ -11,6 +11,7 @@
 #include "kvcache/away.h"
 #include "kvcache/demote.h"
 #include "kvcache/encode.h"
+#include "kvcache/kv_replay.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 
@@ -134,8 +135,23 @@ static void give_back(kv_seq *seq)
     const kv_cache *cache = seq->cache;
     (void)kv_scatter_cut(cache, &seq->table, 0, KV_HELD_BY_SEQ);
     (void)kv_table_drop(&seq->table, cache->pool, 0, seq->n_blocks, KV_HELD_BY_SEQ);
-    seq->length = seq->n_blocks = seq->n_reserved = 0;
+    seq->length = seq->n_blocks = seq->n_reserved = seq->observed.first = 0;
     seq->is_taken = false;
+}
+
+/* A prompt that is read again is scored where it lies, and coefficients are not read for that. */
+static bool has_unscorable(const kv_seq *seq)
+{
+    const kv_cache *cache = seq->cache;
+    if (!kv_codec_is_low_rank(seq->methods.codec)) return false;
+    if (!kv_replay_is_due(cache, &seq->methods, seq->n_prompt_tokens)) return false;
+    for (uint32_t list = 0; list < cache->n_lists; list++) {
+        for (uint32_t b = 0; b < seq->n_blocks; b++) {
+            const uint32_t page = kv_table_page(&seq->table, list, b);
+            if (page != KV_PAGE_NONE && kv_is_coded_page(cache, page)) return true;
+        }
+    }
+    return false;
 }
 
 uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
@@ -154,7 +170,8 @@ uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_toke
         t.n_blocks = (uint32_t)min_size(kv_blocks_kept(cache, t.n_tokens), t.source.n_blocks);
         take_all(&t);
         kv_prefix_touch(&cache->prefix, object);
-        if (!kv_scatter_own_tails(seq)) give_back(seq); /* may give up the object, too */
+        /* Copying may give up the object, too. */
+        if (!kv_scatter_own_tails(seq) || has_unscorable(seq)) give_back(seq);
         seq->n_coded = kv_encode_taken(seq);
         cache->stats.prefix_hit_tokens += seq->length;
     }

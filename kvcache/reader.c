@@ -113,7 +113,8 @@ static kv_read_job make_job(const attend_loop *loop, const kv_tile *tile, uint32
         .worker = worker,
         .state = &worker->state,
         .is_decode = row->is_decode,
-        .has_low = kv_codec_is_low_rank(row->seq->methods.codec) && row->seq->n_coded > 0,
+        .has_low = kv_codec_is_low_rank(row->seq->methods.codec) && row->seq->n_coded > 0 &&
+                   !row->is_replay, /* whose prompt is raw: see kv_seq_take_prefix */
         .misses = misses_of(cache, tile->row, head),
         .layer = loop->args->layer,
         .head = head,
@@ -164,7 +165,6 @@ static void normalise_tile(const attend_loop *loop, const kv_tile *tile, uint32_
     const bool has_logit = loop->cache->layer[j.layer].sink_logit != NULL;
     const bool is_wanted = kv_seq_wants_replay(j.seq, &chunk);
     assert(is_wanted);
-    assert(!j.has_low); /* nothing of the prompt is encoded */
     if (chunk.first == 0 && chunk.end == n_prompt && !has_logit) return;
     const kv_read_ranges compared = {.first_end = (uint32_t)min_size(KV_REPLAY_SINKS, chunk.first),
                                      .first = chunk.first,

@@ -329,6 +329,44 @@ START_TEST(a_prompt_from_the_prefix_cache_has_the_same_scores)
 }
 END_TEST
 
+/* A prompt of `n_prompt` tokens, `n_taken` of which it takes. Reads it again if it is to be, and decodes. */
+static void run_taken(fake *f, uint32_t n_prompt, uint32_t n_taken)
+{
+    kv_replay_chunk chunk;
+    fake_seq s = fake_seq_open(f, (fake_ids){.seed = 3, .n_prompt = n_prompt});
+    s.n_prompt = n_prompt;
+    ck_assert_uint_eq(kv_seq_take_prefix(s.seq, s.tokens, n_prompt), n_taken);
+    fake_run(f, &s, n_prompt, 64);
+    ck_assert_int_eq(kv_seq_wants_replay(s.seq, &chunk), n_prompt == PROMPT);
+    if (n_prompt == PROMPT) replay(f, &s, 64);
+    kv_seq_share_prompt(s.seq, s.tokens, n_prompt);
+    fake_run(f, &s, n_prompt + 9, 1);
+    fake_check(f);
+    fake_seq_close(f, &s, false);
+}
+
+START_TEST(a_prefix_of_raw_pages_is_read_again_under_bases)
+{
+    const setup x = {"kvzip", "svd", "block", 50, 1, 1, false, true};
+    fake *f = open_fake(&x);
+    run_taken(f, 24, 0);
+    run_taken(f, PROMPT, 8); /* one block: the sinks', which is never encoded */
+    fake_close(f);
+}
+END_TEST
+
+START_TEST(a_prefix_of_coefficients_is_not_taken_by_what_is_read_again)
+{
+    const setup x = {"kvzip", "svd", "block", 105, 1, 1, false, true};
+    fake *f = open_fake(&x);
+    run_taken(f, 104, 0); /* all of it stays, and is encoded as it arrives */
+    ck_assert_uint_gt(fake_stats(f).pages_encoded, 3);
+    run_taken(f, PROMPT, 0);
+    run_taken(f, 104, 96); /* the second has left raw pages behind */
+    fake_close(f);
+}
+END_TEST
+
 /* ---- what stays ---------------------------------------------------------------------------------- */
 
 /* By layer, head and position: is the entry live in a page? Those of the ring are. */
@@ -573,6 +611,8 @@ const test_case test_cases[] = {
     TEST_CASE(a_replay_of_the_golden_layer_has_the_golden_scores),
     TEST_CASE(neither_cuts_nor_neighbours_nor_threads_change_a_bit),
     TEST_CASE(a_prompt_from_the_prefix_cache_has_the_same_scores),
+    TEST_CASE(a_prefix_of_raw_pages_is_read_again_under_bases),
+    TEST_CASE(a_prefix_of_coefficients_is_not_taken_by_what_is_read_again),
     TEST_CASE(the_best_stay_and_all_that_stays_is_what_it_was),
     TEST_CASE(nothing_is_chosen_or_encoded_before_the_prompt_ends),
     TEST_CASE(what_has_nothing_to_choose_is_not_read_again),
