@@ -59,12 +59,17 @@ void golden_query(uint32_t head, uint32_t t, float out[GOLDEN_DIM])
     golden_query_at(head, t, t, out);
 }
 
-void golden_key(uint32_t kv_head, uint32_t t, float out[GOLDEN_DIM])
+void golden_key_at(uint32_t kv_head, uint32_t t, uint32_t position, float out[GOLDEN_DIM])
 {
     double x[GOLDEN_DIM];
     project((weights){3, 0.75}, kv_head, t, x);
-    rotate(x, t);
+    rotate(x, position);
     store(x, out);
+}
+
+void golden_key(uint32_t kv_head, uint32_t t, float out[GOLDEN_DIM])
+{
+    golden_key_at(kv_head, t, t, out);
 }
 
 void golden_value(uint32_t kv_head, uint32_t t, float out[GOLDEN_DIM])

@@ -13,8 +13,9 @@ enum { GOLDEN_TOKENS = 48, GOLDEN_WIDTH = 32, GOLDEN_DIM = 8, GOLDEN_HEADS = 4 }
 void golden_query(uint32_t head, uint32_t t, float out[GOLDEN_DIM]);
 void golden_key(uint32_t kv_head, uint32_t t, float out[GOLDEN_DIM]);
 void golden_value(uint32_t kv_head, uint32_t t, float out[GOLDEN_DIM]);
-/* The query of hidden state t as if it stood at another position. */
+/* Those of hidden state t as if it stood at another position. */
 void golden_query_at(uint32_t head, uint32_t t, uint32_t position, float out[GOLDEN_DIM]);
+void golden_key_at(uint32_t kv_head, uint32_t t, uint32_t position, float out[GOLDEN_DIM]);
 void golden_query_before_rope(uint32_t head, uint32_t t, float out[GOLDEN_DIM]);
 
 /* Number i of the stream `seed`, uniform in [-scale, scale). */

@@ -1,6 +1,5 @@
 /* tests/kvcache/test_kv_replay.c - prompts that are read again: what is noted, what stays of it, what it
  * takes. That policies with such a scorer keep the promises of all others: tests/conformance. */
-#include "tests/kernels/golden_layer.h"
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
 
@@ -178,75 +177,6 @@ START_TEST(scores_are_the_largest_shares_of_a_softmax_over_first_entries_chunk_a
         }
         ck_assert_uint_eq(n_chunks, n_want);
         fake_seq_close(f, &s, false);
-        fake_close(f);
-    }
-}
-END_TEST
-
-static void turn_on(const float in[GOLDEN_DIM], uint32_t by, float out[GOLDEN_DIM])
-{
-    for (uint32_t c = 0; c < GOLDEN_DIM / 2; c++) {
-        const double angle = by * pow(10000, -2.0 * c / GOLDEN_DIM);
-        const double x = (double)in[c], y = (double)in[c + GOLDEN_DIM / 2];
-        out[c] = (float)(x * cos(angle) - y * sin(angle));
-        out[c + GOLDEN_DIM / 2] = (float)(y * cos(angle) + x * sin(angle));
-    }
-}
-
-/* Tokens [0, n) of the golden layer at the end of the sequence. */
-static void golden_step(fake *f, kv_seq *seq, bool is_replay)
-{
-    enum { T = GOLDEN_TOKENS, D = GOLDEN_DIM, HQ = GOLDEN_HEADS, HK = 2 };
-    static float q[T][HQ][D], k[T][HK][D], v[T][HK][D], out[T][HQ][D];
-    const uint32_t by = kv_seq_length(seq);
-    float x[D];
-    for (uint32_t t = 0; t < T; t++) {
-        for (uint32_t h = 0; h < HQ; h++) {
-            golden_query(h, t, x);
-            turn_on(x, by, q[t][h]);
-        }
-        for (uint32_t h = 0; h < HK; h++) {
-            golden_key(h, t, x);
-            turn_on(x, by, k[t][h]);
-            golden_value(h, t, v[t][h]);
-        }
-    }
-    const kv_row row = {.seq = seq, .n_tokens = T, .is_replay = is_replay};
-    ck_assert_int_eq(kv_step_begin(f->cache, &row, 1), ERR_OK);
-    kv_append(f->cache, &(kv_append_args){.layer = 0, .k = **k, .v = **v});
-    kv_attend(f->cache, &(kv_attend_args){.layer = 0, .q = **q, .out = **out});
-    kv_step_end(f->cache);
-}
-
-START_TEST(a_replay_of_the_golden_layer_has_the_golden_scores)
-{
-    const kv_layer_shape layer = {.n_heads = GOLDEN_HEADS,
-                                  .n_kv_heads = 2,
-                                  .k_dim = GOLDEN_DIM,
-                                  .v_dim = GOLDEN_DIM,
-                                  .scale = 1 / sqrtf(GOLDEN_DIM)};
-    for (uint32_t i = 0; i < 2; i++) {
-        fake_options options = {.layers = &layer, .n_layers = 1, .isa = i == 0 ? "ref" : "auto"};
-        options.config = fake_defaults();
-        options.config.scheduling = (char *)(uintptr_t) "kvzip";
-        options.config.budget = 0.5;
-        fake *f = fake_open(&options);
-        kv_seq *seq;
-        double sum = 0;
-        ck_assert_int_eq(
-            kv_seq_open(f->cache, &(kv_seq_options){.salt = "", .n_prompt_tokens = GOLDEN_TOKENS},
-                        &seq),
-            ERR_OK);
-        golden_step(f, seq, false);
-        golden_step(f, seq, true);
-        const float *head_0 = kv_replay_scores(seq, 0, 0), *head_1 = kv_replay_scores(seq, 0, 1);
-        for (uint32_t t = 0; t < GOLDEN_TOKENS; t++)
-            sum += exp((double)head_0[t]) + exp((double)head_1[t]);
-        ck_assert_double_eq_tol(exp((double)head_0[10]), 0.8997231, 2e-6);
-        ck_assert_double_eq_tol(exp((double)head_1[20]), 0.1510233, 2e-6);
-        ck_assert_double_eq_tol(sum, 17.974915, 2e-5);
-        ck_assert_uint_eq(kv_seq_end_replay(seq), GOLDEN_TOKENS);
-        kv_seq_close(seq, NULL);
         fake_close(f);
     }
 }
@@ -608,7 +538,6 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE(scores_are_the_largest_shares_of_a_softmax_over_first_entries_chunk_and_replay),
-    TEST_CASE(a_replay_of_the_golden_layer_has_the_golden_scores),
     TEST_CASE(neither_cuts_nor_neighbours_nor_threads_change_a_bit),
     TEST_CASE(a_prompt_from_the_prefix_cache_has_the_same_scores),
     TEST_CASE(a_prefix_of_raw_pages_is_read_again_under_bases),
