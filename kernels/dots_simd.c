@@ -29,10 +29,8 @@ enum {
     TILE_TOKENS = 4,
     DIRECT_TOKENS_MAX = 4,
     DIRECT_ROWS_MAX = 60,
-    DIRECT_TILE = 4, /* rows of the tallest direct tile */
-    AHEAD_BYTES =
-        12
-        << 10, /* of weights: some 100 lines, the latency of memory at full rate, and then some */
+    DIRECT_TILE = 4,        /* rows of the tallest direct tile */
+    AHEAD_BYTES = 12 << 10, /* of weights: the best of 1 to 32 KiB on Zen 4 */
     LINE_BYTES = 64
 };
 static_assert(ROW_BLOCK % TILE_ROWS == 0, "whole tiles");

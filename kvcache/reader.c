@@ -113,8 +113,7 @@ static kv_read_job make_job(const attend_loop *loop, const kv_tile *tile, uint32
         .worker = worker,
         .state = &worker->state,
         .is_decode = row->is_decode,
-        .has_low = kv_codec_is_low_rank(row->seq->methods.codec) && row->seq->n_coded > 0 &&
-                   !row->is_replay, /* whose prompt is raw: see kv_seq_take_prefix */
+        .has_low = kv_codec_is_low_rank(row->seq->methods.codec) && row->seq->n_coded > 0,
         .misses = misses_of(cache, tile->row, head),
         .layer = loop->args->layer,
         .head = head,
