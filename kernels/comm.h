@@ -21,7 +21,7 @@
  * there; see comm_wait). No call allocates. Messages are plain bytes in the machine's own order, not
  * encrypted and authenticated only by where they come from: a group runs on a private network.
  *
- * Threads: one at a time per comm, and for mpi the one that opened it. comm_abort, comm_status and
+ * Threads: one at a time per comm. comm_abort, comm_status and
  * comm_get_stats: any. Who opens closes. */
 #ifndef KERNELS_COMM_H
 #define KERNELS_COMM_H

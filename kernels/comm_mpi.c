@@ -7,7 +7,7 @@
  * only while it is called, and it is not called again. Nor is it finalized, because that would wait for
  * those that are lost; mpirun ends the group when a rank leaves without.
  *
- * One thread calls (MPI_THREAD_FUNNELED), so nothing watches between calls: a killed peer is mpirun's
+ * One thread at a time calls (MPI_THREAD_SERIALIZED), so nothing watches between calls: a killed peer is mpirun's
  * to see, a stopped one is seen on the deadline of a call. Use `tcp` where that is not enough. While a
  * message is awaited MPI has to be asked for it; this rank gives its processor away at once where
  * others may need it, and from SPIN_LOOKS on sleeps between looks. */
@@ -202,14 +202,14 @@ static err_t begin_mpi(mpi_comm *c, err_info *info)
     int is_begun = 0, level = MPI_THREAD_SINGLE;
     (void)MPI_Initialized(&is_begun);
     if (!is_begun) {
-        if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level) != MPI_SUCCESS)
+        if (MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &level) != MPI_SUCCESS)
             return err_set(info, ERR_SYSTEM, "mpi: cannot begin");
         c->has_begun_mpi = true;
     } else {
         (void)MPI_Query_thread(&level);
     }
-    if (level < MPI_THREAD_FUNNELED)
-        return err_set(info, ERR_UNSUPPORTED, "mpi: this MPI allows no other threads");
+    if (level < MPI_THREAD_SERIALIZED)
+        return err_set(info, ERR_UNSUPPORTED, "mpi: this MPI allows only the thread that began it");
     return ERR_OK;
 }
 

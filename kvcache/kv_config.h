@@ -32,6 +32,7 @@ typedef struct kv_config {
     char *compression; /* a codec, or SELECTION,CODEC */
     comm *
         comm; /* no setting: the ranks that hold the cache together, see ranks.h. NULL: alone. Borrowed */
+    uint32_t n_ranks_here; /* no setting: ranks that share this machine's memory; 0 is 1 */
 } kv_config;
 
 extern const cfg_table kv_config_table;

@@ -131,3 +131,47 @@ void kv_methods_compression(const kv_methods *methods, char text[KV_COMPRESSION_
                  has_selection ? "," : "", methods->codec->name);
     assert(n > 0 && n < KV_COMPRESSION_BYTES);
 }
+
+/* Names in tables are shorter than these fields: they are literals, or were checked when parsed. */
+static void pack_text(const char *text, char *out, size_t out_bytes)
+{
+    const size_t n = strlen(text);
+    assert(n < out_bytes);
+    memcpy(out, text, n);
+}
+
+void kv_methods_pack(const kv_methods *methods, kv_methods_wire *out)
+{
+    const bool is_quest = methods->policy.limits_reads; /* which chose the routing itself */
+    *out = (kv_methods_wire){.budget = kv_methods_budget(methods),
+                             .routing_k = methods->route.k,
+                             .routing_eps = methods->route.eps,
+                             .routing_tau = methods->route.tau};
+    pack_text(is_quest ? "full" : methods->routing->name, out->routing, sizeof out->routing);
+    pack_text(methods->policy.name, out->scheduling, sizeof out->scheduling);
+    kv_methods_compression(methods, out->compression);
+}
+
+static bool has_end(const char *text, size_t n_bytes)
+{
+    return memchr(text, '\0', n_bytes) != NULL;
+}
+
+err_t kv_methods_unpack(const kv_methods_wire *wire, uint32_t page_tokens, kv_methods *out,
+                        err_info *info)
+{
+    kv_methods_wire own = *wire;
+    if (!has_end(own.routing, sizeof own.routing) ||
+        !has_end(own.scheduling, sizeof own.scheduling) ||
+        !has_end(own.compression, sizeof own.compression))
+        return err_set(info, ERR_BAD_CONFIG, "methods: a name has no end");
+    const kv_config config = {.page_tokens = page_tokens,
+                              .routing = own.routing,
+                              .routing_k = own.routing_k,
+                              .routing_eps = own.routing_eps,
+                              .routing_tau = own.routing_tau,
+                              .scheduling = own.scheduling,
+                              .budget = own.budget,
+                              .compression = own.compression};
+    return kv_methods_resolve(&config, out, info);
+}

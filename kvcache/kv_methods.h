@@ -56,4 +56,16 @@ void kv_methods_compression(const kv_methods *methods, char text[KV_COMPRESSION_
  * ERR_BAD_CONFIG names an unknown method or a number out of range. */
 err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *info) MUST_CHECK;
 
+/* Methods for another process, whose tables lie elsewhere: names and numbers that resolve to the same. */
+typedef struct kv_methods_wire {
+    char routing[32], scheduling[KV_POLICY_NAME_BYTES], compression[KV_COMPRESSION_BYTES];
+    double budget, routing_k, routing_eps, routing_tau;
+} kv_methods_wire;
+
+void kv_methods_pack(const kv_methods *methods, kv_methods_wire *out);
+
+/* page_tokens: the cache's. ERR_BAD_CONFIG as above, and if a text has no end. */
+err_t kv_methods_unpack(const kv_methods_wire *wire, uint32_t page_tokens, kv_methods *out,
+                        err_info *info) MUST_CHECK;
+
 #endif

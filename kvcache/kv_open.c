@@ -364,12 +364,14 @@ static void need_all(kv_cache *cache, uint64_t n_seqs, uint64_t n_blocks)
         cache->need[c] *= n_seqs;
 }
 
-static uint64_t choose_budget(kv_cache *cache, const kv_pool_config *config)
+static uint64_t choose_budget(kv_cache *cache, const kv_config *settings,
+                              const kv_pool_config *config)
 {
+    const uint32_t n_here = settings->n_ranks_here > 0 ? settings->n_ranks_here : 1;
     need_all(cache, cache->limits.n_seqs_max,
              cache->limits.n_seq_tokens_max / cache->page_tokens + 1);
     const uint64_t wanted = kv_pool_least_bytes(config, cache->need);
-    const uint64_t most = kv_memory_available() / MEMORY_SHARE;
+    const uint64_t most = kv_memory_available() / MEMORY_SHARE / n_here;
     return wanted < most ? wanted : most;
 }
 
@@ -410,7 +412,7 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
     for (uint32_t l = 0; l < cache->n_layers && cache->has_boxes; l++)
         config.box_bytes = max_size(config.box_bytes, kv_box_bytes(&cache->heads[l]));
     cache->run_box_bytes = config.box_bytes;
-    if (memory_bytes == 0) config.budget_bytes = choose_budget(cache, &config);
+    if (memory_bytes == 0) config.budget_bytes = choose_budget(cache, settings, &config);
     const uint32_t n_own_shards =
         (cache->n_shards - cache->ranks.rank + cache->ranks.n - 1) / cache->ranks.n;
     need_all(cache, 1, 1);

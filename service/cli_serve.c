@@ -1,7 +1,9 @@
 /* service/cli_serve.c - the words of `pikv serve` and `pikv healthcheck`. See cli.h. */
 #include "base/log.h"
 #include "service/cli.h"
+#include "service/rank_group.h"
 #include "service/server.h"
+#include "service/signal_watch.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +43,12 @@ static void print_settings(server_settings *settings)
     server_settings_print(settings, stdout);
 }
 
+static int run(const server_settings *settings)
+{
+    if (settings->serve.check) return server_check(settings);
+    return settings->place.rank == 0 ? server_run(settings) : rank_follow(settings);
+}
+
 int cli_serve(int argc, char **argv, char *const *environment)
 {
     err_info info = {0};
@@ -50,7 +58,7 @@ int cli_serve(int argc, char **argv, char *const *environment)
         server_settings_print_help(stdout);
         return 0;
     }
-    server_block_signals();
+    signal_watch_block();
     const err_t err = server_settings_load(&settings, argc, argv, environment, &info);
     int code = 0;
     if (err != ERR_OK) {
@@ -65,7 +73,7 @@ int cli_serve(int argc, char **argv, char *const *environment)
             log_warn("server", "--api-key is visible to everybody in the list of processes;"
                                " --api-key-file and PIKV_API_KEY are not");
         }
-        code = settings.serve.check ? server_check(&settings) : server_run(&settings);
+        code = run(&settings);
     }
     server_settings_deinit(&settings);
     return code;

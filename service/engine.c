@@ -43,6 +43,7 @@ static void place_arrays(engine *e, arena *a)
     e->entries = arena_take(a, n_open, sizeof *e->entries);
     e->batch.plan = arena_take(a, n_seqs, sizeof *e->batch.plan);
     e->batch.kv_rows = arena_take(a, n_seqs, sizeof *e->batch.kv_rows);
+    e->batch.slots = arena_take(a, n_seqs, sizeof *e->batch.slots);
     e->batch.tokens = arena_take(a, n_tokens, sizeof *e->batch.tokens);
     e->batch.positions = arena_take(a, n_tokens, sizeof *e->batch.positions);
     e->batch.jobs = arena_take(a, n_tokens, sizeof *e->batch.jobs);
@@ -79,6 +80,15 @@ static err_t check_config(engine *e, err_info *info)
     return ERR_OK;
 }
 
+/* A group that has failed: all sessions end with an error, those that still come, too. */
+static void end_all(engine *e)
+{
+    atomic_store_explicit(&e->has_failed, true, memory_order_release);
+    for (uint32_t i = 0; i < e->n_items; i++)
+        e->entries[i].finish = FINISH_ERROR;
+    engine_retire_finished(e);
+}
+
 static void *engine_main(void *arg)
 {
     engine *e = arg;
@@ -87,6 +97,8 @@ static void *engine_main(void *arg)
         engine_drop_cancelled(e);
         engine_publish_load(e);
         if (e->n_items > 0) engine_run_step(e);
+        leader_tick(e->ranks);
+        if (leader_status(e->ranks, NULL) != ERR_OK) end_all(e);
         engine_publish_load(e);
         engine_report_if_due(e);
         atomic_store_explicit(&e->beat_ns, 0, memory_order_relaxed);
@@ -100,7 +112,7 @@ static err_t init_locks(engine *e)
     if (pthread_condattr_init(&attributes) != 0) return ERR_SYSTEM;
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_mutex_init(&e->lock, NULL);
-    pthread_cond_init(&e->wake, NULL);
+    pthread_cond_init(&e->wake, &attributes);
     pthread_cond_init(&e->drained, &attributes);
     pthread_condattr_destroy(&attributes);
     return ERR_OK;
@@ -124,7 +136,19 @@ static void engine_free(engine *e)
     pthread_cond_destroy(&e->wake);
     pthread_mutex_destroy(&e->lock);
     arena_deinit(&e->memory);
+    leader_close(e->ranks);
     free(e);
+}
+
+static err_t open_ranks(engine *e, err_info *info)
+{
+    const rank_parts parts = {.cache = e->parts.cache,
+                              .m = e->parts.m,
+                              .comm = e->parts.comm,
+                              .limits = {.n_seqs_max = e->config.n_seqs_max,
+                                         .n_step_tokens_max = e->config.n_batched_tokens_max,
+                                         .n_seq_tokens_max = e->config.n_context_max}};
+    return leader_open(&parts, &e->ranks, info);
 }
 
 err_t engine_open(const engine_config *config, const engine_parts *parts, engine **out,
@@ -146,6 +170,7 @@ err_t engine_open(const engine_config *config, const engine_parts *parts, engine
     err = check_config(e, info);
     if (err == ERR_OK) err = replay_text_init(&e->replay, parts->t, e->n_vocab);
     if (err == ERR_OK) err = place_memory(e);
+    if (err == ERR_OK) err = open_ranks(e, info);
     if (err == ERR_OK) err = start_thread(e);
     if (err != ERR_OK) {
         engine_free(e);
@@ -211,11 +236,25 @@ uint32_t engine_context_max(const engine *e)
     return e->config.n_context_max;
 }
 
-bool engine_is_alive(const engine *e)
+err_t engine_status(const engine *e, err_info *info)
 {
     const uint64_t beat_ns = atomic_load_explicit(&e->beat_ns, memory_order_relaxed);
     const uint64_t now_ns = clock_mono_ns();
-    return beat_ns == 0 || now_ns < beat_ns || now_ns - beat_ns < STALL_NS;
+    if (atomic_load_explicit(&e->has_failed, memory_order_acquire))
+        return leader_status(e->ranks, info);
+    if (beat_ns == 0 || now_ns < beat_ns || now_ns - beat_ns < STALL_NS) return ERR_OK;
+    return err_set(info, ERR_TIMEOUT, "a step of the engine has taken %llu s",
+                   (unsigned long long)((now_ns - beat_ns) / 1000000000));
+}
+
+bool engine_is_alive(const engine *e)
+{
+    return engine_status(e, NULL) == ERR_OK;
+}
+
+uint32_t engine_get_reports(const engine *e, rank_report *out, uint32_t n_max)
+{
+    return leader_get_reports(e->ranks, out, n_max);
 }
 
 engine_load engine_get_load(const engine *e)

@@ -9,6 +9,8 @@
  * A prompt that its methods want to see again (kvcache/kv_replay.h) is fed a second time once its first token
  * is drawn, in steps like those of a prompt, before the second is.
  *
+ * Over several ranks the engine is rank 0's, and the others do what it does to model and cache (leader.h).
+ *
  * A session that can never fit (prompt + max_tokens beyond context or pool) is refused by
  * engine_submit, before it is queued. Nothing is allocated between the first and last token of a step.
  *
@@ -21,6 +23,7 @@
 #include "model/model.h"
 #include "service/kv_look.h"
 #include "service/metrics.h"
+#include "service/rank_report.h"
 #include "service/session.h"
 
 typedef struct engine engine;
@@ -40,6 +43,7 @@ typedef struct engine_parts {
     kv_cache *cache;
     const tokenizer *t;
     metrics *metrics;
+    comm *comm; /* of model and cache, this rank being 0; the engine's from now on. NULL: alone */
 } engine_parts;
 err_t engine_open(const engine_config *config, const engine_parts *parts, engine **out,
                   err_info *info) MUST_CHECK;
@@ -57,7 +61,14 @@ err_t engine_look(engine *e, kv_look *look) MUST_CHECK;
 void engine_poke(engine *e); /* something was cancelled: look at once, even if idle */
 
 uint32_t engine_context_max(const engine *e);
-bool engine_is_alive(const engine *e); /* a heartbeat: false when a step hangs (5 minutes) */
+bool engine_is_alive(const engine *e); /* engine_status is ERR_OK */
+
+/* ERR_TIMEOUT: a step hangs (5 minutes). Over ranks also what has ended the group; then every session has
+ * ended with an error and none is taken any more. Any thread. */
+err_t engine_status(const engine *e, err_info *info) MUST_CHECK;
+
+/* Of ranks 0 .. n_max - 1, about a second old; returns how many. Any thread. */
+uint32_t engine_get_reports(const engine *e, rank_report *out, uint32_t n_max);
 
 /* Refuses new sessions, waits until the present ones are finished or `timeout_ms` has passed, then
  * cancels the rest; returns when all are finished. */

@@ -10,6 +10,7 @@
 #include "base/arena.h"
 #include "service/batch_scheduler.h"
 #include "service/engine.h"
+#include "service/leader.h"
 #include "service/replay_text.h"
 #include "service/session_write.h"
 
@@ -21,6 +22,7 @@ enum { ENGINE_LOOKS_MAX = 4 };
 typedef struct entry {
     session *s;            /* one reference */
     kv_seq *seq;           /* while running, else NULL */
+    uint32_t slot;         /* of it, to the leader */
     bool was_scheduled;    /* has run before: when waiting, it was preempted */
     bool has_shared;       /* kv_seq_share_prompt was called for the present seq */
     session_finish finish; /* set within a step, acted upon after it */
@@ -42,6 +44,7 @@ typedef struct job {
 typedef struct step_batch {
     sched_row *plan; /* [n_seqs_max] */
     kv_row *kv_rows; /* [n_seqs_max] */
+    uint32_t *slots; /* [n_seqs_max]: of their sequences */
     uint32_t n_rows;
     uint32_t *tokens;    /* [n_batched_tokens_max] */
     uint32_t *positions; /* [n_batched_tokens_max] */
@@ -60,6 +63,7 @@ typedef struct engine_report {
 struct engine {
     engine_config config; /* n_context_max resolved */
     engine_parts parts;
+    leader *ranks;
     uint32_t n_vocab;
     replay_text replay;  /* what prompts that are read again are fed */
     uint32_t n_open_max; /* sessions in the engine: n_seqs_max + n_queued_max */
@@ -83,6 +87,7 @@ struct engine {
     /* ---- shared, atomic */
     _Atomic uint32_t n_running, n_waiting, n_preempted;
     _Atomic uint64_t beat_ns; /* start of the present step; 0 while idle */
+    atomic_bool has_failed;   /* the group of ranks is lost: see leader_status */
 
     /* ---- the engine's thread alone */
     sched_item *items; /* [n_open_max] */

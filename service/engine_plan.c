@@ -74,7 +74,7 @@ void engine_update_item(engine *e, uint32_t item)
 void engine_stop_running(engine *e, uint32_t item, const uint32_t *cached_tokens)
 {
     entry *en = &e->entries[item];
-    kv_seq_close(en->seq, cached_tokens);
+    leader_seq_close(e->ranks, en->slot, cached_tokens);
     en->seq = NULL;
     en->has_shared = false;
     engine_update_item(e, item);
@@ -133,19 +133,20 @@ static bool admit(engine *e, uint32_t item)
                                     .n_prompt_tokens = spec->n_prompt,
                                     .no_prefix_read = spec->score_prompt || is_lossy_again};
     const bool is_alone = engine_n_running(e) == 0;
-    if (kv_seq_open(e->parts.cache, &options, &en->seq) != ERR_OK) {
-        en->seq = NULL;
+    leader_seq opened;
+    if (leader_seq_open(e->ranks, &options, session_history(en->s), engine_n_known(e, item),
+                        &opened) != ERR_OK) {
         if (is_alone) en->finish = FINISH_ERROR;
         return false;
     }
-    const uint32_t n_cached =
-        kv_seq_take_prefix(en->seq, session_history(en->s), engine_n_known(e, item));
+    en->seq = opened.seq;
+    en->slot = opened.slot;
     engine_update_item(e, item);
     if (!is_alone && !has_room(e, item)) {
         engine_stop_running(e, item, NULL);
         return false;
     }
-    if (!en->was_scheduled) note_first_schedule(e, en, n_cached);
+    if (!en->was_scheduled) note_first_schedule(e, en, opened.n_cached);
     return true;
 }
 
@@ -247,8 +248,10 @@ static void build_batch(engine *e)
     b->n_tokens = 0;
     b->n_jobs = 0;
     b->has_prompt = false;
-    for (uint32_t r = 0; r < b->n_rows; r++)
+    for (uint32_t r = 0; r < b->n_rows; r++) {
         add_row(e, &b->plan[r], &b->kv_rows[r]);
+        b->slots[r] = e->entries[b->plan[r].item].slot;
+    }
 }
 
 static void build_jobs(engine *e)
@@ -288,11 +291,17 @@ bool engine_plan_step(engine *e)
         plan_rows(e);
         if (e->batch.n_rows == 0) return false;
         build_batch(e);
-        const err_t err = kv_step_begin(e->parts.cache, e->batch.kv_rows, e->batch.n_rows);
+        const leader_step step = {.rows = e->batch.kv_rows,
+                                  .slots = e->batch.slots,
+                                  .n_rows = e->batch.n_rows,
+                                  .tokens = e->batch.tokens,
+                                  .n_tokens = e->batch.n_tokens};
+        const err_t err = leader_step_begin(e->ranks, &step);
         if (err == ERR_OK) {
             build_jobs(e);
             return true;
         }
+        if (leader_status(e->ranks, NULL) != ERR_OK) return false;
         make_room(e, err);
     }
     return false;

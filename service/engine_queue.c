@@ -7,7 +7,9 @@
 #include "base/check.h"
 #include "base/clock.h"
 
+#include <errno.h>
 #include <string.h>
+#include <time.h>
 
 /* A setting of the server has the name of its flag, one of the request that of its key. */
 static err_t check_replay(const engine *e, const session_spec *spec, err_info *info)
@@ -148,13 +150,27 @@ static bool has_work(const engine *e)
     return e->n_inbox > 0 || e->n_looks > 0 || e->n_items > 0 || e->is_poked || e->is_closing;
 }
 
+/* Until something may have come. Over ranks no longer than a life sign of the group can wait: then true. */
+static bool sleep_once(engine *e)
+{
+    struct timespec end;
+    if (leader_is_alone(e->ranks)) {
+        pthread_cond_wait(&e->wake, &e->lock);
+        return false;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += LEADER_TICK_MS / 1000;
+    return pthread_cond_timedwait(&e->wake, &e->lock, &end) == ETIMEDOUT;
+}
+
 bool engine_take_inbox(engine *e)
 {
     const bool was_idle = e->n_items == 0;
     kv_look *looks[ENGINE_LOOKS_MAX];
     pthread_mutex_lock(&e->lock);
-    while (!has_work(e))
-        pthread_cond_wait(&e->wake, &e->lock);
+    bool is_due = false;
+    while (!has_work(e) && !is_due)
+        is_due = sleep_once(e);
     e->is_poked = false;
     e->cancels_all = e->is_cancelling;
     move_inbox(e);

@@ -73,10 +73,10 @@ static void count_as_released(engine *e)
     pthread_mutex_unlock(&e->lock);
 }
 
-static void note_kv_usage(const entry *en)
+static void note_kv_usage(const engine *e, const entry *en)
 {
     kv_usage usage;
-    kv_seq_usage(en->seq, &usage);
+    leader_seq_usage(e->ranks, en->slot, &usage);
     session_set_kv_usage(en->s, &usage);
 }
 
@@ -85,9 +85,10 @@ static void retire(engine *e, entry *en)
     session *s = en->s;
     const uint64_t now_ns = clock_mono_ns();
     if (en->seq != NULL) {
-        if (session_get_spec(s)->reports_kv) note_kv_usage(en);
+        if (session_get_spec(s)->reports_kv) note_kv_usage(e, en);
         /* Values that gave bad logits must not be found by others. */
-        kv_seq_close(en->seq, en->finish == FINISH_ERROR ? NULL : session_history(s));
+        leader_seq_close(e->ranks, en->slot,
+                         en->finish == FINISH_ERROR ? NULL : session_history(s));
         en->seq = NULL;
         e->is_full = false;
     }

@@ -23,8 +23,7 @@ static void forward(engine *e)
                                .n_tokens = e->batch.n_tokens,
                                .on_experts = count_experts,
                                .on_experts_ctx = e->parts.metrics};
-    model_forward(e->parts.m, e->parts.cache, &batch);
-    kv_step_end(e->parts.cache);
+    leader_forward(e->ranks, &batch);
 }
 
 typedef struct group {
@@ -120,7 +119,7 @@ static void end_replays(engine *e)
         const entry *en = &e->entries[item];
         if (!e->batch.kv_rows[r].is_replay || !kv_seq_wants_replay(en->seq, &chunk)) continue;
         if (engine_n_replay_left(e, item, &chunk) > 0) continue;
-        if (kv_seq_end_replay(en->seq) == 0)
+        if (leader_seq_end_replay(e->ranks, en->slot) == 0)
             log_debug("engine", "computed again cause=replay tokens=%u", engine_n_known(e, item));
     }
 }
@@ -168,7 +167,7 @@ static void share_prompts(engine *e)
         if (kv_seq_length(en->seq) < spec->n_prompt) continue;
         kv_replay_chunk chunk; /* what is read again changes the prompt's pages, for a while */
         if (spec->max_tokens > 1 && kv_seq_wants_replay(en->seq, &chunk)) continue;
-        kv_seq_share_prompt(en->seq, spec->prompt, spec->n_prompt);
+        leader_seq_share(e->ranks, en->slot, spec->prompt, spec->n_prompt);
         en->has_shared = true;
         end_leadership(e, e->items[item].group);
     }
@@ -180,6 +179,7 @@ void engine_run_step(engine *e)
     const uint64_t start_ns = clock_mono_ns();
     metrics *m = e->parts.metrics;
     forward(e);
+    if (leader_status(e->ranks, NULL) != ERR_OK) return; /* what the step gave is worthless */
     run_jobs(e);
     end_replays(e);
     publish_rows(e);

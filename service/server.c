@@ -2,8 +2,7 @@
  *
  * The listeners open first, so that a supervisor's probes have an answer while gigabytes load. The
  * main thread then loads, publishes `ready` and watches: the engine's heartbeat, the log line of every ten
- * busy seconds, the request to stop. Signals are taken by one thread with sigwait, never by a
- * handler: it may lock, log and end the process.
+ * busy seconds, the request to stop.
  *
  * Stopping: the phase becomes `draining` at once (new requests get 503, /ready too), running requests
  * get --shutdown-timeout seconds, what is left then ends with an error chunk. Connections are still
@@ -14,14 +13,12 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "service/cli.h"
+#include "service/signal_watch.h"
 
 #include <inttypes.h>
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 enum {
@@ -33,81 +30,10 @@ enum {
     MONITOR_CONNECTIONS_MAX = 64,
     WATCH_MS = 1000,
     REPORT_SECONDS = 10,
-    FLUSH_MS_MAX = 5000, /* for the last bytes of the last replies */
+    FLUSH_MS_MAX = 5000,
+    FAILED_FLUSH_MS = 1000, /* what runs ends with an error, and the process soon */
     FLUSH_POLL_MS = 5
 };
-
-/* ---- signals ------------------------------------------------------------------------------------------- */
-
-typedef struct signal_watch {
-    pthread_t thread;
-    int stop_event;            /* eventfd: written once, when the server shall stop */
-    const _Atomic(int) *phase; /* api_phase */
-} signal_watch;
-
-static void fill_signals(sigset_t *signals)
-{
-    sigemptyset(signals);
-    sigaddset(signals, SIGTERM);
-    sigaddset(signals, SIGINT);
-    sigaddset(signals, SIGHUP);
-    sigaddset(signals, SIGUSR2); /* ends the watch itself */
-}
-
-void server_block_signals(void)
-{
-    sigset_t signals;
-    fill_signals(&signals);
-    pthread_sigmask(SIG_BLOCK, &signals, NULL);
-    signal(SIGPIPE, SIG_IGN);
-}
-
-static void ask_to_stop(const signal_watch *watch, bool is_first)
-{
-    const uint64_t one = 1;
-    if (!is_first) {
-        log_warn("server", "stopped at once by a second signal");
-        _exit(1);
-    }
-    if (atomic_load_explicit(watch->phase, memory_order_acquire) == API_LOADING) {
-        log_info("server", "stopped while loading"); /* nothing is running that could be drained */
-        _exit(0);
-    }
-    log_info("server", "stopping: running requests are finished, new ones refused");
-    if (write(watch->stop_event, &one, sizeof one) != (ssize_t)sizeof one) _exit(1);
-}
-
-static void *watch_signals(void *ctx)
-{
-    signal_watch *watch = ctx;
-    sigset_t signals;
-    bool is_first = true;
-    fill_signals(&signals);
-    for (;;) {
-        int number = 0;
-        if (sigwait(&signals, &number) != 0) continue;
-        if (number == SIGUSR2) return NULL;
-        if (number == SIGHUP) continue; /* a closed terminal is no reason to stop */
-        ask_to_stop(watch, is_first);
-        is_first = false;
-    }
-}
-
-static err_t watch_open(signal_watch *watch, const _Atomic(int) *phase, err_info *info)
-{
-    *watch = (signal_watch){.stop_event = eventfd(0, EFD_CLOEXEC), .phase = phase};
-    if (watch->stop_event < 0) return err_set(info, ERR_SYSTEM, "no event for signals");
-    if (pthread_create(&watch->thread, NULL, watch_signals, watch) == 0) return ERR_OK;
-    close(watch->stop_event);
-    return err_set(info, ERR_SYSTEM, "no thread for signals");
-}
-
-static void watch_close(signal_watch *watch)
-{
-    pthread_kill(watch->thread, SIGUSR2);
-    pthread_join(watch->thread, NULL);
-    close(watch->stop_event);
-}
 
 /* ---- listeners ----------------------------------------------------------------------------------------- */
 
@@ -193,7 +119,7 @@ static void report(const server_parts *parts, throughput *last)
     const uint64_t n_output = metrics_read(parts->metrics, METRIC_GENERATION_TOKENS);
     const engine_load load = engine_get_load(parts->e);
     kv_stats kv;
-    kv_stats_read(parts->cache, &kv);
+    kv_stats_read(parts->own.cache, &kv);
     const bool is_busy = n_prompt + n_output > last->n_prompt + last->n_output ||
                          load.n_running + load.n_waiting > 0;
     if (is_busy) {
@@ -210,14 +136,14 @@ static void report(const server_parts *parts, throughput *last)
     *last = (throughput){now_ns, n_prompt, n_output};
 }
 
-/* Until the server shall stop. False if the engine has died. */
-static bool watch_engine(const server_parts *parts, const signal_watch *watch)
+/* Until the server shall stop. False if the engine has died, of what `info` says. */
+static bool watch_engine(const server_parts *parts, const signal_watch *watch, err_info *info)
 {
     throughput last = {clock_mono_ns(), metrics_read(parts->metrics, METRIC_PROMPT_TOKENS),
                        metrics_read(parts->metrics, METRIC_GENERATION_TOKENS)};
     struct pollfd stop = {.fd = watch->stop_event, .events = POLLIN};
     while (poll(&stop, 1, WATCH_MS) <= 0) {
-        if (!engine_is_alive(parts->e)) return false;
+        if (engine_status(parts->e, info) != ERR_OK) return false;
         report(parts, &last);
     }
     return true;
@@ -235,32 +161,39 @@ static uint32_t n_active(const server_parts *parts)
     return http_server_n_active(parts->server);
 }
 
+/* The last bytes of the last replies. */
+static void flush(server_parts *parts, int ms_max)
+{
+    http_server_stop_accepting(parts->server);
+    for (int ms = 0; ms < ms_max && n_active(parts) > 0; ms += FLUSH_POLL_MS)
+        poll(NULL, 0, FLUSH_POLL_MS);
+}
+
 static void drain(server_parts *parts)
 {
     const uint64_t start_ns = clock_mono_ns();
     set_phase(parts, API_DRAINING);
     engine_drain(parts->e, parts->settings->serve.shutdown_timeout_s * 1000);
-    http_server_stop_accepting(parts->server);
-    for (int ms = 0; ms < FLUSH_MS_MAX && n_active(parts) > 0; ms += FLUSH_POLL_MS)
-        poll(NULL, 0, FLUSH_POLL_MS);
+    flush(parts, FLUSH_MS_MAX);
     log_info("server", "drained seconds=%.3f", clock_seconds_since(start_ns));
 }
 
 /* Loaded, then watched to the end. The exit code. */
-static int serve(server_parts *parts, const signal_watch *watch, err_info *info)
+static int serve(server_parts *parts, signal_watch *watch, err_info *info)
 {
     if (server_load(parts, info) != ERR_OK) return 1;
+    signal_watch_set_busy(watch);
     set_phase(parts, API_READY);
     const serve_config *config = &parts->settings->serve;
     char url[URL_BYTES];
     log_info("server", "ready model=%s url=%s seconds=%.3f", parts->model_names[0],
              url_of(config->host, http_server_port(parts->server), url), parts->api.load_seconds);
-    if (watch_engine(parts, watch)) {
+    if (watch_engine(parts, watch, info)) {
         drain(parts);
         return 0;
     }
     set_phase(parts, API_FAILED);
-    err_set(info, ERR_SYSTEM, "the engine has stopped after a fatal error");
+    flush(parts, FAILED_FLUSH_MS);
     return 1;
 }
 
@@ -271,7 +204,9 @@ int server_run(const server_settings *settings)
     signal_watch watch;
     int code = 1;
     err_t err = server_prepare(&parts, settings, &info);
-    if (err == ERR_OK) err = watch_open(&watch, &parts.api.phase, &info);
+    if (err == ERR_OK)
+        err = signal_watch_open(&watch, "server", "running requests are finished, new ones refused",
+                                &info);
     if (err == ERR_OK) {
         err = open_main(&parts, &info);
         if (err == ERR_OK) err = open_monitor(&parts, &info);
@@ -281,7 +216,7 @@ int server_run(const server_settings *settings)
         http_server_close(parts.monitor);
         http_server_close(parts.server);
         server_unload(&parts);
-        watch_close(&watch);
+        signal_watch_close(&watch);
     } else {
         server_unload(&parts);
     }

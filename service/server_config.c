@@ -38,7 +38,7 @@ static const cfg_field fields[] = {
     CFG_NUM32(S, pipeline_parallel, "pipeline-parallel-size", 1, 1024, "1", "only 1 in this build"),
     CFG_NUM32(S, data_parallel, "data-parallel-size", 1, 1024, "1", "only 1 in this build"),
     CFG_FLAG(S, expert_parallel, "enable-expert-parallel", "false",
-             "refused: this build has one rank"),
+             "ranks always share the experts: only with --ranks"),
     CFG_TEXT(S, config_file, "config", NULL, "FILE", "YAML file: the keys are the names of flags"),
     CFG_FLAG(S, check, "check", "false", "validate the model, every value of it, and leave"),
     CFG_FLAG(S, print_config, "print-config", "false", "print the settings as YAML and leave"),

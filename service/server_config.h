@@ -8,6 +8,7 @@
 #include "base/config.h"
 #include "kvcache/kv_config.h"
 #include "service/engine.h"
+#include "service/rank_place.h"
 
 typedef struct serve_config {
     char *model_dir;         /* positional, or --model; default models/storyteller */
@@ -31,7 +32,7 @@ typedef struct serve_config {
     uint32_t n_choices_max;          /* --max-choices: n x prompts of one request */
     uint32_t log_level, log_format;  /* as in base/log.h */
     uint32_t tensor_parallel, pipeline_parallel, data_parallel; /* accepted as 1 */
-    bool expert_parallel; /* refused: one rank holds all experts */
+    bool expert_parallel; /* what ranks do in any case; refused with one */
     char *config_file;    /* --config */
     bool check;           /* --check: validate the model and leave */
     bool print_config;    /* --print-config: show the settings and leave */
@@ -48,6 +49,8 @@ typedef struct server_settings {
     serve_config serve;
     engine_config engine;
     kv_config kv;
+    ranks_config ranks;
+    rank_place place; /* derived, from the environment too, which it borrows from */
 } server_settings;
 
 /* Defaults, then file, environment and arguments in rising strength. argv[0] is the first word after

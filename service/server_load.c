@@ -113,69 +113,54 @@ err_t server_prepare(server_parts *parts, const server_settings *settings, err_i
 
 /* ---- phases -------------------------------------------------------------------------------------------- */
 
-static uint32_t context_max(const server_parts *parts)
-{
-    const uint32_t wanted = parts->settings->engine.n_context_max;
-    return wanted > 0 ? wanted : parts->shape.n_positions;
-}
-
 static err_t load_weights(server_parts *parts, err_info *info)
 {
     const uint64_t start_ns = clock_mono_ns();
     const serve_config *serve = &parts->settings->serve;
-    const model_options options = {.load = (model_load)serve->load_format,
-                                   .n_step_tokens_max =
-                                       parts->settings->engine.n_batched_tokens_max,
-                                   .n_positions_max = parts->settings->engine.n_context_max};
-    const dev_config device = {.isa = serve->isa, .n_threads = serve->n_threads};
-    TRY(dev_open_cpu(&device, &parts->d, info));
-    TRY(model_open(parts->d, serve->model_dir, &options, &parts->m, info));
+    TRY(rank_share_load(parts->settings, &parts->own, info));
     TRY(tokenizer_open(serve->model_dir, &parts->t, info));
-    TRY(tokenizer_check_vocab(parts->t, model_get_config(parts->m)->n_vocab, info));
+    TRY(tokenizer_check_vocab(parts->t, model_get_config(parts->own.m)->n_vocab, info));
     log_info("server", "opened model=%s family=%s device=%s threads=%" PRIu32 " seconds=%.3f",
-             serve->model_dir, parts->shape.family, parts->d->ops->name,
-             thread_pool_n_threads(parts->d->pool), clock_seconds_since(start_ns));
+             serve->model_dir, parts->shape.family, parts->own.d->ops->name,
+             thread_pool_n_threads(parts->own.d->pool), clock_seconds_since(start_ns));
     const uint64_t touch_ns = clock_mono_ns();
-    model_touch_weights(parts->m);
+    model_touch_weights(parts->own.m);
     log_info("server", "weights gib=%.3f parameters=%" PRIu64 " active=%" PRIu64 " seconds=%.3f",
-             (double)model_weight_bytes(parts->m) / GIB, model_get_config(parts->m)->n_params,
-             model_get_config(parts->m)->n_params_active, clock_seconds_since(touch_ns));
+             (double)model_weight_bytes(parts->own.m) / GIB,
+             model_get_config(parts->own.m)->n_params,
+             model_get_config(parts->own.m)->n_params_active, clock_seconds_since(touch_ns));
     return ERR_OK;
 }
 
 static err_t open_cache(server_parts *parts, err_info *info)
 {
     const uint64_t start_ns = clock_mono_ns();
-    const engine_config *config = &parts->settings->engine;
-    const kv_limits limits = {.n_seqs_max = config->n_seqs_max,
-                              .n_step_tokens_max = config->n_batched_tokens_max,
-                              .n_seq_tokens_max = context_max(parts)};
-    TRY(kv_cache_open(parts->d, &parts->settings->kv, model_get_kv_shape(parts->m), &limits,
-                      &parts->cache, info));
+    TRY(rank_share_open_cache(parts->settings, &parts->own, info));
+    const uint32_t context_max = model_get_config(parts->own.m)->n_positions;
     kv_stats stats;
-    kv_stats_read(parts->cache, &stats);
-    const uint64_t capacity = kv_cache_capacity_tokens(parts->cache, NULL);
+    kv_stats_read(parts->own.cache, &stats);
+    const uint64_t capacity = kv_cache_capacity_tokens(parts->own.cache, NULL);
     log_info("server",
              "kv cache capacity_tokens=%" PRIu64 " type=%s gib=%.3f bytes_per_token=%zu"
              " context=%" PRIu32 " max_concurrency=%.2fx seconds=%.3f",
-             capacity, dtype_name(kv_cache_type(parts->cache)),
-             (double)stats.pool_budget_bytes / GIB, kv_cache_bytes_per_token(parts->cache),
-             context_max(parts), (double)capacity / context_max(parts),
-             clock_seconds_since(start_ns));
+             capacity, dtype_name(kv_cache_type(parts->own.cache)),
+             (double)stats.pool_budget_bytes / GIB, kv_cache_bytes_per_token(parts->own.cache),
+             context_max, (double)capacity / context_max, clock_seconds_since(start_ns));
     return ERR_OK;
 }
 
 static err_t open_engine(server_parts *parts, err_info *info)
 {
-    const engine_parts all = {.d = parts->d,
-                              .m = parts->m,
-                              .cache = parts->cache,
+    const engine_parts all = {.d = parts->own.d,
+                              .m = parts->own.m,
+                              .cache = parts->own.cache,
                               .t = parts->t,
-                              .metrics = parts->metrics};
+                              .metrics = parts->metrics,
+                              .comm = parts->own.comm};
     TRY(engine_open(&parts->settings->engine, &all, &parts->e, info));
     parts->api.engine = parts->e;
-    parts->api.m = parts->m;
-    parts->api.cache = parts->cache;
+    parts->api.m = parts->own.m;
+    parts->api.cache = parts->own.cache;
     parts->api.t = parts->t;
     parts->api.n_context_max = engine_context_max(parts->e);
     /* A request with more choices could never be queued: 429 would make clients repeat it for ever. */
@@ -184,7 +169,7 @@ static err_t open_engine(server_parts *parts, err_info *info)
                                                   config->n_seqs_max + config->n_queued_max);
     parts->api.text_bytes_max =
         max_size(TEXT_BYTES_MIN, (size_t)parts->api.n_context_max * CONTEXT_TOKEN_BYTES);
-    parts->api.dev_name = parts->d->ops->name;
+    parts->api.dev_name = parts->own.d->ops->name;
     return ERR_OK;
 }
 
@@ -210,7 +195,7 @@ static err_t warm_up(server_parts *parts, err_info *info)
 {
     const uint64_t start_ns = clock_mono_ns();
     const uint32_t prompt[1] = {0};
-    const uint32_t n_tokens = (uint32_t)min_size(WARM_UP_TOKENS, context_max(parts) - 1);
+    const uint32_t n_tokens = (uint32_t)min_size(WARM_UP_TOKENS, engine_context_max(parts->e) - 1);
     const session_spec spec = {.prompt = prompt,
                                .n_prompt = 1,
                                .max_tokens = n_tokens,
@@ -234,23 +219,32 @@ static err_t warm_up(server_parts *parts, err_info *info)
     return err;
 }
 
-err_t server_load(server_parts *parts, err_info *info)
+static err_t load_all(server_parts *parts, err_info *info)
 {
+    TRY(rank_group_open(parts->settings, &parts->own, &parts->group, info));
     TRY(load_weights(parts, info));
     TRY(open_cache(parts, info));
+    TRY(rank_share_meet(parts->settings, &parts->own, info));
     TRY(open_engine(parts, info));
     TRY(warm_up(parts, info));
     parts->api.load_seconds = clock_seconds_since(parts->start_ns);
     return ERR_OK;
 }
 
+err_t server_load(server_parts *parts, err_info *info)
+{
+    const err_t err = load_all(parts, info);
+    if (err != ERR_OK) parts->failure = info->code != ERR_OK ? info->message : err_sentence(err);
+    return err;
+}
+
 void server_unload(server_parts *parts)
 {
+    const bool are_let_go = parts->e != NULL; /* the other ranks, by the engine */
+    const char *reason = parts->failure != NULL ? parts->failure : "it does not serve";
     engine_close(parts->e);
-    kv_cache_close(parts->cache);
     tokenizer_close(parts->t);
-    model_close(parts->m);
-    dev_close(parts->d);
+    rank_group_close(parts->group, &parts->own, are_let_go ? NULL : reason);
     metrics_close(parts->metrics);
     api_keys_deinit(&parts->api.keys);
     free(parts->model_names);
@@ -270,15 +264,15 @@ int server_check(const server_settings *settings)
                                    .n_positions_max = settings->engine.n_context_max,
                                    .check_values = true};
     const char *dir = settings->serve.model_dir;
-    if (err == ERR_OK) err = dev_open_cpu(&device, &parts.d, &info);
-    if (err == ERR_OK) err = model_open(parts.d, dir, &options, &parts.m, &info);
+    if (err == ERR_OK) err = dev_open_cpu(&device, &parts.own.d, &info);
+    if (err == ERR_OK) err = model_open(parts.own.d, dir, &options, &parts.own.m, &info);
     if (err == ERR_OK) err = tokenizer_open(dir, &parts.t, &info);
     if (err == ERR_OK) err = tokenizer_check_vocab(parts.t, parts.shape.n_vocab, &info);
     if (err == ERR_OK) {
         printf("%s: sound: %s, %" PRIu64 " parameters, %.3f GiB, %" PRIu32
                " tokens in the vocabulary\n",
-               dir, parts.shape.family, model_get_config(parts.m)->n_params,
-               (double)model_weight_bytes(parts.m) / GIB, parts.shape.n_vocab);
+               dir, parts.shape.family, model_get_config(parts.own.m)->n_params,
+               (double)model_weight_bytes(parts.own.m) / GIB, parts.shape.n_vocab);
     } else {
         fprintf(stderr, "pikv: %s\n", info.code != ERR_OK ? info.message : err_sentence(err));
     }

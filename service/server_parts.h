@@ -3,6 +3,7 @@
 #define SERVICE_SERVER_PARTS_H
 
 #include "service/api.h"
+#include "service/rank_group.h"
 #include "service/server.h"
 
 /* Opened from top to bottom, closed from bottom to top; NULL where it is not open yet. */
@@ -14,11 +15,11 @@ typedef struct server_parts {
     char *default_name;       /* last part of model_dir; owned */
     metrics *metrics;
     http_server *server, *monitor;
-    dev *d;
-    model *m;
+    rank_group *group;
+    rank_share own; /* rank 0's */
     tokenizer *t;
-    kv_cache *cache;
     engine *e;
+    const char *failure; /* of server_load; NULL: none. Borrowed from its info */
     api_context api;
 } server_parts;
 

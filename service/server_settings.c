@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_TABLES = 3, PORT_MAX = 65535 };
+enum { N_TABLES = 4, PORT_MAX = 65535 };
 
 static const cfg_alias aliases[] = {
     {"-m", "model"},
@@ -30,6 +30,7 @@ static void bind_tables(server_settings *s, cfg_binding bindings[N_TABLES])
     bindings[0] = (cfg_binding){&serve_config_table, &s->serve};
     bindings[1] = (cfg_binding){&engine_config_table, &s->engine};
     bindings[2] = (cfg_binding){&kv_config_table, &s->kv};
+    bindings[3] = (cfg_binding){&ranks_config_table, &s->ranks};
 }
 
 /* "--max-model-len auto" is how others write "as long as the model can". Pointers into argv and
@@ -150,8 +151,9 @@ static err_t set_all(server_settings *s, const sources *from, err_info *info)
 static err_t refuse_parallel(const char *name, uint32_t n, err_info *info)
 {
     if (n == 1) return ERR_OK;
-    return err_set(info, ERR_BAD_CONFIG,
-                   "%s: %" PRIu32 " is not possible: this build runs one rank", name, n);
+    return err_set(
+        info, ERR_BAD_CONFIG,
+        "%s: %" PRIu32 " is not possible: ranks share experts and the KV cache (--ranks)", name, n);
 }
 
 static err_t derive_monitor_port(serve_config *serve, err_info *info)
@@ -180,9 +182,9 @@ static err_t check_together(server_settings *s, err_info *info)
     TRY(refuse_parallel("tensor-parallel-size", serve->tensor_parallel, info));
     TRY(refuse_parallel("pipeline-parallel-size", serve->pipeline_parallel, info));
     TRY(refuse_parallel("data-parallel-size", serve->data_parallel, info));
-    if (serve->expert_parallel) {
+    if (serve->expert_parallel && s->place.n_ranks == 1) {
         return err_set(info, ERR_BAD_CONFIG,
-                       "enable-expert-parallel: this build runs one rank, which holds all experts");
+                       "enable-expert-parallel: one rank holds all experts; --ranks N makes more");
     }
     for (size_t i = 0; i < serve->served_model_names.n_items; i++) {
         const char *name = serve->served_model_names.items[i];
@@ -201,6 +203,7 @@ err_t server_settings_load(server_settings *out, int argc, char **argv, char *co
         return err_set(info, ERR_NO_MEMORY, "out of memory");
     }
     err_t err = set_all(out, &from, info);
+    if (err == ERR_OK) err = rank_place_find(&out->ranks, environment, &out->place, info);
     if (err == ERR_OK) err = check_together(out, info);
     sources_deinit(&from);
     return err;
@@ -227,6 +230,7 @@ void server_settings_print(const server_settings *s, FILE *out)
         {&serve_config_table, (void *)(uintptr_t)&s->serve},
         {&engine_config_table, (void *)(uintptr_t)&s->engine},
         {&kv_config_table, (void *)(uintptr_t)&s->kv},
+        {&ranks_config_table, (void *)(uintptr_t)&s->ranks},
     };
     cfg_print_yaml(bindings, N_TABLES, out);
 }

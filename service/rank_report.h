@@ -1,0 +1,23 @@
+/* service/rank_report.h - what a rank says of itself, about once a second. */
+#ifndef SERVICE_RANK_REPORT_H
+#define SERVICE_RANK_REPORT_H
+
+#include "kernels/comm.h"
+#include "kvcache/kv_cache.h"
+#include "model/model.h"
+
+/* Fixed layout: goes over the wire as it is. */
+typedef struct rank_report {
+    uint64_t kv_budget_bytes, kv_slab_bytes, kv_used_bytes, kv_ring_bytes; /* as in kv_stats */
+    uint64_t kv_slots;     /* entries in its pages */
+    uint64_t weight_bytes; /* that it reads */
+    struct {
+        uint64_t n_calls, bytes;
+        double seconds;
+    } comm[COMM_KIND_COUNT]; /* zeros without a comm */
+} rank_report;
+
+/* comm NULL: alone. */
+void rank_report_take(const kv_cache *cache, const model *m, const comm *c, rank_report *out);
+
+#endif
