@@ -132,7 +132,7 @@ void api_load(void *ctx, http_exchange *ex)
 }
 
 /* Before the phase says that the engine is there, only what was set before the listeners opened is read. */
-static metrics_gauges read_gauges(const api_context *api)
+static metrics_gauges read_gauges(const api_context *api, rank_report ranks[KV_SHARDS_MAX])
 {
     const int phase = atomic_load_explicit(&api->phase, memory_order_acquire);
     metrics_gauges gauges = {.is_ready = phase == API_READY,
@@ -151,6 +151,8 @@ static metrics_gauges read_gauges(const api_context *api)
     gauges.load_seconds = api->load_seconds;
     gauges.dev_name = api->dev_name;
     gauges.kv_type = dtype_name(kv_cache_type(api->cache));
+    gauges.ranks = ranks;
+    gauges.n_ranks = engine_get_reports(api->engine, ranks, KV_SHARDS_MAX);
     kv_stats_read(api->cache, &gauges.kv);
     return gauges;
 }
@@ -160,7 +162,8 @@ void api_metrics(void *ctx, http_exchange *ex)
     api_context *api = ctx;
     char *text = NULL;
     size_t n_bytes = 0;
-    const metrics_gauges gauges = read_gauges(api);
+    rank_report ranks[KV_SHARDS_MAX]; /* a cache has no more ranks than that */
+    const metrics_gauges gauges = read_gauges(api, ranks);
     if (metrics_write(api->metrics, &gauges, &text, &n_bytes) != ERR_OK) {
         api_reply_text_take(api, ex, NULL, 0);
         return;

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "kvcache/kv_methods.h"
 #include "kvcache/kv_stats.h"
+#include "service/rank_report.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -101,6 +102,8 @@ typedef struct metrics_gauges {
     kv_stats kv;
     const char *dev_name, *kv_type; /* labels of build_info and cache_config_info */
     uint32_t page_tokens, context_max;
+    const rank_report *ranks; /* [n_ranks] */
+    uint32_t n_ranks;
 } metrics_gauges;
 
 /* The whole page into a fresh heap string (length out). Includes process_* and build_info. */

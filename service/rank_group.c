@@ -6,6 +6,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "model/model_fingerprint.h"
+#include "service/cli.h"
 #include "service/follower.h"
 #include "service/signal_watch.h"
 
@@ -261,5 +262,5 @@ int rank_follow(const server_settings *settings)
     }
     log_error("ranks", "rank %u ends: %s", settings->place.rank,
               info.code != ERR_OK ? info.message : err_sentence(err));
-    return 1;
+    return err == ERR_BAD_CONFIG ? CLI_EXIT_USAGE : CLI_EXIT_FAILED;
 }

@@ -11,10 +11,6 @@ void rank_report_take(const kv_cache *cache, const model *m, const comm *c, rank
                          .kv_ring_bytes = kv.ring_bytes,
                          .kv_slots = kv.slots_live,
                          .weight_bytes = model_weight_bytes(m)};
-    for (int kind = 0; c != NULL && kind < COMM_KIND_COUNT; kind++) {
-        const comm_stats stats = comm_get_stats(c, (comm_kind)kind);
-        out->comm[kind].n_calls = stats.n_calls;
-        out->comm[kind].bytes = stats.bytes;
-        out->comm[kind].seconds = stats.seconds;
-    }
+    for (int kind = 0; c != NULL && kind < COMM_KIND_COUNT; kind++)
+        out->comm[kind] = comm_get_stats(c, (comm_kind)kind);
 }

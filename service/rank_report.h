@@ -9,12 +9,9 @@
 /* Fixed layout: goes over the wire as it is. */
 typedef struct rank_report {
     uint64_t kv_budget_bytes, kv_slab_bytes, kv_used_bytes, kv_ring_bytes; /* as in kv_stats */
-    uint64_t kv_slots;     /* entries in its pages */
-    uint64_t weight_bytes; /* that it reads */
-    struct {
-        uint64_t n_calls, bytes;
-        double seconds;
-    } comm[COMM_KIND_COUNT]; /* zeros without a comm */
+    uint64_t kv_slots;                /* entries in its pages */
+    uint64_t weight_bytes;            /* that it reads */
+    comm_stats comm[COMM_KIND_COUNT]; /* zeros without a comm */
 } rank_report;
 
 /* comm NULL: alone. */

@@ -3,6 +3,9 @@
 The binary is PIKV_BIN (build/dev/pikv if unset). Every server gets port 0, so tests run side by side; the
 real ports are read from the log. PIKV_SLOW=1 stretches the time limits for sanitizer builds. A server that
 leaves with another code than the expected one, or whose log holds a sanitizer's report, fails the test.
+
+PIKV_TEST_RANKS=local:4 gives every server 4 ranks in its process, mpi:2 starts it under mpirun: the same tests, the
+same answers.
 """
 
 import os
@@ -17,6 +20,7 @@ import requests
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("PIKV_BIN", str(ROOT / "build/dev/pikv"))
+TRANSPORT, _, N_RANKS = os.environ.get("PIKV_TEST_RANKS", "local:1").partition(":")
 SLOWNESS = 8 if os.environ.get("PIKV_SLOW") == "1" else 1
 REPORTS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer",
            "runtime error:", "Assertion `", "Sanitizer:DEADLYSIGNAL")
@@ -43,6 +47,31 @@ def clean_environment(extra=None):
     """Ours without the PIKV_* variables that would change settings."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PIKV_")}
     return {**kept, **(extra or {})}
+
+
+def serve_words(args):
+    """The words that start `pikv serve` with as many ranks as PIKV_TEST_RANKS says."""
+    words = [BINARY, "serve", "--port", "0", *map(str, args)]
+    if TRANSPORT == "mpi":
+        # A server that drains is not to be killed after mpirun's one second.
+        return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", N_RANKS, "--mca",
+                "odls_base_sigkill_timeout", "600", *words]
+    if int(N_RANKS) > 1 and "--ranks" not in args:
+        words += ["--ranks", N_RANKS]
+    return words
+
+
+def rank_0_of(launcher):
+    """The process of rank 0 among the children of mpirun."""
+    children = pathlib.Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in map(int, children):
+        try:
+            environment = pathlib.Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"OMPI_COMM_WORLD_RANK=0" in environment:
+            return child
+    return None
 
 
 def run_command(*words, env=None, seconds=20):
@@ -89,9 +118,8 @@ class Server:
         self.code = code
         self._is_stopping = False
         self._log = tempfile.TemporaryFile()
-        self.process = subprocess.Popen([BINARY, "serve", "--port", "0", *map(str, args)], cwd=ROOT,
-                                        env=clean_environment(env), stdout=self._log,
-                                        stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(serve_words(args), cwd=ROOT, env=clean_environment(env),
+                                        stdout=self._log, stderr=subprocess.STDOUT)
         try:
             self.port = self._find_port("main")
             self.monitor_port = self._find_port("monitor") if "--no-monitor" not in args else 0
@@ -132,7 +160,12 @@ class Server:
 
     def terminate(self, number=signal.SIGTERM):
         self._is_stopping = True
-        self.process.send_signal(number)
+        if TRANSPORT == "mpi":
+            rank_0 = rank_0_of(self.process.pid)
+            if rank_0 is not None:
+                os.kill(rank_0, number)
+        else:
+            self.process.send_signal(number)
 
     def wait(self, seconds=45):
         """Until the process has ended by itself; its exit code."""

@@ -2,6 +2,7 @@
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { PROMPT = 70, TOKENS = 150, CHUNK = 5 };
@@ -274,6 +275,92 @@ START_TEST(an_aborted_step_leaves_no_certificate)
 }
 END_TEST
 
+static void check_policies_equal(const kv_policy *a, const kv_policy *b)
+{
+    ck_assert_str_eq(a->name, b->name);
+    ck_assert_ptr_eq(a->scorer, b->scorer);
+    ck_assert_ptr_eq(a->layers, b->layers);
+    ck_assert_ptr_eq(a->heads, b->heads);
+    ck_assert(a->evicts == b->evicts);
+    ck_assert(a->limits_reads == b->limits_reads);
+    ck_assert(a->limits_pool == b->limits_pool);
+    ck_assert_double_eq(a->budget, b->budget);
+}
+
+/* What a rank is told of a sequence's methods is what rank 0 resolved. */
+static uint32_t check_packed(const char *routing, const char *scheduling, const char *compression,
+                             double number)
+{
+    kv_config config = fake_coded(compression);
+    kv_methods methods, again;
+    kv_methods_wire wire;
+    config.routing = (char *)(uintptr_t)routing;
+    config.scheduling = (char *)(uintptr_t)scheduling;
+    config.routing_k = config.routing_eps = config.routing_tau = config.budget = number;
+    if (number > 1) config.routing_eps = config.routing_tau = 0.5;
+    if (kv_methods_resolve(&config, &methods, NULL) != ERR_OK) return 0;
+    kv_methods_pack(&methods, &wire);
+    err_info info = {0};
+    ck_assert_msg(kv_methods_unpack(&wire, config.page_tokens, &again, &info) == ERR_OK,
+                  "%s, %s, %s: %s", routing, scheduling, compression, info.message);
+    check_policies_equal(&methods.policy, &again.policy);
+    check_policies_equal(&methods.selection, &again.selection);
+    ck_assert_ptr_eq(methods.routing, again.routing);
+    ck_assert_ptr_eq(methods.codec, again.codec);
+    ck_assert_uint_eq(methods.codec_index, again.codec_index);
+    ck_assert(methods.reads_all == again.reads_all);
+    ck_assert(methods.is_exact == again.is_exact);
+    ck_assert_double_eq(methods.route.k, again.route.k);
+    if ((methods.routing->obeys & KV_ROUTE_EPS) != 0)
+        ck_assert_double_eq(methods.route.eps, again.route.eps);
+    if ((methods.routing->obeys & KV_ROUTE_TAU) != 0)
+        ck_assert_double_eq(methods.route.tau, again.route.tau);
+    return 1;
+}
+
+static uint32_t check_all_packed(const char *scheduling, const char *compression)
+{
+    uint32_t n = 0;
+    for (uint32_t r = 0; kv_routings[r] != NULL; r++) {
+        n += check_packed(kv_routings[r]->name, scheduling, compression, 0.25);
+        n += check_packed(kv_routings[r]->name, scheduling, compression, 64);
+        n += check_packed(kv_routings[r]->name, scheduling, compression, 1);
+    }
+    return n;
+}
+
+START_TEST(methods_survive_the_way_to_another_process)
+{
+    static const char *const others[] = {"none",      "quest", "flexgen",         "adakv",
+                                         "pyramidkv", "fastv", "snapkv+adakv",    "duo_attention",
+                                         "lru",       "kvzip", "keydiff+pyramid", "tova"};
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < sizeof others / sizeof *others; i++) {
+        char selection[64];
+        snprintf(selection, sizeof selection, "%s,int4", others[i]);
+        n += check_all_packed(others[i], "none");
+        n += check_all_packed("none", selection);
+        n += check_all_packed("lru", selection);
+    }
+    for (uint32_t s = 0; kv_scorers[s] != NULL; s++)
+        n += check_all_packed(kv_scorers[s]->name, "none");
+    for (uint32_t c = 0; kv_codecs[c] != NULL; c++)
+        n += check_all_packed("snapkv", kv_codecs[c]->name);
+    ck_assert_uint_gt(n, 500);
+}
+END_TEST
+
+START_TEST(packed_methods_without_an_end_are_refused)
+{
+    kv_methods methods = methods_of(&choices[0]);
+    kv_methods_wire wire;
+    err_info info = {0};
+    kv_methods_pack(&methods, &wire);
+    memset(wire.compression, 'x', sizeof wire.compression);
+    ck_assert_int_eq(kv_methods_unpack(&wire, 16, &methods, &info), ERR_BAD_CONFIG);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(each_sequence_has_the_bits_of_a_cache_of_its_own, 60),
     TEST_CASE_SECONDS(prefixes_are_shared_among_exact_methods_and_never_across_lossy_ones, 60),
@@ -283,5 +370,7 @@ const test_case test_cases[] = {
     TEST_CASE(codes_use_less_than_the_same_entries_raw),
     TEST_CASE_SECONDS(certificates_are_those_of_the_sequence, 60),
     TEST_CASE(an_aborted_step_leaves_no_certificate),
+    TEST_CASE(methods_survive_the_way_to_another_process),
+    TEST_CASE(packed_methods_without_an_end_are_refused),
     TEST_CASES_END,
 };

@@ -3,14 +3,23 @@
 #define TESTS_SERVICE_ENGINE_RIG_H
 
 #include "service/engine.h"
+#include "service/follower.h"
 
+#include <pthread.h>
 #include <semaphore.h>
+
+/* The same tests run over several ranks where the build says so. */
+#ifndef RIG_RANKS
+#define RIG_RANKS 1
+#endif
+enum { RIG_RANKS_MAX = 8 };
 
 typedef struct rig_options {
     uint32_t n_seqs_max;           /* 0: 8 */
     uint32_t n_batched_tokens_max; /* 0: 64 */
     uint32_t n_queued_max;         /* 0: 256 */
-    uint64_t memory_bytes;         /* of the KV pool; 0: plenty */
+    uint32_t n_ranks;              /* 0: RIG_RANKS */
+    uint64_t memory_bytes;         /* of the KV pools of all ranks; 0: plenty */
     uint32_t page_tokens;          /* 0: 8 */
     bool no_prefix_caching;
     const char *compression; /* NULL: none */
@@ -18,13 +27,25 @@ typedef struct rig_options {
     bool request_methods;
 } rig_options;
 
+/* A rank other than 0. */
+typedef struct rig_rank {
+    const rig_options *options;
+    comm *comm;
+    pthread_t thread;
+    err_info ended; /* how following ended */
+} rig_rank;
+
 typedef struct rig {
+    rig_options options;
     dev *d;
     tokenizer *t;
     model *m;
     kv_cache *cache;
     metrics *counted;
     engine *e;
+    comm *comm; /* NULL: alone */
+    rig_rank others[RIG_RANKS_MAX - 1];
+    bool may_fail; /* the group may have ended with an error: rig_close asks for nothing */
 } rig;
 
 void rig_open(const rig_options *options, rig *r);
