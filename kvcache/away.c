@@ -6,13 +6,18 @@
 
 /* ---- reading ------------------------------------------------------------------------------------- */
 
+void kv_seq_lose(kv_seq *seq)
+{
+    atomic_store_explicit(&seq->is_lost, true, memory_order_relaxed);
+}
+
 const uint8_t *kv_seq_read_page(kv_seq *seq, uint32_t page, uint8_t *landing)
 {
     const kv_cache *cache = seq->cache;
     if (cache->tiers == NULL) return kv_pool_data(cache->pool, page);
     const uint8_t *data = kv_tiers_read(cache->tiers, page, landing);
     if (data != NULL) return data;
-    atomic_store_explicit(&seq->is_lost, true, memory_order_relaxed);
+    kv_seq_lose(seq);
     memset(landing, 0, kv_pool_page_bytes(cache->pool, page)); /* finite, whatever the codec */
     return landing;
 }

@@ -13,6 +13,9 @@
  * worker. */
 const uint8_t *kv_seq_read_page(kv_seq *seq, uint32_t page, uint8_t *landing);
 
+/* What it holds is worthless: as if a page could not be read. Any worker. */
+void kv_seq_lose(kv_seq *seq);
+
 /* Slots [0, n_slots) of a sealed page in the cache type, in place or in a worker's scratch. */
 attn_span kv_seq_load_page(kv_seq *seq, const kv_page_place *at, uint32_t n_slots, uint32_t worker);
 

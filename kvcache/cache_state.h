@@ -13,7 +13,7 @@
  *   compact.c       pages with holes become fewer
  *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients; ranks.c: over ranks)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)
- *   prefix_cache.c  cached objects (prefix_index.c finds them, prefix_take.c shares them)
+ *   prefix_cache.c  cached objects (found by prefix_index.c, prefix_ranks.c; prefix_share.c, prefix_take.c)
  *   kv_queries.c    numbers for others (kv_map.c: what lies where)
  *   kv_sane.c       the invariants
  *
@@ -53,8 +53,9 @@ struct kv_seq {
     kv_methods methods;
     kv_seq *next_free; /* valid only while closed */
     uint64_t id;       /* see kv_map.h */
-    bool is_open;
-    bool no_prefix_read, no_prefix_write;
+    uint64_t
+        origin; /* entries with the same one are the same, with the same owners; prefix_ranks.h */
+    bool is_open, no_prefix_read, no_prefix_write;
     _Atomic bool is_lost; /* a page could not be read; see away.h */
     bool is_taken;   /* over from a prefix, and no step since: n_coded may lag behind the goal */
     bool is_thinned; /* scheduling has evicted entries */
@@ -90,12 +91,10 @@ struct kv_cache {
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
     bool prefix_caching;
-    bool has_tiers, has_file; /* below the pool; tier/tiers.h */
-    uint32_t section_tokens;  /* KV_SECTION_TOKENS */
-    uint32_t replay_tokens;   /* KV_REPLAY_CHUNK */
+    bool has_tiers, has_file;               /* below the pool; tier/tiers.h */
+    uint32_t section_tokens, replay_tokens; /* KV_SECTION_TOKENS, KV_REPLAY_CHUNK */
     kv_ranks ranks;
-    uint32_t n_layers, n_lists, n_kv_heads_max, n_experts, v_dim_max;
-    uint32_t n_classes, n_raw_classes;
+    uint32_t n_layers, n_lists, n_kv_heads_max, n_experts, v_dim_max, n_classes, n_raw_classes;
     uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */
     kv_layer_shape *layer;               /* [n_layers] */
     kv_head_shape *heads;                /* [n_layers] */
@@ -127,11 +126,11 @@ struct kv_cache {
     size_t landing_bytes; /* of the largest page if there is a file, else 0; the end of decoded */
     kv_own_bases own_bases;
     kv_heats heats;
-    struct kv_victim *victims; /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
-    kv_seq *seqs;              /* [n_seqs_max] */
-    kv_seq *free_seqs;         /* closed ones */
-    uint64_t last_id;          /* of sequences */
-    size_t table_bytes;        /* of the tables of open sequences */
+    struct kv_victim *victims;     /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
+    kv_seq *seqs;                  /* [n_seqs_max] */
+    kv_seq *free_seqs;             /* closed ones */
+    uint64_t last_id, last_origin; /* of sequences */
+    size_t table_bytes;            /* of the tables of open sequences */
     kv_stats stats; /* counters since start, seqs_open; the rest is filled when published */
     kv_stats_board board;
     arena layer_memory, work_memory; /* every array above */
@@ -141,6 +140,8 @@ struct kv_cache {
 
 /* Makes room in the table for the blocks of n_tokens positions. */
 err_t kv_seq_grow(kv_seq *seq, uint32_t n_tokens) MUST_CHECK;
+/* Back to the first n_blocks blocks in pages. */
+void kv_seq_cut_pages(kv_seq *seq, uint32_t n_blocks);
 
 /* ---- kv_queries.c ---- */
 

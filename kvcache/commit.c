@@ -138,6 +138,9 @@ static void place_block(const kv_seq *seq, uint32_t layer, uint32_t block, uint3
     uint16_t expert[KV_PAGE_TOKENS_MAX];
     uint32_t shard[KV_PAGE_TOKENS_MAX];
     const uint32_t first = block * cache->page_tokens;
+    /* What a closing sequence finds room for differs between ranks, and their maps may not. */
+    const bool counts =
+        cache->placement->follows_experts && (cache->ranks.n == 1 || seq->n_step_tokens > 0);
     for (uint32_t i = 0; i < n_slots; i++) {
         expert[i] = expert_of(seq, layer, first + i);
         shard[i] = cache->n_shards;
@@ -156,7 +159,7 @@ static void place_block(const kv_seq *seq, uint32_t layer, uint32_t block, uint3
     for (uint32_t i = 0; i < n_slots; i++) {
         if (shard[i] < cache->n_shards) owner[i] = shard[i];
         assert(owner[i] < cache->n_shards);
-        if (cache->placement->follows_experts && expert[i] != KV_EXPERT_NONE)
+        if (counts && expert[i] != KV_EXPERT_NONE)
             kv_expert_map_count(&cache->experts, layer, expert[i]);
     }
 }

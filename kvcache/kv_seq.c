@@ -1,12 +1,22 @@
 /* kvcache/kv_seq.c - sequences: open, share, cut, close. */
 #include "kvcache/away.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/ranks.h"
 #include "kvcache/scatter.h"
 
-err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
+/* Gives back what open_here took; nothing of it is counted yet. */
+static void shut(kv_seq *seq)
 {
-    *out = NULL;
-    assert(!cache->step.is_open);
+    kv_cache *cache = seq->cache;
+    kv_ring_give(&cache->rings, seq->ring);
+    kv_observed_close(seq);
+    *seq = (kv_seq){.cache = cache, .next_free = cache->free_seqs, .object = KV_OBJECT_NONE};
+    cache->free_seqs = seq;
+}
+
+/* On this rank. */
+static err_t open_here(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
+{
     kv_seq *seq = cache->free_seqs;
     if (seq == NULL) return ERR_BAD_ARGUMENT;
     kv_ring *ring = kv_ring_take(&cache->rings);
@@ -17,7 +27,6 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
     *seq = (kv_seq){
         .cache = cache,
         .methods = *methods,
-        .id = ++cache->last_id,
         .is_open = true,
         .no_prefix_read = options->no_prefix_read,
         .no_prefix_write = options->no_prefix_write,
@@ -31,12 +40,23 @@ err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
         .ring = ring,
     };
     const err_t err = kv_observed_open(seq);
+    if (err == ERR_OK) *out = seq;
+    if (err != ERR_OK) shut(seq);
+    return err;
+}
+
+err_t kv_seq_open(kv_cache *cache, const kv_seq_options *options, kv_seq **out)
+{
+    kv_seq *seq = NULL;
+    *out = NULL;
+    assert(!cache->step.is_open);
+    const err_t err = kv_ranks_agree(cache, open_here(cache, options, &seq), NULL);
     if (err != ERR_OK) {
-        kv_ring_give(&cache->rings, ring);
-        *seq = (kv_seq){.cache = cache, .next_free = cache->free_seqs, .object = KV_OBJECT_NONE};
-        cache->free_seqs = seq;
+        if (seq != NULL) shut(seq); /* another rank could not */
         return err;
     }
+    seq->id = ++cache->last_id;
+    seq->origin = ++cache->last_origin;
     cache->stats.seqs_open++;
     kv_publish(cache);
     *out = seq;
@@ -56,7 +76,7 @@ void kv_seq_share_prompt(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
     assert(seq->is_open);
     assert(!seq->cache->step.is_open);
-    if (!seq->cache->prefix_caching || seq->no_prefix_write || kv_seq_is_lost(seq)) return;
+    if (!seq->cache->prefix_caching || seq->no_prefix_write) return;
     kv_prefix_share(seq, tokens, n_tokens);
     kv_publish(seq->cache);
 }
@@ -89,8 +109,7 @@ static void unseal_block(kv_seq *seq, uint32_t block, uint32_t n_slots)
     }
 }
 
-/* Back to the first n_blocks blocks in pages. */
-static void cut_pages(kv_seq *seq, uint32_t n_blocks)
+void kv_seq_cut_pages(kv_seq *seq, uint32_t n_blocks)
 {
     kv_cache *cache = seq->cache;
     (void)kv_scatter_cut(cache, &seq->table, n_blocks * cache->page_tokens, KV_HELD_BY_SEQ);
@@ -117,8 +136,8 @@ static uint32_t cut(kv_seq *seq, uint32_t n_tokens, uint32_t n_blocks)
             unseal_block(seq, b, (uint32_t)min_size(n_left, cache->page_tokens));
         }
         if (kv_seq_is_lost(seq)) n_blocks = n_tokens = 0;
-        cut_pages(seq, n_blocks);
-        if (!kv_scatter_own_tails(seq) || kv_seq_is_lost(seq)) cut_pages(seq, n_tokens = 0);
+        kv_seq_cut_pages(seq, n_blocks);
+        if (!kv_scatter_own_tails(seq) || kv_seq_is_lost(seq)) kv_seq_cut_pages(seq, n_tokens = 0);
     }
     seq->length = n_tokens;
     seq->is_replaying = false;
@@ -150,6 +169,7 @@ uint32_t kv_seq_truncate(kv_seq *seq, uint32_t n_tokens)
     if (n_tokens < seq->length && (kv_methods_evict(&seq->methods) || !is_served)) n_tokens = 0;
     if (n_tokens < seq->length) kv_observed_cut(seq, n_tokens);
     n_tokens = cut(seq, n_tokens, kv_blocks_kept(cache, n_tokens));
+    seq->origin = ++cache->last_origin; /* other entries may follow */
     kv_publish(cache);
     return n_tokens;
 }
@@ -174,20 +194,15 @@ void kv_seq_close(kv_seq *seq, const uint32_t *tokens)
     kv_cache *cache = seq->cache;
     assert(seq->is_open);
     assert(!cache->step.is_open);
-    if (kv_seq_is_lost(seq)) {
-        cache->stats.seqs_lost++;
-        kv_prefix_forget(seq);
-    } else if (cache->prefix_caching && !seq->no_prefix_write && !kv_methods_evict(&seq->methods)) {
+    cache->stats.seqs_lost += kv_seq_is_lost(seq);
+    if (kv_seq_is_lost(seq)) kv_prefix_forget(seq);
+    if (cache->prefix_caching && !seq->no_prefix_write && !kv_methods_evict(&seq->methods))
         kv_prefix_leave(seq, tokens);
-    }
     assert(seq->object == KV_OBJECT_NONE);
     kv_table_drop(&seq->table, cache->pool, 0, seq->n_blocks, KV_HELD_BY_SEQ);
     cache->table_bytes -= kv_table_bytes(&seq->table);
     kv_table_deinit(&seq->table);
-    kv_ring_give(&cache->rings, seq->ring);
-    kv_observed_close(seq);
-    *seq = (kv_seq){.cache = cache, .next_free = cache->free_seqs, .object = KV_OBJECT_NONE};
-    cache->free_seqs = seq;
+    shut(seq);
     cache->stats.seqs_open--;
     kv_publish(cache);
 }

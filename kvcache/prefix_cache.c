@@ -2,7 +2,6 @@
 #include "kvcache/prefix_cache.h"
 
 #include "kvcache/away.h"
-#include "kvcache/commit.h"
 #include "kvcache/compression/low_rank.h"
 #include "kvcache/scatter.h"
 
@@ -133,8 +132,7 @@ void kv_prefix_touch(kv_prefix *prefix, uint32_t object)
 
 /* ---- objects ------------------------------------------------------------------------------------- */
 
-/* Ends an object. The pages of its own table are dropped; returns how many became free. */
-static uint64_t drop_object(kv_cache *cache, uint32_t object)
+uint64_t kv_prefix_drop(kv_cache *cache, uint32_t object)
 {
     kv_prefix *prefix = &cache->prefix;
     kv_prefix_object *o = &prefix->objects[object];
@@ -161,7 +159,7 @@ void kv_prefix_deinit(kv_cache *cache)
 {
     kv_prefix *prefix = &cache->prefix;
     while (prefix->n_objects > 0)
-        (void)drop_object(cache, prefix->oldest);
+        (void)kv_prefix_drop(cache, prefix->oldest);
     kv_prefix_index_deinit(&prefix->index);
 }
 
@@ -192,12 +190,13 @@ static void free_a_slot(kv_cache *cache)
     uint32_t o = prefix->oldest;
     while (prefix->objects[o].seq != NULL)
         o = prefix->objects[o].newer;
-    cache->stats.pages_given_up += drop_object(cache, o);
+    cache->stats.pages_given_up += kv_prefix_drop(cache, o);
 }
 
-/* A new object, in the index, newest in use, without a table. KV_OBJECT_NONE without memory. */
-static uint32_t add_object(kv_cache *cache, hash128 seed, const uint32_t *tokens, uint32_t n_tokens)
+uint32_t kv_prefix_add(const kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
+    kv_cache *cache = seq->cache;
+    hash128 key = seq->seed;
     kv_prefix *prefix = &cache->prefix;
     const uint32_t n_keys = n_tokens / cache->page_tokens;
     const size_t index_bytes = kv_prefix_index_bytes(&prefix->index);
@@ -212,11 +211,12 @@ static uint32_t add_object(kv_cache *cache, hash128 seed, const uint32_t *tokens
     prefix->n_objects++;
     prefix->bytes += o->data_bytes;
     o->is_used = true;
+    o->origin = seq->origin;
     o->seq = NULL;
     o->table = (kv_table){.n_lists = cache->n_lists};
     memcpy(o->tokens, tokens, n_tokens * sizeof *tokens);
     for (uint32_t b = 0; b < n_keys; b++)
-        keys->key[b] = seed = next_key(cache, seed, tokens, b);
+        keys->key[b] = key = next_key(cache, key, tokens, b);
     kv_prefix_index_add(&prefix->index, object);
     link_newest(prefix, object);
     return object;
@@ -256,6 +256,7 @@ bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uin
         if (cache->scatters[l] && !has_scattered(cache, source, l, oldest)) return false;
         if (cache->scatters[l]) continue;
         for (uint32_t b = oldest / cache->page_tokens; b < end; b++) {
+            if (!kv_is_own_block(cache, b)) continue; /* other ranks look after theirs */
             /* All heads of a layer keep and free together. */
             if (kv_table_page(source->table, kv_home_list(cache, l, 0, b), b) == KV_PAGE_NONE)
                 return false;
@@ -316,14 +317,56 @@ uint32_t kv_prefix_find(const kv_cache *cache, hash128 seed, const uint32_t *tok
     return best;
 }
 
-/* ---- sharing ------------------------------------------------------------------------------------- */
+/* Adds an object to a list of hits, unless one of the same origin has more. */
+static void add_hit(const kv_cache *cache, uint32_t object, uint32_t n_tokens, kv_prefix_hits *hits)
+{
+    const uint64_t origin = cache->prefix.objects[object].origin;
+    uint32_t i = 0;
+    while (i < hits->n && hits->at[i].origin != origin)
+        i++;
+    if (i == KV_PREFIX_HITS_MAX || (i < hits->n && hits->at[i].n_tokens >= n_tokens)) return;
+    hits->at[i] = (kv_prefix_hit){origin, object, n_tokens};
+    if (i == hits->n) hits->n++;
+}
 
-/* A finished object has all of these tokens and can serve them: nothing new would be cached. */
-static bool is_covered(kv_cache *cache, const kv_seq *seq, const uint32_t *tokens,
-                       uint32_t n_tokens)
+/* Adds the objects that have this block of the wanted tokens, but not the next: those were listed before.
+ * key[last_block + 1]: of the wanted tokens' blocks. */
+static void list_depth(const kv_cache *cache, const kv_prefix_wanted *wanted, const hash128 *key,
+                       uint32_t block, uint32_t last_block, kv_prefix_hits *hits)
+{
+    const kv_prefix_index *index = &cache->prefix.index;
+    uint32_t n_looked = 0, object = kv_prefix_index_find(index, key[block]);
+    for (; object != KV_OBJECT_NONE && n_looked < CANDIDATES_MAX; n_looked++) {
+        const kv_prefix_object *o = &cache->prefix.objects[object];
+        const kv_prefix_keys *keys = &index->keys[object];
+        const bool is_deeper = block < last_block && keys->n_keys > block + 1 &&
+                               hash128_equal(keys->key[block + 1], key[block + 1]);
+        const uint32_t n_max = (uint32_t)min_size(o->n_tokens, wanted->n_max);
+        const uint32_t n = is_deeper ? 0 : common_tokens(o->tokens, wanted->tokens, n_max);
+        const kv_prefix_source source = kv_prefix_get_source(cache, object);
+        if (n > 0 && can_take(cache, &source, n)) add_hit(cache, object, n, hits);
+        object = keys->next[block];
+    }
+}
+
+void kv_prefix_list(const kv_cache *cache, hash128 seed, const kv_prefix_wanted *wanted,
+                    kv_prefix_hits *out)
+{
+    uint32_t last_block = 0;
+    out->n = 0;
+    const uint32_t deepest =
+        deepest_object(cache, seed, wanted->tokens, wanted->n_tokens, &last_block);
+    if (deepest == KV_OBJECT_NONE) return;
+    const hash128 *key = cache->prefix.index.keys[deepest].key;
+    for (uint32_t b = last_block + 1; b-- > 0 && out->n < KV_PREFIX_HITS_MAX;)
+        list_depth(cache, wanted, key, b, last_block, out);
+}
+
+uint32_t kv_prefix_covering(kv_cache *cache, hash128 seed, const uint32_t *tokens,
+                            uint32_t n_tokens)
 {
     uint32_t last_block = 0, n_looked = 0;
-    uint32_t object = deepest_object(cache, seq->seed, tokens, n_tokens, &last_block);
+    uint32_t object = deepest_object(cache, seed, tokens, n_tokens, &last_block);
     for (; object != KV_OBJECT_NONE && n_looked < CANDIDATES_MAX; n_looked++) {
         const kv_prefix_object *o = &cache->prefix.objects[object];
         const kv_prefix_source source = kv_prefix_get_source(cache, object);
@@ -331,15 +374,14 @@ static bool is_covered(kv_cache *cache, const kv_seq *seq, const uint32_t *token
             common_tokens(o->tokens, tokens, n_tokens) == n_tokens &&
             can_take(cache, &source, n_tokens)) {
             kv_prefix_touch(&cache->prefix, object);
-            return true;
+            return object;
         }
         object = cache->prefix.index.keys[object].next[last_block];
     }
-    return false;
+    return KV_OBJECT_NONE;
 }
 
-/* Drops finished objects that `object` contains and can stand in for. */
-static void drop_contained(kv_cache *cache, uint32_t object)
+void kv_prefix_drop_contained(kv_cache *cache, uint32_t object)
 {
     const kv_prefix_keys *keys = &cache->prefix.index.keys[object];
     const kv_prefix_source source = kv_prefix_get_source(cache, object);
@@ -353,162 +395,9 @@ static void drop_contained(kv_cache *cache, uint32_t object)
             if (o->seq != NULL || cache->prefix.index.keys[other].n_keys != b + 1) continue;
             if (o->n_tokens > whole->n_tokens) continue;
             if (common_tokens(o->tokens, whole->tokens, o->n_tokens) < o->n_tokens) continue;
-            if (can_take(cache, &source, o->n_tokens)) (void)drop_object(cache, other);
+            if (can_take(cache, &source, o->n_tokens)) (void)kv_prefix_drop(cache, other);
         }
     }
-}
-
-/* The object sees the first n_blocks blocks of the sequence, the sinks in block 0 included. */
-static void copy_table(const kv_seq *seq, uint32_t object, uint32_t n_blocks)
-{
-    kv_cache *cache = seq->cache;
-    kv_table *table = &cache->prefix.objects[object].table;
-    const kv_pages *pages = kv_pool_pages(cache->pool);
-    for (uint32_t list = 0; list < table->n_lists; list++) {
-        table->marks[list] = seq->table.marks[list];
-        table->marks[list].tail = KV_PAGE_NONE;
-        for (uint32_t b = 0; b < n_blocks; b++) {
-            const uint32_t page = kv_table_page(&seq->table, list, b);
-            if (page == KV_PAGE_NONE) continue;
-            if (seq->table.marks[list].tail != KV_PAGE_NONE) table->marks[list].tail = b;
-            kv_pool_hold(cache->pool, page, KV_HELD_BY_OBJECT);
-            table->page[kv_table_entry(table, list, b)] = page;
-            kv_table_see(table, list, b, kv_slot_mask(pages->n_slots[page]));
-        }
-    }
-    (void)kv_scatter_cut(cache, table, n_blocks * cache->page_tokens, KV_HELD_BY_OBJECT);
-}
-
-/* A finished object of the whole blocks that a sequence has in pages: it will evict some of their entries,
- * so the object cannot borrow. */
-static void share_blocks(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
-{
-    kv_cache *cache = seq->cache;
-    const uint32_t page_tokens = cache->page_tokens;
-    const uint32_t n_blocks = (uint32_t)min_size(n_tokens / page_tokens, seq->n_blocks);
-    const kv_prefix_source self = {.table = &seq->table, .n_blocks = n_blocks};
-    n_tokens = n_blocks * page_tokens;
-    if (seq->is_thinned || n_blocks == 0 || !kv_prefix_serves(cache, &self, n_tokens)) return;
-    if (is_covered(cache, seq, tokens, n_tokens)) return;
-    if (!kv_scatter_find_room_for_tails(seq)) return;
-    const uint32_t object = add_object(cache, seq->seed, tokens, n_tokens);
-    if (object == KV_OBJECT_NONE) return;
-    kv_table *table = &cache->prefix.objects[object].table;
-    if (kv_table_grow(table, n_blocks) != ERR_OK) {
-        (void)drop_object(cache, object);
-        return;
-    }
-    cache->prefix.bytes += kv_table_bytes(table);
-    copy_table(seq, object, n_blocks);
-    const bool is_own = kv_scatter_own_tails(seq); /* the object has them now */
-    assert(is_own);
-    drop_contained(cache, object);
-}
-
-void kv_prefix_share(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
-{
-    kv_cache *cache = seq->cache;
-    assert(n_tokens <= seq->length);
-    if (kv_methods_evict(&seq->methods)) {
-        share_blocks(seq, tokens, n_tokens);
-        return;
-    }
-    if (seq->object != KV_OBJECT_NONE) (void)drop_object(cache, seq->object);
-    if (n_tokens < cache->page_tokens) return; /* no whole block: it could not be found */
-    if (is_covered(cache, seq, tokens, n_tokens)) return;
-    seq->object = add_object(cache, seq->seed, tokens, n_tokens);
-    if (seq->object != KV_OBJECT_NONE) cache->prefix.objects[seq->object].seq = seq;
-}
-
-void kv_prefix_shorten(kv_seq *seq)
-{
-    if (seq->object == KV_OBJECT_NONE) return;
-    kv_cache *cache = seq->cache;
-    kv_prefix_object *o = &cache->prefix.objects[seq->object];
-    if (o->n_tokens <= seq->length) return;
-    o->n_tokens = seq->length;
-    const uint32_t n_keys = seq->length / cache->page_tokens;
-    if (n_keys == 0) {
-        (void)drop_object(cache, seq->object);
-    } else if (n_keys < cache->prefix.index.keys[seq->object].n_keys) {
-        kv_prefix_index_cut(&cache->prefix.index, seq->object, n_keys);
-    }
-}
-
-/* Writes the ring to pages, encoded as all pages before it, as far as there is room; returns the tokens that are in pages then. */
-static uint32_t flush_ring(kv_seq *seq)
-{
-    kv_cache *cache = seq->cache;
-    const uint32_t n_blocks = (seq->length + cache->page_tokens - 1) / cache->page_tokens;
-    for (uint32_t end = n_blocks; end > seq->n_blocks; end--) {
-        const kv_goal goal = {.length = seq->length,
-                              .window_length = seq->length,
-                              .n_blocks = end,
-                              .n_coded = seq->methods.codec->is_exact ? 0 : end};
-        memset(cache->need, 0, cache->n_classes * sizeof *cache->need);
-        kv_add_need(seq, &goal);
-        if (!kv_make_room(cache)) continue; /* the last block is the one to do without */
-        kv_reserve(seq, &goal);
-        const kv_row row = {.seq = seq};
-        kv_commit(cache, &row, 1);
-        break;
-    }
-    return (uint32_t)min_size(seq->length, (size_t)seq->n_blocks * cache->page_tokens);
-}
-
-/* The object holds what the sequence held, the sinks in block 0 included. */
-static void pass_table(kv_seq *seq, uint32_t object)
-{
-    kv_cache *cache = seq->cache;
-    kv_table *table = &seq->table;
-    for (uint32_t list = 0; list < table->n_lists; list++) {
-        for (uint32_t b = 0; b < seq->n_blocks; b++) {
-            const size_t entry = kv_table_entry(table, list, b);
-            const uint32_t page = table->page[entry];
-            if (page == KV_PAGE_NONE) continue;
-            kv_pool_pass(cache->pool, page, KV_HELD_BY_SEQ, KV_HELD_BY_OBJECT);
-            if (b > 0) continue;
-            const uint32_t n_sinks = kv_pool_slots_below(cache->pool, page, cache->sink_tokens);
-            kv_table_see(table, list, b, table->live[entry] | kv_slot_mask(n_sinks));
-        }
-    }
-    cache->table_bytes -= kv_table_bytes(table);
-    cache->prefix.bytes += kv_table_bytes(table);
-    cache->prefix.objects[object].table = *table;
-    *table = (kv_table){.n_lists = cache->n_lists};
-    seq->n_blocks = seq->n_reserved = seq->n_coded = 0;
-}
-
-static void leave_object(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
-{
-    kv_cache *cache = seq->cache;
-    if (n_tokens < cache->page_tokens || is_covered(cache, seq, tokens, n_tokens)) return;
-    const uint32_t n_in_pages = flush_ring(seq);
-    if (n_in_pages < cache->page_tokens) return;
-    const uint32_t object =
-        add_object(cache, seq->seed, tokens, (uint32_t)min_size(n_tokens, n_in_pages));
-    if (object == KV_OBJECT_NONE) return;
-    pass_table(seq, object);
-    drop_contained(cache, object);
-}
-
-void kv_prefix_forget(kv_seq *seq)
-{
-    if (seq->object != KV_OBJECT_NONE) (void)drop_object(seq->cache, seq->object);
-}
-
-void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens)
-{
-    const uint32_t running = seq->object;
-    uint32_t n_tokens = seq->length;
-    if (tokens == NULL && running != KV_OBJECT_NONE) {
-        /* Only the prompt's ids are known. */
-        tokens = seq->cache->prefix.objects[running].tokens;
-        n_tokens = kv_seq_truncate(seq, seq->cache->prefix.objects[running].n_tokens);
-        if (n_tokens == 0) return; /* a window has passed it; the running object has ended */
-    }
-    if (tokens != NULL) leave_object(seq, tokens, n_tokens);
-    if (running != KV_OBJECT_NONE) (void)drop_object(seq->cache, running);
 }
 
 /* ---- giving up ----------------------------------------------------------------------------------- */
@@ -544,7 +433,7 @@ static void give_up_last(kv_cache *cache, uint32_t object)
     kv_prefix_object *o = &cache->prefix.objects[object];
     const uint32_t last = (o->n_tokens - 1) / cache->page_tokens;
     if (last == 0) {
-        cache->stats.pages_given_up += drop_object(cache, object);
+        cache->stats.pages_given_up += kv_prefix_drop(cache, object);
         return;
     }
     o->n_tokens = last * cache->page_tokens;
@@ -583,7 +472,7 @@ bool kv_prefix_give_up_object(kv_cache *cache)
     while (i != KV_OBJECT_NONE && prefix->objects[i].seq != NULL)
         i = prefix->objects[i].newer;
     if (i == KV_OBJECT_NONE) return false;
-    cache->stats.pages_given_up += drop_object(cache, i);
+    cache->stats.pages_given_up += kv_prefix_drop(cache, i);
     return true;
 }
 
@@ -594,7 +483,7 @@ void kv_cache_drop_prefixes(kv_cache *cache)
     for (uint32_t i = cache->prefix.oldest; i != KV_OBJECT_NONE; i = next) {
         const kv_prefix_object *o = &cache->prefix.objects[i];
         next = o->newer;
-        if (o->seq == NULL && !is_block_held(cache, o, 0)) (void)drop_object(cache, i);
+        if (o->seq == NULL && !is_block_held(cache, o, 0)) (void)kv_prefix_drop(cache, i);
     }
     kv_publish(cache);
 }

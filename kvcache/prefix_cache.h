@@ -23,6 +23,7 @@
 
 typedef struct kv_prefix_object {
     bool is_used;          /* false: the slot is free */
+    uint64_t origin;       /* of its entries: kv_seq.origin */
     kv_seq *seq;           /* the running sequence that it borrows from, or NULL */
     kv_table table;        /* its own; valid only while seq is NULL */
     uint32_t n_tokens;     /* ids known, and held in pages or by seq */
@@ -53,7 +54,7 @@ void kv_prefix_place(arena *a, kv_prefix *prefix); /* measuring, then real; n_ob
 err_t kv_prefix_init(kv_cache *cache) MUST_CHECK;
 void kv_prefix_deinit(kv_cache *cache);
 
-/* ---- sharing ---- */
+/* ---- finding ---- */
 
 /* What a cached value depends on besides tokens and model, as text: all exact settings give the same
  * one. Decoded tokens that were computed under a lossy setting are shared under that setting alone. */
@@ -70,6 +71,54 @@ hash128 kv_prefix_seed(const kv_cache *cache, const kv_methods *methods, const c
 uint32_t kv_prefix_find(const kv_cache *cache, hash128 seed, const uint32_t *tokens,
                         uint32_t n_tokens, uint32_t *n_taken);
 
+/* The object was used just now. */
+void kv_prefix_touch(kv_prefix *prefix, uint32_t object);
+
+kv_prefix_source kv_prefix_get_source(const kv_cache *cache, uint32_t object);
+
+/* Does every layer find all that a sequence of n_tokens still needs? (Windows free pages.) */
+bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uint32_t n_tokens);
+
+/* What is looked for: the most of tokens[0 .. n_tokens), and no more than n_max. */
+typedef struct kv_prefix_wanted {
+    const uint32_t *tokens;
+    uint32_t n_tokens, n_max;
+} kv_prefix_wanted;
+
+typedef struct kv_prefix_hit {
+    uint64_t origin;
+    uint32_t object, n_tokens;
+} kv_prefix_hit;
+
+enum { KV_PREFIX_HITS_MAX = 16 };
+typedef struct kv_prefix_hits {
+    kv_prefix_hit at[KV_PREFIX_HITS_MAX];
+    uint32_t n;
+} kv_prefix_hits;
+
+/* The objects to choose from, each origin once: those with the most whole blocks first. */
+void kv_prefix_list(const kv_cache *cache, hash128 seed, const kv_prefix_wanted *wanted,
+                    kv_prefix_hits *out);
+
+/* A finished object that has all of these tokens and can serve them, so that nothing new would be cached;
+ * it counts as used. Or KV_OBJECT_NONE. */
+uint32_t kv_prefix_covering(kv_cache *cache, hash128 seed, const uint32_t *tokens,
+                            uint32_t n_tokens);
+
+/* ---- objects ---- */
+
+/* A new one with the sequence's seed and origin, in the index, newest in use, without a table.
+ * KV_OBJECT_NONE without memory. */
+uint32_t kv_prefix_add(const kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens);
+
+/* Ends one. The pages of its own table are dropped; returns how many became free. */
+uint64_t kv_prefix_drop(kv_cache *cache, uint32_t object);
+
+/* Drops finished objects that this one contains and can stand in for. */
+void kv_prefix_drop_contained(kv_cache *cache, uint32_t object);
+
+/* ---- what a sequence leaves: prefix_share.c ---- */
+
 /* A running object for seq; replaces the one it has. Without memory there is none. */
 void kv_prefix_share(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens);
 
@@ -82,14 +131,6 @@ void kv_prefix_leave(kv_seq *seq, const uint32_t *tokens);
 
 /* The sequence's running object ends, and nothing stays behind. */
 void kv_prefix_forget(kv_seq *seq);
-
-/* The object was used just now. */
-void kv_prefix_touch(kv_prefix *prefix, uint32_t object);
-
-kv_prefix_source kv_prefix_get_source(const kv_cache *cache, uint32_t object);
-
-/* Does every layer find all that a sequence of n_tokens still needs? (Windows free pages.) */
-bool kv_prefix_serves(const kv_cache *cache, const kv_prefix_source *source, uint32_t n_tokens);
 
 /* ---- giving up ---- */
 

@@ -12,6 +12,8 @@
 #include "kvcache/demote.h"
 #include "kvcache/encode.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/prefix_ranks.h"
+#include "kvcache/ranks.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 
@@ -154,6 +156,41 @@ static bool has_unscorable(const kv_seq *seq)
     return false;
 }
 
+/* Over ranks, what has been copied from pages is here as far as they are. */
+static bool take_from_ranks(const take *t)
+{
+    const kv_cache *cache = t->seq->cache;
+    const uint32_t in_pages = t->source.n_blocks * cache->page_tokens;
+    const bool has_ring = t->source.seq != NULL;
+    const kv_ring_filling filling = {
+        .seq = t->seq,
+        .table = t->source.table,
+        .first = t->n_blocks * cache->page_tokens,
+        .end = (uint32_t)min_size(in_pages, t->n_tokens),
+        .n_sinks = has_ring ? 0 : (uint32_t)min_size(cache->sink_tokens, t->n_tokens)};
+    return cache->ranks.n == 1 || kv_ranks_fill_ring(&filling);
+}
+
+static uint32_t find(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens, uint32_t *n_taken)
+{
+    if (seq->cache->ranks.n > 1) return kv_prefix_find_common(seq, tokens, n_tokens, n_taken);
+    return kv_prefix_find(seq->cache, seq->seed, tokens, n_tokens, n_taken);
+}
+
+/* What a rank cannot read is lost to all. */
+static bool agree_taken(kv_seq *seq, bool is_taken)
+{
+    enum { TAKEN = 1, LOST = 2 };
+    uint32_t all[KV_SHARDS_MAX];
+    const uint32_t own = (is_taken ? TAKEN : 0) | (kv_seq_is_lost(seq) ? LOST : 0);
+    if (!kv_ranks_gather(seq->cache, &own, all, sizeof own)) return false;
+    for (uint32_t r = 0; r < seq->cache->ranks.n; r++) {
+        is_taken = is_taken && (all[r] & TAKEN) != 0;
+        if ((all[r] & LOST) != 0) kv_seq_lose(seq);
+    }
+    return is_taken;
+}
+
 uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
     kv_cache *cache = seq->cache;
@@ -162,16 +199,18 @@ uint32_t kv_seq_take_prefix(kv_seq *seq, const uint32_t *tokens, uint32_t n_toke
     assert(!cache->step.is_open);
     if (!cache->prefix_caching || seq->no_prefix_read) return 0;
     take t = {.seq = seq};
-    const uint32_t object = kv_prefix_find(cache, seq->seed, tokens, n_tokens, &t.n_tokens);
+    const uint32_t object = find(seq, tokens, n_tokens, &t.n_tokens);
     cache->stats.prefix_query_tokens += n_tokens;
     if (object != KV_OBJECT_NONE && kv_seq_grow(seq, t.n_tokens) == ERR_OK) {
         kv_promote_object(cache, object, (t.n_tokens - 1) / cache->page_tokens + 1);
         t.source = kv_prefix_get_source(cache, object);
         t.n_blocks = (uint32_t)min_size(kv_blocks_kept(cache, t.n_tokens), t.source.n_blocks);
         take_all(&t);
+        bool is_taken = take_from_ranks(&t);
         kv_prefix_touch(&cache->prefix, object);
         /* Copying may give up the object, too. */
-        if (!kv_scatter_own_tails(seq) || has_unscorable(seq)) give_back(seq);
+        is_taken = is_taken && kv_scatter_own_tails(seq) && !has_unscorable(seq);
+        if (!agree_taken(seq, is_taken)) give_back(seq);
         seq->n_coded = kv_encode_taken(seq);
         cache->stats.prefix_hit_tokens += seq->length;
     }

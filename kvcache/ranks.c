@@ -4,26 +4,15 @@
  * rank writes its part where the gathering leaves it. */
 #include "kvcache/ranks.h"
 
+#include "kvcache/away.h"
+#include "kvcache/prefix_ranks.h"
+
 #include <string.h>
 
 /* Merging fewer floats than this is not worth a parallel loop. */
 enum { MERGE_FLOATS = 4096 };
 
 /* ---- opening ------------------------------------------------------------------------------------- */
-
-static err_t check_settings(const kv_cache *cache, const kv_config *config, err_info *info)
-{
-    const uint32_t n = cache->ranks.n;
-    if (cache->n_shards < n)
-        return err_set(info, ERR_BAD_CONFIG, "kv-shards: %u is less than the number of ranks, %u",
-                       cache->n_shards, n);
-    if (config->prefix_caching)
-        return err_set(info, ERR_UNSUPPORTED,
-                       "enable-prefix-caching: true is not supported over %u ranks", n);
-    if (config->disk_bytes > 0)
-        return err_set(info, ERR_UNSUPPORTED, "kv-disk-bytes: not supported over %u ranks", n);
-    return ERR_OK;
-}
 
 err_t kv_ranks_init(kv_cache *cache, const kv_config *config, err_info *info)
 {
@@ -39,12 +28,21 @@ err_t kv_ranks_init(kv_cache *cache, const kv_config *config, err_info *info)
     ranks->rank = comm_rank(ranks->comm);
     if (n == 1) return ERR_OK;
     if (cache->n_shards == 1) cache->n_shards = n;
-    return check_settings(cache, config, info);
+    if (cache->n_shards >= n) return ERR_OK;
+    return err_set(info, ERR_BAD_CONFIG, "kv-shards: %u is less than the number of ranks, %u",
+                   cache->n_shards, n);
 }
 
+/* Of one token. */
 static size_t part_floats(const kv_layer_shape *shape)
 {
     return (size_t)shape->n_heads * ((size_t)shape->v_dim + 1);
+}
+
+/* Beside the tokens: one for each row, if one may be lost. */
+static size_t flag_floats(const kv_cache *cache, uint32_t n_rows)
+{
+    return cache->has_file ? n_rows : 0;
 }
 
 err_t kv_ranks_place(arena *a, kv_cache *cache)
@@ -54,7 +52,9 @@ err_t kv_ranks_place(arena *a, kv_cache *cache)
     for (uint32_t l = 0; l < cache->n_layers; l++)
         row_bytes = max_size(row_bytes, part_floats(&cache->layer[l]) * sizeof(float));
     TRY(size_mul(row_bytes, cache->limits.n_step_tokens_max, &bytes));
-    TRY(size_mul(bytes, cache->ranks.n, &bytes));
+    TRY(size_add(bytes, flag_floats(cache, cache->limits.n_seqs_max) * sizeof(float), &bytes));
+    cache->ranks.part_bytes = max_size(bytes, kv_ranks_ring_bytes(cache));
+    TRY(size_mul(cache->ranks.part_bytes, cache->ranks.n, &bytes));
     if (bytes > COMM_BYTES_MAX) return ERR_OVERFLOW;
     cache->ranks.parts = arena_take(a, bytes, 1);
     return ERR_OK;
@@ -102,15 +102,45 @@ err_t kv_ranks_agree(const kv_cache *cache, err_t err, err_info *info)
     return ERR_OK;
 }
 
+bool kv_ranks_gather(const kv_cache *cache, const void *in, void *out, size_t bytes)
+{
+    if (cache->ranks.n > 1)
+        return comm_all_gather(cache->ranks.comm, in, out, bytes, NULL) == ERR_OK;
+    memcpy(out, in, bytes);
+    return true;
+}
+
+bool kv_ranks_all(const kv_cache *cache, bool is_so)
+{
+    return kv_ranks_least(cache, is_so) == 1;
+}
+
+uint32_t kv_ranks_least(const kv_cache *cache, uint32_t n)
+{
+    uint32_t all[KV_SHARDS_MAX], least = n;
+    if (!kv_ranks_gather(cache, &n, all, sizeof n)) return 0;
+    for (uint32_t r = 0; r < cache->ranks.n; r++)
+        least = all[r] < least ? all[r] : least;
+    return least;
+}
+
 /* ---- attention ----------------------------------------------------------------------------------- */
+
+/* Floats of one rank's part in this step. */
+static size_t step_floats(const kv_cache *cache, uint32_t layer)
+{
+    return cache->step.n_tokens * part_floats(&cache->layer[layer]) +
+           flag_floats(cache, cache->step.n_rows);
+}
 
 /* Of rank r, in this step. */
 static kv_part part_of(const kv_cache *cache, uint32_t layer, uint32_t r)
 {
     const kv_layer_shape *shape = &cache->layer[layer];
     const size_t n_rows = (size_t)cache->step.n_tokens * shape->n_heads;
-    float *o = cache->ranks.parts + r * cache->step.n_tokens * part_floats(shape);
-    return (kv_part){.o = o, .lse = o + n_rows * shape->v_dim};
+    float *o = cache->ranks.parts + r * step_floats(cache, layer);
+    float *lse = o + n_rows * shape->v_dim;
+    return (kv_part){.o = o, .lse = lse, .lost = lse + n_rows};
 }
 
 kv_part kv_ranks_part(const kv_cache *cache, uint32_t layer)
@@ -131,7 +161,7 @@ static void merge_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
     const kv_cache *cache = loop->cache;
     const kv_layer_shape *shape = &cache->layer[loop->layer];
     const size_t group = shape->n_heads / shape->n_kv_heads;
-    const size_t part_stride = cache->step.n_tokens * part_floats(shape);
+    const size_t part_stride = step_floats(cache, loop->layer);
     const kv_part first = part_of(cache, loop->layer, 0);
     (void)worker;
     for (size_t i = begin; i < end; i++) {
@@ -149,17 +179,37 @@ static void merge_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
     }
 }
 
+/* Which rows' sequences this rank has lost, before its part goes out. */
+static void tell_lost(const kv_cache *cache, uint32_t layer)
+{
+    const kv_part own = kv_ranks_part(cache, layer);
+    for (uint32_t i = 0; i < flag_floats(cache, cache->step.n_rows); i++)
+        own.lost[i] = kv_seq_is_lost(cache->step.rows[i].seq) ? 1 : 0;
+}
+
+static void hear_lost(const kv_cache *cache, uint32_t layer)
+{
+    for (uint32_t r = 0; r < cache->ranks.n; r++) {
+        const kv_part part = part_of(cache, layer, r);
+        for (uint32_t i = 0; i < flag_floats(cache, cache->step.n_rows); i++) {
+            if (part.lost[i] != 0) kv_seq_lose(cache->step.rows[i].seq);
+        }
+    }
+}
+
 void kv_ranks_merge(const kv_cache *cache, uint32_t layer, float *out)
 {
     const kv_layer_shape *shape = &cache->layer[layer];
     const size_t n_rows = (size_t)cache->step.n_tokens * shape->n_heads;
-    const size_t n_floats = cache->step.n_tokens * part_floats(shape);
-    const err_t err = comm_all_gather(cache->ranks.comm, kv_ranks_part(cache, layer).o,
-                                      cache->ranks.parts, n_floats * sizeof(float), NULL);
+    tell_lost(cache, layer);
+    const err_t err =
+        comm_all_gather(cache->ranks.comm, kv_ranks_part(cache, layer).o, cache->ranks.parts,
+                        step_floats(cache, layer) * sizeof(float), NULL);
     if (err != ERR_OK) { /* which the comm keeps; nothing may be left that is no number */
         memset(out, 0, n_rows * shape->v_dim * sizeof *out);
         return;
     }
+    hear_lost(cache, layer);
     merge_loop loop = {.cache = cache, .layer = layer, .out = out};
     parallel_for(cache->d->pool, n_rows, MERGE_FLOATS / part_floats(shape) + 1, merge_rows, &loop);
 }

@@ -40,10 +40,18 @@ err_t kv_ranks_check_methods(const kv_cache *cache, const kv_methods *methods,
 /* What every rank returns when this one would return `err`: the first failure in rank order, or the comm's. */
 err_t kv_ranks_agree(const kv_cache *cache, err_t err, err_info *info) MUST_CHECK;
 
+/* Small exchanges between steps, which all ranks come to in the same order; a rank alone asks nobody.
+ * out[n][bytes]; false: the comm has failed. */
+bool kv_ranks_gather(const kv_cache *cache, const void *in, void *out, size_t bytes) MUST_CHECK;
+bool kv_ranks_all(const kv_cache *cache, bool is_so);       /* false if it has failed */
+uint32_t kv_ranks_least(const kv_cache *cache, uint32_t n); /* 0 if it has failed */
+
 /* Where this rank writes its part of a layer's attention in the present step. */
 typedef struct kv_part {
     float *o;   /* [n_tokens][n_heads][v_dim] */
     float *lse; /* [n_kv_heads][n_tokens][group] */
+    float *
+        lost; /* [n_rows] if there is a file: not 0: the row's sequence; written when parts are merged */
 } kv_part;
 kv_part kv_ranks_part(const kv_cache *cache, uint32_t layer);
 

@@ -5,9 +5,10 @@
 #include "kernels/comm.h"
 
 typedef struct kv_ranks {
-    comm *comm;       /* NULL: alone */
-    uint32_t n, rank; /* 1 and 0 alone */
-    float *parts;     /* [n][part of the largest step]; NULL alone */
+    comm *comm;        /* NULL: alone */
+    uint32_t n, rank;  /* 1 and 0 alone */
+    float *parts;      /* [n][part_bytes]; NULL alone */
+    size_t part_bytes; /* of the largest step, or of a block of entries */
 } kv_ranks;
 
 #endif

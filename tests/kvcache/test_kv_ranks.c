@@ -3,81 +3,16 @@
  * What attention returns is compared with the reference, which knows nothing of ranks, and among ranks to
  * the last bit. */
 #include "kvcache/ranks.h"
-#include "tests/kvcache/fake_model.h"
+#include "tests/kvcache/rank_group.h"
 #include "tests/test_main.h"
 
-#include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
-
-enum { RANKS_MAX = 8, TIMEOUT_MS = 60000 };
-
-/* ---- ranks ---------------------------------------------------------------------------------------- */
-
-typedef struct rank_test {
-    fake_options options;
-    fake *f;
-    comm *comm;
-    uint32_t rank, n_ranks;
-    const void *ctx;
-    fake_seq seqs[3];
-    uint64_t bytes, evicted,
-        live; /* of pages; entries since start; entries that sequences see in pages */
-    void (*body)(struct rank_test *t);
-    pthread_t thread;
-} rank_test;
-
-static void *run_rank(void *ctx)
-{
-    rank_test *t = ctx;
-    t->options.config.comm = t->comm;
-    t->f = fake_open(&t->options);
-    t->body(t);
-    const kv_stats stats = fake_stats(t->f);
-    t->bytes = stats.used_bytes;
-    t->evicted = stats.entries_evicted;
-    for (int s = 0; s < 3 && t->seqs[s].seq != NULL; s++) {
-        for (uint32_t list = 0; list < t->f->cache->n_lists; list++)
-            t->live += t->seqs[s].seq->table.n_live[list];
-    }
-    ck_assert(kv_cache_is_sane(t->f->cache));
-    return NULL;
-}
-
-/* Runs `body` on all ranks of a group; their fakes stay open. */
-static void run_ranks(rank_test *ranks, uint32_t n, const fake_options *options,
-                      void (*body)(rank_test *t))
-{
-    comm *comms[RANKS_MAX];
-    ck_assert_int_eq(comm_open_local(n, TIMEOUT_MS, comms, NULL), ERR_OK);
-    for (uint32_t r = 0; r < n; r++) {
-        ranks[r] = (rank_test){
-            .options = *options, .comm = comms[r], .rank = r, .n_ranks = n, .body = body};
-        ck_assert_int_eq(pthread_create(&ranks[r].thread, NULL, run_rank, &ranks[r]), 0);
-    }
-    for (uint32_t r = 0; r < n; r++)
-        ck_assert_int_eq(pthread_join(ranks[r].thread, NULL), 0);
-}
-
-static void close_ranks(rank_test *ranks, uint32_t n)
-{
-    for (uint32_t r = 0; r < n; r++) {
-        for (int s = 0; s < 3; s++) {
-            if (ranks[r].seqs[s].seq != NULL) fake_seq_close(ranks[r].f, &ranks[r].seqs[s], false);
-        }
-        fake_close(ranks[r].f);
-        comm_close(ranks[r].comm);
-    }
-}
 
 static fake_options options_of(const char *placement, uint32_t n_shards,
                                const kv_layer_shape *layers, uint32_t n_layers, kv_config config)
 {
-    config.placement = (char *)(uintptr_t)placement;
-    config.n_shards = n_shards;
     config.prefix_caching = false;
-    config.eplb = true;
-    return (fake_options){.layers = layers, .n_layers = n_layers, .config = config};
+    return rank_options(placement, n_shards, layers, n_layers, config);
 }
 
 /* Three sequences, so that there are several homes: one is cut into chunks, one short, one of one token; they
@@ -147,7 +82,7 @@ START_TEST(a_rank_alone_with_a_comm_has_the_bits_of_one_without)
     const fake_options options = options_of("expert", 3, fake_layers, 3, fake_defaults());
     run_ranks(&with, 1, &options, run_three);
     without.options = options;
-    (void)run_rank(&without);
+    run_rank(&without);
     for (int s = 0; s < 3; s++)
         ck_assert(fake_same(with.f, &with.seqs[s], &without.seqs[s], 0, N_HELD[s]));
     close_ranks(&with, 1);
@@ -212,32 +147,20 @@ static void run_until_full(rank_test *t)
     fake_run(t->f, s, 40, 40); /* all go on together */
 }
 
-static void *run_small_pool(void *ctx)
+static void make_small(rank_test *t)
 {
-    rank_test *t = ctx;
+    uint32_t *lengths = (uint32_t *)(uintptr_t)t->ctx;
+    t->ctx = &lengths[t->rank];
     if (t->rank == 1) t->options.config.memory_bytes = 192 << 10;
-    return run_rank(t);
 }
 
 START_TEST(a_pool_that_is_full_on_one_rank_ends_the_step_on_all)
 {
     rank_test ranks[3];
     uint32_t length[3] = {0};
-    comm *comms[3];
     fake_options options = options_of("block", 1, fake_layers, 3, fake_defaults());
     options.limits.n_seq_tokens_max = 2048;
-    ck_assert_int_eq(comm_open_local(3, TIMEOUT_MS, comms, NULL), ERR_OK);
-    for (uint32_t r = 0; r < 3; r++) {
-        ranks[r] = (rank_test){.options = options,
-                               .comm = comms[r],
-                               .rank = r,
-                               .n_ranks = 3,
-                               .ctx = &length[r],
-                               .body = run_until_full};
-        ck_assert_int_eq(pthread_create(&ranks[r].thread, NULL, run_small_pool, &ranks[r]), 0);
-    }
-    for (uint32_t r = 0; r < 3; r++)
-        ck_assert_int_eq(pthread_join(ranks[r].thread, NULL), 0);
+    run_group(ranks, &(rank_run){3, options, run_until_full, make_small, length});
     ck_assert_uint_gt(length[0], 0);
     ck_assert_uint_eq(length[0], length[1]);
     ck_assert_uint_eq(length[0], length[2]);
@@ -359,16 +282,9 @@ static void *open_refused(void *ctx)
     const kv_limits limits = {.n_seqs_max = 2, .n_step_tokens_max = 8, .n_seq_tokens_max = 64};
     kv_config config = fake_coded("none");
     config.comm = ctx;
-    check_refused(&limits, config, ERR_UNSUPPORTED, "enable-prefix-caching");
-    config.prefix_caching = false;
     config.n_shards = 2;
     check_refused(&limits, config, ERR_BAD_CONFIG, "kv-shards: 2");
     config.n_shards = 1;
-    config.disk_bytes = 1 << 20;
-    config.disk_path = (char *)(uintptr_t) "/nowhere";
-    check_refused(&limits, config, ERR_UNSUPPORTED, "kv-disk-bytes");
-    config.disk_bytes = 0;
-    config.disk_path = NULL;
     config.placement = (char *)(uintptr_t) "hash"; /* 3 shards */
     check_refused(&limits, config, ERR_BAD_CONFIG, "power of two");
     config.placement = (char *)(uintptr_t) "block";
@@ -394,7 +310,7 @@ START_TEST(what_needs_other_ranks_entries_is_refused)
 {
     comm *comms[3];
     pthread_t threads[3];
-    ck_assert_int_eq(comm_open_local(3, TIMEOUT_MS, comms, NULL), ERR_OK);
+    ck_assert_int_eq(comm_open_local(3, RANKS_TIMEOUT_MS, comms, NULL), ERR_OK);
     for (int r = 0; r < 3; r++)
         ck_assert_int_eq(pthread_create(&threads[r], NULL, open_refused, comms[r]), 0);
     for (int r = 0; r < 3; r++) {
