@@ -49,9 +49,20 @@ def clean_environment(extra=None):
     return {**kept, **(extra or {})}
 
 
+def shared(args):
+    """Memory counts per rank: what a test gives to one is dealt to all."""
+    args = list(map(str, args))
+    for i, word in enumerate(args[:-1]):
+        if word in ("--kv-cache-memory-bytes", "--kv-host-bytes", "--kv-disk-bytes"):
+            number, unit = re.fullmatch(r"(\d+)(\w*)", args[i + 1]).groups()
+            factor = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}[unit]
+            args[i + 1] = str(int(number) * factor // int(N_RANKS))
+    return args
+
+
 def serve_words(args):
     """The words that start `pikv serve` with as many ranks as PIKV_TEST_RANKS says."""
-    words = [BINARY, "serve", "--port", "0", *map(str, args)]
+    words = [BINARY, "serve", "--port", "0", *shared(args)]
     if TRANSPORT == "mpi":
         # A server that drains is not to be killed after mpirun's one second.
         return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", N_RANKS, "--mca",

@@ -46,7 +46,7 @@ class Group:
             env = {"RANK": str(rank), "WORLD_SIZE": str(n), "MASTER_ADDR": host,
                    "MASTER_PORT": str(port), **((env_of or {}).get(rank, {}))}
             words = [*(prefix_of(rank) if prefix_of else []), BINARY, "serve", "--host", host,
-                     "--port", "0", "--rank-timeout", str(limit(TIMEOUT_S)), "--no-enable-prefix-caching", *map(str, args)]
+                     "--port", "0", "--rank-timeout", str(limit(TIMEOUT_S)), *map(str, args)]
             self.ranks.append(subprocess.Popen(words, cwd=ROOT, env=clean_environment(env),
                                                stdout=self.logs[rank], stderr=subprocess.STDOUT))
         if waits:

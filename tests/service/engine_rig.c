@@ -11,7 +11,7 @@
 
 static const char MODEL_DIR[] = "tests/golden/mixtral-gqa-bf16";
 
-enum { TIMEOUT_MS = 60000 };
+enum { TIMEOUT_MS = 60000, LEAST_BYTES = 64 << 10 /* one page per layer and head */ };
 
 static uint32_t n_ranks_of(const rig_options *options)
 {
@@ -38,7 +38,9 @@ static kv_limits limits_of(const rig_options *options, const model *m)
 static void fill_kv_config(const rig_options *options, comm *c, kv_config *config)
 {
     const uint64_t all_bytes = options->memory_bytes > 0 ? options->memory_bytes : 64u << 20;
-    config->memory_bytes = all_bytes / n_ranks_of(options);
+    const uint64_t share = all_bytes / n_ranks_of(options);
+    const uint64_t least = options->compression != NULL ? 2 * LEAST_BYTES : LEAST_BYTES;
+    config->memory_bytes = share > least ? share : least;
     config->page_tokens = options->page_tokens > 0 ? options->page_tokens : 8;
     config->window_tokens = 16;
     config->host_bytes = options->host_bytes;

@@ -19,7 +19,7 @@ typedef struct rig_options {
     uint32_t n_batched_tokens_max; /* 0: 64 */
     uint32_t n_queued_max;         /* 0: 256 */
     uint32_t n_ranks;              /* 0: RIG_RANKS */
-    uint64_t memory_bytes;         /* of the KV pools of all ranks; 0: plenty */
+    uint64_t memory_bytes;         /* of the KV pools of all ranks, as far as they go; 0: plenty */
     uint32_t page_tokens;          /* 0: 8 */
     bool no_prefix_caching;
     const char *compression; /* NULL: none */

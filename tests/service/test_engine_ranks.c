@@ -1,5 +1,5 @@
 /* tests/service/test_engine_ranks.c - an engine over several ranks: one result, and one end for all. What
- * test_engine_pressure.c promises is asked of three ranks too (test_engine_pressure_ranks). */
+ * test_engine_pressure.c promises is asked of two ranks too (test_engine_pressure_ranks). */
 #include "tests/service/engine_rig.h"
 #include "tests/test_main.h"
 
