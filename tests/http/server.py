@@ -64,9 +64,7 @@ def serve_words(args):
     """The words that start `pikv serve` with as many ranks as PIKV_TEST_RANKS says."""
     words = [BINARY, "serve", "--port", "0", *shared(args)]
     if TRANSPORT == "mpi":
-        # A server that drains is not to be killed after mpirun's one second.
-        return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", N_RANKS, "--mca",
-                "odls_base_sigkill_timeout", "600", *words]
+        return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", N_RANKS, *words]
     if int(N_RANKS) > 1 and "--ranks" not in args:
         words += ["--ranks", N_RANKS]
     return words
@@ -171,12 +169,13 @@ class Server:
 
     def terminate(self, number=signal.SIGTERM):
         self._is_stopping = True
-        if TRANSPORT == "mpi":
-            rank_0 = rank_0_of(self.process.pid)
-            if rank_0 is not None:
-                os.kill(rank_0, number)
-        else:
-            self.process.send_signal(number)
+        self.send_signal(number)
+
+    def send_signal(self, number):
+        """To the process that serves, which mpirun is not."""
+        rank_0 = rank_0_of(self.process.pid) if TRANSPORT == "mpi" else self.process.pid
+        if rank_0 is not None:
+            os.kill(rank_0, number)
 
     def wait(self, seconds=45):
         """Until the process has ended by itself; its exit code."""

@@ -228,7 +228,7 @@ def test_an_idle_keep_alive_connection_does_not_hold_up_the_end():
 
 def test_a_closed_terminal_does_not_end_the_server():
     with Server() as server:
-        server.process.send_signal(signal.SIGHUP)
+        server.send_signal(signal.SIGHUP)
         assert server.text(STORY)
 
 
