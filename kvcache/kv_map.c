@@ -2,6 +2,7 @@
 #include "kvcache/kv_map.h"
 
 #include "kvcache/encode.h"
+#include "kvcache/kv_map_ranks.h"
 
 #include <stdlib.h>
 
@@ -12,7 +13,11 @@ static err_t open_arrays(const kv_cache *cache, kv_map *map)
     map->seqs = calloc(cache->limits.n_seqs_max, sizeof *map->seqs);
     map->lists = calloc(cache->n_lists, sizeof *map->lists);
     map->runs = map->query.seq != 0 ? calloc(KV_MAP_RUNS_MAX, sizeof *map->runs) : NULL;
+    size_t parts_bytes;
     if (map->seqs == NULL || map->lists == NULL) return ERR_NO_MEMORY;
+    TRY(kv_map_parts_bytes(cache, &map->query, &parts_bytes));
+    map->parts = parts_bytes > 0 ? calloc(parts_bytes, 1) : NULL;
+    if (parts_bytes > 0 && map->parts == NULL) return ERR_NO_MEMORY;
     return map->query.seq != 0 && map->runs == NULL ? ERR_NO_MEMORY : ERR_OK;
 }
 
@@ -38,6 +43,7 @@ void kv_map_close(kv_map *map)
     free(map->seqs);
     free(map->lists);
     free(map->runs);
+    free(map->parts);
     free(map);
 }
 
@@ -160,4 +166,5 @@ void kv_map_take(const kv_cache *cache, kv_map *map)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         if (!map->query.has_layer || l == map->query.layer) take_layer(cache, l, seq, map);
     }
+    kv_map_merge(cache, map);
 }

@@ -67,12 +67,14 @@ typedef struct kv_map {
     uint32_t n_runs;
     bool has_seq;      /* query.seq is open */
     bool is_truncated; /* it has more than KV_MAP_RUNS_MAX runs, and the last are left out */
+    uint8_t *parts;    /* of all ranks, see kv_map_ranks.h; NULL: there is one */
 } kv_map;
 
 /* ERR_NO_MEMORY; ERR_BAD_ARGUMENT: there is no such layer. */
 err_t kv_map_open(const kv_cache *cache, const kv_map_query *query, kv_map **out) MUST_CHECK;
 void kv_map_close(kv_map *map); /* NULL is fine */
 
+/* Over ranks all of them take one of the same query, as all calls of a cache, and each gets the whole. */
 void kv_map_take(const kv_cache *cache, kv_map *map);
 
 #endif

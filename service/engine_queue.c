@@ -140,7 +140,7 @@ err_t engine_look(engine *e, kv_look *look)
 static void take_looks(const engine *e, kv_look *const *looks, uint32_t n_looks)
 {
     for (uint32_t i = 0; i < n_looks; i++) {
-        kv_look_take(looks[i], e->parts.cache);
+        leader_look(e->ranks, looks[i]);
         kv_look_release(looks[i]);
     }
 }

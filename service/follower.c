@@ -17,6 +17,7 @@ typedef struct follower {
     kv_row *rows;    /* [n_seqs_max] */
     uint32_t *positions; /* [n_step_tokens_max] */
     void *gathered;      /* [n_ranks] rank_report or kv_usage, which only rank 0 reads */
+    kv_map *map;         /* with room for any query's answer, which rank 0 gives */
 } follower;
 
 typedef err_t handle_message(follower *f, const rank_head *head, err_info *info);
@@ -46,6 +47,7 @@ static err_t init(follower *f, const rank_parts *parts, err_info *info)
     if (err == ERR_OK) place(f, &f->memory);
     if (err == ERR_OK) err = f->memory.err;
     if (err == ERR_OK) err = rank_mail_init(&f->mail, &parts->limits);
+    if (err == ERR_OK) err = kv_map_open(parts->cache, &(kv_map_query){.seq = 1}, &f->map);
     if (err == ERR_OK) return ERR_OK;
     return err_set(info, err, "no memory for %u sequences of %u tokens", parts->limits.n_seqs_max,
                    parts->limits.n_seq_tokens_max);
@@ -56,6 +58,7 @@ static void deinit(follower *f)
     for (uint32_t slot = 0; f->seqs != NULL && slot < f->parts.limits.n_seqs_max; slot++) {
         if (f->seqs[slot] != NULL) kv_seq_close(f->seqs[slot], NULL);
     }
+    kv_map_close(f->map);
     rank_mail_deinit(&f->mail);
     arena_deinit(&f->memory);
 }
@@ -140,6 +143,17 @@ static err_t report_usage(follower *f, const rank_head *head, err_info *info)
     return comm_all_gather(f->parts.comm, &own, f->gathered, sizeof own, info);
 }
 
+static err_t look(follower *f, const rank_head *head, err_info *info)
+{
+    rank_look wire;
+    if (head->payload_bytes != sizeof wire) return refuse(head, info);
+    memcpy(&wire, rank_mail_payload(&f->mail), sizeof wire);
+    f->map->query =
+        (kv_map_query){.seq = wire.seq, .has_layer = wire.has_layer != 0, .layer = wire.layer};
+    kv_map_take(f->parts.cache, f->map);
+    return comm_status(f->parts.comm, info);
+}
+
 /* ---- steps ---------------------------------------------------------------------------------------- */
 
 /* One row of the step, from token `first` of the batch on. */
@@ -204,10 +218,10 @@ static const struct {
     handle_message *handle;
     bool needs_seq; /* the slot's sequence is open */
 } handlers[RANK_OP_COUNT] = {
-    [RANK_OPEN] = {open_seq, false},    [RANK_SHARE] = {share_seq, true},
-    [RANK_CLOSE] = {close_seq, true},   [RANK_END_REPLAY] = {end_replay, true},
-    [RANK_STEP] = {run_step, false},    [RANK_TICK] = {report, false},
-    [RANK_USAGE] = {report_usage, true}};
+    [RANK_OPEN] = {open_seq, false},     [RANK_SHARE] = {share_seq, true},
+    [RANK_CLOSE] = {close_seq, true},    [RANK_END_REPLAY] = {end_replay, true},
+    [RANK_STEP] = {run_step, false},     [RANK_TICK] = {report, false},
+    [RANK_USAGE] = {report_usage, true}, [RANK_LOOK] = {look, false}};
 
 static err_t follow(follower *f, err_info *info)
 {

@@ -47,6 +47,11 @@ void kv_look_release(kv_look *look)
     free(look);
 }
 
+const kv_map_query *kv_look_query(const kv_look *look)
+{
+    return &look->spec.query;
+}
+
 void kv_look_take(kv_look *look, const kv_cache *cache)
 {
     kv_map_take(cache, look->map);

@@ -24,6 +24,8 @@ err_t kv_look_open(const kv_cache *cache, const kv_look_spec *spec, kv_look **ou
 kv_look *kv_look_retain(kv_look *look);
 void kv_look_release(kv_look *look); /* NULL is fine */
 
+const kv_map_query *kv_look_query(const kv_look *look);
+
 /* The engine's thread, once, between steps. */
 void kv_look_take(kv_look *look, const kv_cache *cache);
 

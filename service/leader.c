@@ -224,6 +224,18 @@ void leader_forward(leader *l, const model_batch *batch)
     kv_step_end(l->parts.cache);
 }
 
+void leader_look(leader *l, kv_look *look)
+{
+    const kv_map_query *query = kv_look_query(look);
+    if (!leader_is_alone(l)) {
+        const rank_look wire = {
+            .seq = query->seq, .has_layer = query->has_layer, .layer = query->layer};
+        memcpy(rank_mail_payload(&l->mail), &wire, sizeof wire);
+        (void)tell(l, &(rank_head){.op = RANK_LOOK, .payload_bytes = sizeof wire});
+    }
+    kv_look_take(look, l->parts.cache);
+}
+
 /* ---- reports -------------------------------------------------------------------------------------- */
 
 void leader_tick(leader *l)

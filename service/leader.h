@@ -15,6 +15,7 @@
 #include "kernels/comm.h"
 #include "kvcache/kv_cache.h"
 #include "model/model.h"
+#include "service/kv_look.h"
 #include "service/rank_report.h"
 
 typedef struct leader leader;
@@ -58,6 +59,9 @@ err_t leader_step_begin(leader *l, const leader_step *step) MUST_CHECK;
 
 /* model_forward and kv_step_end. */
 void leader_forward(leader *l, const model_batch *batch);
+
+/* kv_look_take: what all ranks have together. */
+void leader_look(leader *l, kv_look *look);
 
 /* The group's life sign, and the ranks' reports: to be called at least every LEADER_TICK_MS, working or idle.
  * Does nothing if the last one is younger. */

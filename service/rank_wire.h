@@ -11,6 +11,7 @@
  *   STEP        n_rows rank_row, then n_tokens ids: one step, if all ranks can begin it
  *   TICK        all_gather of rank_report
  *   USAGE       all_gather of kv_usage of the slot's sequence
+ *   LOOK        rank_look: kv_map_take
  *   LEAVE       the end
  *
  * Ranks are of one build (comm_config.fingerprint), so structs go as they are. */
@@ -34,6 +35,7 @@ typedef enum rank_op {
     RANK_STEP,
     RANK_TICK,
     RANK_USAGE,
+    RANK_LOOK,
     RANK_LEAVE,
     RANK_OP_COUNT
 } rank_op;
@@ -67,6 +69,11 @@ enum { RANK_ROW_DECODES = 1, RANK_ROW_REPLAYS = 2 }; /* as kv_row's */
 typedef struct rank_row {
     uint32_t slot, n_tokens, flags;
 } rank_row;
+
+typedef struct rank_look {
+    uint64_t seq;
+    uint32_t has_layer, layer; /* as in kv_map_query */
+} rank_look;
 
 /* One message, and room for the longest one under these limits. */
 typedef struct rank_mail {
