@@ -48,6 +48,7 @@ void model_forward(model *m, kv_cache *cache, const model_batch *batch)
         layer_moe(m, cache, l, batch);
     }
     m->n_last_tokens = n_tokens;
+    if (expert_placement_end_step(m->placement)) model_follow_placement(m);
 }
 
 void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits)

@@ -38,7 +38,7 @@ static void add_experts(model *m, const model_layer *layer, uint32_t n_tokens)
                                      .n_experts = c->n_experts,
                                      .top_k = c->top_k,
                                      .expert = layer->expert,
-                                     .chosen = s->chosen,
+                                     .chosen = s->served,
                                      .weight = s->gate,
                                      .out = out,
                                      .scratch = s->moe});
@@ -66,5 +66,11 @@ void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
     kv_note_experts(cache, l, s->chosen, c->top_k);
     if (batch->on_experts != NULL)
         batch->on_experts(batch->on_experts_ctx, l, s->chosen, n_tokens, c->top_k);
+    expert_placement_deal(m->placement, l,
+                          &(expert_choices){.chosen = s->chosen,
+                                            .positions = batch->positions,
+                                            .n_tokens = n_tokens,
+                                            .top_k = c->top_k},
+                          m->rank, s->served);
     add_experts(m, layer, n_tokens);
 }
