@@ -91,17 +91,31 @@ static void set_layer(expert_placement *p, uint32_t layer)
     }
 }
 
+/* slot_expert, slot_bin and n_replicas by expert_load. */
+static void pack(expert_placement *p)
+{
+    kv_eplb_spread(&(kv_eplb_spread_args){.load = p->expert_load,
+                                          .n_experts = p->n_experts,
+                                          .n_slots = p->n_slots,
+                                          .n_bins = p->n_ranks,
+                                          .slot_expert = p->slot_expert,
+                                          .slot_bin = p->slot_bin,
+                                          .n_replicas = p->n_replicas});
+}
+
 static void set_linear(expert_placement *p)
 {
     for (uint32_t r = 0; r < p->n_ranks; r++) {
-        const uint64_t begin = (uint64_t)p->n_slots * r / p->n_ranks;
-        const uint64_t end = (uint64_t)p->n_slots * (r + 1) / p->n_ranks;
+        const uint64_t begin = (uint64_t)p->n_experts * r / p->n_ranks;
+        const uint64_t end = (uint64_t)p->n_experts * (r + 1) / p->n_ranks;
         p->bin_rank[r] = r;
-        for (uint64_t s = begin; s < end; s++) {
-            p->slot_expert[s] = (uint32_t)(s % p->n_experts);
-            p->slot_bin[s] = r;
+        for (uint64_t e = begin; e < end; e++) {
+            p->slot_expert[e] = (uint32_t)e;
+            p->slot_bin[e] = r;
+            p->expert_load[e] = 1;
         }
     }
+    if (p->n_slots > p->n_experts) pack(p);
     for (uint32_t l = 0; l < p->n_layers; l++)
         set_layer(p, l);
 }
@@ -253,13 +267,7 @@ static bool pack_layer(expert_placement *p, uint32_t layer)
         p->expert_load[e] = (float)p->load[(size_t)layer * p->n_experts + e];
     const double present = present_imbalance(p, layer);
     if (!(present > p->config.imbalance_min)) return false;
-    kv_eplb_spread(&(kv_eplb_spread_args){.load = p->expert_load,
-                                          .n_experts = p->n_experts,
-                                          .n_slots = p->n_slots,
-                                          .n_bins = p->n_ranks,
-                                          .slot_expert = p->slot_expert,
-                                          .slot_bin = p->slot_bin,
-                                          .n_replicas = p->n_replicas});
+    pack(p);
     if (!(packed_imbalance(p) < present)) return false;
     name_bins(p, layer);
     set_layer(p, layer);

@@ -3,12 +3,12 @@
  * A layer has S = E + N slots, each with one expert; of G ranks each has floor(S / G) slots or one more.
  * Every expert has a slot, and may have several: replicas, always on different ranks.
  *
- *   linear  slot s holds expert s mod E, and rank r has slots [S r / G, S (r + 1) / G): experts in order,
- *           then the first N of them again. Stays so
+ *   linear  rank r has experts [E r / G, E (r + 1) / G); with replicas, which break that order, they are
+ *           packed (kv_eplb_spread) as if all had the same load. Stays so
  *   eplb    begins as linear. Load is measured over windows of step_interval steps; at the end of one, the
- *           layers whose busiest rank had more than imbalance_min times the mean are packed anew
- *           (kv_eplb_spread), if that would have been better for the window. Which bin becomes which
- *           rank is free: ranks keep as many of their experts as they can
+ *           layers whose busiest rank had more than imbalance_min times the mean are packed anew by
+ *           it, if that would have been better for the window. Which bin becomes which rank is free:
+ *           ranks keep as many of their experts as they can
  *
  * Of an expert's n replicas, in order of ranks, number (position + expert) mod n computes a token: every
  * choice is computed by exactly one rank, neighbours in the batch change no bit, the tokens of a sequence

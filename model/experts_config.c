@@ -10,7 +10,7 @@ static const cfg_field fields[] = {
     CFG_PICK(experts_config, strategy, "expert-placement-strategy", strategies, "linear",
              "which rank has which experts: linear (in order) or eplb (by measured load)"),
     CFG_NUM32(experts_config, n_redundant, "num-redundant-experts", 0, EXPERT_SLOTS_MAX, "0",
-              "replicas of experts in every layer; linear: of the first, eplb: of the busiest"),
+              "replicas of experts in every layer; under eplb the busiest get them"),
     CFG_NUM32(experts_config, step_interval, "eplb-step-interval", 1, 1 << 24, "3000",
               "steps over which the load of experts is measured before they may move"),
     CFG_REAL(experts_config, imbalance_min, "eplb-min-imbalance", 1, COMM_RANKS_MAX, "1.1",

@@ -156,7 +156,7 @@ void kv_eplb_place(const kv_eplb_args *args)
 
 /* ---- spreading ----------------------------------------------------------------------------------- */
 
-enum { NO_BIN = UINT32_MAX };
+enum { NO_BIN = UINT32_MAX, NO_SLOT = UINT32_MAX, EXCHANGES_MAX = 256 };
 
 typedef struct spreading {
     const kv_eplb_spread_args *args;
@@ -265,6 +265,87 @@ static void spread_init(spreading *s, const kv_eplb_spread_args *args)
     sort_items(&(kv_eplb_pack_args){.weight = s->weight, .n = args->n_slots, .order = s->order});
 }
 
+static uint32_t heaviest(const spreading *s)
+{
+    uint32_t best = 0;
+    for (uint32_t b = 1; b < s->args->n_bins; b++) {
+        if (s->load[b] > s->load[best]) best = b;
+    }
+    return best;
+}
+
+/* What a bin holds. */
+typedef struct contents {
+    uint32_t slot[KV_EPLB_SLOTS_MAX]; /* [n] */
+    uint32_t n;
+    bool has[KV_EPLB_SLOTS_MAX]; /* [n_experts] */
+} contents;
+
+static void find_contents(const spreading *s, uint32_t bin, contents *out)
+{
+    out->n = 0;
+    for (uint32_t e = 0; e < s->args->n_experts; e++)
+        out->has[e] = false;
+    for (uint32_t i = 0; i < s->args->n_slots; i++) {
+        if (s->args->slot_bin[i] != bin) continue;
+        out->slot[out->n++] = i;
+        out->has[s->args->slot_expert[i]] = true;
+    }
+}
+
+typedef struct exchange {
+    uint32_t give, get; /* slots; get: NO_SLOT for nothing */
+    float most;         /* load of the heavier of the two bins afterwards */
+} exchange;
+
+static void consider(const spreading *s, uint32_t give, uint32_t get, uint32_t to, exchange *best)
+{
+    const float moved = s->weight[give] - (get != NO_SLOT ? s->weight[get] : 0);
+    const float left = s->load[s->args->slot_bin[give]] - moved, there = s->load[to] + moved;
+    const float most = left > there ? left : there;
+    if (most < best->most) *best = (exchange){give, get, most};
+}
+
+/* Between the heaviest bin and `to`: a replica for another, or, if sizes allow, for nothing. */
+static void consider_bin(const spreading *s, const contents *from, uint32_t to,
+                         const contents *there, exchange *best)
+{
+    const uint32_t *const expert = s->args->slot_expert;
+    for (uint32_t i = 0; i < from->n; i++) {
+        const uint32_t give = from->slot[i];
+        if (there->has[expert[give]]) continue;
+        if (from->n > there->n) consider(s, give, NO_SLOT, to, best);
+        for (uint32_t j = 0; j < there->n; j++) {
+            if (!from->has[expert[there->slot[j]]]) consider(s, give, there->slot[j], to, best);
+        }
+    }
+}
+
+/* The exchange that leaves the heavier of its two bins lightest; false if none is better than nothing. */
+static bool exchange_best(spreading *s)
+{
+    const uint32_t from = heaviest(s);
+    contents here, there;
+    exchange best = {NO_SLOT, NO_SLOT, s->load[from]};
+    uint32_t best_bin = NO_BIN;
+    find_contents(s, from, &here);
+    for (uint32_t b = 0; b < s->args->n_bins; b++) {
+        const uint32_t give = best.give, get = best.get;
+        if (b == from) continue;
+        find_contents(s, b, &there);
+        consider_bin(s, &here, b, &there, &best);
+        if (best.give != give || best.get != get) best_bin = b;
+    }
+    if (best_bin == NO_BIN) return false;
+    take(s, best.give);
+    if (best.get != NO_SLOT) {
+        take(s, best.get);
+        put(s, best.get, from);
+    }
+    put(s, best.give, best_bin);
+    return true;
+}
+
 void kv_eplb_spread(const kv_eplb_spread_args *args)
 {
     assert(args->n_slots <= KV_EPLB_SLOTS_MAX);
@@ -278,5 +359,7 @@ void kv_eplb_spread(const kv_eplb_spread_args *args)
         find_holders(&s, args->slot_expert[slot]);
         const uint32_t bin = lightest(&s, true, false);
         put(&s, slot, bin != NO_BIN ? bin : make_room(&s));
+    }
+    for (uint32_t i = 0; i < EXCHANGES_MAX && exchange_best(&s); i++) {
     }
 }

@@ -139,18 +139,18 @@ static void check_ranks(const expert_placement *p, uint32_t expert, const uint16
     ck_assert_mem_eq(ranks, expected, n * sizeof *ranks);
 }
 
-/* Slot s holds expert s mod E; rank r has slots [S r / G, S (r + 1) / G). */
-START_TEST(linear_deals_experts_in_order_and_then_the_first_again)
+/* In order without replicas; with them, as evenly as experts of equal load can be packed. */
+START_TEST(linear_deals_experts_in_order_and_replicas_evenly)
 {
     expert_placement *p = open_placement(linear(0), 5, 2);
     for (uint32_t e = 0; e < 5; e++)
         check_ranks(p, e, (const uint16_t[]){e < 2 ? 0 : 1}, 1);
     expert_placement_close(p);
-    p = open_placement(linear(2), 8, 4); /* 0 1 | 2 3 4 | 5 6 | 7 0 1 */
-    check_ranks(p, 0, (const uint16_t[]){0, 3}, 2);
-    check_ranks(p, 1, (const uint16_t[]){0, 3}, 2);
-    check_ranks(p, 4, (const uint16_t[]){1}, 1);
-    check_ranks(p, 7, (const uint16_t[]){3}, 1);
+    p = open_placement(linear(2), 8, 4); /* 2 6 | 3 7 | 4 0 1 | 5 1 0: a load of two each */
+    check_ranks(p, 0, (const uint16_t[]){2, 3}, 2);
+    check_ranks(p, 1, (const uint16_t[]){2, 3}, 2);
+    for (uint32_t e = 2; e < 8; e++)
+        check_ranks(p, e, (const uint16_t[]){(uint16_t)((e - 2) % 4)}, 1);
     expert_placement_close(p);
     p = open_placement(linear(6), 3, 3); /* everything everywhere */
     for (uint32_t e = 0; e < 3; e++)
@@ -406,7 +406,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE(every_expert_has_a_rank_and_its_replicas_share_none),
-    TEST_CASE(linear_deals_experts_in_order_and_then_the_first_again),
+    TEST_CASE(linear_deals_experts_in_order_and_replicas_evenly),
     TEST_CASE(each_choice_is_computed_by_one_rank_that_has_the_expert_whatever_the_batch),
     TEST_CASE(replicas_take_the_tokens_of_a_sequence_in_turn),
     TEST_CASE(experts_move_at_the_end_of_a_window_that_was_out_of_balance),
