@@ -46,8 +46,8 @@ size_t moe_scratch_bytes(uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t
 
 static bool is_here(const moe_args *args, uint32_t expert)
 {
-    assert(expert < args->n_experts);
-    return args->expert[expert].gate.data != NULL;
+    assert(expert < args->n_experts || expert == MOE_ELSEWHERE);
+    return expert != MOE_ELSEWHERE;
 }
 
 moe_plan moe_plan_make(const moe_args *args)

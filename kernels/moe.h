@@ -8,14 +8,15 @@
  *          down: a small expert does not leave threads idle. The order of the sum over experts is
  *          fixed by the expert's number, so the batch does not change a bit.
  *
- * Tokens whose expert is not in `expert` (NULL data) are skipped: that is how a rank leaves other
- * ranks' experts out. Mixtral: Jiang et al., arXiv 2401.04088. */
+ * Choices that are MOE_ELSEWHERE are skipped: that is how a rank leaves out what others compute, whole
+ * experts or a part of one's tokens. Mixtral: Jiang et al., arXiv 2401.04088. */
 #ifndef KERNELS_MOE_H
 #define KERNELS_MOE_H
 
 #include "kernels/matmul.h"
 
 enum { MOE_TOP_K_MAX = 16, MOE_EXPERTS_MAX = 1024 };
+#define MOE_ELSEWHERE UINT32_MAX
 
 typedef struct router_args {
     const float *logits; /* [n_tokens][n_experts] */
@@ -36,7 +37,7 @@ typedef struct moe_args {
     uint32_t n_tokens, dim, ffn;
     uint32_t n_experts, top_k;
     const moe_expert *expert; /* [n_experts] */
-    const uint32_t *chosen;   /* [n_tokens][top_k], from the router */
+    const uint32_t *chosen;   /* [n_tokens][top_k], the router's or MOE_ELSEWHERE */
     const float *weight;      /* [n_tokens][top_k] */
     float *out;               /* [n_tokens][dim]; added to */
     void *scratch;            /* moe_scratch_bytes(n_tokens max, ...), aligned to 64 */

@@ -1,7 +1,7 @@
 /* kernels/moe_plan.h - which tokens go to which expert, private to this folder.
  *
  * A counting sort of the (token, choice) pairs by expert, in the caller's scratch. Pairs of one
- * expert keep token order. Experts without weights here (other ranks') get no pair.
+ * expert keep token order. Choices that others compute (MOE_ELSEWHERE) are no pairs.
  *
  *   pair       = token * top_k + choice
  *   pairs      [first[e] .. first[e + 1]) belong to expert e

@@ -32,6 +32,19 @@ static void fill_rope(void *ctx, size_t begin, size_t end, uint32_t worker)
     }
 }
 
+/* For debug builds: one more collective a step. */
+static bool ranks_routed_alike(const model *m)
+{
+    uint64_t marks[COMM_RANKS_MAX];
+    bool are_alike = true;
+    if (m->comm == NULL) return true;
+    if (comm_all_gather(m->comm, &m->route_mark, marks, sizeof marks[0], NULL) != ERR_OK)
+        return true; /* somebody is lost: another matter */
+    for (uint32_t r = 0; r < comm_n_ranks(m->comm); r++)
+        are_alike = are_alike && marks[r] == m->route_mark;
+    return are_alike;
+}
+
 void model_forward(model *m, kv_cache *cache, const model_batch *batch)
 {
     const uint32_t n_tokens = batch->n_tokens;
@@ -48,6 +61,9 @@ void model_forward(model *m, kv_cache *cache, const model_batch *batch)
         layer_moe(m, cache, l, batch);
     }
     m->n_last_tokens = n_tokens;
+    /* After a failure hidden states are anything, and differ. */
+    paranoid_assert(ranks_routed_alike(m) || comm_status(m->comm, NULL) != ERR_OK);
+    if (expert_placement_end_step(m->placement)) model_follow_placement(m);
 }
 
 void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits)

@@ -23,6 +23,14 @@ static void route(model *m, const model_layer *layer, uint32_t n_tokens)
                                            .weight = s->gate});
 }
 
+/* Ranks that chose differently would own entries twice or not at all; see ranks_routed_alike. */
+static void mark_routes(model *m, size_t n_choices)
+{
+    static const uint64_t prime = 0x100000001b3; /* of FNV-1a */
+    for (size_t i = 0; m->comm != NULL && i < n_choices; i++)
+        m->route_mark = (m->route_mark ^ m->scratch.chosen[i]) * prime;
+}
+
 /* Adds what the experts give; over ranks, what all ranks' experts give together. */
 static void add_experts(model *m, const model_layer *layer, uint32_t n_tokens)
 {
@@ -38,7 +46,7 @@ static void add_experts(model *m, const model_layer *layer, uint32_t n_tokens)
                                      .n_experts = c->n_experts,
                                      .top_k = c->top_k,
                                      .expert = layer->expert,
-                                     .chosen = s->chosen,
+                                     .chosen = s->served,
                                      .weight = s->gate,
                                      .out = out,
                                      .scratch = s->moe});
@@ -63,8 +71,15 @@ void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
                                                .eps = c->norm_eps,
                                                .out = s->normed});
     route(m, layer, n_tokens);
+    mark_routes(m, (size_t)n_tokens * c->top_k);
     kv_note_experts(cache, l, s->chosen, c->top_k);
     if (batch->on_experts != NULL)
         batch->on_experts(batch->on_experts_ctx, l, s->chosen, n_tokens, c->top_k);
+    expert_placement_deal(m->placement, l,
+                          &(expert_choices){.chosen = s->chosen,
+                                            .positions = batch->positions,
+                                            .n_tokens = n_tokens,
+                                            .top_k = c->top_k},
+                          m->rank, s->served);
     add_experts(m, layer, n_tokens);
 }

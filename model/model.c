@@ -25,6 +25,7 @@ static void place_scratch(arena *a, const model_config *c, size_t n, size_t moe_
     s->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
     s->router_logits = arena_take(a, n, c->n_experts * sizeof(float));
     s->chosen = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    s->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
     s->gate = arena_take(a, n, c->top_k * sizeof(float));
     s->moe = arena_take(a, moe_bytes, 1);
     s->moe_sum = has_ranks ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
@@ -53,38 +54,51 @@ static err_t alloc_scratch(model *m, err_info *info)
 
 /* ---- opening ------------------------------------------------------------------------------------- */
 
-/* Those of other ranks: without data nothing reads them. */
-static void leave_out_experts(model *m)
+void model_follow_placement(model *m)
 {
-    const uint64_t n_experts = m->config.n_experts;
-    if (m->comm == NULL) return;
-    const uint32_t n_ranks = comm_n_ranks(m->comm), rank = comm_rank(m->comm);
-    const uint64_t first = n_experts * rank / n_ranks, end = n_experts * (rank + 1) / n_ranks;
+    const uint32_t n_experts = m->config.n_experts;
     for (uint32_t l = 0; l < m->config.n_layers; l++) {
-        for (uint32_t e = 0; e < n_experts; e++) {
-            moe_expert *expert = &m->weights.layer[l].expert[e];
-            matrix *parts[] = {&expert->gate, &expert->up, &expert->down};
-            for (int p = 0; p < 3 && (e < first || e >= end); p++) {
-                m->weights.bytes -= matrix_bytes(parts[p]);
-                parts[p]->data = NULL;
-            }
-        }
+        for (uint32_t e = 0; e < n_experts; e++)
+            m->weights.is_read[(size_t)l * n_experts + e] =
+                expert_placement_has(m->placement, l, e, m->rank);
     }
+    atomic_store(&m->weight_bytes, model_weights_read_bytes(&m->config, &m->weights));
+}
+
+/* Experts that move bring values that nobody has looked at here: then all are checked. */
+static err_t check_values(model *m, const model_options *options, err_info *info)
+{
+    const bool may_move = options->experts != NULL && options->experts->strategy != EXPERTS_LINEAR;
+    if (!options->check_values) return ERR_OK;
+    if (!may_move) model_follow_placement(m);
+    return model_weights_check_values(m->d, m->family, &m->config, &m->weights, info);
 }
 
 static err_t load_weights(model *m, const char *dir, const model_options *options, err_info *info)
 {
     if (options->load == MODEL_LOAD_DUMMY) {
         TRY(model_weights_dummy(m->d, m->family, &m->config, &m->weights, info));
-        leave_out_experts(m);
-        return ERR_OK;
+    } else {
+        TRY(model_weights_load(dir, m->family, &m->config, &m->weights, info));
+        m->config.stored_type = m->weights.main_type;
+        TRY(check_values(m, options, info));
+        TRY(tensor_files_unchanged(m->weights.files, info));
     }
-    TRY(model_weights_load(dir, m->family, &m->config, &m->weights, info));
-    m->config.stored_type = m->weights.main_type;
-    leave_out_experts(m);
-    if (options->check_values)
-        TRY(model_weights_check_values(m->d, m->family, &m->config, &m->weights, info));
-    return tensor_files_unchanged(m->weights.files, info);
+    model_follow_placement(m);
+    return ERR_OK;
+}
+
+static err_t open_placement(model *m, const model_options *options, err_info *info)
+{
+    experts_config config = {0};
+    const cfg_binding binding = {&experts_config_table, &config};
+    const expert_placement_shape shape = {.n_layers = m->config.n_layers,
+                                          .n_experts = m->config.n_experts,
+                                          .n_ranks = m->comm != NULL ? comm_n_ranks(m->comm) : 1};
+    TRY(cfg_defaults(&binding, 1));
+    m->rank = m->comm != NULL ? comm_rank(m->comm) : 0;
+    return expert_placement_open(options->experts != NULL ? options->experts : &config, &shape,
+                                 &m->placement, info);
 }
 
 /* inv_freq[i] = 1 / theta^(2 i / head_dim), each operation rounded to float32 as in transformers. */
@@ -135,6 +149,8 @@ err_t model_open(dev *d, const char *dir, const model_options *options, model **
     assert(m->family != NULL); /* model_config_read knows no others */
     err = read_options(m, options, info);
     if (err != ERR_OK) goto fail;
+    err = open_placement(m, options, info);
+    if (err != ERR_OK) goto fail;
     err = load_weights(m, dir, options, info);
     if (err != ERR_OK) goto fail;
     assert(m->weights.n_params == m->config.n_params);
@@ -155,6 +171,7 @@ void model_close(model *m)
 {
     if (m == NULL) return;
     arena_deinit(&m->memory);
+    expert_placement_close(m->placement);
     model_weights_deinit(&m->weights);
     free(m->kv_layer);
     free(m->kv_bases);
@@ -176,12 +193,17 @@ const kv_shape *model_get_kv_shape(const model *m)
 
 size_t model_weight_bytes(const model *m)
 {
-    return m->weights.bytes;
+    return atomic_load(&m->weight_bytes);
 }
 
 size_t model_scratch_bytes(const model *m)
 {
     return m->memory.capacity_bytes;
+}
+
+void model_expert_stats(const model *m, expert_stats *out)
+{
+    expert_placement_stats(m->placement, out);
 }
 
 void model_touch_weights(model *m)

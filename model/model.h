@@ -6,8 +6,8 @@
  * families is data from config.json plus one family_*.c (model/family.h).
  *
  * Over ranks (a comm in model_options, the same one in the cache's kv_config) every rank runs the same
- * batch. Of a layer's E experts rank r of n has [E r / n, E (r + 1) / n), perhaps none; the sums of all are
- * added in rank order. The rest is computed by every rank, to the same bits if they have the same
+ * batch. Each rank has some of a layer's experts, perhaps none (model/expert_placement.h); the sums of all
+ * are added in rank order. The rest is computed by every rank, to the same bits if they have the same
  * instruction set. A failure of the comm leaves hidden states that are worthless: see comm_status after a
  * step.
  *
@@ -21,6 +21,7 @@
 #include "kernels/comm.h"
 #include "kernels/dev.h"
 #include "kvcache/kv_cache.h"
+#include "model/expert_placement.h"
 #include "model/model_config.h"
 
 typedef struct model model;
@@ -33,6 +34,7 @@ typedef struct model_options {
     uint32_t n_positions_max;   /* 0: the config's; larger than it is ERR_BAD_CONFIG */
     bool check_values;          /* read every tensor once and refuse NaN and Inf (--check) */
     comm *comm; /* ranks that share the experts; host memory; NULL: alone. Borrowed */
+    const experts_config *experts; /* the same on all ranks; NULL: the defaults. Copied */
 } model_options;
 
 enum { MODEL_LOGIT_ROWS_MAX = 64 }; /* rows of one model_logits call: bounds its memory */
@@ -43,9 +45,12 @@ void model_close(model *m); /* NULL is fine */
 
 const model_config *model_get_config(const model *m);
 const kv_shape *model_get_kv_shape(const model *m); /* borrowed; what kv_cache_open takes */
-size_t model_weight_bytes(const model *m);          /* that this rank reads */
+size_t model_weight_bytes(const model *m);          /* that this rank reads, as experts lie now */
 size_t model_scratch_bytes(const model *m);
-void model_touch_weights(model *m); /* reads every page once: warm-up before ready */
+void model_touch_weights(model *m); /* reads every page of these once: warm-up before ready */
+
+/* What the experts of all ranks have computed. For the owner, between forwards. */
+void model_expert_stats(const model *m, expert_stats *out);
 
 typedef struct model_batch {
     const uint32_t *tokens;    /* [n_tokens], each < n_vocab */

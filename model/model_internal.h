@@ -3,9 +3,12 @@
 #define MODEL_MODEL_INTERNAL_H
 
 #include "base/arena.h"
+#include "model/expert_placement.h"
 #include "model/family.h"
 #include "model/model.h"
 #include "model/weights.h"
+
+#include <stdatomic.h>
 
 /* Working memory of a step, placed once in one arena. n = n_step_tokens_max. */
 typedef struct model_scratch {
@@ -17,10 +20,11 @@ typedef struct model_scratch {
     float *cos, *sin;     /* [n][head_dim / 2] of the step's positions */
     float *router_logits; /* [n][n_experts] */
     uint32_t *chosen;     /* [n][top_k] */
-    float *gate;          /* [n][top_k] weights of the chosen experts */
-    void *moe;            /* moe_scratch_bytes */
-    float *moe_sum;       /* [n][d_model] of the ranks' experts; NULL alone */
-    float *rows;          /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */
+    uint32_t *served; /* [n][top_k] those of `chosen` that this rank computes, else MOE_ELSEWHERE */
+    float *gate;      /* [n][top_k] weights of the chosen experts */
+    void *moe;        /* moe_scratch_bytes */
+    float *moe_sum;   /* [n][d_model] of the ranks' experts; NULL alone */
+    float *rows;      /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */
 } model_scratch;
 
 struct model {
@@ -37,8 +41,15 @@ struct model {
     uint32_t n_last_tokens; /* of the last forward, whose x is still there */
     arena memory;           /* everything in scratch */
     model_scratch scratch;
-    comm *comm; /* NULL: alone, or with nobody */
+    comm *comm;          /* NULL: alone, or with nobody */
+    uint64_t route_mark; /* of the choices of all routers in this step; the same on every rank */
+    uint32_t rank;       /* of comm; 0 alone */
+    expert_placement *placement;
+    atomic_size_t weight_bytes; /* changes with the placement */
 };
+
+/* Weights that are read are those of the experts that this rank has now. */
+void model_follow_placement(model *m);
 
 /* x += o( attention( norm(x) ) ) for the batch's tokens. */
 void layer_attention(model *m, kv_cache *cache, uint32_t layer, uint32_t n_tokens);

@@ -21,11 +21,35 @@ err_t model_weights_alloc(const model_config *config, model_weights *w, err_info
     const size_t n_experts = (size_t)config->n_layers * config->n_experts;
     w->layer = calloc(config->n_layers, sizeof *w->layer);
     w->experts = calloc(n_experts, sizeof *w->experts);
-    if (w->layer == NULL || w->experts == NULL)
+    w->is_read = malloc(n_experts * sizeof *w->is_read);
+    if (w->layer == NULL || w->experts == NULL || w->is_read == NULL)
         return err_set(info, ERR_NO_MEMORY, "weights: out of memory");
     for (uint32_t l = 0; l < config->n_layers; l++)
         w->layer[l].expert = &w->experts[(size_t)l * config->n_experts];
+    for (size_t i = 0; i < n_experts; i++)
+        w->is_read[i] = true;
     return ERR_OK;
+}
+
+size_t model_weights_expert_of(const model_config *config, const model_weights *w,
+                               const matrix *into)
+{
+    const size_t n_experts = (size_t)config->n_layers * config->n_experts;
+    const uintptr_t at = (uintptr_t)into, first = (uintptr_t)w->experts;
+    if (at < first || at >= first + n_experts * sizeof *w->experts) return SIZE_MAX;
+    return (at - first) / sizeof *w->experts;
+}
+
+size_t model_weights_read_bytes(const model_config *config, const model_weights *w)
+{
+    const size_t n_experts = (size_t)config->n_layers * config->n_experts;
+    size_t bytes = w->bytes;
+    for (size_t i = 0; i < n_experts; i++) {
+        const moe_expert *const e = &w->experts[i];
+        if (!w->is_read[i])
+            bytes -= matrix_bytes(&e->gate) + matrix_bytes(&e->up) + matrix_bytes(&e->down);
+    }
+    return bytes;
 }
 
 /* ---- finding tensors ----------------------------------------------------------------------------- */
@@ -218,6 +242,7 @@ void model_weights_deinit(model_weights *w)
     tensor_files_close(w->files);
     if (w->dummy != NULL) munmap(w->dummy, w->dummy_bytes);
     free(w->copies);
+    free(w->is_read);
     free(w->experts);
     free(w->layer);
     *w = (model_weights){0};
@@ -252,29 +277,38 @@ static void scan_values(void *ctx, size_t begin, size_t end, uint32_t worker)
     }
 }
 
-typedef struct checker {
+/* One walk over what is read. */
+typedef struct reading {
     dev *d;
+    const model_config *config;
+    const model_weights *w;
     err_info *info;
-} checker;
+} reading;
+
+static bool is_read(const reading *r, const model_weight *weight)
+{
+    const size_t expert = model_weights_expert_of(r->config, r->w, weight->into);
+    return expert == SIZE_MAX || r->w->is_read[expert];
+}
 
 static err_t check_weight(void *ctx, const model_weight *weight)
 {
-    const checker *const c = ctx;
-    if (weight->into->data == NULL) return ERR_OK; /* another rank's */
+    const reading *const r = ctx;
+    if (!is_read(r, weight)) return ERR_OK;
     value_scan scan = {.m = weight->into, .first_bad = SIZE_MAX};
     const size_t n = (size_t)weight->rows * weight->cols;
-    parallel_for(c->d->pool, n, CHECK_GRAIN, scan_values, &scan);
+    parallel_for(r->d->pool, n, CHECK_GRAIN, scan_values, &scan);
     const size_t first = atomic_load(&scan.first_bad);
     if (first == SIZE_MAX) return ERR_OK;
-    return err_set(c->info, ERR_BAD_MODEL, "tensor %.100s: row %zu, column %zu is NaN or infinite",
+    return err_set(r->info, ERR_BAD_MODEL, "tensor %.100s: row %zu, column %zu is NaN or infinite",
                    weight->name, first / weight->cols, first % weight->cols);
 }
 
 err_t model_weights_check_values(dev *d, const model_family *family, const model_config *config,
                                  model_weights *w, err_info *info)
 {
-    checker c = {d, info};
-    return family->each_weight(config, w, check_weight, &c);
+    reading r = {d, config, w, info};
+    return family->each_weight(config, w, check_weight, &r);
 }
 
 static void touch_pages(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -288,16 +322,17 @@ static void touch_pages(void *ctx, size_t begin, size_t end, uint32_t worker)
 
 static err_t touch_weight(void *ctx, const model_weight *weight)
 {
-    dev *const d = ctx;
-    if (weight->into->data == NULL) return ERR_OK; /* another rank's */
+    const reading *const r = ctx;
+    if (!is_read(r, weight)) return ERR_OK;
     const size_t n_pages = (matrix_bytes(weight->into) + PAGE_BYTES - 1) / PAGE_BYTES;
-    parallel_for(d->pool, n_pages, 64, touch_pages, weight->into);
+    parallel_for(r->d->pool, n_pages, 64, touch_pages, weight->into);
     return ERR_OK;
 }
 
 void model_weights_touch(dev *d, const model_family *family, const model_config *config,
                          model_weights *w)
 {
-    const err_t err = family->each_weight(config, w, touch_weight, d);
+    reading r = {d, config, w, NULL};
+    const err_t err = family->each_weight(config, w, touch_weight, &r);
     assert(err == ERR_OK);
 }

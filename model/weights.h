@@ -32,7 +32,8 @@ typedef struct model_weights {
     matrix final_norm;   /* [1][d_model] */
     model_layer *layer;  /* [n_layers] */
     moe_expert *experts; /* [n_layers][n_experts], what layer[].expert points into */
-    size_t bytes;        /* of all tensors that this rank reads, each counted once */
+    bool *is_read;       /* [n_layers][n_experts]: experts that this rank has; all at first */
+    size_t bytes;        /* of all tensors, each counted once */
     uint64_t n_params;
     dtype main_type;     /* of most bytes */
     tensor_files *files; /* mapped; NULL for dummy weights */
@@ -59,23 +60,31 @@ err_t model_weights_load(const char *dir, const struct model_family *family,
 err_t model_weights_dummy(dev *d, const struct model_family *family, const model_config *config,
                           model_weights *out, err_info *info) MUST_CHECK;
 
-/* Refuses NaN and Inf: reads every value once. ERR_BAD_MODEL names tensor and place. */
+/* Refuses NaN and Inf: reads every value once, but of experts that are not read. ERR_BAD_MODEL names tensor and
+ * place. */
 err_t model_weights_check_values(dev *d, const struct model_family *family,
                                  const model_config *config, model_weights *w,
                                  err_info *info) MUST_CHECK;
 
-/* Reads one byte of every page, in parallel. */
+/* Reads one byte of every page of what is read, in parallel. */
 void model_weights_touch(dev *d, const struct model_family *family, const model_config *config,
                          model_weights *w);
 
 void model_weights_deinit(model_weights *w); /* a zeroed one is fine */
+
+/* Bytes of all that is read. */
+size_t model_weights_read_bytes(const model_config *config, const model_weights *w);
+
+/* Index in `experts` of the one that the matrix is part of; SIZE_MAX: of none. */
+size_t model_weights_expert_of(const model_config *config, const model_weights *w,
+                               const matrix *into);
 
 static inline size_t matrix_bytes(const matrix *m)
 {
     return (size_t)m->rows * m->cols * dtype_bytes(m->type);
 }
 
-/* For the loaders alone: arrays of layers and experts, zeroed. */
+/* For the loaders alone: arrays of layers and experts, zeroed; all experts are read. */
 err_t model_weights_alloc(const model_config *config, model_weights *w, err_info *info) MUST_CHECK;
 
 #endif

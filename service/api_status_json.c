@@ -146,13 +146,13 @@ static metrics_gauges read_gauges(const api_context *api, rank_report ranks[KV_S
     gauges.n_running = load.n_running;
     gauges.n_waiting = load.n_waiting;
     gauges.n_preempted = load.n_preempted;
-    gauges.weight_bytes = model_weight_bytes(api->m);
     gauges.scratch_bytes = model_scratch_bytes(api->m);
     gauges.load_seconds = api->load_seconds;
     gauges.dev_name = api->dev_name;
     gauges.kv_type = dtype_name(kv_cache_type(api->cache));
     gauges.ranks = ranks;
     gauges.n_ranks = engine_get_reports(api->engine, ranks, KV_SHARDS_MAX);
+    gauges.weight_bytes = ranks[0].weight_bytes;
     kv_stats_read(api->cache, &gauges.kv);
     return gauges;
 }

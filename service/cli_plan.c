@@ -1,4 +1,5 @@
 /* service/cli_plan.c - `pikv plan`: what a model needs and how fast it can be, from its config.json alone. */
+#include "model/experts_config.h"
 #include "service/cli_parts.h"
 #include "service/plan_report.h"
 
@@ -19,7 +20,7 @@ static const cfg_field plan_fields[] = {
     CFG_NUM32(plan_config, n_seqs, "batch", 1, 4096, "1", "sequences decoded together"),
     CFG_NUM32(plan_config, n_ranks, "ranks", 1, KV_SHARDS_MAX, "1",
               "ranks: each has experts, and at least one shard of the cache"),
-    CFG_NUM32(plan_config, n_redundant, "num-redundant-experts", 0, 65536, "0",
+    CFG_NUM32(plan_config, n_redundant, "num-redundant-experts", 0, EXPERT_SLOTS_MAX, "0",
               "replicas of experts in every layer"),
     CFG_NUM32(plan_config, n_step_tokens, "max-num-batched-tokens", 1, 65536, "512",
               "tokens of the largest step, for staging; at least --batch are taken"),

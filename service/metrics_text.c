@@ -419,6 +419,20 @@ static void write_rank_imbalance(page *p, const metrics_gauges *g)
         write_sample(p, "rank_kv_imbalance_ratio", NULL, (double)most * g->n_ranks / (double)total);
 }
 
+static void write_rank_experts(page *p, const metrics_gauges *g)
+{
+    static const rank_family choices = {"rank_expert_choices_total", "counter",
+                                        "Choices of an expert by a token that a rank computed",
+                                        offsetof(rank_report, expert_choices)};
+    if (g->n_ranks < 2) return;
+    write_rank_family(p, g, &choices);
+    write_gauge(p, "rank_expert_imbalance_ratio", g->ranks[0].expert_imbalance,
+                "Choices that the busiest rank of a layer computed over the mean, latest window");
+    write_counter(p, "expert_rebalances_total", g->ranks[0].expert_rebalances,
+                  "Windows after which experts moved between ranks");
+    write_counter(p, "expert_moves_total", g->ranks[0].expert_moves, "Experts that came to a rank");
+}
+
 static void write_ranks(page *p, const metrics_gauges *g)
 {
 #define AT(member) offsetof(rank_report, member)
@@ -435,6 +449,7 @@ static void write_ranks(page *p, const metrics_gauges *g)
     for (size_t i = 0; i < sizeof families / sizeof *families; i++)
         write_rank_family(p, g, &families[i]);
     write_rank_imbalance(p, g);
+    write_rank_experts(p, g);
     write_comm(p, g);
 }
 

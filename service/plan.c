@@ -2,6 +2,7 @@
 #include "service/plan.h"
 
 #include "base/check.h"
+#include "model/experts_config.h"
 #include "service/plan_experts.h"
 
 #include <math.h>
@@ -19,15 +20,11 @@ static err_t sum_bytes(const uint64_t *terms, size_t n, uint64_t *out)
 
 static err_t count_experts(const plan_input *in, plan_memory *out, err_info *info)
 {
-    const uint64_t n_slots = (uint64_t)in->n_experts + in->n_redundant;
-    if (n_slots > (uint64_t)in->n_experts * in->n_ranks)
-        return err_set(info, ERR_BAD_CONFIG,
-                       "num-redundant-experts: %u is more than %llu: %u ranks that hold all %u "
-                       "experts of a layer have no use for more",
-                       in->n_redundant, (unsigned long long)in->n_experts * (in->n_ranks - 1),
-                       in->n_ranks, in->n_experts);
-    out->experts_least = (uint32_t)(n_slots / in->n_ranks);
-    out->experts_most = (uint32_t)((n_slots + in->n_ranks - 1) / in->n_ranks);
+    const experts_config experts = {.n_redundant = in->n_redundant};
+    TRY(experts_config_check(&experts, in->n_experts, in->n_ranks, info));
+    const uint32_t n_slots = in->n_experts + in->n_redundant;
+    out->experts_least = n_slots / in->n_ranks;
+    out->experts_most = (n_slots + in->n_ranks - 1) / in->n_ranks;
     return ERR_OK;
 }
 

@@ -69,7 +69,7 @@ typedef struct plan_result {
     plan_step step;
 } plan_result;
 
-/* ERR_BAD_CONFIG: more replicas than ranks can hold without holding one expert twice; ERR_OVERFLOW; ERR_NO_MEMORY. */
+/* ERR_BAD_CONFIG: replicas that the model would refuse (model/experts_config.h); ERR_OVERFLOW; ERR_NO_MEMORY. */
 err_t plan_make(const plan_input *in, plan_result *out, err_info *info) MUST_CHECK;
 
 /* The PiKV paper's analysis (arXiv 2508.06526) and what it should be. L tokens, G ranks, E experts, k per

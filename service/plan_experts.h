@@ -4,7 +4,7 @@
  * likely and tokens independent. Real routers are skewed, and tokens of one sequence resemble each other:
  * then fewer experts are read in all, and more of them on one rank than on the others.
  *
- * Experts lie on ranks in equal parts, the first n_experts mod n_ranks ranks having one more. */
+ * Experts lie on ranks in equal parts, n_experts mod n_ranks ranks having one more; replicas are not used. */
 #ifndef SERVICE_PLAN_EXPERTS_H
 #define SERVICE_PLAN_EXPERTS_H
 

@@ -13,21 +13,13 @@ typedef struct weight_sum {
     size_t all_bytes, expert_bytes;
 } weight_sum;
 
-/* Does the tensor fill a field of an expert? */
-static bool is_of_expert(const weight_sum *sum, const matrix *into)
-{
-    const size_t n = (size_t)sum->model->n_layers * sum->model->n_experts;
-    const uintptr_t at = (uintptr_t)into, first = (uintptr_t)sum->weights->experts;
-    return at >= first && at < first + n * sizeof *sum->weights->experts;
-}
-
 static err_t add_weight(void *ctx, const model_weight *weight)
 {
     weight_sum *sum = ctx;
     size_t bytes;
     TRY(size_mul(weight->rows, weight->cols, &bytes));
     TRY(size_mul(bytes, dtype_bytes(sum->model->stored_type), &bytes));
-    if (is_of_expert(sum, weight->into))
+    if (model_weights_expert_of(sum->model, sum->weights, weight->into) != SIZE_MAX)
         TRY(size_add(sum->expert_bytes, bytes, &sum->expert_bytes));
     return size_add(sum->all_bytes, bytes, &sum->all_bytes);
 }

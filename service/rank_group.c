@@ -43,7 +43,8 @@ err_t rank_share_load(const server_settings *settings, rank_share *share, err_in
     const model_options options = {.load = (model_load)settings->serve.load_format,
                                    .n_step_tokens_max = settings->engine.n_batched_tokens_max,
                                    .n_positions_max = settings->engine.n_context_max,
-                                   .comm = share->comm};
+                                   .comm = share->comm,
+                                   .experts = &settings->experts};
     return model_open(share->d, settings->serve.model_dir, &options, &share->m, info);
 }
 
@@ -164,6 +165,7 @@ static err_t fingerprint(const server_settings *settings, const dev *d, uint64_t
     if (stream == NULL) return err_set(info, ERR_NO_MEMORY, "ranks: out of memory");
     const cfg_binding bindings[] = {{&engine_config_table, (void *)(uintptr_t)&settings->engine},
                                     {&kv_config_table, (void *)(uintptr_t)&settings->kv},
+                                    {&experts_config_table, (void *)(uintptr_t)&settings->experts},
                                     {&ranks_config_table, (void *)(uintptr_t)&settings->ranks}};
     cfg_print_yaml(bindings, sizeof bindings / sizeof bindings[0], stream);
     fprintf(stream, "%s %s %llx\n", PIKV_VERSION, d->ops->name, (unsigned long long)model_mark);

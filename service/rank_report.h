@@ -9,12 +9,16 @@
 /* Fixed layout: goes over the wire as it is. */
 typedef struct rank_report {
     uint64_t kv_budget_bytes, kv_slab_bytes, kv_used_bytes, kv_ring_bytes; /* as in kv_stats */
-    uint64_t kv_slots;                /* entries in its pages */
-    uint64_t weight_bytes;            /* that it reads */
-    comm_stats comm[COMM_KIND_COUNT]; /* zeros without a comm */
+    uint64_t kv_slots;     /* entries in its pages */
+    uint64_t weight_bytes; /* that it reads */
+    /* With a comm alone: */
+    comm_stats comm[COMM_KIND_COUNT];
+    uint64_t expert_choices; /* of tokens, that this rank computed; see expert_stats */
+    uint64_t expert_rebalances, expert_moves; /* of all ranks, the same on each */
+    double expert_imbalance;
 } rank_report;
 
-/* comm NULL: alone. */
+/* Over ranks for the model's owner; comm NULL: alone, any thread. */
 void rank_report_take(const kv_cache *cache, const model *m, const comm *c, rank_report *out);
 
 #endif

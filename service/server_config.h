@@ -50,6 +50,7 @@ typedef struct server_settings {
     engine_config engine;
     kv_config kv;
     ranks_config ranks;
+    experts_config experts;
     rank_place place; /* derived, from the environment too, which it borrows from */
 } server_settings;
 

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_TABLES = 4, PORT_MAX = 65535 };
+enum { N_TABLES = 5, PORT_MAX = 65535 };
 
 static const cfg_alias aliases[] = {
     {"-m", "model"},
@@ -31,6 +31,7 @@ static void bind_tables(server_settings *s, cfg_binding bindings[N_TABLES])
     bindings[1] = (cfg_binding){&engine_config_table, &s->engine};
     bindings[2] = (cfg_binding){&kv_config_table, &s->kv};
     bindings[3] = (cfg_binding){&ranks_config_table, &s->ranks};
+    bindings[4] = (cfg_binding){&experts_config_table, &s->experts};
 }
 
 /* "--max-model-len auto" is how others write "as long as the model can". Pointers into argv and
@@ -231,6 +232,7 @@ void server_settings_print(const server_settings *s, FILE *out)
         {&engine_config_table, (void *)(uintptr_t)&s->engine},
         {&kv_config_table, (void *)(uintptr_t)&s->kv},
         {&ranks_config_table, (void *)(uintptr_t)&s->ranks},
+        {&experts_config_table, (void *)(uintptr_t)&s->experts},
     };
     cfg_print_yaml(bindings, N_TABLES, out);
 }

@@ -42,4 +42,22 @@ typedef struct kv_eplb_args {
 } kv_eplb_args;
 void kv_eplb_place(const kv_eplb_args *args);
 
+/* Ours: one node, any numbers. A bin has floor(n_slots / n_bins) slots or one more, and no expert twice,
+ * since a replica beside another takes no load off anybody. Replicas are given out and packed as above,
+ * none to an expert that all bins have, and into bins that do not have it; where only such are full, the
+ * lightest of them passes its lightest fitting replica on. Then, as long as that makes the heavier of the two
+ * lighter, the heaviest bin exchanges a replica for one of another bin or for nothing: with few replicas to a
+ * bin greedy packing alone is far from even. Asserted: n_bins and n_slots <= KV_EPLB_SLOTS_MAX, n_experts
+ * <= n_slots <= n_experts * n_bins.
+ *   slot_expert[n_slots], slot_bin[n_slots]  out: replicas, each with its bin
+ *   n_replicas[n_experts]                    out */
+typedef struct kv_eplb_spread_args {
+    const float *load; /* [n_experts] */
+    uint32_t n_experts, n_slots, n_bins;
+    uint32_t *slot_expert;
+    uint32_t *slot_bin;
+    uint32_t *n_replicas;
+} kv_eplb_spread_args;
+void kv_eplb_spread(const kv_eplb_spread_args *args);
+
 #endif

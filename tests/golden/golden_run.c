@@ -33,7 +33,7 @@ static void open_cache(const golden_setup *setup, golden *g)
     config.dtype = setup->cache_type;
     config.memory_bytes = 64 << 20;
     config.prefix_caching = setup->prefix_caching;
-    config.comm = setup->comm;
+    config.comm = setup->whole_cache ? NULL : setup->comm;
     if (setup->small_pages) {
         config.window_tokens = 8;
         config.sink_tokens = 2;
@@ -65,9 +65,12 @@ void golden_open(const golden_setup *setup, golden *out)
     must(dev_open_cpu(&(dev_config){.isa = setup->isa, .n_threads = setup->n_threads}, &out->d,
                       &info),
          &info);
-    const model_options options = {
-        .n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX, .check_values = true, .comm = setup->comm};
-    must(model_open(out->d, dir, &options, &out->m, &info), &info);
+    const model_options options = {.n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,
+                                   .check_values = true,
+                                   .comm = setup->comm,
+                                   .experts = setup->experts};
+    const char *const model_dir = setup->model_dir != NULL ? setup->model_dir : dir;
+    must(model_open(out->d, model_dir, &options, &out->m, &info), &info);
     must(tensor_file_open(path, &out->reference, &info), &info);
     open_cache(setup, out);
     out->n_vocab = model_get_config(out->m)->n_vocab;

@@ -14,7 +14,8 @@
 enum { GOLDEN_GREEDY_TOKENS = 64, GOLDEN_PROMPTS_MAX = 8, GOLDEN_STEP_TOKENS_MAX = 1024 };
 
 typedef struct golden_setup {
-    const char *fixture; /* "mixtral-base-f32" */
+    const char *fixture;   /* "mixtral-base-f32" */
+    const char *model_dir; /* NULL: the fixture's; else only its prompts and references are used */
     const char *isa;
     uint32_t n_threads;
     kv_dtype cache_type;
@@ -23,6 +24,8 @@ typedef struct golden_setup {
     const char *compression;     /* NULL: none; else pages of 8, a window of 8, sections of 32 */
     const char *const *settings; /* of the cache: name, value, name, value ..., NULL; or NULL */
     comm *comm;                  /* of model and cache; NULL: alone */
+    bool whole_cache;            /* every rank has all of it: comm is the model's */
+    const experts_config *experts;
 } golden_setup;
 
 typedef struct golden {

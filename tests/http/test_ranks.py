@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -124,6 +125,53 @@ def test_a_request_that_runs_is_finished_when_all_are_told_to_stop():
         assert events[-1]["choices"][0]["finish_reason"] == "length"
         assert [group.wait(rank, 60) for rank in range(2)] == [0, 0]
         assert "rank 0 decides when this one ends" in group.log(1)
+
+
+def test_experts_move_while_requests_run_and_no_token_changes():
+    prompts = [STORY, "The king had a daughter who", [7 * i % 4000 for i in range(300)]]
+    fields = {"max_tokens": 150, "ignore_eos": True}
+    with Server("--ranks", 1) as alone:
+        expected = [alone.text(prompt, **fields) for prompt in prompts]
+    with Server("--ranks", 3, "--expert-placement-strategy", "eplb", "--num-redundant-experts", 2,
+                "--eplb-step-interval", 20, "--eplb-min-imbalance", 1) as server:
+        for _ in range(2):
+            with ThreadPoolExecutor(3) as pool:
+                assert list(pool.map(lambda p: server.text(p, **fields), prompts)) == expected
+        wait_until(lambda: server.metrics().get("expert_rebalances_total") > 0, 10, "a report")
+        metrics = server.metrics()
+    assert metrics.get("expert_moves_total") > 0
+    assert metrics.sum("rank_expert_choices_total") > 0
+    assert 1 <= metrics.get("rank_expert_imbalance_ratio") < 3
+
+
+@pytest.mark.parametrize("flags,named", [
+    (("--num-redundant-experts", 1), "num-redundant-experts: 1"),
+    (("--ranks", 2, "--num-redundant-experts", 9), "num-redundant-experts: 9"),
+    (("--ranks", 65), "ranks: 65"),
+    (("--ranks", 3, "--kv-shards", 2), "kv-shards: 2 is less than the number of ranks, 3"),
+    (("--enable-expert-parallel",), "enable-expert-parallel"),
+])
+def test_flags_that_make_no_sense_are_refused_by_name(flags, named):
+    code, _, err = run_command("serve", "--port", 0, "--no-monitor", *flags)
+    assert code == 2 and named in err, err
+
+
+def test_every_rank_is_on_the_metrics():
+    with Server("--ranks", 4) as server:
+        server.text(STORY, max_tokens=200, ignore_eos=True)
+        wait_until(lambda: server.metrics().sum("rank_kv_slots") > 0, 10, "a report")
+        metrics = server.metrics()
+        for rank in map(str, range(4)):
+            assert metrics.get("rank_weight_bytes", rank=rank) > 0
+            assert metrics.get("rank_kv_budget_bytes", rank=rank) > 0
+            assert metrics.get("rank_kv_slab_bytes", rank=rank) > 0
+            for kind in ("all_gather", "all_reduce"):
+                assert metrics.get("comm_calls_total", rank=rank, collective=kind) > 0
+                assert metrics.get("comm_bytes_total", rank=rank, collective=kind) > 0
+                assert metrics.get("comm_seconds_total", rank=rank, collective=kind) > 0
+        done = subprocess.run(["promtool", "check", "metrics"], text=True, timeout=60, check=False,
+                              input=server.get("/metrics").text, capture_output=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # ---- coming together ----

@@ -137,8 +137,9 @@ START_TEST(a_token_has_the_same_bits_alone_and_in_any_batch)
 }
 END_TEST
 
-/* Two ranks with half of the experts each add up to the whole, to rounding. */
-START_TEST(experts_without_weights_are_left_out)
+/* Two ranks, each with two of the experts to itself and every other token of the third and fourth, add up to
+ * the whole, to rounding; the weights of what a rank leaves out are not looked at. */
+START_TEST(choices_of_other_ranks_are_left_out)
 {
     static const layer shape = {.n_tokens = 20, .dim = 32, .ffn = 48, .n_experts = 6, .top_k = 2};
     layer l = layer_open(shape, DTYPE_F32);
@@ -148,11 +149,17 @@ START_TEST(experts_without_weights_are_left_out)
         for (uint32_t side = 0; side < 2; side++) {
             layer own = l;
             own.expert = test_alloc(l.n_experts * sizeof *own.expert);
+            own.chosen = test_alloc((size_t)l.n_tokens * l.top_k * sizeof *own.chosen);
             memcpy(own.expert, l.expert, l.n_experts * sizeof *own.expert);
-            for (uint32_t e = 0; e < l.n_experts; e++) {
-                if (e % 2 != side) own.expert[e] = (moe_expert){0};
+            own.expert[side] = own.expert[4 + side] = (moe_expert){0};
+            for (uint32_t i = 0; i < l.n_tokens * l.top_k; i++) {
+                const uint32_t e = l.chosen[i], token = i / l.top_k;
+                const bool is_shared = e == 2 || e == 3;
+                const bool is_own = is_shared ? token % 2 == side : e % 2 != side;
+                own.chosen[i] = is_own ? e : MOE_ELSEWHERE;
             }
             half[side] = run(&own, (*t)->name, 0, l.n_tokens);
+            free(own.chosen);
             free(own.expert);
         }
         for (size_t i = 0; i < (size_t)l.n_tokens * l.dim; i++)
@@ -238,7 +245,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(every_table_agrees_with_the_reference),
     TEST_CASE(a_token_has_the_same_bits_alone_and_in_any_batch),
-    TEST_CASE(experts_without_weights_are_left_out),
+    TEST_CASE(choices_of_other_ranks_are_left_out),
     TEST_CASE(a_scratch_that_does_not_fit_is_reported),
     TEST_CASE(a_tie_goes_to_the_lower_expert),
     TEST_CASE(weights_are_the_softmax_and_sum_to_one_when_renormalised),

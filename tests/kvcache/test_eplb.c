@@ -105,6 +105,176 @@ START_TEST(packing_fills_the_lightest_bin_and_keeps_the_order_of_single_items)
 }
 END_TEST
 
+/* ---- spreading ----------------------------------------------------------------------------------- */
+
+typedef struct spread {
+    uint32_t slot_expert[256], slot_bin[256], n_replicas[64];
+} spread;
+
+static spread spread_over(const float *load, uint32_t n_experts, uint32_t n_slots, uint32_t n_bins)
+{
+    spread s;
+    memset(&s, 0, sizeof s);
+    kv_eplb_spread(&(kv_eplb_spread_args){.load = load,
+                                          .n_experts = n_experts,
+                                          .n_slots = n_slots,
+                                          .n_bins = n_bins,
+                                          .slot_expert = s.slot_expert,
+                                          .slot_bin = s.slot_bin,
+                                          .n_replicas = s.n_replicas});
+    return s;
+}
+
+/* What is wrong, or NULL. One assertion for a case: Check takes a system call for each. */
+static const char *fault_of(const spread *s, uint32_t n_experts, uint32_t n_slots, uint32_t n_bins)
+{
+    bool has[64][64] = {{false}};
+    uint32_t count[64] = {0}, n_found[64] = {0};
+    for (uint32_t i = 0; i < n_slots; i++) {
+        const uint32_t e = s->slot_expert[i], b = s->slot_bin[i];
+        if (e >= n_experts || b >= n_bins) return "there is no such expert or bin";
+        if (has[b][e]) return "a bin has an expert twice";
+        has[b][e] = true;
+        count[b]++;
+        n_found[e]++;
+    }
+    for (uint32_t b = 0; b < n_bins; b++) {
+        if (count[b] < n_slots / n_bins) return "a bin has too few";
+        if (count[b] > (n_slots + n_bins - 1) / n_bins) return "a bin has too many";
+    }
+    for (uint32_t e = 0; e < n_experts; e++) {
+        if (n_found[e] == 0) return "an expert has no slot";
+        if (n_found[e] != s->n_replicas[e]) return "replicas are miscounted";
+    }
+    return NULL;
+}
+
+/* Sums of a spread in double. */
+typedef struct bins {
+    const spread *s;
+    uint32_t n_slots, n_bins;
+    bool has[64][64];
+    uint32_t count[64];
+    double weight[257]; /* of a slot; the last, of none, is 0 */
+    double load[64];
+} bins;
+
+/* Does it make the heavier of two bins lighter that `from` gives replica `i` for `j` of `to`? By more than the
+ * rounding of sums, that is. */
+static bool is_better(const bins *b, uint32_t i, uint32_t j, uint32_t to)
+{
+    const uint32_t from = b->s->slot_bin[i];
+    const double moved = b->weight[i] - b->weight[j];
+    const double left = b->load[from] - moved, there = b->load[to] + moved;
+    return (left > there ? left : there) < b->load[from] * (1 - 1e-5);
+}
+
+static bool can_exchange(const bins *b, uint32_t from)
+{
+    const uint32_t *const bin = b->s->slot_bin, *const expert = b->s->slot_expert;
+    for (uint32_t i = 0; i < b->n_slots; i++) {
+        if (bin[i] != from) continue;
+        for (uint32_t to = 0; to < b->n_bins; to++) {
+            if (to == from || b->has[to][expert[i]] || b->count[to] >= b->count[from]) continue;
+            if (is_better(b, i, b->n_slots, to)) return true;
+        }
+        for (uint32_t j = 0; j < b->n_slots; j++) {
+            if (bin[j] == from || b->has[bin[j]][expert[i]] || b->has[from][expert[j]]) continue;
+            if (is_better(b, i, j, bin[j])) return true;
+        }
+    }
+    return false;
+}
+
+/* Of the heaviest bins, one at least has no exchange left that helps it. */
+static const char *missed_exchange(const spread *s, const float *load, uint32_t n_slots,
+                                   uint32_t n_bins)
+{
+    bins b = {.s = s, .n_slots = n_slots, .n_bins = n_bins};
+    double most = 0;
+    for (uint32_t i = 0; i < n_slots; i++) {
+        const uint32_t e = s->slot_expert[i], bin = s->slot_bin[i];
+        b.weight[i] = (double)load[e] / s->n_replicas[e];
+        b.has[bin][e] = true;
+        b.load[bin] += b.weight[i];
+        b.count[bin]++;
+        most = b.load[bin] > most ? b.load[bin] : most;
+    }
+    for (uint32_t bin = 0; bin < n_bins; bin++) {
+        if (b.load[bin] >= most * (1 - 1e-5) && !can_exchange(&b, bin)) return NULL;
+    }
+    return "the heaviest bin should have exchanged a replica";
+}
+
+static void check_spread(const float *load, uint32_t n_experts, uint32_t n_slots, uint32_t n_bins)
+{
+    const spread s = spread_over(load, n_experts, n_slots, n_bins);
+    const spread again = spread_over(load, n_experts, n_slots, n_bins);
+    const char *fault = fault_of(&s, n_experts, n_slots, n_bins);
+    if (fault == NULL) fault = missed_exchange(&s, load, n_slots, n_bins);
+    if (memcmp(&s, &again, sizeof s) != 0) fault = "the second answer is another";
+    ck_assert_msg(fault == NULL, "%u experts, %u slots, %u bins: %s", n_experts, n_slots, n_bins,
+                  fault);
+}
+
+/* Loads of all kinds: random, heavy-tailed, one for all, zeros, equal. */
+static float load_of_kind(uint32_t kind, uint64_t seed, uint32_t e)
+{
+    const uint32_t word = random_at(seed, kind, e).word[0];
+    switch (kind) {
+    case 0: return (float)(word % 1000);
+    case 1: return word % 4 == 0 ? 0.0f : 1e6f / (float)(word % 997 + 1);
+    case 2: return e == seed % 7 ? 100.0f : 0.0f;
+    case 3: return 0.0f;
+    default: return 5.0f;
+    }
+}
+
+START_TEST(spread_replicas_share_no_bin_and_no_exchange_makes_the_heaviest_lighter)
+{
+    for (uint32_t n_experts = 1; n_experts <= 12; n_experts++) {
+        for (uint32_t n_bins = 1; n_bins <= 13; n_bins++) {
+            for (uint32_t n_slots = n_experts; n_slots <= n_experts * n_bins; n_slots++) {
+                for (uint32_t kind = 0; kind < 5; kind++) {
+                    float load[12];
+                    for (uint32_t e = 0; e < n_experts; e++)
+                        load[e] = load_of_kind(kind, n_slots, e);
+                    check_spread(load, n_experts, n_slots, n_bins);
+                }
+            }
+        }
+    }
+}
+END_TEST
+
+/* Worked out by hand. The four experts weigh 9, 7, 2, 0; the fifth and sixth slot go to 9 and 7, whose halves
+ * 4.5 4.5 3.5 3.5 2 0 are dealt to three bins of two in falling order: 4.5 | 4.5 | 3.5, then the second 3.5
+ * may not lie beside the first and goes to the first bin, 2 to the third, 0 to what is left. */
+START_TEST(spread_replicas_go_to_the_lightest_bin_that_lacks_them)
+{
+    const spread s = spread_over((const float[]){9, 7, 2, 0}, 4, 6, 3);
+    ck_assert_mem_eq(s.slot_expert, ((const uint32_t[]){0, 1, 2, 3, 0, 1}), 6 * sizeof(uint32_t));
+    ck_assert_mem_eq(s.slot_bin, ((const uint32_t[]){0, 2, 2, 1, 1, 0}), 6 * sizeof(uint32_t));
+}
+END_TEST
+
+/* Greedily 12 9 8 and 11 10 4 come together, 29 and 25. Exchanged, 12 and 10 leave 27 and 27. */
+START_TEST(the_heaviest_bin_exchanges_what_greedy_packing_gave_it)
+{
+    const spread s = spread_over((const float[]){12, 11, 10, 9, 8, 4}, 6, 6, 2);
+    ck_assert_mem_eq(s.slot_expert, ((const uint32_t[]){0, 1, 2, 3, 4, 5}), 6 * sizeof(uint32_t));
+    ck_assert_mem_eq(s.slot_bin, ((const uint32_t[]){1, 1, 0, 0, 0, 1}), 6 * sizeof(uint32_t));
+}
+END_TEST
+
+START_TEST(an_expert_with_all_the_load_has_a_replica_in_every_bin_and_no_more)
+{
+    const spread s = spread_over((const float[]){0, 0, 1000, 0}, 4, 8, 3);
+    ck_assert_uint_eq(s.n_replicas[2], 3);
+    ck_assert_uint_eq(s.n_replicas[0] + s.n_replicas[1] + s.n_replicas[3], 5);
+}
+END_TEST
+
 /* ---- the map of a cache's shards ----------------------------------------------------------------- */
 
 static void count_entries(kv_expert_map *map, uint32_t layer, const uint32_t n[4])
@@ -150,6 +320,10 @@ const test_case test_cases[] = {
     TEST_CASE(experts_move_when_the_busiest_shard_has_too_much),
     TEST_CASE(replicas_lie_where_the_published_program_puts_them),
     TEST_CASE(every_expert_has_a_slot_on_the_node_of_its_group),
+    TEST_CASE(spread_replicas_share_no_bin_and_no_exchange_makes_the_heaviest_lighter),
+    TEST_CASE(spread_replicas_go_to_the_lightest_bin_that_lacks_them),
+    TEST_CASE(the_heaviest_bin_exchanges_what_greedy_packing_gave_it),
+    TEST_CASE(an_expert_with_all_the_load_has_a_replica_in_every_bin_and_no_more),
     TEST_CASE(packing_fills_the_lightest_bin_and_keeps_the_order_of_single_items),
     TEST_CASES_END,
 };

@@ -2,6 +2,7 @@
  * numbers of the forward pass are tested in tests/golden. */
 #include "kvcache/kv_cache.h"
 #include "model/model.h"
+#include "model/safetensors.h"
 #include "tests/model/temp_dir.h"
 #include "tests/test_main.h"
 
@@ -253,6 +254,109 @@ START_TEST(nan_and_inf_are_found_when_asked_for)
 }
 END_TEST
 
+/* ---- ranks --------------------------------------------------------------------------------------- */
+
+enum { N_RANKS = 3 };
+
+/* Opens the model on each of three ranks, one after the other: opening takes no collective. */
+static void open_ranks(dev *d, const char *dir, const experts_config *experts, comm **comms,
+                       model **models, err_t *errs)
+{
+    ck_assert(comm_open_local(N_RANKS, 1000, comms, NULL) == ERR_OK);
+    for (uint32_t r = 0; r < N_RANKS; r++) {
+        const model_options options = {
+            .n_step_tokens_max = 16, .check_values = true, .comm = comms[r], .experts = experts};
+        errs[r] = model_open(d, dir, &options, &models[r], NULL);
+    }
+}
+
+static void close_ranks(comm **comms, model **models)
+{
+    for (uint32_t r = 0; r < N_RANKS; r++) {
+        model_close(models[r]);
+        comm_close(comms[r]);
+    }
+}
+
+/* Four experts and two replicas, in order: 0 1 | 2 3 | 0 1. */
+START_TEST(a_rank_reads_the_weights_of_the_experts_that_it_has)
+{
+    const experts_config experts = {
+        .n_redundant = 2, .step_interval = 1, .imbalance_min = 1, .strategy = EXPERTS_LINEAR};
+    comm *comms[N_RANKS];
+    model *models[N_RANKS];
+    err_t errs[N_RANKS];
+    dev *const d = open_dev(1);
+    model *const whole = open_model(d, fixture, MODEL_LOAD_AUTO);
+    const model_config *const c = model_get_config(whole);
+    const size_t expert_bytes =
+        3 * (size_t)c->d_model * c->d_ffn * dtype_bytes(c->stored_type) * c->n_layers;
+    open_ranks(d, fixture, &experts, comms, models, errs);
+    for (uint32_t r = 0; r < N_RANKS; r++) {
+        ck_assert(errs[r] == ERR_OK);
+        ck_assert_uint_eq(model_weight_bytes(models[r]),
+                          model_weight_bytes(whole) - 2 * expert_bytes);
+        model_touch_weights(models[r]);
+    }
+    close_ranks(comms, models);
+    model_close(whole);
+    dev_close(d);
+}
+END_TEST
+
+/* Overwrites the first value of a tensor of the folder's file. */
+static void spoil_tensor(const temp_dir *dir, const char *name, float value)
+{
+    size_t n_bytes;
+    tensor_files *files;
+    ck_assert(tensor_files_open(dir->path, &files, NULL) == ERR_OK);
+    const tensor *const t = tensor_find(files, name);
+    ck_assert_ptr_nonnull(t);
+    char *const bytes = temp_read(temp_path(dir, "model.safetensors"), &n_bytes);
+    char *const at = memmem(bytes, n_bytes, t->data, t->data_bytes);
+    ck_assert_ptr_nonnull(at);
+    memcpy(at, &value, sizeof value);
+    tensor_files_close(files);
+    temp_write(dir, "model.safetensors", bytes, n_bytes);
+    free(bytes);
+}
+
+/* A bad value in expert 3, which in order is rank 2's; by load it may become anybody's. */
+START_TEST(a_rank_checks_the_values_of_all_experts_that_it_may_have)
+{
+    temp_dir dir;
+    temp_dir_open(&dir);
+    copy_fixture(&dir, NULL, NULL, NULL, NULL);
+    spoil_tensor(&dir, "model.layers.1.block_sparse_moe.experts.3.w2.weight", NAN);
+    dev *const d = open_dev(1);
+    for (uint32_t strategy = EXPERTS_LINEAR; strategy <= EXPERTS_EPLB; strategy++) {
+        const experts_config experts = {
+            .step_interval = 1, .imbalance_min = 1, .strategy = strategy};
+        comm *comms[N_RANKS];
+        model *models[N_RANKS];
+        err_t errs[N_RANKS];
+        open_ranks(d, dir.path, &experts, comms, models, errs);
+        ck_assert(errs[2] == ERR_BAD_MODEL);
+        for (uint32_t r = 0; r < 2; r++)
+            ck_assert(errs[r] == (strategy == EXPERTS_LINEAR ? ERR_OK : ERR_BAD_MODEL));
+        close_ranks(comms, models);
+    }
+    dev_close(d);
+    temp_dir_close(&dir);
+}
+END_TEST
+
+START_TEST(replicas_on_one_rank_are_refused)
+{
+    const experts_config experts = {.n_redundant = 2, .step_interval = 1, .imbalance_min = 1};
+    const model_options options = {.n_step_tokens_max = 16, .experts = &experts};
+    const temp_dir dir = {"tests/golden/mixtral-base-f32"};
+    expect_refusal(&dir, &options, ERR_BAD_CONFIG, "num-redundant-experts: 2 is more than 0");
+}
+END_TEST
+
+/* ---- odd addresses ------------------------------------------------------------------------------- */
+
 /* The same file with one more space behind its header, so that every float lies at an odd address. */
 START_TEST(tensors_at_odd_addresses_give_the_same_logits)
 {
@@ -345,6 +449,9 @@ const test_case test_cases[] = {
     TEST_CASE(more_layers_than_the_config_names_are_a_warning_only),
     TEST_CASE(more_positions_than_the_model_has_are_refused),
     TEST_CASE(nan_and_inf_are_found_when_asked_for),
+    TEST_CASE(a_rank_reads_the_weights_of_the_experts_that_it_has),
+    TEST_CASE(a_rank_checks_the_values_of_all_experts_that_it_may_have),
+    TEST_CASE(replicas_on_one_rank_are_refused),
     TEST_CASE(tensors_at_odd_addresses_give_the_same_logits),
     TEST_CASE(the_routers_choices_are_reported_once_a_layer),
     TEST_CASES_END,

@@ -194,6 +194,10 @@ START_TEST(replicas_that_no_rank_has_a_use_for_are_refused)
     in.n_redundant = 9;
     ck_assert_int_eq(plan_make(&in, &r, &info), ERR_BAD_CONFIG);
     ck_assert_ptr_nonnull(strstr(info.message, "num-redundant-experts: 9 is more than 8"));
+    info = (err_info){0};
+    in = input_of(&(wish){&MIXTRAL, 4096, 1, 1, 1});
+    ck_assert_int_eq(plan_make(&in, &r, &info), ERR_BAD_CONFIG);
+    ck_assert_ptr_nonnull(strstr(info.message, "num-redundant-experts: 1 is more than 0"));
 }
 END_TEST
 

@@ -113,12 +113,14 @@ END_TEST
 
 START_TEST(what_this_build_cannot_do_is_said_at_the_start)
 {
-    must_refuse(WORDS("-tp", "2"), NOTHING,
-                "tensor-parallel-size: 2 is not possible: this build runs one rank");
-    must_refuse(NOTHING, WORDS("PIKV_DATA_PARALLEL_SIZE=8"),
-                "data-parallel-size: 8 is not possible: this build runs one rank");
+    must_refuse(
+        WORDS("-tp", "2"), NOTHING,
+        "tensor-parallel-size: 2 is not possible: ranks share experts and the KV cache (--ranks)");
+    must_refuse(
+        NOTHING, WORDS("PIKV_DATA_PARALLEL_SIZE=8"),
+        "data-parallel-size: 8 is not possible: ranks share experts and the KV cache (--ranks)");
     must_refuse(WORDS("--enable-expert-parallel"), NOTHING,
-                "enable-expert-parallel: this build runs one rank, which holds all experts");
+                "enable-expert-parallel: one rank holds all experts; --ranks N makes more");
     must_refuse(WORDS("a", "b"), NOTHING, "unexpected argument \"b\": the model is \"a\"");
     must_refuse(WORDS("--prot", "1"), NOTHING, "unknown setting \"prot\"; did you mean \"port\"?");
     must_refuse(WORDS("--port", "65536"), NOTHING, "port: 65536 is outside [0, 65535]");
