@@ -313,7 +313,7 @@ static bool is_seq_sane(const kv_cache *cache, const kv_seq *seq)
                     .is_thinned = seq->is_thinned};
     const kv_prefix_source self = {.table = &seq->table, .seq = seq, .n_blocks = seq->n_blocks};
     return is_table_sane(cache, &v) &&
-           (seq->is_thinned || cache->ranks.n > 1 || kv_prefix_serves(cache, &self, seq->length));
+           (seq->is_thinned || kv_prefix_serves(cache, &self, seq->length));
 }
 
 static bool are_seqs_sane(const kv_cache *cache)

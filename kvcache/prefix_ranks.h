@@ -6,8 +6,8 @@
  * do: by which experts their entries were placed, and so whose they are, is a matter of when they were
  * computed, and two ranks might both have an entry, or none.
  *
- * That is also why ranks leave an object all together or not at all: if one took what it has of older origin
- * for the same, nobody could take either.
+ * That is also why no rank leaves an object alone: if one had older entries for the same tokens and kept those
+ * instead, nobody could take either. How much of it each has room for is its own affair.
  *
  * A finished object has its last entries and its sinks in pages, each on one rank alone, where a ring needs
  * them on all: kv_ranks_fill_ring.

@@ -4,7 +4,6 @@
 #include "kvcache/away.h"
 #include "kvcache/commit.h"
 #include "kvcache/prefix_ranks.h"
-#include "kvcache/ranks.h"
 #include "kvcache/scatter.h"
 
 #include <string.h>
@@ -52,7 +51,7 @@ static void share_blocks(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
     const bool is_whole = !kv_seq_is_lost(seq) && !seq->is_thinned && n_blocks > 0 &&
                           kv_prefix_serves(cache, &self, n_tokens);
     if (!is_new(seq, tokens, is_whole ? n_tokens : 0)) return;
-    if (!kv_ranks_all(cache, kv_scatter_find_room_for_tails(seq))) return;
+    if (!kv_scatter_find_room_for_tails(seq)) return;
     const uint32_t object = kv_prefix_add(seq, tokens, n_tokens);
     if (object == KV_OBJECT_NONE) return;
     kv_table *table = &cache->prefix.objects[object].table;
@@ -140,15 +139,12 @@ static void pass_table(kv_seq *seq, uint32_t object)
     seq->n_blocks = seq->n_reserved = seq->n_coded = 0;
 }
 
-/* Over ranks all leave the same tokens, those that every one has found room for. */
 static void leave_object(kv_seq *seq, const uint32_t *tokens, uint32_t n_tokens)
 {
     kv_cache *cache = seq->cache;
     if (!is_new(seq, tokens, n_tokens)) return;
-    n_tokens = kv_ranks_least(cache, (uint32_t)min_size(n_tokens, flush_ring(seq)));
+    n_tokens = (uint32_t)min_size(n_tokens, flush_ring(seq));
     if (n_tokens < cache->page_tokens) return;
-    const uint32_t n_blocks = (n_tokens - 1) / cache->page_tokens + 1;
-    if (n_blocks < seq->n_blocks) kv_seq_cut_pages(seq, n_blocks);
     const uint32_t object = kv_prefix_add(seq, tokens, n_tokens);
     if (object == KV_OBJECT_NONE) return;
     pass_table(seq, object);

@@ -110,20 +110,6 @@ bool kv_ranks_gather(const kv_cache *cache, const void *in, void *out, size_t by
     return true;
 }
 
-bool kv_ranks_all(const kv_cache *cache, bool is_so)
-{
-    return kv_ranks_least(cache, is_so) == 1;
-}
-
-uint32_t kv_ranks_least(const kv_cache *cache, uint32_t n)
-{
-    uint32_t all[KV_SHARDS_MAX], least = n;
-    if (!kv_ranks_gather(cache, &n, all, sizeof n)) return 0;
-    for (uint32_t r = 0; r < cache->ranks.n; r++)
-        least = all[r] < least ? all[r] : least;
-    return least;
-}
-
 /* ---- attention ----------------------------------------------------------------------------------- */
 
 /* Floats of one rank's part in this step. */

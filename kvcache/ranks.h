@@ -43,8 +43,6 @@ err_t kv_ranks_agree(const kv_cache *cache, err_t err, err_info *info) MUST_CHEC
 /* Small exchanges between steps, which all ranks come to in the same order; a rank alone asks nobody.
  * out[n][bytes]; false: the comm has failed. */
 bool kv_ranks_gather(const kv_cache *cache, const void *in, void *out, size_t bytes) MUST_CHECK;
-bool kv_ranks_all(const kv_cache *cache, bool is_so);       /* false if it has failed */
-uint32_t kv_ranks_least(const kv_cache *cache, uint32_t n); /* 0 if it has failed */
 
 /* Where this rank writes its part of a layer's attention in the present step. */
 typedef struct kv_part {
