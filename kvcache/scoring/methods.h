@@ -5,12 +5,13 @@
  * Cost of scoring the n entries of one head, in products; G = group, d = channels, w = window of
  * queries. State is what the cache keeps for it (scorer.h) beside keys and values.
  *
- *   snapkv, tova         2 w G n d              the last w queries: w G d floats (tova: w = 1)
+ *   snapkv, finch, tova  2 w G n d              the last w queries: w G d floats (tova: w = 1)
  *   distill              as snapkv, and the fit of compression/matching.h
  *   dropkv               3 w G n d + 2 w G n d  as snapkv
  *   criticalkv           as snapkv + n d G d_model       as snapkv, and the output projection
  *   criticalkv_l2        as snapkv + (n + d_model) G d^2 / 2
  *   expected_attention   n G d^2 / 2 + 2 G d^2  sums of queries and of their products: G (d + d^2) floats
+ *   cap                  n G (k_dim + v_dim^2) + G v_dim^3 / 6, in double       as expected_attention
  *   knorm, keydiff, cur, lagkv   1 to 6 n d     none
  *   h2o, observed_attention      n              one float an entry, and a second pass over the keys
  *                                               of every query, to know the attention it got
@@ -41,6 +42,13 @@ typedef struct kv_expected_settings {
 } kv_expected_settings;
 
 void kv_expected_score(const kv_score_args *args, const kv_expected_settings *settings, float *out);
+
+typedef struct kv_cap_settings {
+    uint32_t n_future; /* 512: positions of the queries to come */
+    double tau;        /* 5: how sharply entries are told apart by where the queries point */
+} kv_cap_settings;
+
+void kv_cap_score(const kv_score_args *args, const kv_cap_settings *settings, float *out);
 
 enum { KV_LAGKV_LAG = 128 };
 void kv_lagkv_score(const kv_score_args *args, uint32_t lag, float *out);

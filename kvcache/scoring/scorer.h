@@ -80,7 +80,7 @@ typedef struct kv_score_args {
     const uint32_t *n_uses;   /* [n], under KV_SCORE_USES */
     uint32_t now;             /* this step, in the same count */
     const matrix *out_proj;   /* [d_model][n_heads * v_dim], under KV_SCORE_OUT_PROJ */
-    float *work;              /* [work_floats] */
+    float *work;              /* [work_floats], aligned for doubles */
 } kv_score_args;
 
 enum {
@@ -128,8 +128,8 @@ typedef struct kv_scorer {
 /* clang-format off */
 #define KV_SCORER_LIST(X) \
     X(snapkv) X(distill) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) \
-    X(criticalkv) X(criticalkv_l2) X(dropkv) X(chunkkv) X(fastv) X(observed_attention) X(h2o) \
-    X(kvzip) X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
+    X(cap) X(criticalkv) X(criticalkv_l2) X(dropkv) X(finch) X(chunkkv) X(fastv) \
+    X(observed_attention) X(h2o) X(kvzip) X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
 /* clang-format on */
 
 extern const kv_scorer *const kv_scorers[]; /* ends with NULL */

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { WORK_FLOATS = 1 << 16 };
+
 bool oracle_keeps(const void *ctx, fake_key key, uint32_t position)
 {
     const oracle *o = ctx;
@@ -162,8 +164,7 @@ static void drop_worst(oracle *o, const kv_scorer *scorer, const head *x, uint32
 /* Lists and scores the entries of a head. */
 static void score_head(const oracle *o, const kv_scorer *scorer, uint32_t length, head *x)
 {
-    static float q[64 * 2 * 64], mean[2 * 64], cov[2 * 64 * 64], mass[ORACLE_TOKENS_MAX],
-        work[1 << 16];
+    static float q[64 * 2 * 64], mean[2 * 64], cov[2 * 64 * 64], mass[ORACLE_TOKENS_MAX];
     uint32_t positions[64];
     const uint32_t l = x->source.layer, h = x->source.head;
     const kv_layer_shape *layer = &o->f->layers[l];
@@ -182,13 +183,14 @@ static void score_head(const oracle *o, const kv_scorer *scorer, uint32_t length
                           .length = length,
                           .seed = 0x70696b76,
                           .mass = mass,
-                          .now = length,
-                          .work = work};
+                          .now = length};
+    args.work = malloc(WORK_FLOATS * sizeof *args.work);
     list_queries(o, &args, scorer->n_queries < length ? scorer->n_queries : length, q, positions);
     find_stats(o, &args, mean, cov);
     for (uint32_t i = 0; i < x->n; i++)
         mass[i] = (float)o->mass[l][h][x->source.positions[i]];
     scorer->score(&args, x->score);
+    free(args.work);
 }
 
 /* shared[p]: the mean over the heads, summed over the layers that the scorer looks at. */

@@ -85,7 +85,8 @@ static void follow_all(void)
                                            "h2o",           "expected_attention",
                                            "keydiff",       "observed_attention",
                                            "tova",          "chunkkv",
-                                           "fastv",         "paper_duo_attention"};
+                                           "fastv",         "paper_duo_attention",
+                                           "finch",         "cap"};
     const bool has_whole_blocks = strcmp(shards.placement, "block") == 0;
     for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
         const bool is_by_page = strcmp(policies[i], "chunkkv") == 0;
