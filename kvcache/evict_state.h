@@ -32,6 +32,7 @@ typedef struct kv_head_view {
     uint32_t n;
     uint32_t first, n_open; /* candidates: [first, first + n_open) */
     uint32_t n_evicted;     /* of them */
+    double lazy;            /* see kv_allocator.laziness; valid where it was asked */
 } kv_head_view;
 
 /* Pages of one head that are written anew from others (compact.c). */

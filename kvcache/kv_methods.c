@@ -75,6 +75,16 @@ static err_t check_selection(const kv_methods *out, err_info *info)
     return ERR_OK;
 }
 
+static err_t read_laziness(const kv_config *config, kv_methods *out, err_info *info)
+{
+    const double most = config->lazy_threshold;
+    if (!kv_methods_by_laziness(out)) return ERR_OK;
+    if (!(most >= 0 && most <= 1))
+        return err_set(info, ERR_BAD_CONFIG, "kv-lazy-threshold: %g is outside [0, 1]", most);
+    out->policy.lazy_threshold = out->selection.lazy_threshold = most;
+    return ERR_OK;
+}
+
 /* The settings that the method obeys. */
 static err_t read_routing(const kv_config *config, kv_methods *out, err_info *info)
 {
@@ -117,6 +127,7 @@ err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *inf
     TRY(kv_policy_parse(config->scheduling, config->budget, &out->policy, info));
     TRY(read_compression(config, out, info));
     TRY(check_selection(out, info));
+    TRY(read_laziness(config, out, info));
     TRY(read_routing(config, out, info));
     TRY(limit_reads(config, out, info));
     out->is_exact = out->reads_all && !kv_methods_evict(out) && out->codec->is_exact;

@@ -10,6 +10,7 @@
  *             over the queries in their order (dev_ops.attend_mass: a second pass over the keys)
  *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
  *             if routing leaves pages out
+ *   lazy      how lazy each layer is, at the length at which that was last asked
  *
  *   replay    while a prompt is read again, and as long as its scores are asked for: the largest share of
  *             every position (kv_replay.h). A maximum may be raised twice, so there is one copy. All others
@@ -56,7 +57,10 @@ typedef struct kv_observed {
     float
         *replay; /* per head [n_prompt_tokens]; NULL unless the prompt is read again; kv_replay.h */
     size_t replay_bytes;
-    size_t bytes; /* of all these */
+    bool wants_lazy;
+    double *lazy;         /* [n_layers]: see kv_allocator.laziness; found at lazy_length */
+    uint32_t lazy_length; /* 0: not yet */
+    size_t bytes;         /* of all these */
 } kv_observed;
 
 /* What is the same for all sequences. */

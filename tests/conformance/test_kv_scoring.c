@@ -248,16 +248,23 @@ static void check_layers(const kv_allocator *allocator, kv_layer_share_args args
 
 START_TEST(layers_share_the_budget_exactly)
 {
+    enum { LAYERS_MAX = 40 };
     for (size_t i = 0; kv_allocators[i] != NULL; i++) {
         if (kv_allocators[i]->layer_share == NULL) continue;
         for (uint64_t k = 0; k < 20000; k++) {
             const random_block r = random_at(15, i, k);
             const uint32_t n = r.word[0] % (k % 3 == 0 ? 50 : 200000);
+            double lazy[LAYERS_MAX];
+            for (uint32_t l = 0; l < LAYERS_MAX; l++) /* some are alike */
+                lazy[l] = (double)(random_at(19, k, l).word[0] % 20) / 19;
             check_layers(kv_allocators[i],
-                         (kv_layer_share_args){.n_layers = 1 + r.word[1] % 40,
+                         (kv_layer_share_args){.n_layers = 1 + r.word[1] % LAYERS_MAX,
                                                .n = n,
                                                .n_window = k % 5 == 0 ? n : r.word[2] % 200,
-                                               .n_keep = r.word[3] % (n + 2)});
+                                               .n_sinks = (uint32_t)k % 7,
+                                               .n_keep = r.word[3] % (n + 2),
+                                               .lazy = lazy,
+                                               .lazy_threshold = 1});
         }
     }
 }

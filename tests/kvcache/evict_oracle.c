@@ -243,7 +243,48 @@ static void join_scores(const oracle *o, const kv_scorer *scorer, const double *
     }
 }
 
-static void evict_layer(oracle *o, const kv_policy *policy, uint32_t l, const double *shared,
+/* What the newest query of one query head gives to the entries of its KV head that are no candidates, its own
+ * left out. */
+static double find_kept_mass(const oracle *o, const head *x, uint32_t query_head, uint32_t length)
+{
+    const kv_layer_shape *layer = &o->f->layers[x->source.layer];
+    const uint32_t l = x->source.layer, dim = layer->k_dim;
+    double sum = 0, mass = 0;
+    float q[64], k[64];
+    fake_fill(FAKE_QUERY, l, query_head, o->s->tokens[length - 1], length - 1, dim, q);
+    for (uint32_t i = 0; i < x->n; i++) {
+        const uint32_t p = x->source.positions[i];
+        fake_fill(FAKE_KEY, l, x->source.head, o->s->tokens[p], p, dim, k);
+        const double weight = exp(dot(q, k, dim) * (double)layer->scale);
+        const bool is_candidate = i >= x->first && i < x->first + x->n_open;
+        sum += weight;
+        if (!is_candidate && p + 1 < length) mass += weight;
+    }
+    return mass / sum;
+}
+
+/* Of every layer, if it is asked. */
+static void find_laziness(oracle *o, const kv_policy *policy, uint32_t length, double *lazy)
+{
+    for (uint32_t l = 0; l < o->f->n_layers && kv_policy_by_laziness(policy); l++) {
+        const kv_layer_shape *layer = &o->f->layers[l];
+        lazy[l] = 0;
+        for (uint32_t h = 0; h < layer->n_heads; h++) {
+            head x = {
+                .source = {.o = o, .layer = l, .head = h / (layer->n_heads / layer->n_kv_heads)}};
+            x.n = list_entries(o, &x.source, length, &x.first, &x.n_open);
+            lazy[l] += find_kept_mass(o, &x, h, length) / layer->n_heads;
+        }
+        o->n_lazy += lazy[l] > policy->lazy_threshold;
+    }
+}
+
+/* What all layers show, found before anything goes. */
+typedef struct shown {
+    double shared[ORACLE_TOKENS_MAX], lazy[FAKE_LAYERS_MAX];
+} shown;
+
+static void evict_layer(oracle *o, const kv_policy *policy, uint32_t l, const shown *all,
                         uint32_t length)
 {
     const kv_scorer *scorer = policy->scorer;
@@ -256,13 +297,16 @@ static void evict_layer(oracle *o, const kv_policy *policy, uint32_t l, const do
                                        .n_layers = o->f->n_layers,
                                        .n = length,
                                        .n_window = n_recent,
-                                       .n_keep = n_keep};
+                                       .n_sinks = cache->sink_tokens,
+                                       .n_keep = n_keep,
+                                       .lazy = all->lazy,
+                                       .lazy_threshold = policy->lazy_threshold};
     if (policy->layers != NULL) n_keep = policy->layers->layer_share(&share);
     for (uint32_t h = 0; h < n_heads; h++) {
         heads[h] = (head){.source = {.o = o, .layer = l, .head = h}};
         score_head(o, scorer, length, &heads[h]);
     }
-    join_scores(o, scorer, shared, heads, n_heads);
+    join_scores(o, scorer, all->shared, heads, n_heads);
     for (uint32_t h = 0; h < n_heads; h++) {
         const uint32_t n_protected = heads[h].n - heads[h].n_open;
         drop_worst(o, scorer, &heads[h], n_keep > n_protected ? n_keep - n_protected : 0, length);
@@ -279,7 +323,7 @@ static bool is_due(const oracle *o, uint32_t length)
 void oracle_settle(oracle *o, uint32_t length)
 {
     const kv_methods *methods = &o->s->seq->methods;
-    double shared[ORACLE_TOKENS_MAX];
+    shown all;
     const kv_policy *policy = methods->policy.evicts ? &methods->policy : NULL;
     if (methods->selection.evicts && length <= o->n_prompt) policy = &methods->selection;
     if (policy == NULL || length == 0 || !is_due(o, length)) return;
@@ -290,9 +334,10 @@ void oracle_settle(oracle *o, uint32_t length)
         }
     }
     o->n_massed = length;
-    share_scores(o, policy->scorer, length, shared);
+    share_scores(o, policy->scorer, length, all.shared);
+    find_laziness(o, policy, length, all.lazy);
     for (uint32_t l = 0; l < o->f->n_layers; l++)
-        evict_layer(o, policy, l, shared, length);
+        evict_layer(o, policy, l, &all, length);
 }
 
 oracle *oracle_new(const fake *f, const fake_seq *s, uint32_t n_prompt)

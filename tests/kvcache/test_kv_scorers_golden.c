@@ -9,6 +9,7 @@
 #include "kvcache/scoring/whole_pages.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 enum { T = GOLDEN_TOKENS, HALF = T / 2, N_HEADS = 2 };
 
@@ -199,6 +200,28 @@ START_TEST(chunkkv_keeps_the_golden_chunks_in_all_heads)
 }
 END_TEST
 
+/* 4 first and 16 newest ones before the query's own, which is not counted. */
+START_TEST(a_layer_is_as_lazy_as_the_golden_one)
+{
+    enum { N_INITIAL = 4, N_RECENT = 16, LAST = T - 1 };
+    const kv_allocator *simlayer = kv_allocator_find("simlayer");
+    double lazy = 0;
+    for (uint32_t head = 0; head < N_HEADS; head++) {
+        score_problem p;
+        score_problem_golden(&p, head, 1);
+        const kv_score_shape shape = {
+            .n_max = T, .group = p.group, .k_dim = p.k_dim, .v_dim = p.v_dim, .n_queries = 1};
+        float *work = malloc(simlayer->laziness_floats(&shape) * sizeof *work);
+        ck_assert_ptr_nonnull(work);
+        p.args.work = work;
+        lazy += simlayer->laziness(&p.args, N_INITIAL, LAST - N_RECENT) / N_HEADS;
+        free(work);
+        score_problem_deinit(&p);
+    }
+    ck_assert_double_eq_tol(lazy, 0.5356846, 2e-7);
+}
+END_TEST
+
 /* ---- with budgets of heads ------------------------------------------------------------------- */
 
 /* What two heads keep of T each at one half. */
@@ -297,6 +320,7 @@ const test_case test_cases[] = {
     TEST_CASE(chunkkv_keeps_the_golden_chunks_in_all_heads),
     TEST_CASE(h2o_beside_a_ring_keeps_the_golden_set),
     TEST_CASE(lagkv_keeps_sinks_before_the_newest),
+    TEST_CASE(a_layer_is_as_lazy_as_the_golden_one),
     TEST_CASE(adakv_keeps_the_golden_sets),
     TEST_CASE(criticalkv_with_budgets_of_adakv_keeps_the_golden_sets),
     TEST_CASE(adakv_loses_nothing_where_the_published_program_does),
