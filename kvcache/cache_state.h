@@ -8,7 +8,7 @@
  *   scatter.c       the same for layers whose entries are placed one by one
  *   encode.c        which blocks are encoded, and when (basis.c: in which basis; heat.c: by which codec)
  *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
- *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
+ *   evict.c         which entries stay (score_view.c: what scorers see; observe*.c, local_mass.c: what is kept)
  *   distill.c       what stays is made to stand for what goes
  *   compact.c       pages with holes become fewer
  *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients; ranks.c: over ranks)
@@ -90,9 +90,8 @@ struct kv_cache {
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
     bool prefix_caching;
-    bool has_tiers, has_file; /* below the pool; tier/tiers.h */
-    uint32_t section_tokens;  /* KV_SECTION_TOKENS */
-    uint32_t replay_tokens;   /* KV_REPLAY_CHUNK */
+    bool has_tiers, has_file;                             /* below the pool; tier/tiers.h */
+    uint32_t section_tokens, replay_tokens, local_tokens; /* encode, kv_replay, local_mass.h */
     kv_ranks ranks;
     uint32_t n_layers, n_lists, n_kv_heads_max, n_experts, v_dim_max;
     uint32_t n_classes, n_raw_classes;

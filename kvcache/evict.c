@@ -8,6 +8,7 @@
 #include "kvcache/compact.h"
 #include "kvcache/distill.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/local_mass.h"
 #include "kvcache/ranks.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
@@ -119,9 +120,10 @@ static kv_score_queries latest_queries(const evict_loop *loop, uint32_t head, ui
 }
 
 /* What the scorer asked for beside the entries. */
-static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_worker *worker)
+static void add_observed(const evict_loop *loop, kv_score_args *args, uint32_t w)
 {
     const kv_seq *seq = loop->seq;
+    kv_evict_worker *worker = &seq->cache->evict.workers[w];
     const kv_scorer *scorer = loop->policy->scorer;
     const uint32_t needs = scorer->needs;
     kv_head_view *view = head_view(loop, args->head);
@@ -137,6 +139,13 @@ static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_w
         for (uint32_t i = 0; i < view->n; i++)
             view->mass[i] = mass[view->positions[i]];
         args->mass = view->mass;
+    }
+    if ((needs & KV_SCORE_LOCAL) != 0) {
+        const kv_local_place at = {args->layer, args->head, w};
+        const float *local = kv_local_finish(loop->seq, &at);
+        for (uint32_t i = 0; i < view->n; i++)
+            view->local[i] = local[view->positions[i]];
+        args->local = view->local;
     }
     if ((needs & KV_SCORE_REPLAY) != 0 && kv_replay_is_done(seq)) {
         list_replay(seq, args->layer, args->head, view);
@@ -200,7 +209,7 @@ static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
 {
     head_input in;
     begin_head(loop, head, w, &in);
-    add_observed(loop, &in.args, &loop->seq->cache->evict.workers[w]);
+    add_observed(loop, &in.args, w);
     loop->policy->scorer->score(&in.args, head_view(loop, head)->score);
 }
 

@@ -78,6 +78,8 @@ static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
         if (evict->has_fits) view.bias = arena_take(a, n_max, sizeof *view.bias);
         if ((evict->needs & KV_SCORE_MASS) != 0)
             view.mass = arena_take(a, n_max, sizeof *view.mass);
+        if ((evict->needs & KV_SCORE_LOCAL) != 0)
+            view.local = arena_take(a, n_max, sizeof *view.local);
         if ((evict->needs & KV_SCORE_REPLAY) != 0)
             view.replay = arena_take(a, n_max, sizeof *view.replay);
         if ((evict->needs & KV_SCORE_USES) != 0) {

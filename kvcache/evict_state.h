@@ -24,6 +24,7 @@ typedef struct kv_head_view {
     float *bias;         /* [n_max]; NULL unless a scorer may be fitted */
     float *score;        /* [n_max] */
     float *mass;         /* [n_max]; NULL unless a scorer may need it */
+    float *local;        /* [n_max]; likewise */
     float *replay;       /* [n_max]; likewise */
     uint32_t *last_use;  /* [n_max]; likewise */
     uint32_t *n_uses;    /* [n_max]; likewise */

@@ -211,6 +211,20 @@ void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, fl
     }
 }
 
+kv_observed_run kv_observed_query_run(const kv_seq *seq, uint32_t layer, uint32_t position)
+{
+    const kv_layer_shape *shape = &seq->cache->layer[layer];
+    const kv_observed *o = &seq->observed;
+    const size_t width = (size_t)shape->n_heads * shape->k_dim;
+    const uint32_t at = position % o->window;
+    assert(position < seq->length);
+    assert(position >= seq->length - kv_observed_n_queries(seq));
+    return (kv_observed_run){
+        .q = query_rows(seq, o->queries, layer) + at * width,
+        .stride = width,
+        .n = (uint32_t)min_size(o->window - at, (size_t)seq->length - position)};
+}
+
 /* A commit asks before the length has grown, and means the tokens of its step, too. */
 bool kv_observed_q_norm(const kv_seq *seq, uint32_t layer, uint32_t head, float *out)
 {
@@ -250,6 +264,11 @@ void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *
 const float *kv_observed_mass(const kv_seq *seq, uint32_t layer, uint32_t head)
 {
     return seq->observed.mass + head_index(seq->cache, layer, head) * seq->observed.n_positions;
+}
+
+float *kv_observed_local(const kv_seq *seq, uint32_t layer, uint32_t head)
+{
+    return seq->observed.local + head_index(seq->cache, layer, head) * seq->observed.n_local;
 }
 
 kv_uses kv_observed_uses(const kv_seq *seq, uint32_t list, uint32_t entry)

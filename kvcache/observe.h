@@ -10,6 +10,8 @@
  *             over the queries in their order (dev_ops.attend_mass: a second pass over the keys)
  *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
  *             if routing leaves pages out
+ *   local     for every position what it got from the queries around it (local_mass.h), in one copy; takes
+ *             the newest KV_LOCAL_TOKENS queries, too
  *   lazy      how lazy each layer is, at the length at which that was last asked
  *
  *   replay    while a prompt is read again, and as long as its scores are asked for: the largest share of
@@ -51,16 +53,14 @@ typedef struct kv_observed {
     float *stats;      /* instead, behind the prompt: means and covariances, in the order of sums */
     uint32_t n_summed; /* queries in sums, or that stats are of */
     float *mass, *new_mass; /* per head [n_positions] */
-    uint32_t n_positions;
-    kv_uses *uses; /* [n_lists][n_entries] */
-    uint32_t n_entries;
-    float
-        *replay; /* per head [n_prompt_tokens]; NULL unless the prompt is read again; kv_replay.h */
-    size_t replay_bytes;
+    float *local;           /* per head [n_local] */
+    kv_uses *uses;          /* [n_lists][n_entries] */
+    uint32_t n_positions, n_local, n_entries;
+    float *replay; /* per head [n_prompt_tokens]; NULL unless the prompt is read again */
     bool wants_lazy;
-    double *lazy;         /* [n_layers]: see kv_allocator.laziness; found at lazy_length */
-    uint32_t lazy_length; /* 0: not yet */
-    size_t bytes;         /* of all these */
+    double *lazy;               /* [n_layers]: see kv_allocator.laziness; found at lazy_length */
+    uint32_t lazy_length;       /* 0: not yet */
+    size_t replay_bytes, bytes; /* of replay; of all these */
 } kv_observed;
 
 /* What is the same for all sequences. */
@@ -122,6 +122,14 @@ typedef struct kv_observed_window {
 void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, float *out,
                          uint32_t *positions);
 
+/* Those from `position` < length on, as many as lie together: queries of all heads, `stride` floats apart. */
+typedef struct kv_observed_run {
+    const float *q;
+    size_t stride;
+    uint32_t n;
+} kv_observed_run;
+kv_observed_run kv_observed_query_run(const kv_seq *seq, uint32_t layer, uint32_t position);
+
 /* Writes out[k_dim]: the squares of a head, summed over as many queries as there are; false if there are
  * none. */
 bool kv_observed_q_norm(const kv_seq *seq, uint32_t layer, uint32_t head, float *out);
@@ -129,7 +137,9 @@ bool kv_observed_q_norm(const kv_seq *seq, uint32_t layer, uint32_t head, float 
 /* Writes mean [group][k_dim] and covariance [group][k_dim][k_dim]; zeros of none. */
 void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *mean, float *cov);
 
+/* By position. */
 const float *kv_observed_mass(const kv_seq *seq, uint32_t layer, uint32_t head);
+float *kv_observed_local(const kv_seq *seq, uint32_t layer, uint32_t head);
 
 kv_uses kv_observed_uses(const kv_seq *seq, uint32_t list, uint32_t entry);
 void kv_observed_set_uses(const kv_seq *seq, uint32_t list, uint32_t entry, kv_uses uses);

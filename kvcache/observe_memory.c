@@ -3,6 +3,7 @@
 
 #include "kvcache/blocks.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/local_mass.h"
 #include "kvcache/query_sums.h"
 
 #include <stdlib.h>
@@ -72,6 +73,8 @@ static void find_needs(const kv_seq *seq, kv_observed *o)
     o->n_squares = seq->methods.codec->n_queries;
     want(&seq->methods.selection, o);
     want(&seq->methods.policy, o);
+    if ((o->needs & KV_SCORE_LOCAL) != 0)
+        o->window = (uint32_t)max_size(o->window, KV_LOCAL_TOKENS);
     if (seq->methods.reads_all) o->needs &= ~(uint32_t)KV_SCORE_USES;
 }
 
@@ -98,7 +101,7 @@ static err_t take_fixed(kv_seq *seq)
     const kv_cache *cache = seq->cache;
     kv_observed *o = &seq->observed;
     err_t err = take_squares(seq);
-    if ((o->needs & KV_SCORE_QUERIES) != 0) {
+    if ((o->needs & (KV_SCORE_QUERIES | KV_SCORE_LOCAL)) != 0) {
         const size_t row_bytes = query_row_bytes(cache);
         if (o->queries == NULL) o->queries = take_zeroed(seq, o->window, row_bytes, &err);
         if (o->new_queries == NULL) o->new_queries = take_zeroed(seq, o->window, row_bytes, &err);
@@ -131,6 +134,7 @@ void kv_observed_close(kv_seq *seq)
     free(o->stats);
     free(o->mass);
     free(o->new_mass);
+    free(o->local);
     free(o->uses);
     free(o->lazy);
     kv_replay_drop(seq);
@@ -152,20 +156,40 @@ static size_t n_heads_all(const kv_cache *cache)
     return cache->n_lists / cache->n_shards;
 }
 
+/* A larger copy of floats by position, of every head. */
+static float *take_grown(kv_seq *seq, const float *old, uint32_t n_old, uint32_t n, err_t *err)
+{
+    const size_t n_heads = n_heads_all(seq->cache);
+    float *grown = take_zeroed(seq, n_heads, n * sizeof *grown, err);
+    for (size_t h = 0; h < n_heads && grown != NULL && n_old > 0; h++)
+        memcpy(grown + h * n, old + h * n_old, n_old * sizeof *grown);
+    return grown;
+}
+
+static err_t grow_local(kv_seq *seq, uint32_t n_positions)
+{
+    kv_observed *o = &seq->observed;
+    err_t err = ERR_OK;
+    float *local = take_grown(seq, o->local, o->n_local, n_positions, &err);
+    if (err != ERR_OK) return err;
+    give_back(seq, o->local, n_heads_all(seq->cache) * o->n_local, sizeof *local);
+    o->local = local;
+    o->n_local = n_positions;
+    return ERR_OK;
+}
+
 static err_t grow_mass(kv_seq *seq, uint32_t n_positions)
 {
     kv_observed *o = &seq->observed;
     err_t err = ERR_OK;
     const size_t n_heads = n_heads_all(seq->cache), old = n_heads * o->n_positions;
     const size_t row_bytes = n_positions * sizeof(float);
-    float *mass = take_zeroed(seq, n_heads, row_bytes, &err);
+    float *mass = take_grown(seq, o->mass, o->n_positions, n_positions, &err);
     float *new_mass = take_zeroed(seq, n_heads, row_bytes, &err);
     if (err != ERR_OK) {
         if (mass != NULL) give_back(seq, mass, n_heads, row_bytes);
         return err;
     }
-    for (size_t h = 0; h < n_heads && o->n_positions > 0; h++)
-        memcpy(mass + h * n_positions, o->mass + h * o->n_positions, o->n_positions * sizeof *mass);
     give_back(seq, o->mass, old, sizeof *mass);
     give_back(seq, o->new_mass, old, sizeof *mass);
     o->mass = mass;
@@ -247,6 +271,8 @@ err_t kv_observed_grow(kv_seq *seq)
     TRY(settle_sums(seq));
     if ((o->needs & KV_SCORE_MASS) != 0 && n_positions > o->n_positions)
         TRY(grow_mass(seq, (uint32_t)n_positions));
+    if ((o->needs & KV_SCORE_LOCAL) != 0 && n_positions > o->n_local)
+        TRY(grow_local(seq, (uint32_t)n_positions));
     if ((o->needs & KV_SCORE_USES) != 0 && n_entries > o->n_entries) TRY(grow_uses(seq, n_entries));
     return ERR_OK;
 }
@@ -262,6 +288,7 @@ void kv_observed_forget(kv_seq *seq)
     if (o->sums != NULL)
         memset(o->sums, 0, cache->observers.first_sum[cache->n_layers] * sizeof *o->sums);
     if (o->mass != NULL) memset(o->mass, 0, n_heads_all(cache) * o->n_positions * sizeof *o->mass);
+    if (o->local != NULL) memset(o->local, 0, n_heads_all(cache) * o->n_local * sizeof *o->local);
     if (o->uses != NULL)
         memset(o->uses, 0, (size_t)cache->n_lists * o->n_entries * sizeof *o->uses);
 }
@@ -297,11 +324,12 @@ void kv_observed_rest(kv_seq *seq)
     o->n_summed = 0;
     give_back(seq, o->mass, n_heads_all(cache) * o->n_positions, sizeof *o->mass);
     give_back(seq, o->new_mass, n_heads_all(cache) * o->n_positions, sizeof *o->mass);
+    give_back(seq, o->local, n_heads_all(cache) * o->n_local, sizeof *o->local);
     give_back(seq, o->uses, (size_t)cache->n_lists * o->n_entries, sizeof *o->uses);
     give_back(seq, o->lazy, o->lazy != NULL ? cache->n_layers : 0, sizeof *o->lazy);
     o->lazy = NULL;
     o->wants_lazy = false;
-    o->mass = o->new_mass = NULL;
+    o->mass = o->new_mass = o->local = NULL;
     o->uses = NULL;
-    o->n_positions = o->n_entries = 0;
+    o->n_positions = o->n_local = o->n_entries = 0;
 }

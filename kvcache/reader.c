@@ -5,6 +5,7 @@
 #include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/local_mass.h"
 #include "kvcache/ranks.h"
 #include "kvcache/read_blocks.h"
 
@@ -21,7 +22,7 @@ typedef struct attend_loop {
     uint32_t n_tiles;
 } attend_loop;
 
-static uint32_t tile_queries(const kv_layer_shape *shape)
+uint32_t kv_tile_queries(const kv_layer_shape *shape)
 {
     const uint32_t n = TILE_ROWS_MAX / (shape->n_heads / shape->n_kv_heads);
     return n < 1 ? 1 : n > KV_TILE_QUERIES_MAX ? KV_TILE_QUERIES_MAX : n;
@@ -33,7 +34,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
         const size_t group = shape->n_heads / shape->n_kv_heads;
-        const size_t rows = tile_queries(shape) * group;
+        const size_t rows = kv_tile_queries(shape) * group;
         group_max = max_size(group_max, group);
         rows_max = max_size(rows_max, rows);
         acc_max = max_size(acc_max, rows * shape->v_dim);
@@ -51,6 +52,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
             .state.acc = arena_take(a, acc_max, sizeof *placed.state.acc),
             .probe.max = arena_take(a, group_max, sizeof *placed.probe.max),
             .probe.sum = arena_take(a, group_max, sizeof *placed.probe.sum),
+            .lse = arena_take(a, rows_max, sizeof *placed.lse),
         };
         placed.probe.acc = placed.state.acc; /* never written: no channels */
         if (cache->has_file) placed.landings = arena_take(a, KV_READ_BLOCKS, cache->landing_bytes);
@@ -272,7 +274,7 @@ static void share_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 /* Cuts the step into tiles; returns their number. *work: multiply-adds of one KV head. */
 static uint32_t cut_tiles(kv_cache *cache, const kv_layer_shape *shape, double *work)
 {
-    const uint32_t n_max = tile_queries(shape);
+    const uint32_t n_max = kv_tile_queries(shape);
     const double per_key =
         (double)(shape->n_heads / shape->n_kv_heads) * ((double)shape->k_dim + shape->v_dim);
     uint32_t n_tiles = 0;
@@ -320,6 +322,7 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
     gather_misses(cache, shape->n_kv_heads);
     if (cache->ranks.n > 1) kv_ranks_merge(cache, args->layer, args->out);
+    kv_local_note(cache, args);
     if (cache->observers.lse == NULL) return;
     const size_t n_row_jobs = (size_t)cache->step.n_rows * shape->n_kv_heads;
     parallel_for(cache->d->pool, n_row_jobs, is_small ? n_row_jobs : 1, share_jobs, &loop);

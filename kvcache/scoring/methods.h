@@ -15,13 +15,16 @@
  *   knorm, keydiff, cur, lagkv   1 to 6 n d     none
  *   h2o, observed_attention      n              one float an entry, and a second pass over the keys
  *                                               of every query, to know the attention it got
+ *   non_causal           n d; for every 256 positions 2 * 256 * 256 G d in the step that completes them, and
+ *                        up to that for the newest ones.   one float an entry, and 256 queries
  *   kvzip                n at a prompt's end, where the cost is the replay: a second prompt, and two passes
  *                        over the keys of a chunk; behind it as snapkv.    one float an entry of the
  *                                                                          prompt, and 32 queries
  *   lru, lru_plus, paper_lru_plus    n          two counters a page
  *   random, streaming_llm            n          none
  *
- * Work is O(n) floats at most, and some chunks and matrices of one head; see each work_floats. */
+ * The allocator simlayer: 2 G n d a head, and the last query. Whatever has queries has them twice, so that a step
+ * may be aborted. Work is O(n) floats at most, and some chunks and matrices of one head; see each work_floats. */
 #ifndef KVCACHE_SCORING_METHODS_H
 #define KVCACHE_SCORING_METHODS_H
 

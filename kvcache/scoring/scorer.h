@@ -72,6 +72,9 @@ typedef struct kv_score_args {
     const float *
         mass; /* [n], under KV_SCORE_MASS: sum over the queries so far of the mean over the group of
                         * the attention that the entry got */
+    const float
+        *local; /* [n], under KV_SCORE_LOCAL: what the entry got from the queries around it, whether
+                         * they could see it or not; see local_mass.h */
     uint32_t n_prompt; /* positions of the prompt */
     const float
         *replay; /* [n], under KV_SCORE_REPLAY: the largest share of attention that the entry got
@@ -89,7 +92,8 @@ enum {
     KV_SCORE_MASS = 4,
     KV_SCORE_USES = 8,
     KV_SCORE_OUT_PROJ = 16,
-    KV_SCORE_REPLAY = 32
+    KV_SCORE_REPLAY = 32,
+    KV_SCORE_LOCAL = 64 /* of sequences that know all their queries: they take no cached prefix */
 };
 
 typedef struct kv_score_shape {
@@ -128,7 +132,7 @@ typedef struct kv_scorer {
 /* clang-format off */
 #define KV_SCORER_LIST(X) \
     X(snapkv) X(distill) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) \
-    X(cap) X(criticalkv) X(criticalkv_l2) X(dropkv) X(finch) X(chunkkv) X(fastv) \
+    X(non_causal) X(cap) X(criticalkv) X(criticalkv_l2) X(dropkv) X(finch) X(chunkkv) X(fastv) \
     X(observed_attention) X(h2o) X(kvzip) X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
 /* clang-format on */
 

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROMPT = 110, TOKENS = 160, SECTION = 48, D_MODEL = 24 };
+enum { PROMPT = 110, TOKENS = 160, SECTION = 48, LOCAL = 36, D_MODEL = 24 };
 
 static const fake_ids IDS = {.seed = 3, .n_prompt = PROMPT};
 
@@ -68,6 +68,7 @@ static fake *open_rig(rig *r, const method *m, fake_options options)
     options.isa = options.isa != NULL ? options.isa : "auto";
     fake *f = fake_open(&options);
     f->cache->section_tokens = SECTION;
+    f->cache->local_tokens = LOCAL;
     return f;
 }
 

@@ -120,7 +120,8 @@ static order order_of(const char *name)
 {
     static const char *const by_position[] = {"streaming_llm", "random"};
     static const char *const by_neighbours[] = {
-        "snapkv", "chunkkv", "criticalkv", "criticalkv_l2", "lagkv", "cur", "observed_attention"};
+        "snapkv", "chunkkv", "criticalkv",         "criticalkv_l2",
+        "lagkv",  "cur",     "observed_attention", "non_causal"};
     for (size_t i = 0; i < sizeof by_position / sizeof by_position[0]; i++) {
         if (strcmp(name, by_position[i]) == 0) return POSITIONS;
     }
@@ -144,6 +145,7 @@ static void reverse(score_problem *to, const score_problem *from)
         move(to->k, from->k, i, j, from->k_dim * sizeof(float));
         move(to->v, from->v, i, j, from->v_dim * sizeof(float));
         move(to->mass, from->mass, i, j, sizeof(float));
+        move(to->local, from->local, i, j, sizeof(float));
         move(to->replay, from->replay, i, j, sizeof(float));
         move(to->last_use, from->last_use, i, j, sizeof(uint32_t));
         move(to->n_uses, from->n_uses, i, j, sizeof(uint32_t));
@@ -213,7 +215,7 @@ END_TEST
  * weighted by its values, too. */
 START_TEST(the_newest_entry_is_the_best_where_the_window_is_kept)
 {
-    static const char *const names[] = {"snapkv", "tova", "dropkv"};
+    static const char *const names[] = {"snapkv", "tova", "dropkv", "finch"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         for (uint32_t n = 2; n <= 200; n = n * 3 + 1) {
             score_problem p;

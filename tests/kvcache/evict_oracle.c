@@ -48,6 +48,44 @@ static void add_head_mass(oracle *o, uint32_t l, uint32_t query_head, uint32_t p
         o->mass[l][head][p] += weight[p] / sum / group;
 }
 
+/* What the queries of positions [first, end) give to what there is of them, those before and behind alike. An
+ * entry that goes at `end` is still there. */
+static void sum_local(oracle *o, uint32_t l, uint32_t query_head, fake_range part)
+{
+    const kv_layer_shape *layer = &o->f->layers[l];
+    const uint32_t group = layer->n_heads / layer->n_kv_heads, head = query_head / group;
+    for (uint32_t i = part.first; i < part.end; i++) {
+        double weight[ORACLE_TOKENS_MAX] = {0}, sum = 0;
+        float q[64], k[64];
+        fake_fill(FAKE_QUERY, l, query_head, o->s->tokens[i], i, layer->k_dim, q);
+        for (uint32_t p = part.first; p < part.end; p++) {
+            if (o->gone[l][head][p] < part.end) continue;
+            if (layer->window != 0 && p + layer->window <= part.end) continue;
+            fake_fill(FAKE_KEY, l, head, o->s->tokens[p], p, layer->k_dim, k);
+            weight[p] = exp(dot(q, k, layer->k_dim));
+            sum += weight[p];
+        }
+        for (uint32_t p = part.first; p < part.end && sum > 0; p++)
+            o->local[l][head][p] += weight[p] / sum / group;
+    }
+}
+
+/* Up to `length`, where the last part may be a beginning. */
+static void sum_parts(oracle *o, uint32_t length)
+{
+    const uint32_t n = o->f->cache->local_tokens;
+    for (uint32_t first = o->n_local; first < length; first += n) {
+        const fake_range part = {first, first + n < length ? first + n : length};
+        for (uint32_t l = 0; l < o->f->n_layers; l++) {
+            for (uint32_t h = 0; h < o->f->layers[l].n_kv_heads; h++)
+                memset(o->local[l][h] + first, 0, (part.end - first) * sizeof ***o->local);
+            for (uint32_t h = 0; h < o->f->layers[l].n_heads; h++)
+                sum_local(o, l, h, part);
+        }
+        if (part.end == first + n) o->n_local = part.end;
+    }
+}
+
 /* A view of plain arrays. */
 typedef struct plain {
     const oracle *o;
@@ -164,7 +202,8 @@ static void drop_worst(oracle *o, const kv_scorer *scorer, const head *x, uint32
 /* Lists and scores the entries of a head. */
 static void score_head(const oracle *o, const kv_scorer *scorer, uint32_t length, head *x)
 {
-    static float q[64 * 2 * 64], mean[2 * 64], cov[2 * 64 * 64], mass[ORACLE_TOKENS_MAX];
+    static float q[64 * 2 * 64], mean[2 * 64], cov[2 * 64 * 64], mass[ORACLE_TOKENS_MAX],
+        local[ORACLE_TOKENS_MAX];
     uint32_t positions[64];
     const uint32_t l = x->source.layer, h = x->source.head;
     const kv_layer_shape *layer = &o->f->layers[l];
@@ -183,12 +222,15 @@ static void score_head(const oracle *o, const kv_scorer *scorer, uint32_t length
                           .length = length,
                           .seed = 0x70696b76,
                           .mass = mass,
+                          .local = local,
                           .now = length};
     args.work = malloc(WORK_FLOATS * sizeof *args.work);
     list_queries(o, &args, scorer->n_queries < length ? scorer->n_queries : length, q, positions);
     find_stats(o, &args, mean, cov);
     for (uint32_t i = 0; i < x->n; i++)
         mass[i] = (float)o->mass[l][h][x->source.positions[i]];
+    for (uint32_t i = 0; i < x->n; i++)
+        local[i] = (float)o->local[l][h][x->source.positions[i]];
     scorer->score(&args, x->score);
     free(args.work);
 }
@@ -334,6 +376,7 @@ void oracle_settle(oracle *o, uint32_t length)
         }
     }
     o->n_massed = length;
+    sum_parts(o, length);
     share_scores(o, policy->scorer, length, all.shared);
     find_laziness(o, policy, length, all.lazy);
     for (uint32_t l = 0; l < o->f->n_layers; l++)

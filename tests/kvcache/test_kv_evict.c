@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROMPT = 150, TOKENS = 230, SECTION = 64 };
+enum { PROMPT = 150, TOKENS = 230, SECTION = 64, LOCAL = 48 };
 
 static const fake_ids IDS = {.seed = 3, .n_prompt = PROMPT};
 
@@ -39,6 +39,7 @@ static fake *open_evicting(const fake_options *options)
 {
     fake *f = fake_open(options);
     f->cache->section_tokens = SECTION;
+    f->cache->local_tokens = LOCAL;
     return f;
 }
 
@@ -88,7 +89,8 @@ static void follow_all(void)
                                            "keydiff",       "observed_attention",
                                            "tova",          "chunkkv",
                                            "fastv",         "paper_duo_attention",
-                                           "finch",         "cap"};
+                                           "finch",         "cap",
+                                           "non_causal"};
     const bool has_whole_blocks = strcmp(shards.placement, "block") == 0;
     for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
         const bool is_by_page = strcmp(policies[i], "chunkkv") == 0;
@@ -280,6 +282,24 @@ START_TEST(selections_share_prefixes_with_their_like)
 }
 END_TEST
 
+/* It would know nothing of what the prefix's own queries looked at. */
+START_TEST(who_must_know_all_queries_takes_and_leaves_no_prefix)
+{
+    const fake_options options = options_of("non_causal", 0.3, "none");
+    fake *f = open_evicting(&options);
+    fake_seq source = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 56});
+    fake_run(f, &source, 56, 64);
+    kv_seq_share_prompt(source.seq, source.tokens, 56);
+    ck_assert_uint_eq(fake_stats(f).prefix_objects, 0);
+    fake_seq taker = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 56});
+    ck_assert_uint_eq(take(&taker, 56), 0);
+    fake_seq_close(f, &source, true);
+    fake_seq_close(f, &taker, true);
+    ck_assert_uint_eq(fake_stats(f).prefix_objects, 0);
+    fake_close(f);
+}
+END_TEST
+
 START_TEST(a_cache_says_what_it_keeps_for_no_selection)
 {
     const fake_options options = options_of("none", 0.5, "knorm,none");
@@ -399,8 +419,9 @@ END_TEST
 
 START_TEST(an_aborted_step_leaves_no_trace)
 {
-    static const char *const policies[] = {"h2o", "snapkv", "expected_attention"};
-    for (uint32_t i = 0; i < 3; i++) {
+    static const char *const policies[] = {"h2o", "snapkv", "expected_attention", "non_causal",
+                                           "knorm+simlayer"};
+    for (uint32_t i = 0; i < sizeof policies / sizeof *policies; i++) {
         const fake_options options = options_of(policies[i], 0.5, "int8");
         fake *f = open_evicting(&options);
         const size_t n_floats = 64 * 4 * 32; /* a step of the widest layer */
@@ -468,6 +489,7 @@ const test_case test_cases[] = {
     TEST_CASE(nothing_is_shared_once_entries_are_gone),
     TEST_CASE(policies_do_not_share_prefixes),
     TEST_CASE(selections_share_prefixes_with_their_like),
+    TEST_CASE(who_must_know_all_queries_takes_and_leaves_no_prefix),
     TEST_CASE(a_cache_says_what_it_keeps_for_no_selection),
     TEST_CASE(a_full_pool_refuses_the_step_whose_settling_finds_no_room),
     TEST_CASE(a_cached_prompt_gives_way_to_the_sequence_that_left_it),
