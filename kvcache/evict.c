@@ -9,6 +9,7 @@
 #include "kvcache/distill.h"
 #include "kvcache/kv_replay.h"
 #include "kvcache/local_mass.h"
+#include "kvcache/observed.h"
 #include "kvcache/ranks.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
@@ -102,9 +103,13 @@ static void list_uses(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_
 static void list_replay(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view *view)
 {
     const float *scores = kv_replay_scores(seq, layer, head);
-    for (uint32_t i = 0; i < view->n; i++) {
-        const uint32_t position = view->positions[i];
-        view->replay[i] = position < seq->n_prompt_tokens ? expf(scores[position]) : 0;
+    const uint32_t n = view->n;
+    const uint32_t n_rows = kv_replay_has_norms(seq) ? group_of(&seq->cache->layer[layer]) : 1;
+    for (uint32_t g = 0; g < n_rows; g++, scores += seq->n_prompt_tokens) {
+        for (uint32_t i = 0; i < n; i++) {
+            const uint32_t position = view->positions[i];
+            view->replay[g * n + i] = position < seq->n_prompt_tokens ? expf(scores[position]) : 0;
+        }
     }
 }
 
@@ -114,9 +119,12 @@ static kv_score_queries latest_queries(const evict_loop *loop, uint32_t head, ui
 {
     const size_t n = min_size(kv_observed_n_queries(loop->seq), n_wanted);
     const kv_observed_window window = {.layer = loop->layer, .head = head, .n = (uint32_t)n};
-    kv_observed_queries(loop->seq, &window, worker->queries, worker->query_positions);
+    const kv_observed_rows rows = {.q = worker->queries,
+                                   .input_norm = worker->query_norms,
+                                   .positions = worker->query_positions};
+    kv_observed_queries(loop->seq, &window, &rows);
     return (kv_score_queries){
-        .n = window.n, .q = worker->queries, .positions = worker->query_positions};
+        .n = window.n, .q = rows.q, .positions = rows.positions, .input_norm = rows.input_norm};
 }
 
 /* What the scorer asked for beside the entries. */

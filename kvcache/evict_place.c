@@ -61,10 +61,19 @@ static size_t split_floats(const kv_cache *cache)
     return most;
 }
 
+static size_t widest_group(const kv_cache *cache)
+{
+    size_t most = 0;
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        most = max_size(most, group_of(&cache->layer[l]));
+    return most;
+}
+
 static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
 {
     const size_t n_max = cache->limits.n_seq_tokens_max, n_heads = cache->n_kv_heads_max;
     const size_t n_pages = kv_head_pages_max(cache);
+    const size_t n_shares = (evict->needs & KV_SCORE_INPUT_NORM) != 0 ? widest_group(cache) : 1;
     evict->heads = arena_take(a, n_heads, sizeof *evict->heads);
     evict->plans = arena_take(a, n_heads, sizeof *evict->plans);
     for (size_t h = 0; h < n_heads; h++) {
@@ -81,7 +90,7 @@ static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
         if ((evict->needs & KV_SCORE_LOCAL) != 0)
             view.local = arena_take(a, n_max, sizeof *view.local);
         if ((evict->needs & KV_SCORE_REPLAY) != 0)
-            view.replay = arena_take(a, n_max, sizeof *view.replay);
+            view.replay = arena_take(a, n_max, n_shares * sizeof *view.replay);
         if ((evict->needs & KV_SCORE_USES) != 0) {
             view.last_use = arena_take(a, n_max, sizeof *view.last_use);
             view.n_uses = arena_take(a, n_max, sizeof *view.n_uses);
@@ -119,6 +128,7 @@ static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
         kv_evict_worker worker = {
             .work = arena_take(a, n_work, sizeof *worker.work),
             .queries = arena_take(a, evict->n_queries, rows * sizeof *worker.queries),
+            .query_norms = arena_take(a, evict->n_queries, sizeof *worker.query_norms),
             .query_positions = arena_take(a, evict->n_queries, sizeof *worker.query_positions),
             .mean = arena_take(a, has_stats ? rows : 0, sizeof *worker.mean),
             .cov = arena_take(a, has_stats ? squares : 0, sizeof *worker.cov),

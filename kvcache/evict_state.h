@@ -25,7 +25,7 @@ typedef struct kv_head_view {
     float *score;        /* [n_max] */
     float *mass;         /* [n_max]; NULL unless a scorer may need it */
     float *local;        /* [n_max]; likewise */
-    float *replay;       /* [n_max]; likewise */
+    float *replay;       /* [group_max][n_max], or [n_max]; likewise */
     uint32_t *last_use;  /* [n_max]; likewise */
     uint32_t *n_uses;    /* [n_max]; likewise */
     uint32_t *kept;      /* [n_max]: indices of candidates */
@@ -66,8 +66,9 @@ typedef struct kv_distill_worker {
 } kv_distill_worker;
 
 typedef struct kv_evict_worker {
-    float *work;    /* of the scorer */
-    float *queries; /* [n_queries][group][k_dim] */
+    float *work;        /* of the scorer */
+    float *queries;     /* [n_queries][group][k_dim] */
+    float *query_norms; /* [n_queries] */
     uint32_t *query_positions;
     float *mean, *cov; /* see kv_query_stats */
     uint8_t *gathered; /* entries of one page in the cache type */

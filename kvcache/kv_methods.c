@@ -72,6 +72,14 @@ static err_t check_selection(const kv_methods *out, err_info *info)
                        "kv-compression: %s leaves each head entries of its own, and "
                        "kv-scheduling: %s wants the same in all",
                        selection->name, policy->name);
+    const uint32_t both = KV_SCORE_REPLAY | KV_SCORE_INPUT_NORM;
+    const uint32_t a = kv_policy_needs(selection) & both, b = kv_policy_needs(policy) & both;
+    if ((a & b & KV_SCORE_REPLAY) != 0 && a != b)
+        return err_set(
+            info, ERR_BAD_CONFIG,
+            "kv-compression: %s and kv-scheduling: %s read the prompt again for different "
+            "scores",
+            selection->name, policy->name);
     return ERR_OK;
 }
 

@@ -1,6 +1,7 @@
 /* kvcache/local_mass.c - see local_mass.h. */
 #include "kvcache/local_mass.h"
 
+#include "kvcache/observed.h"
 #include "kvcache/read_blocks.h"
 
 #include <string.h>

@@ -2,6 +2,7 @@
 #include "kvcache/observe.h"
 
 #include "kvcache/blocks.h"
+#include "kvcache/observed.h"
 #include "kvcache/query_sums.h"
 
 #include <string.h>
@@ -30,13 +31,15 @@ static float *query_rows(const kv_seq *seq, float *queries, uint32_t layer)
 static void note_queries(const kv_row *row, const kv_layer_shape *shape, const kv_attend_args *args)
 {
     const kv_observed *o = &row->seq->observed;
-    const size_t width = (size_t)shape->n_heads * shape->k_dim;
-    float *to = query_rows(row->seq, o->new_queries, args->layer);
+    const size_t width = kv_query_width(shape);
+    const bool has_norm = (o->needs & KV_SCORE_INPUT_NORM) != 0;
+    float *rows = query_rows(row->seq, o->new_queries, args->layer);
+    if (has_norm) assert(args->input_norm != NULL);
     for (uint32_t t = row->n_tokens > o->window ? row->n_tokens - o->window : 0; t < row->n_tokens;
          t++) {
-        const uint32_t position = row->seq->length + t;
-        memcpy(to + position % o->window * width, args->q + (row->first_token + t) * width,
-               width * sizeof *to);
+        float *to = rows + (row->seq->length + t) % o->window * (width + 1);
+        memcpy(to, args->q + (row->first_token + t) * width, width * sizeof *to);
+        to[width] = has_norm ? args->input_norm[row->first_token + t] : 0;
     }
 }
 
@@ -161,7 +164,7 @@ static void commit_queries(kv_seq *seq)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
         if (o->queries != NULL)
-            commit_rows(seq, o->window, (size_t)shape->n_heads * shape->k_dim,
+            commit_rows(seq, o->window, kv_query_width(shape) + 1,
                         query_rows(seq, o->new_queries, l), query_rows(seq, o->queries, l));
         if (o->squares != NULL)
             commit_rows(seq, o->n_squares, (size_t)shape->n_kv_heads * shape->k_dim,
@@ -194,28 +197,11 @@ uint32_t kv_observed_n_queries(const kv_seq *seq)
     return (uint32_t)min_size(seq->length - seq->observed.first, seq->observed.window);
 }
 
-void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, float *out,
-                         uint32_t *positions)
-{
-    const kv_layer_shape *shape = &seq->cache->layer[window->layer];
-    const kv_observed *o = &seq->observed;
-    const size_t width = (size_t)shape->n_heads * shape->k_dim;
-    const size_t n_floats = (size_t)group_of(shape) * shape->k_dim;
-    assert(window->n <= kv_observed_n_queries(seq));
-    for (uint32_t i = 0; i < window->n; i++) {
-        positions[i] = seq->length - window->n + i;
-        memcpy(out + i * n_floats,
-               query_rows(seq, o->queries, window->layer) + positions[i] % o->window * width +
-                   window->head * n_floats,
-               n_floats * sizeof *out);
-    }
-}
-
 kv_observed_run kv_observed_query_run(const kv_seq *seq, uint32_t layer, uint32_t position)
 {
     const kv_layer_shape *shape = &seq->cache->layer[layer];
     const kv_observed *o = &seq->observed;
-    const size_t width = (size_t)shape->n_heads * shape->k_dim;
+    const size_t width = kv_query_width(shape) + 1;
     const uint32_t at = position % o->window;
     assert(position < seq->length);
     assert(position >= seq->length - kv_observed_n_queries(seq));
@@ -223,6 +209,21 @@ kv_observed_run kv_observed_query_run(const kv_seq *seq, uint32_t layer, uint32_
         .q = query_rows(seq, o->queries, layer) + at * width,
         .stride = width,
         .n = (uint32_t)min_size(o->window - at, (size_t)seq->length - position)};
+}
+
+void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window,
+                         const kv_observed_rows *out)
+{
+    const kv_layer_shape *shape = &seq->cache->layer[window->layer];
+    const size_t n_floats = (size_t)group_of(shape) * shape->k_dim;
+    assert(window->n <= kv_observed_n_queries(seq));
+    for (uint32_t i = 0; i < window->n; i++) {
+        const uint32_t position = seq->length - window->n + i;
+        const float *row = kv_observed_query_run(seq, window->layer, position).q;
+        out->positions[i] = position;
+        out->input_norm[i] = row[kv_query_width(shape)];
+        memcpy(out->q + i * n_floats, row + window->head * n_floats, n_floats * sizeof *row);
+    }
 }
 
 /* A commit asks before the length has grown, and means the tokens of its step, too. */

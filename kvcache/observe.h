@@ -1,6 +1,7 @@
-/* kvcache/observe.h - what scorers need of a sequence beside its entries, kept while it runs.
+/* kvcache/observe.h - what scorers need of a sequence beside its entries, kept while it runs (observed.h: and read).
  *
- *   queries   the newest n_queries of every head, after RoPE, f32, position p at p mod n_queries
+ *   queries   the newest n_queries of every head, after RoPE, f32, position p at p mod n_queries; behind those
+ *             of a position the norm of the layer's input there, if a scorer asks for it
  *   squares   of those of every KV head's group, channel by channel and summed over the group, f32, as many
  *             as the codec asks for, position p at p mod n_squares
  *   sums      of the prompt's queries before RoPE and of their products, without positions below 4:
@@ -44,7 +45,7 @@ typedef struct kv_observed {
     uint32_t n_squares;
     uint32_t first; /* the queries of positions below were not seen, or are no longer there */
     float *queries, *new_queries; /* layer l at window * observers.first_query[l]:
-                                   * [window][n_heads][k_dim] */
+                                   * [window][kv_query_width + 1] */
     float *squares, *new_squares; /* layer l at n_squares * observers.first_square[l]:
                                    * [n_squares][n_kv_heads][k_dim] */
     double *sums,
@@ -71,7 +72,14 @@ typedef struct kv_observers {
     float *
         lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass or replays are asked for */
     size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
+    uint32_t group_max;
 } kv_observers;
+
+/* Floats of one position's queries in a layer. */
+static inline size_t kv_query_width(const kv_layer_shape *shape)
+{
+    return (size_t)shape->n_heads * shape->k_dim;
+}
 
 /* Run over a measuring and then a real arena; after kv_evict_place. */
 void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers);
@@ -107,44 +115,5 @@ void kv_observe_use(const kv_seq *seq, uint32_t list, uint32_t entry, uint32_t p
 
 /* The step ends well; n_step_tokens is still set. */
 void kv_observe_commit(kv_seq *seq);
-
-/* ---- for scorers and codecs ---- */
-
-uint32_t kv_observed_n_queries(const kv_seq *seq);
-
-/* The last n of them, of a head's group. */
-typedef struct kv_observed_window {
-    uint32_t layer, head;
-    uint32_t n;
-} kv_observed_window;
-
-/* Writes the queries, out[n][group][k_dim], and their positions[n]. */
-void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, float *out,
-                         uint32_t *positions);
-
-/* Those from `position` < length on, as many as lie together: queries of all heads, `stride` floats apart. */
-typedef struct kv_observed_run {
-    const float *q;
-    size_t stride;
-    uint32_t n;
-} kv_observed_run;
-kv_observed_run kv_observed_query_run(const kv_seq *seq, uint32_t layer, uint32_t position);
-
-/* Writes out[k_dim]: the squares of a head, summed over as many queries as there are; false if there are
- * none. */
-bool kv_observed_q_norm(const kv_seq *seq, uint32_t layer, uint32_t head, float *out);
-
-/* Writes mean [group][k_dim] and covariance [group][k_dim][k_dim]; zeros of none. */
-void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *mean, float *cov);
-
-/* By position. */
-const float *kv_observed_mass(const kv_seq *seq, uint32_t layer, uint32_t head);
-float *kv_observed_local(const kv_seq *seq, uint32_t layer, uint32_t head);
-
-kv_uses kv_observed_uses(const kv_seq *seq, uint32_t list, uint32_t entry);
-void kv_observed_set_uses(const kv_seq *seq, uint32_t list, uint32_t entry, kv_uses uses);
-
-/* Of a page that is made from others. */
-void kv_uses_join(kv_uses *to, kv_uses from);
 
 #endif

@@ -27,7 +27,7 @@ void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
         group_max = max_size(group_max, group_of(shape));
-        first_query += (size_t)shape->n_heads * shape->k_dim;
+        first_query += kv_query_width(shape) + 1; /* and the norm of the layer's input */
         first_square += (size_t)shape->n_kv_heads * shape->k_dim;
         first_sum += shape->n_heads * kv_query_n_sums(shape->k_dim);
         if (observers->first_query == NULL || observers->first_sum == NULL) continue;
@@ -37,6 +37,7 @@ void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers
         observers->first_sum[l + 1] = first_sum;
     }
     if ((cache->evict.needs & (KV_SCORE_MASS | KV_SCORE_REPLAY)) == 0) return;
+    observers->group_max = (uint32_t)group_max;
     observers->lse_stride = group_max * cache->limits.n_step_tokens_max;
     observers->lse = arena_take(a, cache->n_kv_heads_max, observers->lse_stride * sizeof(float));
 }

@@ -9,6 +9,9 @@
 #include "kvcache/ranks.h"
 #include "kvcache/read_blocks.h"
 
+#include <float.h>
+#include <math.h>
+
 /* Query rows (queries x heads) of a tile: bounds the scratch of wide groups. */
 enum { TILE_ROWS_MAX = 128 };
 
@@ -236,15 +239,37 @@ static void add_row_mass(const attend_loop *loop, uint32_t row, uint32_t head,
     }
 }
 
+/* Raises the scores of every query head by the tile's shares, each divided by the norm of its token: in logarithms
+ * a larger lse. One head after the other, since a pass keeps the largest of all heads that it is given. */
+static void raise_by_head(const attend_loop *loop, const kv_tile *tile, const kv_read_job *whole)
+{
+    const uint32_t group = whole->query.group, n = tile->n_queries;
+    const size_t token = (size_t)loop->cache->step.rows[tile->row].first_token + tile->first;
+    const float *norm = loop->args->input_norm + token;
+    float *lse = whole->worker->lse;
+    for (uint32_t g = 0; g < group; g++) {
+        kv_read_job j = *whole;
+        for (uint32_t i = 0; i < n; i++)
+            lse[i] = whole->lse[(size_t)i * group + g] + logf(fmaxf(norm[i], FLT_MIN));
+        j.lse = lse;
+        j.most = whole->most + (size_t)g * j.seq->n_prompt_tokens;
+        j.query.q += (size_t)g * j.query.k_dim;
+        j.query.group = 1;
+        kv_read_blocks(&j);
+    }
+}
+
 /* The largest shares that one replay row's queries give to its chunk in one head. */
 static void raise_row_scores(const attend_loop *loop, uint32_t row, uint32_t head,
                              kv_reader_worker *worker)
 {
     const kv_reader *reader = &loop->cache->reader;
     const kv_seq *seq = loop->cache->step.rows[row].seq;
+    const bool has_norms = kv_replay_has_norms(seq);
     kv_replay_chunk chunk;
     const bool is_wanted = kv_seq_wants_replay(seq, &chunk);
     assert(is_wanted);
+    if (has_norms) assert(loop->args->input_norm != NULL);
     const kv_read_ranges scored = {.first = chunk.first, .end = chunk.end, .behind = UINT32_MAX};
     for (uint32_t t = 0; t < loop->n_tiles; t++) {
         const kv_tile *tile = &reader->tiles[t];
@@ -253,7 +278,8 @@ static void raise_row_scores(const attend_loop *loop, uint32_t row, uint32_t hea
         j.only = &scored;
         j.lse = lse_of(loop, tile, head);
         j.most = kv_replay_scores(seq, j.layer, head);
-        kv_read_blocks(&j);
+        if (has_norms) raise_by_head(loop, tile, &j);
+        if (!has_norms) kv_read_blocks(&j);
     }
 }
 

@@ -20,6 +20,7 @@
  *   kvzip                n at a prompt's end, where the cost is the replay: a second prompt, and two passes
  *                        over the keys of a chunk; behind it as snapkv.    one float an entry of the
  *                                                                          prompt, and 32 queries
+ *   kvzip_plus           as kvzip, and (n + d_model) G d^2 / 2; G floats an entry of the prompt instead
  *   lru, lru_plus, paper_lru_plus    n          two counters a page
  *   random, streaming_llm            n          none
  *
@@ -52,6 +53,9 @@ typedef struct kv_cap_settings {
 } kv_cap_settings;
 
 void kv_cap_score(const kv_score_args *args, const kv_cap_settings *settings, float *out);
+
+/* n_first: positions below get more than all others; 4. */
+void kv_kvzip_plus_score(const kv_score_args *args, uint32_t n_first, float *out);
 
 enum { KV_LAGKV_LAG = 128 };
 void kv_lagkv_score(const kv_score_args *args, uint32_t lag, float *out);

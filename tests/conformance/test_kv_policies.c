@@ -106,6 +106,7 @@ static void for_each_policy(void (*check)(const method *m, uint32_t i))
         {"lru_plus", "keydiff+adakv"}, {"expected_attention+adakv", "pyramidkv"},
         {"tova", "chunkkv"},           {"fastv", "h2o"},
         {"kvzip+adakv", "snapkv"},     {"h2o", "kvzip"},
+        {"kvzip_plus", "snapkv"},      {"kvzip_plus", "kvzip_plus+adakv"},
         {"simlayerkv", "keydiff"},     {"lru", "distill+simlayer"}};
     uint32_t i = 0;
     for (size_t s = 0; kv_scorers[s] != NULL; s++) {
@@ -439,6 +440,29 @@ START_TEST(short_names_are_what_they_stand_for)
 }
 END_TEST
 
+/* What is noted while the prompt is read again is kept behind it for a scheduling that asks for it, too. */
+START_TEST(a_prompt_is_read_again_for_one_score)
+{
+    static const char *const pairs[][2] = {{"kvzip_plus", "kvzip"}, {"kvzip", "kvzip_plus+adakv"}};
+    kv_methods methods;
+    kv_config config = fake_defaults();
+    err_info info = {0};
+    config.budget = 0.5;
+    for (size_t i = 0; i < 2; i++) {
+        char compression[64];
+        snprintf(compression, sizeof compression, "%s,int8", pairs[i][1]);
+        config.compression = compression;
+        config.scheduling = (char *)(uintptr_t)pairs[i][0];
+        info = (err_info){0};
+        ck_assert_int_eq(kv_methods_resolve(&config, &methods, &info), ERR_BAD_CONFIG);
+        ck_assert_msg(strstr(info.message, "read the prompt again for different scores") != NULL,
+                      "%s", info.message);
+        snprintf(compression, sizeof compression, "%s,int8", pairs[i][0]);
+        ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    }
+}
+END_TEST
+
 START_TEST(lazy_layers_have_a_threshold_where_they_are_asked_for)
 {
     kv_methods methods;
@@ -530,6 +554,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(neighbours_and_threads_change_no_bit, 600),
     TEST_CASE(what_makes_no_policy_is_said),
     TEST_CASE(short_names_are_what_they_stand_for),
+    TEST_CASE(a_prompt_is_read_again_for_one_score),
     TEST_CASE(lazy_layers_have_a_threshold_where_they_are_asked_for),
     TEST_CASE(shares_are_rounded_as_published_methods_round),
     TEST_CASE(quest_is_routing_by_its_budget),

@@ -146,7 +146,8 @@ static void reverse(score_problem *to, const score_problem *from)
         move(to->v, from->v, i, j, from->v_dim * sizeof(float));
         move(to->mass, from->mass, i, j, sizeof(float));
         move(to->local, from->local, i, j, sizeof(float));
-        move(to->replay, from->replay, i, j, sizeof(float));
+        for (uint32_t g = 0; g < from->group; g++)
+            move(to->replay + g * from->n, from->replay + g * from->n, i, j, sizeof(float));
         move(to->last_use, from->last_use, i, j, sizeof(uint32_t));
         move(to->n_uses, from->n_uses, i, j, sizeof(uint32_t));
     }

@@ -1,6 +1,8 @@
 /* tests/kvcache/evict_oracle.c - see evict_oracle.h. */
 #include "tests/kvcache/evict_oracle.h"
 
+#include "kvcache/kv_replay.h"
+
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -112,14 +114,17 @@ static void load_plain(const kv_score_view *view, uint32_t first, uint32_t count
 static void list_queries(const oracle *o, kv_score_args *args, uint32_t n, float *q,
                          uint32_t *positions)
 {
+    static float input_norm[64];
     for (uint32_t i = 0; i < n; i++) {
         positions[i] = args->length - n + i;
+        input_norm[i] = fake_input_norm(args->layer, o->s->tokens[positions[i]], positions[i]);
         for (uint32_t g = 0; g < args->group; g++)
             fake_fill(FAKE_QUERY, args->layer, args->head * args->group + g,
                       o->s->tokens[positions[i]], positions[i], args->k_dim,
                       q + (i * args->group + g) * args->k_dim);
     }
-    args->queries = (kv_score_queries){n, q, positions};
+    args->queries =
+        (kv_score_queries){.n = n, .q = q, .positions = positions, .input_norm = input_norm};
 }
 
 /* Mean and covariance of the prompt's queries, in two passes. */
@@ -223,6 +228,8 @@ static void score_head(const oracle *o, const kv_scorer *scorer, uint32_t length
                           .seed = 0x70696b76,
                           .mass = mass,
                           .local = local,
+                          .n_prompt = o->n_prompt,
+                          .out_proj = layer->out_proj,
                           .now = length};
     args.work = malloc(WORK_FLOATS * sizeof *args.work);
     list_queries(o, &args, scorer->n_queries < length ? scorer->n_queries : length, q, positions);
@@ -355,8 +362,11 @@ static void evict_layer(oracle *o, const kv_policy *policy, uint32_t l, const sh
     }
 }
 
+/* A prompt that would be read again is chosen from at its end alone, though nobody does here. */
 static bool is_due(const oracle *o, uint32_t length)
 {
+    const bool is_replayed = kv_replay_is_due(o->f->cache, &o->s->seq->methods, o->n_prompt);
+    if (length < o->n_prompt && is_replayed) return false;
     if (length <= o->n_prompt) return length == o->n_prompt || length % o->section == 0;
     const uint32_t window = o->f->cache->window_tokens, page = o->f->cache->page_tokens;
     return length > window && (length - window) % page == 0;

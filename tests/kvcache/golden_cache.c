@@ -33,14 +33,24 @@ kv_seq *golden_seq(fake *f, uint32_t n_prompt)
     return seq;
 }
 
+/* Of hidden state t. */
+static float input_norm(uint32_t t)
+{
+    double sum = 0;
+    for (uint32_t c = 0; c < GOLDEN_WIDTH; c++)
+        sum += pow(golden_uniform(1, (uint64_t)t * GOLDEN_WIDTH + c, 1), 2);
+    return (float)sqrt(sum);
+}
+
 void golden_feed(fake *f, kv_seq *seq, golden_tokens tokens)
 {
     enum { T = GOLDEN_TOKENS };
-    static float q[T][HQ][D], k[T][HK][D], v[T][HK][D], out[T][HQ][D];
+    static float q[T][HQ][D], k[T][HK][D], v[T][HK][D], out[T][HQ][D], norm[T];
     const uint32_t by = kv_seq_length(seq);
     ck_assert_uint_le(tokens.n, T);
     for (uint32_t t = 0; t < tokens.n; t++) {
         const uint32_t state = tokens.first + t;
+        norm[t] = input_norm(state);
         for (uint32_t h = 0; h < HQ; h++)
             golden_query_at(h, state, by + t, q[t][h]);
         for (uint32_t h = 0; h < HK; h++) {
@@ -54,7 +64,7 @@ void golden_feed(fake *f, kv_seq *seq, golden_tokens tokens)
                         .is_replay = tokens.is_replay};
     ck_assert_int_eq(kv_step_begin(f->cache, &row, 1), ERR_OK);
     kv_append(f->cache, &(kv_append_args){.layer = 0, .k = **k, .v = **v});
-    kv_attend(f->cache, &(kv_attend_args){.layer = 0, .q = **q, .out = **out});
+    kv_attend(f->cache, &(kv_attend_args){.layer = 0, .q = **q, .input_norm = norm, .out = **out});
     kv_step_end(f->cache);
 }
 

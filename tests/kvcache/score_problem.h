@@ -7,15 +7,17 @@
 /* Arrays are owned by the problem; `queries` has n_queries rows, the newest positions'. */
 typedef struct score_problem {
     uint32_t n, group, k_dim, v_dim, n_queries, d_model, n_kv_heads;
-    uint32_t *positions;          /* [n] */
-    float *k, *v;                 /* [n][k_dim], [n][v_dim] */
-    float *q;                     /* [n_queries][group][k_dim] */
-    uint32_t *q_positions;        /* [n_queries] */
-    float *mean, *cov;            /* [group][k_dim], [group][k_dim][k_dim] */
-    float *freq;                  /* [k_dim / 2] */
-    float *mass, *local, *replay; /* [n] */
-    uint32_t *last_use, *n_uses;  /* [n] */
-    float *out_proj;              /* [d_model][n_kv_heads * group * v_dim] */
+    uint32_t *positions;         /* [n] */
+    float *k, *v;                /* [n][k_dim], [n][v_dim] */
+    float *q;                    /* [n_queries][group][k_dim] */
+    uint32_t *q_positions;       /* [n_queries] */
+    float *mean, *cov;           /* [group][k_dim], [group][k_dim][k_dim] */
+    float *freq;                 /* [k_dim / 2] */
+    float *input_norm;           /* [n_queries] */
+    float *mass, *local;         /* [n] */
+    float *replay;               /* [group][n] */
+    uint32_t *last_use, *n_uses; /* [n] */
+    float *out_proj;             /* [d_model][n_kv_heads * group * v_dim] */
     kv_score_view view;
     kv_rope rope;
     matrix projection;

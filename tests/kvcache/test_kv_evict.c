@@ -26,8 +26,9 @@ static struct shards {
 
 static fake_options options_of(const char *policy, double budget, const char *codec)
 {
-    fake_options options = {
-        .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded(codec)};
+    fake_options options = {.layers = fake_projecting(fake_coded_layers, 2),
+                            .n_layers = 2,
+                            .config = fake_coded(codec)};
     options.config.scheduling = text(policy);
     options.config.budget = budget;
     options.config.placement = text(shards.placement);
@@ -90,7 +91,8 @@ static void follow_all(void)
                                            "tova",          "chunkkv",
                                            "fastv",         "paper_duo_attention",
                                            "finch",         "cap",
-                                           "non_causal"};
+                                           "non_causal",    "kvzip",
+                                           "kvzip_plus"};
     const bool has_whole_blocks = strcmp(shards.placement, "block") == 0;
     for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
         const bool is_by_page = strcmp(policies[i], "chunkkv") == 0;
@@ -419,8 +421,8 @@ END_TEST
 
 START_TEST(an_aborted_step_leaves_no_trace)
 {
-    static const char *const policies[] = {"h2o", "snapkv", "expected_attention", "non_causal",
-                                           "knorm+simlayer"};
+    static const char *const policies[] = {"h2o",        "snapkv",         "expected_attention",
+                                           "non_causal", "knorm+simlayer", "kvzip_plus"};
     for (uint32_t i = 0; i < sizeof policies / sizeof *policies; i++) {
         const fake_options options = options_of(policies[i], 0.5, "int8");
         fake *f = open_evicting(&options);
@@ -436,8 +438,11 @@ START_TEST(an_aborted_step_leaves_no_trace)
                 for (size_t k = 0; k < n_floats; k++)
                     f->q[k] = f->k[k] = f->v[k] = (float)(k % 7) - 3;
                 kv_append(f->cache, &(kv_append_args){.layer = l, .k = f->k, .v = f->v});
-                kv_attend(f->cache,
-                          &(kv_attend_args){.layer = l, .q = f->q, .q_nope = f->q, .out = f->out});
+                kv_attend(f->cache, &(kv_attend_args){.layer = l,
+                                                      .q = f->q,
+                                                      .q_nope = f->q,
+                                                      .input_norm = f->input_norm,
+                                                      .out = f->out});
             }
             kv_step_abort(f->cache);
             fake_check(f);

@@ -328,6 +328,50 @@ START_TEST(criticalkv_weights_by_the_norm_of_its_name)
 }
 END_TEST
 
+/* |W_O v|_2 of an entry in head g of the second KV head. */
+static double plain_output(const score_problem *p, uint32_t g, uint32_t i)
+{
+    double sum = 0;
+    for (uint32_t r = 0; r < p->d_model; r++)
+        sum += pow(dot(p->out_proj + (r * 2 * GROUP + GROUP + g) * V, p->v + i * V, V), 2);
+    return sqrt(sum);
+}
+
+/* With a replay and behind it, and without one. */
+START_TEST(kvzip_plus_weighs_by_what_is_added_to_what)
+{
+    for (uint32_t has_replay = 0; has_replay < 2; has_replay++) {
+        score_problem p;
+        float got[N];
+        double want[N] = {0};
+        score_problem_random(&p, &SHAPE, 15);
+        p.args.head = 1;
+        for (uint32_t i = 0; i < GROUP * N; i++)
+            p.replay[i] *= 0.1f; /* so that sometimes it is the latest queries that count */
+        for (uint32_t row = 0; row < N_QUERIES * GROUP; row++) {
+            double share[N];
+            plain_shares(&p, row, share);
+            for (uint32_t i = 0; i < N; i++)
+                want[i] = fmax(want[i], share[i] * plain_output(&p, row % GROUP, i) /
+                                            (double)p.input_norm[row / GROUP]);
+        }
+        uint32_t n_raised = 0;
+        for (uint32_t i = 0; i < GROUP * N && has_replay == 1; i++) {
+            const double replayed = (double)p.replay[i] * plain_output(&p, i / N, i % N);
+            n_raised += replayed > want[i % N];
+            want[i % N] = fmax(want[i % N], replayed);
+        }
+        if (has_replay == 0) p.args.replay = NULL;
+        if (has_replay == 1) ck_assert(n_raised > 20 && n_raised < GROUP * N - 20);
+        score_problem_run(&p, kv_scorer_find("kvzip_plus"), NAN, got);
+        check_close("kvzip_plus", got + 4, want + 4, N - 4);
+        for (uint32_t i = 0; i < 4; i++)
+            ck_assert_float_gt(got[i], 1);
+        score_problem_deinit(&p);
+    }
+}
+END_TEST
+
 /* All keys are equal, so that attention ties where it does not end. */
 START_TEST(criticalkv_chooses_exactly_half_by_attention)
 {
@@ -442,6 +486,7 @@ const test_case test_cases[] = {
     TEST_CASE(keys_are_compared_by_the_formula),
     TEST_CASE(lagkv_ranks_by_the_formula),
     TEST_CASE(criticalkv_weights_by_the_norm_of_its_name),
+    TEST_CASE(kvzip_plus_weighs_by_what_is_added_to_what),
     TEST_CASE(criticalkv_chooses_exactly_half_by_attention),
     TEST_CASE(a_projection_of_any_type_weighs_the_same),
     TEST_CASE(uses_are_weighed_by_the_formulas),
