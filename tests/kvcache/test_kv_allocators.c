@@ -49,15 +49,21 @@ END_TEST
 /* There the average is no whole number, which the cache does not ask for. */
 START_TEST(pyramid_has_the_golden_budgets_of_a_broken_average)
 {
-    static const uint32_t layer[] = {0, 1, 16, 31}, want[] = {25559, 24756, 12706, 655};
-    const kv_pyramid p = {
-        .n = 131072, .n_window = 64, .n_layers = 32, .n_keep = 131072 * (1 - 0.9)};
-    double sum = 0;
-    for (uint32_t k = 0; k < 4; k++)
-        ck_assert_double_eq(nearbyint(kv_pyramid_share(&p, layer[k])), want[k]);
-    for (uint32_t l = 0; l < 32; l++)
-        sum += nearbyint(kv_pyramid_share(&p, l));
-    ck_assert_double_eq(sum, 419430);
+    static const struct {
+        uint32_t n, share[4], sum;
+    } rows[] = {{131072, {25559, 24756, 12706, 655}, 419430},
+                {4096, {410, 410, 410, 410}, 32 * 410}};
+    static const uint32_t layers[] = {0, 1, 16, 31};
+    for (uint32_t i = 0; i < 2; i++) {
+        const kv_pyramid p = {
+            .n = rows[i].n, .n_window = 64, .n_layers = 32, .n_keep = rows[i].n * (1 - 0.9)};
+        double sum = 0;
+        for (uint32_t k = 0; k < 4; k++)
+            ck_assert_double_eq(nearbyint(kv_pyramid_share(&p, layers[k])), rows[i].share[k]);
+        for (uint32_t l = 0; l < 32; l++)
+            sum += nearbyint(kv_pyramid_share(&p, l));
+        ck_assert_double_eq(sum, rows[i].sum);
+    }
 }
 END_TEST
 
