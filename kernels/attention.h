@@ -50,7 +50,7 @@ typedef struct attn_block {
 typedef struct attn_query {
     const float *q;            /* query j, head g at q + j * q_stride + g * k_dim */
     size_t q_stride;           /* floats between queries */
-    const uint32_t *positions; /* [n_queries], rising */
+    const uint32_t *positions; /* [n_queries], none below the one before */
     uint32_t n_queries;
     uint32_t group; /* query heads per KV head */
     uint32_t k_dim, v_dim;

@@ -8,7 +8,7 @@
  *   scatter.c       the same for layers whose entries are placed one by one
  *   encode.c        which blocks are encoded, and when (basis.c: in which basis; heat.c: by which codec)
  *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
- *   evict.c         which entries stay (score_view.c: what scorers see; observe.c: what is kept for them)
+ *   evict.c         which entries stay (score_view.c: what scorers see; observe*.c, local_mass.c: what is kept)
  *   distill.c       what stays is made to stand for what goes
  *   compact.c       pages with holes become fewer
  *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients; ranks.c: over ranks)
@@ -91,8 +91,8 @@ struct kv_cache {
     dtype type;
     uint32_t page_tokens, window_tokens, sink_tokens, n_shards;
     bool prefix_caching;
-    bool has_tiers, has_file;               /* below the pool; tier/tiers.h */
-    uint32_t section_tokens, replay_tokens; /* KV_SECTION_TOKENS, KV_REPLAY_CHUNK */
+    bool has_tiers, has_file;                             /* below the pool; tier/tiers.h */
+    uint32_t section_tokens, replay_tokens, local_tokens; /* encode, kv_replay, local_mass.h */
     kv_ranks ranks;
     uint32_t n_layers, n_lists, n_kv_heads_max, n_experts, v_dim_max, n_classes, n_raw_classes;
     uint32_t first_class[KV_CODECS_MAX]; /* of each codec in kv_codecs, or KV_CLASS_NONE */
@@ -127,8 +127,7 @@ struct kv_cache {
     kv_own_bases own_bases;
     kv_heats heats;
     struct kv_victim *victims;     /* [KV_VICTIMS_MAX]: pages that are to leave the pool */
-    kv_seq *seqs;                  /* [n_seqs_max] */
-    kv_seq *free_seqs;             /* closed ones */
+    kv_seq *seqs, *free_seqs;      /* [n_seqs_max]; a list of closed ones */
     uint64_t last_id, last_origin; /* of sequences */
     size_t table_bytes;            /* of the tables of open sequences */
     kv_stats stats; /* counters since start, seqs_open; the rest is filled when published */

@@ -7,6 +7,7 @@
 #include "kvcache/away.h"
 #include "kvcache/demote.h"
 #include "kvcache/evict.h"
+#include "kvcache/observed.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"

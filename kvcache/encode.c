@@ -6,6 +6,7 @@
 #include "kvcache/heat.h"
 #include "kvcache/key_box.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/observed.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/ranks.h"
 #include "kvcache/run_box.h"

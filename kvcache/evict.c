@@ -8,6 +8,8 @@
 #include "kvcache/compact.h"
 #include "kvcache/distill.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/local_mass.h"
+#include "kvcache/observed.h"
 #include "kvcache/ranks.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
@@ -101,31 +103,40 @@ static void list_uses(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_
 static void list_replay(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view *view)
 {
     const float *scores = kv_replay_scores(seq, layer, head);
-    for (uint32_t i = 0; i < view->n; i++) {
-        const uint32_t position = view->positions[i];
-        view->replay[i] = position < seq->n_prompt_tokens ? expf(scores[position]) : 0;
+    const uint32_t n = view->n;
+    const uint32_t n_rows = kv_replay_has_norms(seq) ? group_of(&seq->cache->layer[layer]) : 1;
+    for (uint32_t g = 0; g < n_rows; g++, scores += seq->n_prompt_tokens) {
+        for (uint32_t i = 0; i < n; i++) {
+            const uint32_t position = view->positions[i];
+            view->replay[g * n + i] = position < seq->n_prompt_tokens ? expf(scores[position]) : 0;
+        }
     }
 }
 
-/* Those that the scorer asked for, as far as there are so many. */
-static kv_score_queries latest_queries(const evict_loop *loop, uint32_t head,
+/* The newest n_wanted, as far as there are so many. */
+static kv_score_queries latest_queries(const evict_loop *loop, uint32_t head, uint32_t n_wanted,
                                        const kv_evict_worker *worker)
 {
-    const size_t n = min_size(kv_observed_n_queries(loop->seq), loop->policy->scorer->n_queries);
+    const size_t n = min_size(kv_observed_n_queries(loop->seq), n_wanted);
     const kv_observed_window window = {.layer = loop->layer, .head = head, .n = (uint32_t)n};
-    kv_observed_queries(loop->seq, &window, worker->queries, worker->query_positions);
+    const kv_observed_rows rows = {.q = worker->queries,
+                                   .input_norm = worker->query_norms,
+                                   .positions = worker->query_positions};
+    kv_observed_queries(loop->seq, &window, &rows);
     return (kv_score_queries){
-        .n = window.n, .q = worker->queries, .positions = worker->query_positions};
+        .n = window.n, .q = rows.q, .positions = rows.positions, .input_norm = rows.input_norm};
 }
 
 /* What the scorer asked for beside the entries. */
-static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_worker *worker)
+static void add_observed(const evict_loop *loop, kv_score_args *args, uint32_t w)
 {
     const kv_seq *seq = loop->seq;
+    kv_evict_worker *worker = &seq->cache->evict.workers[w];
     const kv_scorer *scorer = loop->policy->scorer;
     const uint32_t needs = scorer->needs;
     kv_head_view *view = head_view(loop, args->head);
-    if ((needs & KV_SCORE_QUERIES) != 0) args->queries = latest_queries(loop, args->head, worker);
+    if ((needs & KV_SCORE_QUERIES) != 0)
+        args->queries = latest_queries(loop, args->head, scorer->n_queries, worker);
     if ((needs & KV_SCORE_STATS) != 0) {
         kv_observed_stats(seq, args->layer, args->head, worker->mean, worker->cov);
         args->stats =
@@ -136,6 +147,13 @@ static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_w
         for (uint32_t i = 0; i < view->n; i++)
             view->mass[i] = mass[view->positions[i]];
         args->mass = view->mass;
+    }
+    if ((needs & KV_SCORE_LOCAL) != 0) {
+        const kv_local_place at = {args->layer, args->head, w};
+        const float *local = kv_local_finish(loop->seq, &at);
+        for (uint32_t i = 0; i < view->n; i++)
+            view->local[i] = local[view->positions[i]];
+        args->local = view->local;
     }
     if ((needs & KV_SCORE_REPLAY) != 0 && kv_replay_is_done(seq)) {
         list_replay(seq, args->layer, args->head, view);
@@ -148,46 +166,59 @@ static void add_observed(const evict_loop *loop, kv_score_args *args, kv_evict_w
     }
 }
 
-static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
+/* A head as scorers see it; the parts point at each other, so it must not move. */
+typedef struct head_input {
+    uint32_t page;
+    attn_span span;
+    kv_view_source source;
+    kv_score_view entries;
+    kv_score_args args; /* without what observers keep */
+} head_input;
+
+static void begin_head(const evict_loop *loop, uint32_t head, uint32_t w, head_input *in)
 {
     kv_seq *seq = loop->seq;
     const kv_cache *cache = seq->cache;
     const kv_layer_shape *shape = &cache->layer[loop->layer];
-    kv_evict_worker *worker = &cache->evict.workers[w];
-    kv_head_view *view = head_view(loop, head);
-    uint32_t page = KV_PAGE_NONE;
-    attn_span span;
-    const kv_view_source source = {.seq = seq,
-                                   .layer = loop->layer,
-                                   .head = head,
-                                   .view = view,
-                                   .worker = w,
-                                   .page = &page,
-                                   .span = &span};
-    const kv_score_view entries = {.n = view->n,
-                                   .positions = view->positions,
-                                   .bias = view->bias,
-                                   .load = kv_view_load,
-                                   .ctx = &source};
-    kv_score_args args = {.view = &entries,
-                          .layer = loop->layer,
-                          .head = head,
-                          .n_layers = cache->n_layers,
-                          .n_kv_heads = shape->n_kv_heads,
-                          .group = group_of(shape),
-                          .k_dim = shape->k_dim,
-                          .v_dim = shape->v_dim,
-                          .scale = shape->scale,
-                          .length = seq->length,
-                          .n_keep = loop->n_keep,
-                          .n_prompt = seq->n_prompt_tokens,
-                          .seed = SEED,
-                          .rope = shape->rope,
-                          .now = seq->length,
-                          .out_proj = shape->out_proj,
-                          .work = worker->work};
-    add_observed(loop, &args, worker);
-    loop->policy->scorer->score(&args, view->score);
+    const kv_head_view *view = head_view(loop, head);
+    in->page = KV_PAGE_NONE;
+    in->source = (kv_view_source){.seq = seq,
+                                  .layer = loop->layer,
+                                  .head = head,
+                                  .view = view,
+                                  .worker = w,
+                                  .page = &in->page,
+                                  .span = &in->span};
+    in->entries = (kv_score_view){.n = view->n,
+                                  .positions = view->positions,
+                                  .bias = view->bias,
+                                  .load = kv_view_load,
+                                  .ctx = &in->source};
+    in->args = (kv_score_args){.view = &in->entries,
+                               .layer = loop->layer,
+                               .head = head,
+                               .n_layers = cache->n_layers,
+                               .n_kv_heads = shape->n_kv_heads,
+                               .group = group_of(shape),
+                               .k_dim = shape->k_dim,
+                               .v_dim = shape->v_dim,
+                               .scale = shape->scale,
+                               .length = seq->length,
+                               .n_keep = loop->n_keep,
+                               .n_prompt = seq->n_prompt_tokens,
+                               .seed = SEED,
+                               .rope = shape->rope,
+                               .now = seq->length,
+                               .out_proj = shape->out_proj,
+                               .work = cache->evict.workers[w].work};
+}
+
+static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
+{
+    head_input in;
+    begin_head(loop, head, w, &in);
+    add_observed(loop, &in.args, w);
+    loop->policy->scorer->score(&in.args, head_view(loop, head)->score);
 }
 
 static void score_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -257,19 +288,54 @@ static void score_layer(evict_loop *loop, uint32_t n_heads)
     }
 }
 
+/* ---- how lazy layers are --------------------------------------------------------------------------- */
+
+static void lazy_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const evict_loop *loop = ctx;
+    for (size_t h = begin; h < end; h++) {
+        kv_head_view *view = head_view(loop, h);
+        head_input in;
+        begin_head(loop, (uint32_t)h, worker, &in);
+        in.args.queries =
+            latest_queries(loop, (uint32_t)h, 1, &loop->seq->cache->evict.workers[worker]);
+        view->lazy =
+            loop->policy->layers->laziness(&in.args, view->first, view->first + view->n_open);
+    }
+}
+
+/* Of all layers, before anything goes: what has gone at this length already would show. */
+static void find_laziness(kv_seq *seq, const kv_policy *policy)
+{
+    const kv_cache *cache = seq->cache;
+    kv_observed *o = &seq->observed;
+    if (o->lazy_length == seq->length) return;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        const uint32_t n_heads = cache->n_kv_heads[l];
+        evict_loop loop = {.seq = seq, .policy = policy, .layer = l};
+        parallel_for(cache->d->pool, n_heads, 1, list_jobs, &loop);
+        parallel_for(cache->d->pool, n_heads, 1, lazy_jobs, &loop);
+        o->lazy[l] = 0;
+        for (uint32_t h = 0; h < n_heads; h++)
+            o->lazy[l] += head_view(&loop, h)->lazy / n_heads;
+    }
+    o->lazy_length = seq->length;
+}
+
 /* ---- what stays ---------------------------------------------------------------------------------- */
 
 /* What is kept is made to stand for all candidates while they are still there. */
 static void fit_head(const evict_loop *loop, uint32_t head, uint32_t n_kept, uint32_t worker)
 {
-    const kv_distill_args args = {
-        .seq = loop->seq,
-        .layer = loop->layer,
-        .head = head,
-        .view = head_view(loop, head),
-        .n_kept = n_kept,
-        .worker = worker,
-        .queries = latest_queries(loop, head, &loop->seq->cache->evict.workers[worker])};
+    const kv_distill_args args = {.seq = loop->seq,
+                                  .layer = loop->layer,
+                                  .head = head,
+                                  .view = head_view(loop, head),
+                                  .n_kept = n_kept,
+                                  .worker = worker,
+                                  .queries =
+                                      latest_queries(loop, head, loop->policy->scorer->n_queries,
+                                                     &loop->seq->cache->evict.workers[worker])};
     kv_distill_head(&args);
 }
 
@@ -322,7 +388,10 @@ static bool plan_layer(evict_loop *loop, uint32_t n_heads)
                                           .n_layers = cache->n_layers,
                                           .n = seq->length,
                                           .n_window = n_recent,
-                                          .n_keep = loop->n_keep};
+                                          .n_sinks = cache->sink_tokens,
+                                          .n_keep = loop->n_keep,
+                                          .lazy = seq->observed.lazy,
+                                          .lazy_threshold = policy->lazy_threshold};
         loop->n_keep = policy->layers->layer_share(&args);
     }
     for (uint32_t h = 0; h < n_heads; h++)
@@ -425,6 +494,7 @@ static err_t choose(kv_seq *seq)
     const uint64_t start_ns = clock_mono_ns();
     err_t err = ERR_OK;
     if (policy != NULL && policy->scorer->from != KV_FROM_OWN_LAYER) share_scores(seq, policy);
+    if (policy != NULL && kv_policy_by_laziness(policy)) find_laziness(seq, policy);
     for (uint32_t l = 0; l < cache->n_layers && policy != NULL && err == ERR_OK; l++)
         err = evict_layer(seq, policy, l);
     for (uint32_t l = 0; l < cache->n_layers && seq->is_thinned; l++) {

@@ -19,7 +19,15 @@ static bool may_be_asked(const kv_cache *cache, const kv_scorer *scorer)
            asks(&cache->methods.selection, scorer);
 }
 
-/* Floats that any scorer works in, over the shapes of all layers. */
+/* The same of allocators that ask how lazy layers are. */
+static bool may_be_lazy(const kv_cache *cache)
+{
+    return cache->request_methods ||
+           (cache->methods.policy.evicts && kv_policy_by_laziness(&cache->methods.policy)) ||
+           (cache->methods.selection.evicts && kv_policy_by_laziness(&cache->methods.selection));
+}
+
+/* Floats that any scorer or allocator works in over the entries of a head, over the shapes of all layers. */
 static size_t work_floats(const kv_cache *cache, uint32_t n_queries)
 {
     size_t most = 0;
@@ -33,6 +41,10 @@ static size_t work_floats(const kv_cache *cache, uint32_t n_queries)
         for (uint32_t s = 0; kv_scorers[s] != NULL; s++) {
             if (!may_be_asked(cache, kv_scorers[s]) || kv_scorers[s]->work_floats == NULL) continue;
             most = max_size(most, kv_scorers[s]->work_floats(&shape));
+        }
+        for (uint32_t i = 0; kv_allocators[i] != NULL && may_be_lazy(cache); i++) {
+            if (kv_allocators[i]->laziness == NULL) continue;
+            most = max_size(most, kv_allocators[i]->laziness_floats(&shape));
         }
     }
     return most;
@@ -49,10 +61,19 @@ static size_t split_floats(const kv_cache *cache)
     return most;
 }
 
+static size_t widest_group(const kv_cache *cache)
+{
+    size_t most = 0;
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        most = max_size(most, group_of(&cache->layer[l]));
+    return most;
+}
+
 static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
 {
     const size_t n_max = cache->limits.n_seq_tokens_max, n_heads = cache->n_kv_heads_max;
     const size_t n_pages = kv_head_pages_max(cache);
+    const size_t n_shares = (evict->needs & KV_SCORE_INPUT_NORM) != 0 ? widest_group(cache) : 1;
     evict->heads = arena_take(a, n_heads, sizeof *evict->heads);
     evict->plans = arena_take(a, n_heads, sizeof *evict->plans);
     for (size_t h = 0; h < n_heads; h++) {
@@ -66,8 +87,10 @@ static void place_heads(arena *a, const kv_cache *cache, kv_evict *evict)
         if (evict->has_fits) view.bias = arena_take(a, n_max, sizeof *view.bias);
         if ((evict->needs & KV_SCORE_MASS) != 0)
             view.mass = arena_take(a, n_max, sizeof *view.mass);
+        if ((evict->needs & KV_SCORE_LOCAL) != 0)
+            view.local = arena_take(a, n_max, sizeof *view.local);
         if ((evict->needs & KV_SCORE_REPLAY) != 0)
-            view.replay = arena_take(a, n_max, sizeof *view.replay);
+            view.replay = arena_take(a, n_max, n_shares * sizeof *view.replay);
         if ((evict->needs & KV_SCORE_USES) != 0) {
             view.last_use = arena_take(a, n_max, sizeof *view.last_use);
             view.n_uses = arena_take(a, n_max, sizeof *view.n_uses);
@@ -105,6 +128,7 @@ static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
         kv_evict_worker worker = {
             .work = arena_take(a, n_work, sizeof *worker.work),
             .queries = arena_take(a, evict->n_queries, rows * sizeof *worker.queries),
+            .query_norms = arena_take(a, evict->n_queries, sizeof *worker.query_norms),
             .query_positions = arena_take(a, evict->n_queries, sizeof *worker.query_positions),
             .mean = arena_take(a, has_stats ? rows : 0, sizeof *worker.mean),
             .cov = arena_take(a, has_stats ? squares : 0, sizeof *worker.cov),
@@ -130,6 +154,10 @@ void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
             kv_scorers[s]->is_fitted && kv_distill_stops_at(cache) == cache->n_layers;
         has_shared = has_shared || kv_scorers[s]->from != KV_FROM_OWN_LAYER;
     }
+    if (may_be_lazy(cache)) {
+        evict->needs |= KV_SCORE_QUERIES;
+        evict->n_queries = evict->n_queries > 0 ? evict->n_queries : 1;
+    }
     if (has_shared)
         evict->shared = arena_take(a, cache->limits.n_seq_tokens_max, sizeof *evict->shared);
     place_heads(a, cache, evict);
@@ -140,7 +168,9 @@ static err_t check_policy(const kv_cache *cache, const kv_policy *policy, const 
                           err_info *info)
 {
     if (!policy->evicts) return ERR_OK;
-    if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer))
+    const bool is_lazy = kv_policy_by_laziness(policy);
+    if (!cache->evict.is_open || !may_be_asked(cache, policy->scorer) ||
+        (is_lazy && !may_be_lazy(cache)))
         return err_set(info, ERR_UNSUPPORTED, "%s: the cache keeps nothing for %s", key,
                        policy->name);
     if (policy->scorer->is_fitted && !cache->evict.has_fits)

@@ -24,7 +24,8 @@ typedef struct kv_head_view {
     float *bias;         /* [n_max]; NULL unless a scorer may be fitted */
     float *score;        /* [n_max] */
     float *mass;         /* [n_max]; NULL unless a scorer may need it */
-    float *replay;       /* [n_max]; likewise */
+    float *local;        /* [n_max]; likewise */
+    float *replay;       /* [group_max][n_max], or [n_max]; likewise */
     uint32_t *last_use;  /* [n_max]; likewise */
     uint32_t *n_uses;    /* [n_max]; likewise */
     uint32_t *kept;      /* [n_max]: indices of candidates */
@@ -32,6 +33,7 @@ typedef struct kv_head_view {
     uint32_t n;
     uint32_t first, n_open; /* candidates: [first, first + n_open) */
     uint32_t n_evicted;     /* of them */
+    double lazy;            /* see kv_allocator.laziness; valid where it was asked */
 } kv_head_view;
 
 /* Pages of one head that are written anew from others (compact.c). */
@@ -64,8 +66,9 @@ typedef struct kv_distill_worker {
 } kv_distill_worker;
 
 typedef struct kv_evict_worker {
-    float *work;    /* of the scorer */
-    float *queries; /* [n_queries][group][k_dim] */
+    float *work;        /* of the scorer */
+    float *queries;     /* [n_queries][group][k_dim] */
+    float *query_norms; /* [n_queries] */
     uint32_t *query_positions;
     float *mean, *cov; /* see kv_query_stats */
     uint8_t *gathered; /* entries of one page in the cache type */

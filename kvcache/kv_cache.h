@@ -111,10 +111,10 @@ void kv_append(kv_cache *cache, const kv_append_args *args);
 
 typedef struct kv_attend_args {
     uint32_t layer;
-    const float *q; /* [n_tokens][n_heads][k_dim], after RoPE */
-    const float
-        *q_nope; /* the same before RoPE; NULL unless kv_cache_wants_q_nope; may lie in out */
-    float *out;  /* [n_tokens][n_heads][v_dim] */
+    const float *q;          /* [n_tokens][n_heads][k_dim], after RoPE */
+    const float *q_nope;     /* before RoPE; NULL unless kv_cache_wants_q_nope; may lie in out */
+    const float *input_norm; /* [n_tokens] lengths of the layer's inputs; NULL unless wanted */
+    float *out;              /* [n_tokens][n_heads][v_dim] */
 } kv_attend_args;
 void kv_attend(kv_cache *cache, const kv_attend_args *args);
 
@@ -126,11 +126,11 @@ void kv_step_end(kv_cache *cache);   /* lengths grow; commits */
 void kv_step_abort(kv_cache *cache); /* as if the step had never begun */
 
 /* ---- queries ---- */
-dtype kv_cache_type(const kv_cache *cache); /* after `auto` */
-/* Those of sequences that bring none. */
-const kv_methods *kv_cache_methods(const kv_cache *cache);
-/* Do scorers that a sequence may have predict queries from those before RoPE? */
+dtype kv_cache_type(const kv_cache *cache);                /* after `auto` */
+const kv_methods *kv_cache_methods(const kv_cache *cache); /* of sequences that bring none */
+/* What scorers that a sequence may have ask of kv_attend beside queries. */
 bool kv_cache_wants_q_nope(const kv_cache *cache);
+bool kv_cache_wants_input_norm(const kv_cache *cache);
 /* May a sequence have these methods? ERR_UNSUPPORTED names what the cache does not keep: without
  * kv-request-methods it has what its own methods need. */
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods,

@@ -44,12 +44,15 @@ static const cfg_field fields[] = {
              "certified: attention mass that a query may miss at most"),
     CFG_REAL(kv_config, routing_tau, "kv-routing-tau", 0, 1, "0.95",
              "adaptive: estimated attention mass that a query reads"),
-    CFG_TEXT(kv_config, scheduling, "kv-scheduling", "none", "NAME",
-             "which entries stay: none, quest, flexgen, adakv, duo_attention, pyramidkv, or "
-             "SCORER[+ALLOCATOR]..., "
-             "scorers being" KV_SCORER_LIST(NAME) " and allocators" KV_ALLOCATOR_LIST(NAME)),
+    CFG_TEXT(
+        kv_config, scheduling, "kv-scheduling", "none", "NAME",
+        "which entries stay: none, quest, flexgen, adakv, duo_attention, pyramidkv, simlayerkv, or "
+        "SCORER[+ALLOCATOR]..., "
+        "scorers being" KV_SCORER_LIST(NAME) " and allocators" KV_ALLOCATOR_LIST(NAME)),
     CFG_REAL(kv_config, budget, "kv-budget", 0, 4294967295.0, "1",
              "share of its entries that a sequence keeps, or above 1 their number"),
+    CFG_REAL(kv_config, lazy_threshold, "kv-lazy-threshold", 0, 1, "0.9",
+             "simlayer: share of attention on sinks and ring above which a layer keeps no more"),
     CFG_TEXT(kv_config, placement, "kv-placement", "block", "NAME",
              "which shard owns an entry: block, expert or hash"),
     CFG_TEXT(kv_config, compression, "kv-compression", "none", "[SELECTION,]CODEC",

@@ -25,8 +25,9 @@ typedef struct kv_config {
     double routing_k;     /* see kv_route_settings; each is obeyed by some of the methods */
     double routing_eps;
     double routing_tau;
-    double budget; /* see kv_policy; `none` has no use for it */
-    char *routing; /* names of registry entries, resolved once in kv_cache_open */
+    double budget;         /* see kv_policy; `none` has no use for it */
+    double lazy_threshold; /* obeyed by allocators that ask how lazy layers are */
+    char *routing;         /* names of registry entries, resolved once in kv_cache_open */
     char *scheduling;
     char *placement;
     char *compression; /* a codec, or SELECTION,CODEC */

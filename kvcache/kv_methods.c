@@ -72,6 +72,24 @@ static err_t check_selection(const kv_methods *out, err_info *info)
                        "kv-compression: %s leaves each head entries of its own, and "
                        "kv-scheduling: %s wants the same in all",
                        selection->name, policy->name);
+    const uint32_t both = KV_SCORE_REPLAY | KV_SCORE_INPUT_NORM;
+    const uint32_t a = kv_policy_needs(selection) & both, b = kv_policy_needs(policy) & both;
+    if ((a & b & KV_SCORE_REPLAY) != 0 && a != b)
+        return err_set(
+            info, ERR_BAD_CONFIG,
+            "kv-compression: %s and kv-scheduling: %s read the prompt again for different "
+            "scores",
+            selection->name, policy->name);
+    return ERR_OK;
+}
+
+static err_t read_laziness(const kv_config *config, kv_methods *out, err_info *info)
+{
+    const double most = config->lazy_threshold;
+    if (!kv_methods_by_laziness(out)) return ERR_OK;
+    if (!(most >= 0 && most <= 1))
+        return err_set(info, ERR_BAD_CONFIG, "kv-lazy-threshold: %g is outside [0, 1]", most);
+    out->policy.lazy_threshold = out->selection.lazy_threshold = most;
     return ERR_OK;
 }
 
@@ -117,6 +135,7 @@ err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *inf
     TRY(kv_policy_parse(config->scheduling, config->budget, &out->policy, info));
     TRY(read_compression(config, out, info));
     TRY(check_selection(out, info));
+    TRY(read_laziness(config, out, info));
     TRY(read_routing(config, out, info));
     TRY(limit_reads(config, out, info));
     out->is_exact = out->reads_all && !kv_methods_evict(out) && out->codec->is_exact;

@@ -34,6 +34,18 @@ static inline double kv_methods_budget(const kv_methods *methods)
     return methods->policy.budget > 0 ? methods->policy.budget : methods->selection.budget;
 }
 
+/* What both want to know, KV_SCORE_...: */
+static inline uint32_t kv_methods_needs(const kv_methods *methods)
+{
+    return kv_policy_needs(&methods->policy) | kv_policy_needs(&methods->selection);
+}
+
+/* Does one of them ask how lazy layers are? Then both have the threshold. */
+static inline bool kv_methods_by_laziness(const kv_methods *methods)
+{
+    return kv_policy_by_laziness(&methods->policy) || kv_policy_by_laziness(&methods->selection);
+}
+
 /* What chooses of a prompt; NULL: nothing does. */
 static inline const kv_policy *kv_methods_of_prompt(const kv_methods *methods)
 {

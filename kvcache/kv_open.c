@@ -11,6 +11,7 @@
 #include "kvcache/heat.h"
 #include "kvcache/key_box.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/local_mass.h"
 #include "kvcache/memory_available.h"
 #include "kvcache/ranks.h"
 
@@ -88,6 +89,7 @@ static err_t read_config(kv_cache *cache, const kv_config *config, err_info *inf
     cache->sink_tokens = config->sink_tokens;
     cache->section_tokens = KV_SECTION_TOKENS;
     cache->replay_tokens = KV_REPLAY_CHUNK;
+    cache->local_tokens = KV_LOCAL_TOKENS;
     cache->prefix_caching = config->prefix_caching;
     cache->has_file = config->disk_bytes > 0;
     cache->has_tiers = cache->has_file || config->host_bytes > 0;

@@ -81,6 +81,11 @@ bool kv_cache_wants_q_nope(const kv_cache *cache)
     return (cache->evict.needs & KV_SCORE_STATS) != 0;
 }
 
+bool kv_cache_wants_input_norm(const kv_cache *cache)
+{
+    return (cache->evict.needs & KV_SCORE_INPUT_NORM) != 0;
+}
+
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
 {
     if (cache->first_class[methods->codec_index] == KV_CLASS_NONE)

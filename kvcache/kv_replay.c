@@ -81,12 +81,25 @@ static size_t n_heads_all(const kv_cache *cache)
     return cache->n_lists / cache->n_shards;
 }
 
+bool kv_replay_has_norms(const kv_seq *seq)
+{
+    const kv_policy *policy = kv_methods_of_prompt(&seq->methods);
+    return policy != NULL && (policy->scorer->needs & KV_SCORE_INPUT_NORM) != 0;
+}
+
+/* Of every KV head, so that all have room for the widest group. */
+static size_t head_floats(const kv_seq *seq)
+{
+    const size_t n_rows = kv_replay_has_norms(seq) ? seq->cache->observers.group_max : 1;
+    return n_rows * seq->n_prompt_tokens;
+}
+
 err_t kv_replay_take(kv_seq *seq)
 {
     kv_observed *o = &seq->observed;
     size_t n, bytes;
     if (o->replay != NULL) return ERR_OK;
-    TRY(size_mul(n_heads_all(seq->cache), seq->n_prompt_tokens, &n));
+    TRY(size_mul(n_heads_all(seq->cache), head_floats(seq), &n));
     TRY(size_mul(n, sizeof *o->replay, &bytes));
     o->replay = malloc(bytes);
     if (o->replay == NULL) return ERR_NO_MEMORY;
@@ -119,7 +132,7 @@ float *kv_replay_scores(const kv_seq *seq, uint32_t layer, uint32_t head)
     const kv_cache *cache = seq->cache;
     const size_t index = kv_list(cache, layer, head, 0) / cache->n_shards;
     if (seq->observed.replay == NULL) return NULL;
-    return seq->observed.replay + index * seq->n_prompt_tokens;
+    return seq->observed.replay + index * head_floats(seq);
 }
 
 bool kv_replay_is_done(const kv_seq *seq)

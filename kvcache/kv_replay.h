@@ -1,4 +1,5 @@
-/* kvcache/kv_replay.h - a prompt that is read again before it is chosen what stays of it (scorer `kvzip`).
+/* kvcache/kv_replay.h - a prompt that is read again before it is chosen what stays of it (scorers `kvzip` and
+ * `kvzip_plus`).
  *
  * Under methods whose prompt such a scorer chooses, nothing is chosen or encoded while the prompt arrives,
  * however long it is, unless all of it may stay. At its end the caller feeds it once more, chunk by chunk,
@@ -70,7 +71,12 @@ err_t kv_replay_take(kv_seq *seq) MUST_CHECK;
 void kv_replay_drop(kv_seq *seq);   /* gives it back */
 void kv_replay_forget(kv_seq *seq); /* the sequence begins anew */
 
-/* By position of the prompt: the largest share, as a logarithm; -inf: none. NULL: no memory was taken. */
+/* Are shares divided by the norm of the layer's input, and kept for every query head (scorer `kvzip_plus`)? Of
+ * the scorer that chooses from the prompt: no other then asks for shares (kv_methods.c). */
+bool kv_replay_has_norms(const kv_seq *seq);
+
+/* By position of the prompt: the largest share, as a logarithm; -inf: none. [n_prompt_tokens], with norms
+ * [group][n_prompt_tokens]. NULL: no memory was taken. */
 float *kv_replay_scores(const kv_seq *seq, uint32_t layer, uint32_t head);
 
 /* Has all of the prompt been read again? */

@@ -23,13 +23,14 @@ static err_t open_here(kv_cache *cache, const kv_seq_options *options, kv_seq **
     if (ring == NULL) return ERR_NO_MEMORY;
     cache->free_seqs = seq->next_free;
     const kv_methods *methods = options->methods != NULL ? options->methods : &cache->methods;
+    const bool is_alone = (kv_methods_needs(methods) & KV_SCORE_LOCAL) != 0;
     assert(kv_cache_check_methods(cache, methods, NULL) == ERR_OK);
     *seq = (kv_seq){
         .cache = cache,
         .methods = *methods,
         .is_open = true,
-        .no_prefix_read = options->no_prefix_read,
-        .no_prefix_write = options->no_prefix_write,
+        .no_prefix_read = options->no_prefix_read || is_alone,
+        .no_prefix_write = options->no_prefix_write || is_alone,
         .n_prompt_tokens = options->n_prompt_tokens,
         .object = KV_OBJECT_NONE,
         .seed = kv_prefix_seed(cache, methods, options->salt, options->salt_bytes),

@@ -1,6 +1,7 @@
-/* kvcache/observe.h - what scorers need of a sequence beside its entries, kept while it runs.
+/* kvcache/observe.h - what scorers need of a sequence beside its entries, kept while it runs (observed.h: and read).
  *
- *   queries   the newest n_queries of every head, after RoPE, f32, position p at p mod n_queries
+ *   queries   the newest n_queries of every head, after RoPE, f32, position p at p mod n_queries; behind those
+ *             of a position the norm of the layer's input there, if a scorer asks for it
  *   squares   of those of every KV head's group, channel by channel and summed over the group, f32, as many
  *             as the codec asks for, position p at p mod n_squares
  *   sums      of the prompt's queries before RoPE and of their products, without positions below 4:
@@ -10,6 +11,9 @@
  *             over the queries in their order (dev_ops.attend_mass: a second pass over the keys)
  *   uses      of pages: the position of the last decode query that read it, and how many did; kept only
  *             if routing leaves pages out
+ *   local     for every position what it got from the queries around it (local_mass.h), in one copy; takes
+ *             the newest KV_LOCAL_TOKENS queries, too
+ *   lazy      how lazy each layer is, at the length at which that was last asked
  *
  *   replay    while a prompt is read again, and as long as its scores are asked for: the largest share of
  *             every position (kv_replay.h). A maximum may be raised twice, so there is one copy. All others
@@ -41,7 +45,7 @@ typedef struct kv_observed {
     uint32_t n_squares;
     uint32_t first; /* the queries of positions below were not seen, or are no longer there */
     float *queries, *new_queries; /* layer l at window * observers.first_query[l]:
-                                   * [window][n_heads][k_dim] */
+                                   * [window][kv_query_width + 1] */
     float *squares, *new_squares; /* layer l at n_squares * observers.first_square[l]:
                                    * [n_squares][n_kv_heads][k_dim] */
     double *sums,
@@ -50,13 +54,14 @@ typedef struct kv_observed {
     float *stats;      /* instead, behind the prompt: means and covariances, in the order of sums */
     uint32_t n_summed; /* queries in sums, or that stats are of */
     float *mass, *new_mass; /* per head [n_positions] */
-    uint32_t n_positions;
-    kv_uses *uses; /* [n_lists][n_entries] */
-    uint32_t n_entries;
-    float
-        *replay; /* per head [n_prompt_tokens]; NULL unless the prompt is read again; kv_replay.h */
-    size_t replay_bytes;
-    size_t bytes; /* of all these */
+    float *local;           /* per head [n_local] */
+    kv_uses *uses;          /* [n_lists][n_entries] */
+    uint32_t n_positions, n_local, n_entries;
+    float *replay; /* per head [n_prompt_tokens]; NULL unless the prompt is read again */
+    bool wants_lazy;
+    double *lazy;               /* [n_layers]: see kv_allocator.laziness; found at lazy_length */
+    uint32_t lazy_length;       /* 0: not yet */
+    size_t replay_bytes, bytes; /* of replay; of all these */
 } kv_observed;
 
 /* What is the same for all sequences. */
@@ -67,7 +72,14 @@ typedef struct kv_observers {
     float *
         lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass or replays are asked for */
     size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
+    uint32_t group_max;
 } kv_observers;
+
+/* Floats of one position's queries in a layer. */
+static inline size_t kv_query_width(const kv_layer_shape *shape)
+{
+    return (size_t)shape->n_heads * shape->k_dim;
+}
 
 /* Run over a measuring and then a real arena; after kv_evict_place. */
 void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers);
@@ -103,34 +115,5 @@ void kv_observe_use(const kv_seq *seq, uint32_t list, uint32_t entry, uint32_t p
 
 /* The step ends well; n_step_tokens is still set. */
 void kv_observe_commit(kv_seq *seq);
-
-/* ---- for scorers and codecs ---- */
-
-uint32_t kv_observed_n_queries(const kv_seq *seq);
-
-/* The last n of them, of a head's group. */
-typedef struct kv_observed_window {
-    uint32_t layer, head;
-    uint32_t n;
-} kv_observed_window;
-
-/* Writes the queries, out[n][group][k_dim], and their positions[n]. */
-void kv_observed_queries(const kv_seq *seq, const kv_observed_window *window, float *out,
-                         uint32_t *positions);
-
-/* Writes out[k_dim]: the squares of a head, summed over as many queries as there are; false if there are
- * none. */
-bool kv_observed_q_norm(const kv_seq *seq, uint32_t layer, uint32_t head, float *out);
-
-/* Writes mean [group][k_dim] and covariance [group][k_dim][k_dim]; zeros of none. */
-void kv_observed_stats(const kv_seq *seq, uint32_t layer, uint32_t head, float *mean, float *cov);
-
-const float *kv_observed_mass(const kv_seq *seq, uint32_t layer, uint32_t head);
-
-kv_uses kv_observed_uses(const kv_seq *seq, uint32_t list, uint32_t entry);
-void kv_observed_set_uses(const kv_seq *seq, uint32_t list, uint32_t entry, kv_uses uses);
-
-/* Of a page that is made from others. */
-void kv_uses_join(kv_uses *to, kv_uses from);
 
 #endif

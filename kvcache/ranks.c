@@ -64,7 +64,8 @@ err_t kv_ranks_place(arena *a, kv_cache *cache)
 
 static err_t check_policy(const kv_policy *policy, const char *key, err_info *info)
 {
-    if (!policy->evicts || policy->scorer->is_by_entry) return ERR_OK;
+    const bool is_by_entry = !policy->evicts || policy->scorer->is_by_entry;
+    if (is_by_entry && !(policy->evicts && kv_policy_by_laziness(policy))) return ERR_OK;
     return err_set(info, ERR_UNSUPPORTED,
                    "%s: %s compares entries, which is not supported over ranks", key, policy->name);
 }

@@ -5,8 +5,12 @@
 #include "kvcache/basis.h"
 #include "kvcache/encode.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/local_mass.h"
 #include "kvcache/ranks.h"
 #include "kvcache/read_blocks.h"
+
+#include <float.h>
+#include <math.h>
 
 /* Query rows (queries x heads) of a tile: bounds the scratch of wide groups. */
 enum { TILE_ROWS_MAX = 128 };
@@ -21,7 +25,7 @@ typedef struct attend_loop {
     uint32_t n_tiles;
 } attend_loop;
 
-static uint32_t tile_queries(const kv_layer_shape *shape)
+uint32_t kv_tile_queries(const kv_layer_shape *shape)
 {
     const uint32_t n = TILE_ROWS_MAX / (shape->n_heads / shape->n_kv_heads);
     return n < 1 ? 1 : n > KV_TILE_QUERIES_MAX ? KV_TILE_QUERIES_MAX : n;
@@ -33,7 +37,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const kv_layer_shape *shape = &cache->layer[l];
         const size_t group = shape->n_heads / shape->n_kv_heads;
-        const size_t rows = tile_queries(shape) * group;
+        const size_t rows = kv_tile_queries(shape) * group;
         group_max = max_size(group_max, group);
         rows_max = max_size(rows_max, rows);
         acc_max = max_size(acc_max, rows * shape->v_dim);
@@ -51,6 +55,7 @@ void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader)
             .state.acc = arena_take(a, acc_max, sizeof *placed.state.acc),
             .probe.max = arena_take(a, group_max, sizeof *placed.probe.max),
             .probe.sum = arena_take(a, group_max, sizeof *placed.probe.sum),
+            .lse = arena_take(a, rows_max, sizeof *placed.lse),
         };
         placed.probe.acc = placed.state.acc; /* never written: no channels */
         if (cache->has_file) placed.landings = arena_take(a, KV_READ_BLOCKS, cache->landing_bytes);
@@ -234,15 +239,37 @@ static void add_row_mass(const attend_loop *loop, uint32_t row, uint32_t head,
     }
 }
 
+/* Raises the scores of every query head by the tile's shares, each divided by the norm of its token: in logarithms
+ * a larger lse. One head after the other, since a pass keeps the largest of all heads that it is given. */
+static void raise_by_head(const attend_loop *loop, const kv_tile *tile, const kv_read_job *whole)
+{
+    const uint32_t group = whole->query.group, n = tile->n_queries;
+    const size_t token = (size_t)loop->cache->step.rows[tile->row].first_token + tile->first;
+    const float *norm = loop->args->input_norm + token;
+    float *lse = whole->worker->lse;
+    for (uint32_t g = 0; g < group; g++) {
+        kv_read_job j = *whole;
+        for (uint32_t i = 0; i < n; i++)
+            lse[i] = whole->lse[(size_t)i * group + g] + logf(fmaxf(norm[i], FLT_MIN));
+        j.lse = lse;
+        j.most = whole->most + (size_t)g * j.seq->n_prompt_tokens;
+        j.query.q += (size_t)g * j.query.k_dim;
+        j.query.group = 1;
+        kv_read_blocks(&j);
+    }
+}
+
 /* The largest shares that one replay row's queries give to its chunk in one head. */
 static void raise_row_scores(const attend_loop *loop, uint32_t row, uint32_t head,
                              kv_reader_worker *worker)
 {
     const kv_reader *reader = &loop->cache->reader;
     const kv_seq *seq = loop->cache->step.rows[row].seq;
+    const bool has_norms = kv_replay_has_norms(seq);
     kv_replay_chunk chunk;
     const bool is_wanted = kv_seq_wants_replay(seq, &chunk);
     assert(is_wanted);
+    if (has_norms) assert(loop->args->input_norm != NULL);
     const kv_read_ranges scored = {.first = chunk.first, .end = chunk.end, .behind = UINT32_MAX};
     for (uint32_t t = 0; t < loop->n_tiles; t++) {
         const kv_tile *tile = &reader->tiles[t];
@@ -251,7 +278,8 @@ static void raise_row_scores(const attend_loop *loop, uint32_t row, uint32_t hea
         j.only = &scored;
         j.lse = lse_of(loop, tile, head);
         j.most = kv_replay_scores(seq, j.layer, head);
-        kv_read_blocks(&j);
+        if (has_norms) raise_by_head(loop, tile, &j);
+        if (!has_norms) kv_read_blocks(&j);
     }
 }
 
@@ -272,7 +300,7 @@ static void share_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 /* Cuts the step into tiles; returns their number. *work: multiply-adds of one KV head. */
 static uint32_t cut_tiles(kv_cache *cache, const kv_layer_shape *shape, double *work)
 {
-    const uint32_t n_max = tile_queries(shape);
+    const uint32_t n_max = kv_tile_queries(shape);
     const double per_key =
         (double)(shape->n_heads / shape->n_kv_heads) * ((double)shape->k_dim + shape->v_dim);
     uint32_t n_tiles = 0;
@@ -320,6 +348,7 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
     gather_misses(cache, shape->n_kv_heads);
     if (cache->ranks.n > 1) kv_ranks_merge(cache, args->layer, args->out);
+    kv_local_note(cache, args);
     if (cache->observers.lse == NULL) return;
     const size_t n_row_jobs = (size_t)cache->step.n_rows * shape->n_kv_heads;
     parallel_for(cache->d->pool, n_row_jobs, is_small ? n_row_jobs : 1, share_jobs, &loop);

@@ -13,6 +13,8 @@
  * Queries of a prompt that is read again (kv_replay.h) go over the keys twice more: once for the lse over
  * those that their scores compare, unless that is all of them, and once for the chunk's largest shares.
  *
+ * What entries get from the queries around them is summed behind attention, too (local_mass.h).
+ *
  * Pages of a low-rank codec are listed and folded by themselves (low_reader.h).
  *
  * A decode query under a routing that is not exact leaves out the pages that are not chosen; what it
@@ -37,6 +39,7 @@ typedef struct kv_reader_worker {
     uint32_t *positions; /* [KV_TILE_QUERIES_MAX] */
     attn_state state;    /* of the largest tile */
     attn_state probe;    /* of one query's heads; no values */
+    float *lse;          /* [rows of the largest tile], of a pass that keeps its own */
     kv_low_reader low;   /* pages of coefficients, of the job or its probe */
     uint8_t *landings;   /* [KV_READ_BLOCKS][landing_bytes]: pages of the file; NULL without one */
     kv_choice choice;
@@ -62,6 +65,9 @@ typedef struct kv_reader {
 
 /* Run over a measuring and then a real arena. */
 void kv_reader_place(arena *a, const kv_cache *cache, kv_reader *reader);
+
+/* Queries of a tile in a layer, at most. */
+uint32_t kv_tile_queries(const kv_layer_shape *shape);
 
 /* A step with decode rows begins. */
 void kv_reader_begin_step(kv_reader *reader);

@@ -4,6 +4,7 @@
  * token. q, k and v are three products of one input in one parallel loop. */
 #include "model/model_internal.h"
 
+#include <math.h>
 #include <string.h>
 
 static void project_qkv(model *m, const model_layer *layer, uint32_t n_tokens)
@@ -31,13 +32,29 @@ static void rotate(model *m, float *x, uint32_t n_heads, uint32_t n_tokens)
                                        .dim = m->config.head_dim});
 }
 
+static void measure_inputs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const model *m = ctx;
+    const uint32_t dim = m->config.d_model;
+    (void)worker;
+    for (size_t t = begin; t < end; t++) {
+        const float *x = m->scratch.x + t * dim;
+        double sum = 0;
+        for (uint32_t i = 0; i < dim; i++)
+            sum += (double)x[i] * (double)x[i];
+        m->scratch.input_norm[t] = (float)sqrt(sum);
+    }
+}
+
 void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
 {
     const model_config *const c = &m->config;
     const model_layer *const layer = &m->weights.layer[l];
     const model_scratch *const s = &m->scratch;
     const dev_ops *const ops = m->d->ops;
+    const bool wants_input_norm = kv_cache_wants_input_norm(cache);
 
+    if (wants_input_norm) parallel_for(m->d->pool, n_tokens, 1, measure_inputs, m);
     ops->rms_norm(m->d, &(rms_norm_args){.x = s->x,
                                          .w = layer->attention_norm.data,
                                          .w_type = layer->attention_norm.type,
@@ -57,6 +74,7 @@ void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
     kv_attend(cache, &(kv_attend_args){.layer = l,
                                        .q = s->q,
                                        .q_nope = wants_q_nope ? s->attended : NULL,
+                                       .input_norm = wants_input_norm ? s->input_norm : NULL,
                                        .out = s->attended});
 
     ops->matmul(m->d, &(matmul_args){.x = s->attended,

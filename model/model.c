@@ -17,6 +17,7 @@ static void place_scratch(arena *a, const model_config *c, size_t n, size_t moe_
                  kv_dim = (size_t)c->n_kv_heads * c->head_dim;
     s->x = arena_take(a, n, c->d_model * sizeof(float));
     s->normed = arena_take(a, n, c->d_model * sizeof(float));
+    s->input_norm = arena_take(a, n, sizeof(float));
     s->q = arena_take(a, n, q_dim * sizeof(float));
     s->k = arena_take(a, n, kv_dim * sizeof(float));
     s->v = arena_take(a, n, kv_dim * sizeof(float));

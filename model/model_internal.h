@@ -14,6 +14,7 @@
 typedef struct model_scratch {
     float *x;             /* [n][d_model] the residual stream */
     float *normed;        /* [n][d_model] */
+    float *input_norm;    /* [n] lengths of x, where the cache asks for them */
     float *q;             /* [n][n_heads][head_dim] */
     float *k, *v;         /* [n][n_kv_heads][head_dim] */
     float *attended;      /* [n][n_heads][head_dim] */

@@ -23,6 +23,7 @@ static const kv_key keys[] = {
     {"routing_tau", "kv.routing_tau", "kv-routing-tau", KV_ROUTE_TAU},
     {"scheduling", "kv.scheduling", "kv-scheduling", 0},
     {"budget", "kv.budget", "kv-budget", 0},
+    {"lazy_threshold", "kv.lazy_threshold", "kv-lazy-threshold", 0},
     {"compression", "kv.compression", "kv-compression", 0},
 };
 enum { N_KEYS = sizeof keys / sizeof keys[0] };
@@ -118,15 +119,26 @@ static bool refuse_unknown(json_t *object, api_error *error)
     return true;
 }
 
+static bool refuse_idle_choice(api_error *error, const char *param, const json_t *value,
+                               const kv_methods *methods)
+{
+    char compression[KV_COMPRESSION_BYTES];
+    kv_methods_compression(methods, compression);
+    return api_refuse_value(error, param, value,
+                            "has no effect with scheduling \"%s\" and compression \"%s\"",
+                            methods->policy.name, compression);
+}
+
 /* A number that changes nothing was meant to change something. */
 static bool refuse_idle(const json_t *object, const kv_methods *methods, api_error *error)
 {
     const kv_routing *routing = methods->routing;
     const json_t *budget = api_field(object, "budget");
+    const json_t *lazy = api_field(object, "lazy_threshold");
     if (budget != NULL && !(kv_methods_budget(methods) > 0))
-        return api_refuse_value(error, "kv.budget", budget,
-                                "has no effect with scheduling \"%s\" and compression \"%s\"",
-                                methods->policy.name, methods->codec->name);
+        return refuse_idle_choice(error, "kv.budget", budget, methods);
+    if (lazy != NULL && !kv_methods_by_laziness(methods))
+        return refuse_idle_choice(error, "kv.lazy_threshold", lazy, methods);
     for (size_t i = 0; i < N_KEYS; i++) {
         const json_t *value = api_field(object, keys[i].key);
         if (value == NULL || keys[i].obeys == 0 || (keys[i].obeys & routing->obeys) != 0) continue;
@@ -186,6 +198,8 @@ json_t *api_kv_methods_new(const kv_methods *methods)
         put_number(object, "routing_tau", (obeys & KV_ROUTE_TAU) != 0, methods->route.tau) &&
         api_put(object, "scheduling", json_string(methods->policy.name)) &&
         put_number(object, "budget", budget > 0, budget) &&
+        put_number(object, "lazy_threshold", kv_methods_by_laziness(methods),
+                   methods->policy.lazy_threshold) &&
         api_put(object, "compression", json_string(compression)))
         return object;
     json_decref(object);

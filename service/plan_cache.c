@@ -481,8 +481,7 @@ static void describe(const plan_work *w, plan_cache *out)
 {
     const plan_layer *first = &w->layers[0];
     const kv_methods *m = w->methods;
-    const uint32_t scorer_needs = (m->policy.evicts ? m->policy.scorer->needs : 0) |
-                                  (m->selection.evicts ? m->selection.scorer->needs : 0);
+    const uint32_t scorer_needs = kv_methods_needs(m);
     for (uint32_t l = 0; l < w->in->shape->n_layers; l++) {
         const plan_layer *layer = &w->layers[l];
         out->token_bytes += layer->n_kv_heads * kv_page_read_bytes(&layer->raw, 1);

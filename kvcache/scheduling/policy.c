@@ -9,18 +9,17 @@
 
 #define X(name) " " #name
 const char kv_policy_names[] =
-    " none quest flexgen adakv duo_attention pyramidkv" KV_SCORER_LIST(X);
-const char kv_selection_names[] = " adakv duo_attention pyramidkv" KV_SCORER_LIST(X);
+    " none quest flexgen adakv duo_attention pyramidkv simlayerkv" KV_SCORER_LIST(X);
+const char kv_selection_names[] = " adakv duo_attention pyramidkv simlayerkv" KV_SCORER_LIST(X);
 #undef X
 
 /* Policies that have a name of their own. */
 static const struct {
     const char *name, *meaning;
 } short_names[] = {
-    {"adakv", "expected_attention+adakv"},
-    {"duo_attention", "streaming_llm+duo_attention"},
-    {"pyramidkv", "snapkv+pyramid"},
-    {"fastv", "fastv+deep"},
+    {"adakv", "expected_attention+adakv"},    {"duo_attention", "streaming_llm+duo_attention"},
+    {"pyramidkv", "snapkv+pyramid"},          {"fastv", "fastv+deep"},
+    {"simlayerkv", "streaming_llm+simlayer"},
 };
 
 /* A name that is being read, and the setting that it stands in. */
@@ -134,6 +133,19 @@ err_t kv_selection_parse(const char *text, double budget, kv_policy *out, err_in
     TRY(read_budget(budget, out, info));
     out->evicts = budget != 1;
     return ERR_OK;
+}
+
+uint32_t kv_policy_needs(const kv_policy *policy)
+{
+    if (!policy->evicts) return 0;
+    return policy->scorer->needs | (kv_policy_by_laziness(policy) ? KV_SCORE_QUERIES : 0u);
+}
+
+uint32_t kv_policy_n_queries(const kv_policy *policy)
+{
+    const uint32_t n = kv_policy_by_laziness(policy) ? 1 : 0;
+    if (!policy->evicts) return 0;
+    return policy->scorer->n_queries > n ? policy->scorer->n_queries : n;
 }
 
 uint32_t kv_policy_n_keep(const kv_policy *policy, uint32_t length)

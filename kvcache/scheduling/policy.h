@@ -9,6 +9,7 @@
  *   duo_attention   streaming_llm+duo_attention
  *   pyramidkv       snapkv+pyramid
  *   fastv           fastv+deep
+ *   simlayerkv      streaming_llm+simlayer
  *   quest           everything stays, and decode queries read only as much as the budget says: routing
  *                   `topk` (Tang et al., Quest, 2024)
  *   flexgen         everything stays, and only as much of it as the budget says in the pool; the rest of a
@@ -37,6 +38,7 @@ typedef struct kv_policy {
     const kv_allocator *layers;      /* NULL: all layers keep the same */
     const kv_allocator *heads;       /* NULL: all heads of a layer keep the same */
     double budget;                   /* valid if evicts, limits_reads or limits_pool */
+    double lazy_threshold;           /* valid if kv_policy_by_laziness */
     bool evicts;                     /* false under a budget of 1, whatever the names say */
     bool limits_reads;               /* `quest` */
     bool limits_pool;                /* `flexgen` */
@@ -54,6 +56,16 @@ extern const char kv_selection_names[]; /* " adakv ... random" for messages */
 /* The same for a selection; errors name kv-compression. */
 err_t kv_selection_parse(const char *text, double budget, kv_policy *out,
                          err_info *info) MUST_CHECK;
+
+/* Do layers' shares go by how lazy they are? Whatever the budget. */
+static inline bool kv_policy_by_laziness(const kv_policy *policy)
+{
+    return policy->layers != NULL && policy->layers->laziness != NULL;
+}
+
+/* What its scorer and its allocators want to know, KV_SCORE_...; 0 if nothing is evicted. */
+uint32_t kv_policy_needs(const kv_policy *policy);
+uint32_t kv_policy_n_queries(const kv_policy *policy); /* under KV_SCORE_QUERIES */
 
 /* Entries of `length` that a head keeps on average over layers and heads: trunc(length * (1 - r)) with
  * r = 1 - budget in double arithmetic, as published methods round; at most `length`. */

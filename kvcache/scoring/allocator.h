@@ -6,15 +6,16 @@
 #ifndef KVCACHE_SCORING_ALLOCATOR_H
 #define KVCACHE_SCORING_ALLOCATOR_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "kvcache/scoring/scorer.h"
 
 typedef struct kv_layer_share_args {
     uint32_t layer, n_layers;
-    uint32_t n;        /* entries that one head has seen, protected ones (sinks, ring) included */
-    uint32_t n_window; /* newest ones that are always kept */
-    uint32_t n_keep;   /* of n, over all layers on average */
+    uint32_t n;         /* entries that one head has seen, protected ones (sinks, ring) included */
+    uint32_t n_window;  /* newest ones that are always kept */
+    uint32_t n_sinks;   /* first ones that are */
+    uint32_t n_keep;    /* of n, over all layers on average */
+    const double *lazy; /* [n_layers]: see laziness; NULL without it */
+    double lazy_threshold; /* valid with lazy: a layer above it keeps what is always kept */
 } kv_layer_share_args;
 
 /* One layer. Candidates are the entries that are not protected. */
@@ -34,6 +35,13 @@ typedef struct kv_allocator {
     /* Entries that one head of this layer keeps; summed over the layers at most n_layers * n_keep. */
     uint32_t (*layer_share)(const kv_layer_share_args *args);
 
+    /* How much of what the newest query of one head's group looks at lies outside entries [first, end), the
+     * candidates; its own entry left out. In [0, 1], a mean over the group; the cache averages the KV heads of
+     * each layer before the first share is asked. NULL: shares do not go by it. Queries are valid, one of
+     * them; otherwise as kv_scorer.score. */
+    double (*laziness)(const kv_score_args *args, uint32_t first, uint32_t end);
+    size_t (*laziness_floats)(const kv_score_shape *shape); /* that it works in */
+
     /* Writes n_keep[h] <= n[h], together at most n_heads * args->n_keep; exactly that if there are as many
      * candidates. Pure; must not block, allocate or fail. */
     void (*split)(const kv_split_args *args, uint32_t *n_keep);
@@ -45,6 +53,7 @@ typedef struct kv_allocator {
     X(adakv)                 \
     X(pyramid)               \
     X(deep)                  \
+    X(simlayer)              \
     X(duo_attention)
 
 extern const kv_allocator *const kv_allocators[]; /* ends with NULL */

@@ -9,6 +9,7 @@
  * are in neither statistics nor softmax, and come first.
  *
  * eps is 0 in the paper; 0.01 is what kvpress uses with adakv in its leaderboard. */
+#include "kvcache/scoring/future_queries.h"
 #include "kvcache/scoring/methods.h"
 #include "kvcache/scoring/score_math.h"
 
@@ -39,33 +40,6 @@ static expected take_work(const kv_score_args *args)
     return e;
 }
 
-/* The mean of exp(i angle) over n positions in a row is exp(i angle) of their middle, times
- * sin(n freq / 2) / (n sin(freq / 2)). */
-static void mean_turn(const kv_rope *rope, uint32_t position, uint32_t n, float *turn)
-{
-    const uint32_t n_pairs = rope->n / 2;
-    for (uint32_t c = 0; c < n_pairs; c++) {
-        const double half = (double)rope->freq[c] / 2;
-        const double whole = n * sin(half);
-        const double length = fabs(whole) < 1e-300 ? 1 : sin(n * half) / whole;
-        const double angle = (position + (n - 1) / 2.0) * (double)rope->freq[c];
-        turn[c] = (float)(length * cos(angle) * (double)rope->scale);
-        turn[n_pairs + c] = (float)(length * sin(angle) * (double)rope->scale);
-    }
-}
-
-/* Turns the vector x[0], x[stride], ... */
-static void turn_vector(const kv_rope *rope, const float *turn, float *x, uint32_t stride)
-{
-    const uint32_t n_pairs = rope->n / 2;
-    for (uint32_t c = 0; c < n_pairs; c++) {
-        float *low = x + (size_t)c * stride, *high = low + (size_t)n_pairs * stride;
-        const float a = *low, b = *high;
-        *low = turn[c] * a - turn[n_pairs + c] * b;
-        *high = turn[n_pairs + c] * a + turn[c] * b;
-    }
-}
-
 /* mean = scale R m, cov = scale^2 / 2 R S R' */
 static void prepare_head(const kv_score_args *args, const expected *e, uint32_t g)
 {
@@ -78,11 +52,11 @@ static void prepare_head(const kv_score_args *args, const expected *e, uint32_t 
     for (size_t i = 0; i < n_cov; i++)
         e->cov[i] = has_stats ? half * args->stats.cov[g * n_cov + i] : 0;
     if (args->rope == NULL) return;
-    turn_vector(args->rope, e->turn, e->mean, 1);
+    kv_future_rotate(args->rope, e->turn, e->mean, 1);
     for (uint32_t c = 0; c < k_dim; c++)
-        turn_vector(args->rope, e->turn, e->cov + c, k_dim);
+        kv_future_rotate(args->rope, e->turn, e->cov + c, k_dim);
     for (uint32_t r = 0; r < k_dim; r++)
-        turn_vector(args->rope, e->turn, e->cov + (size_t)r * k_dim, 1);
+        kv_future_rotate(args->rope, e->turn, e->cov + (size_t)r * k_dim, 1);
 }
 
 /* out += p / group over the entries from n_sinks on. */
@@ -121,7 +95,7 @@ void kv_expected_score(const kv_score_args *args, const kv_expected_settings *se
 {
     const expected e = take_work(args);
     const uint32_t n = args->view->n, n_sinks = kv_score_n_before(args->view, KV_SCORE_SINKS);
-    if (args->rope != NULL) mean_turn(args->rope, args->length, settings->n_future, e.turn);
+    if (args->rope != NULL) kv_future_turn(args->rope, args->length, settings->n_future, e.turn);
     for (uint32_t i = 0; i < n; i++)
         out[i] = 0;
     for (uint32_t g = 0; g < args->group; g++) {

@@ -40,6 +40,8 @@ typedef struct kv_score_queries {
     uint32_t n;     /* the window that the scorer asked for, or fewer if the sequence is shorter */
     const float *q; /* [n][group][k_dim], after RoPE */
     const uint32_t *positions; /* [n], rising; the last one is the newest entry's */
+    const float
+        *input_norm; /* [n], under KV_SCORE_INPUT_NORM: of the layer's input at the position */
 } kv_score_queries;
 
 /* Over all queries so far but those of the first 4 positions, before RoPE. */
@@ -72,15 +74,19 @@ typedef struct kv_score_args {
     const float *
         mass; /* [n], under KV_SCORE_MASS: sum over the queries so far of the mean over the group of
                         * the attention that the entry got */
+    const float
+        *local; /* [n], under KV_SCORE_LOCAL: what the entry got from the queries around it, whether
+                         * they could see it or not; see local_mass.h */
     uint32_t n_prompt; /* positions of the prompt */
     const float
         *replay; /* [n], under KV_SCORE_REPLAY: the largest share of attention that the entry got
-                 * when the prompt was read again, 0 behind it; NULL: it was not (kv_replay.h) */
+                 * when the prompt was read again, 0 behind it; NULL: it was not (kv_replay.h).
+                 * Under KV_SCORE_INPUT_NORM [group][n]: of shares by the norm of the layer's input */
     const uint32_t *last_use; /* [n], under KV_SCORE_USES: step in which its page was last read */
     const uint32_t *n_uses;   /* [n], under KV_SCORE_USES */
     uint32_t now;             /* this step, in the same count */
     const matrix *out_proj;   /* [d_model][n_heads * v_dim], under KV_SCORE_OUT_PROJ */
-    float *work;              /* [work_floats] */
+    float *work;              /* [work_floats], aligned for doubles */
 } kv_score_args;
 
 enum {
@@ -89,7 +95,9 @@ enum {
     KV_SCORE_MASS = 4,
     KV_SCORE_USES = 8,
     KV_SCORE_OUT_PROJ = 16,
-    KV_SCORE_REPLAY = 32
+    KV_SCORE_REPLAY = 32,
+    KV_SCORE_INPUT_NORM = 128,
+    KV_SCORE_LOCAL = 64 /* of sequences that know all their queries: they take no cached prefix */
 };
 
 typedef struct kv_score_shape {
@@ -128,8 +136,8 @@ typedef struct kv_scorer {
 /* clang-format off */
 #define KV_SCORER_LIST(X) \
     X(snapkv) X(distill) X(tova) X(expected_attention) X(knorm) X(keydiff) X(lagkv) X(cur) \
-    X(criticalkv) X(criticalkv_l2) X(dropkv) X(chunkkv) X(fastv) X(observed_attention) X(h2o) \
-    X(kvzip) X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
+    X(non_causal) X(cap) X(criticalkv) X(criticalkv_l2) X(dropkv) X(finch) X(chunkkv) X(fastv) \
+    X(observed_attention) X(h2o) X(kvzip) X(kvzip_plus) X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
 /* clang-format on */
 
 extern const kv_scorer *const kv_scorers[]; /* ends with NULL */

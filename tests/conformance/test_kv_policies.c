@@ -13,15 +13,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROMPT = 110, TOKENS = 160, SECTION = 48, D_MODEL = 24 };
+enum { PROMPT = 110, TOKENS = 160, SECTION = 48, LOCAL = 36, D_MODEL = 24 };
 
 static const fake_ids IDS = {.seed = 3, .n_prompt = PROMPT};
 
 static const char *const suffixes[] = {
-    "", "+uniform", "+adakv", "+pyramid", "+duo_attention", "+pyramid+adakv", "+deep"};
+    "", "+uniform", "+adakv", "+pyramid", "+duo_attention", "+pyramid+adakv", "+deep", "+simlayer"};
 static const char *const codecs[] = {"none", "int8", "think", "int4", "svd", "pikv"};
 static const double budgets[] = {0.5, 0.2, 40};
-enum { N_SUFFIXES = 7, N_CODECS = 5, N_BUDGETS = 3 };
+enum { N_SUFFIXES = 8, N_CODECS = 5, N_BUDGETS = 3 };
 
 /* What chooses; either may be "none". */
 typedef struct method {
@@ -68,6 +68,7 @@ static fake *open_rig(rig *r, const method *m, fake_options options)
     options.isa = options.isa != NULL ? options.isa : "auto";
     fake *f = fake_open(&options);
     f->cache->section_tokens = SECTION;
+    f->cache->local_tokens = LOCAL;
     return f;
 }
 
@@ -93,6 +94,7 @@ static fake_options pick_options(const method *m, uint32_t i)
     fake_options options = options_of(codecs[(i + i / N_SUFFIXES) % N_CODECS],
                                       is_fitted ? 0.65 : budgets[i / 2 % N_BUDGETS]);
     options.config.n_shards = 1 + i % 4;
+    options.config.lazy_threshold = i % 2 == 0 ? 1 : 0.55; /* some layers of the rig are above */
     return options;
 }
 
@@ -103,7 +105,9 @@ static void for_each_policy(void (*check)(const method *m, uint32_t i))
         {"h2o+adakv", "chunkkv"},      {"random", "snapkv+pyramid"},
         {"lru_plus", "keydiff+adakv"}, {"expected_attention+adakv", "pyramidkv"},
         {"tova", "chunkkv"},           {"fastv", "h2o"},
-        {"kvzip+adakv", "snapkv"},     {"h2o", "kvzip"}};
+        {"kvzip+adakv", "snapkv"},     {"h2o", "kvzip"},
+        {"kvzip_plus", "snapkv"},      {"kvzip_plus", "kvzip_plus+adakv"},
+        {"simlayerkv", "keydiff"},     {"lru", "distill+simlayer"}};
     uint32_t i = 0;
     for (size_t s = 0; kv_scorers[s] != NULL; s++) {
         for (size_t a = 0; a < N_SUFFIXES; a++) {
@@ -111,13 +115,13 @@ static void for_each_policy(void (*check)(const method *m, uint32_t i))
             kv_policy policy, selection;
             snprintf(name, sizeof name, "%s%s", kv_scorers[s]->name, suffixes[a]);
             const err_t err = kv_policy_parse(name, 0.5, &policy, NULL);
-            const bool is_of_heads = a > 0 && a != 3 && a != 6;
+            const bool is_of_heads = a > 0 && a != 3 && a < 6;
             ck_assert_int_eq(err != ERR_OK, kv_scorers[s]->over_heads && is_of_heads);
             ck_assert_int_eq(kv_selection_parse(name, 0.5, &selection, NULL), err);
             if (err != ERR_OK) continue;
             ck_assert_str_eq(selection.name, policy.name);
             check(&(method){name, "none"}, i++);
-            if (a == 0 || a == 3 || a == 5) check(&(method){"none", name}, i++);
+            if (a == 0 || a == 3 || a == 5 || a == 7) check(&(method){"none", name}, i++);
         }
     }
     ck_assert_uint_gt(i, 100);
@@ -136,8 +140,8 @@ static uint32_t n_seen(const fake *f, const kv_seq *seq, uint32_t l, uint32_t fi
     return end > first ? end - first : 0;
 }
 
-/* What is live in a layer, and what at most may be. */
-static void check_layer(const fake *f, const kv_seq *seq, uint32_t l, uint32_t share)
+/* What is live in a layer, and what at most may be. Returns what a head has on average. */
+static double check_layer(const fake *f, const kv_seq *seq, uint32_t l, uint32_t share)
 {
     const kv_cache *cache = f->cache;
     const uint32_t in_pages = seq->n_blocks * cache->page_tokens;
@@ -161,24 +165,35 @@ static void check_layer(const fake *f, const kv_seq *seq, uint32_t l, uint32_t s
         }
     }
     ck_assert_uint_le(n_live, n_heads * (share > n_protected ? share : n_protected));
+    return (double)n_live / n_heads;
 }
 
+/* A selection by laziness leaves the sum alone to be checked: what it found is forgotten with the prompt. */
 static void check_budget(const fake *f, const kv_seq *seq, const kv_policy *policy)
 {
     const uint32_t n_keep = kv_policy_n_keep(policy, seq->length);
+    const bool is_forgotten = kv_policy_by_laziness(policy) && seq->observed.lazy == NULL;
     uint32_t total = 0;
+    double n_live = 0;
     for (uint32_t l = 0; l < f->n_layers; l++) {
         const uint32_t left = kv_blocks_left(f->cache, seq->length) * f->cache->page_tokens;
         const kv_layer_share_args args = {.layer = l,
                                           .n_layers = f->n_layers,
                                           .n = seq->length,
                                           .n_window = seq->length - left,
-                                          .n_keep = n_keep};
-        const uint32_t share = policy->layers != NULL ? policy->layers->layer_share(&args) : n_keep;
-        total += share;
-        check_layer(f, seq, l, share);
+                                          .n_sinks = f->cache->sink_tokens,
+                                          .n_keep = n_keep,
+                                          .lazy = seq->observed.lazy,
+                                          .lazy_threshold = policy->lazy_threshold};
+        uint32_t share = n_keep;
+        if (is_forgotten) share = seq->length;
+        if (policy->layers != NULL && !is_forgotten) share = policy->layers->layer_share(&args);
+        n_live += check_layer(f, seq, l, share);
+        const uint32_t least = args.n_window + args.n_sinks;
+        total += !is_forgotten ? share : n_keep > least ? n_keep : least;
     }
-    ck_assert_uint_le(total, f->n_layers * n_keep);
+    if (is_forgotten) ck_assert_double_le(n_live, total);
+    if (!is_forgotten) ck_assert_uint_le(total, f->n_layers * n_keep);
 }
 
 /* Nothing behind the prompt is gone; of the layer without a window. */
@@ -397,6 +412,7 @@ START_TEST(what_makes_no_policy_is_said)
     expect_refusal("snapkv+foo", 0.5, "kv-scheduling: 'snapkv+foo': allocator 'foo' is unknown");
     expect_refusal("snapkv+adakv+uniform", 0.5, "more than one allocator");
     expect_refusal("snapkv+pyramid+pyramid", 0.5, "more than one allocator");
+    expect_refusal("snapkv+simlayer+deep", 0.5, "more than one allocator");
     expect_refusal("tova+adakv", 0.5, "tova scores all heads alike");
     expect_refusal("none+adakv", 0.5, "'none+adakv' is unknown");
     expect_refusal("h2o", 0, "kv-budget: 0 is neither a share in (0, 1] nor a whole number");
@@ -409,11 +425,10 @@ END_TEST
 
 START_TEST(short_names_are_what_they_stand_for)
 {
-    static const char *const pairs[][2] = {{"adakv", "expected_attention+adakv"},
-                                           {"duo_attention", "streaming_llm+duo_attention"},
-                                           {"pyramidkv", "snapkv+pyramid"},
-                                           {"fastv", "fastv+deep"},
-                                           {"snapkv+adakv+pyramid", "snapkv+pyramid+adakv"}};
+    static const char *const pairs[][2] = {
+        {"adakv", "expected_attention+adakv"},    {"duo_attention", "streaming_llm+duo_attention"},
+        {"pyramidkv", "snapkv+pyramid"},          {"fastv", "fastv+deep"},
+        {"simlayerkv", "streaming_llm+simlayer"}, {"snapkv+adakv+pyramid", "snapkv+pyramid+adakv"}};
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
         kv_policy policy;
         ck_assert_int_eq(kv_policy_parse(pairs[i][0], 0.5, &policy, NULL), ERR_OK);
@@ -422,6 +437,50 @@ START_TEST(short_names_are_what_they_stand_for)
         ck_assert_int_eq(kv_policy_parse(pairs[i][0], 1, &policy, NULL), ERR_OK);
         ck_assert(!policy.evicts);
     }
+}
+END_TEST
+
+/* What is noted while the prompt is read again is kept behind it for a scheduling that asks for it, too. */
+START_TEST(a_prompt_is_read_again_for_one_score)
+{
+    static const char *const pairs[][2] = {{"kvzip_plus", "kvzip"}, {"kvzip", "kvzip_plus+adakv"}};
+    kv_methods methods;
+    kv_config config = fake_defaults();
+    err_info info = {0};
+    config.budget = 0.5;
+    for (size_t i = 0; i < 2; i++) {
+        char compression[64];
+        snprintf(compression, sizeof compression, "%s,int8", pairs[i][1]);
+        config.compression = compression;
+        config.scheduling = (char *)(uintptr_t)pairs[i][0];
+        info = (err_info){0};
+        ck_assert_int_eq(kv_methods_resolve(&config, &methods, &info), ERR_BAD_CONFIG);
+        ck_assert_msg(strstr(info.message, "read the prompt again for different scores") != NULL,
+                      "%s", info.message);
+        snprintf(compression, sizeof compression, "%s,int8", pairs[i][0]);
+        ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    }
+}
+END_TEST
+
+START_TEST(lazy_layers_have_a_threshold_where_they_are_asked_for)
+{
+    kv_methods methods;
+    kv_config config = fake_defaults();
+    err_info info = {0};
+    config.budget = 0.5;
+    config.lazy_threshold = 7; /* nobody looks */
+    config.scheduling = (char *)(uintptr_t) "snapkv+pyramid";
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert(!kv_methods_by_laziness(&methods));
+    config.scheduling = (char *)(uintptr_t) "simlayerkv";
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, &info), ERR_BAD_CONFIG);
+    ck_assert_str_eq(info.message, "kv-lazy-threshold: 7 is outside [0, 1]");
+    config.lazy_threshold = (double)NAN;
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_BAD_CONFIG);
+    config.lazy_threshold = 0.8;
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_double_eq(methods.policy.lazy_threshold, 0.8);
 }
 END_TEST
 
@@ -478,6 +537,11 @@ START_TEST(a_cache_says_what_it_keeps_for_no_scorer)
     ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
     ck_assert_int_eq(kv_cache_check_methods(f->cache, &methods, &info), ERR_UNSUPPORTED);
     ck_assert_str_eq(info.message, "kv-scheduling: the cache keeps nothing for h2o");
+    config.scheduling = (char *)(uintptr_t) "knorm+simlayer"; /* the scorer is there */
+    info = (err_info){0};
+    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
+    ck_assert_int_eq(kv_cache_check_methods(f->cache, &methods, &info), ERR_UNSUPPORTED);
+    ck_assert_str_eq(info.message, "kv-scheduling: the cache keeps nothing for knorm+simlayer");
     fake_close(f);
 }
 END_TEST
@@ -490,6 +554,8 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(neighbours_and_threads_change_no_bit, 600),
     TEST_CASE(what_makes_no_policy_is_said),
     TEST_CASE(short_names_are_what_they_stand_for),
+    TEST_CASE(a_prompt_is_read_again_for_one_score),
+    TEST_CASE(lazy_layers_have_a_threshold_where_they_are_asked_for),
     TEST_CASE(shares_are_rounded_as_published_methods_round),
     TEST_CASE(quest_is_routing_by_its_budget),
     TEST_CASE(a_cache_says_what_it_keeps_for_no_scorer),

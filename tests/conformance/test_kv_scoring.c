@@ -120,7 +120,8 @@ static order order_of(const char *name)
 {
     static const char *const by_position[] = {"streaming_llm", "random"};
     static const char *const by_neighbours[] = {
-        "snapkv", "chunkkv", "criticalkv", "criticalkv_l2", "lagkv", "cur", "observed_attention"};
+        "snapkv", "chunkkv", "criticalkv",         "criticalkv_l2",
+        "lagkv",  "cur",     "observed_attention", "non_causal"};
     for (size_t i = 0; i < sizeof by_position / sizeof by_position[0]; i++) {
         if (strcmp(name, by_position[i]) == 0) return POSITIONS;
     }
@@ -144,7 +145,9 @@ static void reverse(score_problem *to, const score_problem *from)
         move(to->k, from->k, i, j, from->k_dim * sizeof(float));
         move(to->v, from->v, i, j, from->v_dim * sizeof(float));
         move(to->mass, from->mass, i, j, sizeof(float));
-        move(to->replay, from->replay, i, j, sizeof(float));
+        move(to->local, from->local, i, j, sizeof(float));
+        for (uint32_t g = 0; g < from->group; g++)
+            move(to->replay + g * from->n, from->replay + g * from->n, i, j, sizeof(float));
         move(to->last_use, from->last_use, i, j, sizeof(uint32_t));
         move(to->n_uses, from->n_uses, i, j, sizeof(uint32_t));
     }
@@ -213,7 +216,7 @@ END_TEST
  * weighted by its values, too. */
 START_TEST(the_newest_entry_is_the_best_where_the_window_is_kept)
 {
-    static const char *const names[] = {"snapkv", "tova", "dropkv"};
+    static const char *const names[] = {"snapkv", "tova", "dropkv", "finch"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         for (uint32_t n = 2; n <= 200; n = n * 3 + 1) {
             score_problem p;
@@ -248,16 +251,23 @@ static void check_layers(const kv_allocator *allocator, kv_layer_share_args args
 
 START_TEST(layers_share_the_budget_exactly)
 {
+    enum { LAYERS_MAX = 40 };
     for (size_t i = 0; kv_allocators[i] != NULL; i++) {
         if (kv_allocators[i]->layer_share == NULL) continue;
         for (uint64_t k = 0; k < 20000; k++) {
             const random_block r = random_at(15, i, k);
             const uint32_t n = r.word[0] % (k % 3 == 0 ? 50 : 200000);
+            double lazy[LAYERS_MAX];
+            for (uint32_t l = 0; l < LAYERS_MAX; l++) /* some are alike */
+                lazy[l] = (double)(random_at(19, k, l).word[0] % 20) / 19;
             check_layers(kv_allocators[i],
-                         (kv_layer_share_args){.n_layers = 1 + r.word[1] % 40,
+                         (kv_layer_share_args){.n_layers = 1 + r.word[1] % LAYERS_MAX,
                                                .n = n,
                                                .n_window = k % 5 == 0 ? n : r.word[2] % 200,
-                                               .n_keep = r.word[3] % (n + 2)});
+                                               .n_sinks = (uint32_t)k % 7,
+                                               .n_keep = r.word[3] % (n + 2),
+                                               .lazy = lazy,
+                                               .lazy_threshold = 1});
         }
     }
 }

@@ -40,7 +40,9 @@ ROUTINGS = [{}, {"routing": "topk", "routing_k": 0.25}, {"routing": "hierarchica
 SCHEDULINGS = [{}, {}, {"scheduling": "adakv", "budget": 0.5}, {"scheduling": "h2o", "budget": 0.3},
                {"scheduling": "snapkv+pyramid", "budget": 80}, {"scheduling": "lru_plus", "budget": 0.5},
                {"scheduling": "duo_attention", "budget": 0.5}, {"scheduling": "flexgen", "budget": 0.5},
-               {"scheduling": "kvzip", "budget": 0.4}]
+               {"scheduling": "kvzip", "budget": 0.4}, {"scheduling": "kvzip_plus+adakv", "budget": 0.4},
+               {"scheduling": "non_causal", "budget": 0.5}, {"scheduling": "cap+simlayer", "budget": 0.5},
+               {"scheduling": "simlayerkv", "budget": 0.9, "lazy_threshold": 0.6}]
 COMPRESSIONS = [{}, {}, {"compression": "int8"}, {"compression": "int4"}, {"compression": "fp8"},
                 {"compression": "think"}, {"compression": "svd"}, {"compression": "pikv"}]
 WORK_DONE = ("kv_pages_evicted_total", "kv_pages_compacted_total", "kv_encoded_blocks_total",

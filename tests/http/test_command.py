@@ -71,6 +71,7 @@ def test_names_from_other_servers_are_understood():
     (("--max-num-seqs", "0"), "max-num-seqs"),
     (("--max-num-seqs", "-1"), "max-num-seqs"),
     (("--log-level", "loud"), "log-level"),
+    (("--kv-lazy-threshold", "1.5"), "kv-lazy-threshold"),
     (("--monitor-port", "x"), "monitor-port"),
     (("--tensor-parallel-size", "2"), "tensor-parallel-size"),
     (("--enable-expert-parallel",), "enable-expert-parallel"),

@@ -1,10 +1,14 @@
 /* tests/kvcache/evict_oracle.c - see evict_oracle.h. */
 #include "tests/kvcache/evict_oracle.h"
 
+#include "kvcache/kv_replay.h"
+
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { WORK_FLOATS = 1 << 16 };
 
 bool oracle_keeps(const void *ctx, fake_key key, uint32_t position)
 {
@@ -46,6 +50,44 @@ static void add_head_mass(oracle *o, uint32_t l, uint32_t query_head, uint32_t p
         o->mass[l][head][p] += weight[p] / sum / group;
 }
 
+/* What the queries of positions [first, end) give to what there is of them, those before and behind alike. An
+ * entry that goes at `end` is still there. */
+static void sum_local(oracle *o, uint32_t l, uint32_t query_head, fake_range part)
+{
+    const kv_layer_shape *layer = &o->f->layers[l];
+    const uint32_t group = layer->n_heads / layer->n_kv_heads, head = query_head / group;
+    for (uint32_t i = part.first; i < part.end; i++) {
+        double weight[ORACLE_TOKENS_MAX] = {0}, sum = 0;
+        float q[64], k[64];
+        fake_fill(FAKE_QUERY, l, query_head, o->s->tokens[i], i, layer->k_dim, q);
+        for (uint32_t p = part.first; p < part.end; p++) {
+            if (o->gone[l][head][p] < part.end) continue;
+            if (layer->window != 0 && p + layer->window <= part.end) continue;
+            fake_fill(FAKE_KEY, l, head, o->s->tokens[p], p, layer->k_dim, k);
+            weight[p] = exp(dot(q, k, layer->k_dim));
+            sum += weight[p];
+        }
+        for (uint32_t p = part.first; p < part.end && sum > 0; p++)
+            o->local[l][head][p] += weight[p] / sum / group;
+    }
+}
+
+/* Up to `length`, where the last part may be a beginning. */
+static void sum_parts(oracle *o, uint32_t length)
+{
+    const uint32_t n = o->f->cache->local_tokens;
+    for (uint32_t first = o->n_local; first < length; first += n) {
+        const fake_range part = {first, first + n < length ? first + n : length};
+        for (uint32_t l = 0; l < o->f->n_layers; l++) {
+            for (uint32_t h = 0; h < o->f->layers[l].n_kv_heads; h++)
+                memset(o->local[l][h] + first, 0, (part.end - first) * sizeof ***o->local);
+            for (uint32_t h = 0; h < o->f->layers[l].n_heads; h++)
+                sum_local(o, l, h, part);
+        }
+        if (part.end == first + n) o->n_local = part.end;
+    }
+}
+
 /* A view of plain arrays. */
 typedef struct plain {
     const oracle *o;
@@ -72,14 +114,17 @@ static void load_plain(const kv_score_view *view, uint32_t first, uint32_t count
 static void list_queries(const oracle *o, kv_score_args *args, uint32_t n, float *q,
                          uint32_t *positions)
 {
+    static float input_norm[64];
     for (uint32_t i = 0; i < n; i++) {
         positions[i] = args->length - n + i;
+        input_norm[i] = fake_input_norm(args->layer, o->s->tokens[positions[i]], positions[i]);
         for (uint32_t g = 0; g < args->group; g++)
             fake_fill(FAKE_QUERY, args->layer, args->head * args->group + g,
                       o->s->tokens[positions[i]], positions[i], args->k_dim,
                       q + (i * args->group + g) * args->k_dim);
     }
-    args->queries = (kv_score_queries){n, q, positions};
+    args->queries =
+        (kv_score_queries){.n = n, .q = q, .positions = positions, .input_norm = input_norm};
 }
 
 /* Mean and covariance of the prompt's queries, in two passes. */
@@ -163,7 +208,7 @@ static void drop_worst(oracle *o, const kv_scorer *scorer, const head *x, uint32
 static void score_head(const oracle *o, const kv_scorer *scorer, uint32_t length, head *x)
 {
     static float q[64 * 2 * 64], mean[2 * 64], cov[2 * 64 * 64], mass[ORACLE_TOKENS_MAX],
-        work[1 << 16];
+        local[ORACLE_TOKENS_MAX];
     uint32_t positions[64];
     const uint32_t l = x->source.layer, h = x->source.head;
     const kv_layer_shape *layer = &o->f->layers[l];
@@ -182,13 +227,19 @@ static void score_head(const oracle *o, const kv_scorer *scorer, uint32_t length
                           .length = length,
                           .seed = 0x70696b76,
                           .mass = mass,
-                          .now = length,
-                          .work = work};
+                          .local = local,
+                          .n_prompt = o->n_prompt,
+                          .out_proj = layer->out_proj,
+                          .now = length};
+    args.work = malloc(WORK_FLOATS * sizeof *args.work);
     list_queries(o, &args, scorer->n_queries < length ? scorer->n_queries : length, q, positions);
     find_stats(o, &args, mean, cov);
     for (uint32_t i = 0; i < x->n; i++)
         mass[i] = (float)o->mass[l][h][x->source.positions[i]];
+    for (uint32_t i = 0; i < x->n; i++)
+        local[i] = (float)o->local[l][h][x->source.positions[i]];
     scorer->score(&args, x->score);
+    free(args.work);
 }
 
 /* shared[p]: the mean over the heads, summed over the layers that the scorer looks at. */
@@ -241,7 +292,48 @@ static void join_scores(const oracle *o, const kv_scorer *scorer, const double *
     }
 }
 
-static void evict_layer(oracle *o, const kv_policy *policy, uint32_t l, const double *shared,
+/* What the newest query of one query head gives to the entries of its KV head that are no candidates, its own
+ * left out. */
+static double find_kept_mass(const oracle *o, const head *x, uint32_t query_head, uint32_t length)
+{
+    const kv_layer_shape *layer = &o->f->layers[x->source.layer];
+    const uint32_t l = x->source.layer, dim = layer->k_dim;
+    double sum = 0, mass = 0;
+    float q[64], k[64];
+    fake_fill(FAKE_QUERY, l, query_head, o->s->tokens[length - 1], length - 1, dim, q);
+    for (uint32_t i = 0; i < x->n; i++) {
+        const uint32_t p = x->source.positions[i];
+        fake_fill(FAKE_KEY, l, x->source.head, o->s->tokens[p], p, dim, k);
+        const double weight = exp(dot(q, k, dim) * (double)layer->scale);
+        const bool is_candidate = i >= x->first && i < x->first + x->n_open;
+        sum += weight;
+        if (!is_candidate && p + 1 < length) mass += weight;
+    }
+    return mass / sum;
+}
+
+/* Of every layer, if it is asked. */
+static void find_laziness(oracle *o, const kv_policy *policy, uint32_t length, double *lazy)
+{
+    for (uint32_t l = 0; l < o->f->n_layers && kv_policy_by_laziness(policy); l++) {
+        const kv_layer_shape *layer = &o->f->layers[l];
+        lazy[l] = 0;
+        for (uint32_t h = 0; h < layer->n_heads; h++) {
+            head x = {
+                .source = {.o = o, .layer = l, .head = h / (layer->n_heads / layer->n_kv_heads)}};
+            x.n = list_entries(o, &x.source, length, &x.first, &x.n_open);
+            lazy[l] += find_kept_mass(o, &x, h, length) / layer->n_heads;
+        }
+        o->n_lazy += lazy[l] > policy->lazy_threshold;
+    }
+}
+
+/* What all layers show, found before anything goes. */
+typedef struct shown {
+    double shared[ORACLE_TOKENS_MAX], lazy[FAKE_LAYERS_MAX];
+} shown;
+
+static void evict_layer(oracle *o, const kv_policy *policy, uint32_t l, const shown *all,
                         uint32_t length)
 {
     const kv_scorer *scorer = policy->scorer;
@@ -254,21 +346,27 @@ static void evict_layer(oracle *o, const kv_policy *policy, uint32_t l, const do
                                        .n_layers = o->f->n_layers,
                                        .n = length,
                                        .n_window = n_recent,
-                                       .n_keep = n_keep};
+                                       .n_sinks = cache->sink_tokens,
+                                       .n_keep = n_keep,
+                                       .lazy = all->lazy,
+                                       .lazy_threshold = policy->lazy_threshold};
     if (policy->layers != NULL) n_keep = policy->layers->layer_share(&share);
     for (uint32_t h = 0; h < n_heads; h++) {
         heads[h] = (head){.source = {.o = o, .layer = l, .head = h}};
         score_head(o, scorer, length, &heads[h]);
     }
-    join_scores(o, scorer, shared, heads, n_heads);
+    join_scores(o, scorer, all->shared, heads, n_heads);
     for (uint32_t h = 0; h < n_heads; h++) {
         const uint32_t n_protected = heads[h].n - heads[h].n_open;
         drop_worst(o, scorer, &heads[h], n_keep > n_protected ? n_keep - n_protected : 0, length);
     }
 }
 
+/* A prompt that would be read again is chosen from at its end alone, though nobody does here. */
 static bool is_due(const oracle *o, uint32_t length)
 {
+    const bool is_replayed = kv_replay_is_due(o->f->cache, &o->s->seq->methods, o->n_prompt);
+    if (length < o->n_prompt && is_replayed) return false;
     if (length <= o->n_prompt) return length == o->n_prompt || length % o->section == 0;
     const uint32_t window = o->f->cache->window_tokens, page = o->f->cache->page_tokens;
     return length > window && (length - window) % page == 0;
@@ -277,7 +375,7 @@ static bool is_due(const oracle *o, uint32_t length)
 void oracle_settle(oracle *o, uint32_t length)
 {
     const kv_methods *methods = &o->s->seq->methods;
-    double shared[ORACLE_TOKENS_MAX];
+    shown all;
     const kv_policy *policy = methods->policy.evicts ? &methods->policy : NULL;
     if (methods->selection.evicts && length <= o->n_prompt) policy = &methods->selection;
     if (policy == NULL || length == 0 || !is_due(o, length)) return;
@@ -288,9 +386,11 @@ void oracle_settle(oracle *o, uint32_t length)
         }
     }
     o->n_massed = length;
-    share_scores(o, policy->scorer, length, shared);
+    sum_parts(o, length);
+    share_scores(o, policy->scorer, length, all.shared);
+    find_laziness(o, policy, length, all.lazy);
     for (uint32_t l = 0; l < o->f->n_layers; l++)
-        evict_layer(o, policy, l, shared, length);
+        evict_layer(o, policy, l, &all, length);
 }
 
 oracle *oracle_new(const fake *f, const fake_seq *s, uint32_t n_prompt)

@@ -17,6 +17,9 @@ typedef struct oracle {
     uint32_t gone[FAKE_LAYERS_MAX][ORACLE_HEADS_MAX][ORACLE_TOKENS_MAX];
     double mass[FAKE_LAYERS_MAX][ORACLE_HEADS_MAX][ORACLE_TOKENS_MAX];
     uint32_t n_massed; /* queries that have been added */
+    double local[FAKE_LAYERS_MAX][ORACLE_HEADS_MAX][ORACLE_TOKENS_MAX];
+    uint32_t n_local; /* positions in parts that are complete, and summed */
+    uint32_t n_lazy;  /* layers that were above the threshold, over all lengths */
 } oracle;
 
 /* Of a sequence that begins; a cache with its sections. Free it. */

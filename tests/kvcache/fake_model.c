@@ -141,8 +141,27 @@ fake *fake_open(const fake_options *options)
     f->v = malloc(n * sizeof *f->v);
     f->out = malloc(n * sizeof *f->out);
     f->experts = malloc(f->limits.n_step_tokens_max * sizeof *f->experts);
+    f->input_norm = calloc(f->limits.n_step_tokens_max, sizeof *f->input_norm);
     open_cache(f, options);
     return f;
+}
+
+const kv_layer_shape *fake_projecting(const kv_layer_shape *layers, uint32_t n_layers)
+{
+    enum { D_MODEL = 20, N_WEIGHTS = D_MODEL * 4 * 64 };
+    static float weights[N_WEIGHTS];
+    static matrix out_proj[FAKE_LAYERS_MAX];
+    static kv_layer_shape copies[FAKE_LAYERS_MAX];
+    for (uint32_t i = 0; i < N_WEIGHTS; i++)
+        weights[i] = random_uniform(6, 0, i) - 0.5f;
+    for (uint32_t l = 0; l < n_layers; l++) {
+        const uint32_t cols = layers[l].n_heads * layers[l].v_dim;
+        ck_assert_uint_le(D_MODEL * cols, N_WEIGHTS);
+        out_proj[l] = (matrix){.data = weights, .type = DTYPE_F32, .rows = D_MODEL, .cols = cols};
+        copies[l] = layers[l];
+        copies[l].out_proj = &out_proj[l];
+    }
+    return copies;
 }
 
 void fake_close(fake *f)
@@ -154,6 +173,7 @@ void fake_close(fake *f)
     free(f->v);
     free(f->out);
     free(f->experts);
+    free(f->input_norm);
     free(f->bases);
     free(f);
 }
@@ -166,6 +186,11 @@ void fake_fill(fake_kind what, uint32_t layer, uint32_t head, uint32_t token, ui
     const uint64_t stream = ((uint64_t)position << 32) | layer << 16 | head << 4 | what;
     for (uint32_t i = 0; i < n; i++)
         out[i] = 2 * random_uniform(token, stream, i) - 1;
+}
+
+float fake_input_norm(uint32_t layer, uint32_t token, uint32_t position)
+{
+    return 0.5f + 2 * random_uniform(token, (uint64_t)position << 32 | layer, 99);
 }
 
 static uint32_t draw_token(uint64_t seed, uint32_t position)
@@ -228,6 +253,7 @@ static void run_layer(fake *f, uint32_t l, const fake_token *batch, uint32_t n_t
             fake_fill(FAKE_KEY, l, h, id, p, layer->k_dim, f->k + row * layer->k_dim);
             fake_fill(FAKE_VALUE, l, h, id, p, layer->v_dim, f->v + row * layer->v_dim);
         }
+        f->input_norm[t] = fake_input_norm(l, id, p);
         f->experts[t] = (id + l * f->expert_step) % 8;
     }
     const kv_append_args append = {.layer = l, .k = f->k, .v = layer->v_in_k ? NULL : f->v};
@@ -238,6 +264,8 @@ static void run_layer(fake *f, uint32_t l, const fake_token *batch, uint32_t n_t
     const kv_attend_args attend = {.layer = l,
                                    .q = f->q,
                                    .q_nope = kv_cache_wants_q_nope(f->cache) ? f->out : NULL,
+                                   .input_norm =
+                                       kv_cache_wants_input_norm(f->cache) ? f->input_norm : NULL,
                                    .out = f->out};
     kv_attend(f->cache, &attend);
     if (layer->has_router) kv_note_experts(f->cache, l, f->experts, 1);

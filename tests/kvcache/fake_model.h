@@ -27,8 +27,8 @@ typedef struct fake {
     kv_layer_shape layers[FAKE_LAYERS_MAX];
     uint32_t n_layers;
     kv_limits limits;
-    size_t n_out;           /* floats that attention returns of one token, all layers */
-    float *q, *k, *v, *out; /* of one layer and step */
+    size_t n_out; /* floats that attention returns of one token, all layers */
+    float *q, *k, *v, *out, *input_norm; /* of one layer and step */
     uint32_t *experts;
     uint32_t
         expert_step; /* a token's expert of 8 is its id, and this more in every layer; 0 at first */
@@ -48,6 +48,7 @@ typedef struct fake_seq {
 typedef enum fake_kind { FAKE_QUERY, FAKE_KEY, FAKE_VALUE } fake_kind;
 void fake_fill(fake_kind what, uint32_t layer, uint32_t head, uint32_t token, uint32_t position,
                uint32_t n, float *out);
+float fake_input_norm(uint32_t layer, uint32_t token, uint32_t position);
 
 /* The settings that tests use unless they say otherwise: pages of 4, a window of 8, 2 sinks. */
 kv_config fake_defaults(void);
@@ -57,6 +58,9 @@ extern const kv_layer_shape fake_layers[3];
  * window of 12, 3 sinks. */
 extern const kv_layer_shape fake_coded_layers[2];
 kv_config fake_coded(const char *codec);
+
+/* Copies of layers with an output projection each, until the next call. */
+const kv_layer_shape *fake_projecting(const kv_layer_shape *layers, uint32_t n_layers);
 
 fake *fake_open(const fake_options *options); /* fails the test on an error */
 

@@ -48,12 +48,13 @@ static void make_args(score_problem *p)
                               .length = p->n == 0 ? 0 : p->positions[p->n - 1] + 1,
                               .n_keep = p->n / 2,
                               .seed = 5,
-                              .queries = {p->n_queries, p->q, p->q_positions},
+                              .queries = {p->n_queries, p->q, p->q_positions, p->input_norm},
                               .stats = {p->n, p->mean, p->cov},
                               .rope = &p->rope,
                               .n_prompt = p->n,
                               .replay = p->replay,
                               .mass = p->mass,
+                              .local = p->local,
                               .last_use = p->last_use,
                               .n_uses = p->n_uses,
                               .now = 1000,
@@ -78,7 +79,9 @@ void score_problem_init(score_problem *p, const score_shape *s)
     p->cov = zeros((size_t)s->group * s->k_dim * s->k_dim, sizeof *p->cov);
     p->freq = zeros(s->k_dim / 2, sizeof *p->freq);
     p->mass = zeros(s->n, sizeof *p->mass);
-    p->replay = zeros(s->n, sizeof *p->replay);
+    p->local = zeros(s->n, sizeof *p->local);
+    p->replay = zeros((size_t)s->n * s->group, sizeof *p->replay);
+    p->input_norm = zeros(s->n_queries, sizeof *p->input_norm);
     p->last_use = zeros(s->n, sizeof *p->last_use);
     p->n_uses = zeros(s->n, sizeof *p->n_uses);
     p->out_proj = zeros((size_t)s->d_model * 2 * s->group * s->v_dim, sizeof *p->out_proj);
@@ -93,9 +96,9 @@ void score_problem_init(score_problem *p, const score_shape *s)
 
 void score_problem_deinit(score_problem *p)
 {
-    void *const arrays[] = {p->positions, p->k,        p->v,     p->q,    p->q_positions,
-                            p->mean,      p->cov,      p->freq,  p->mass, p->n_uses,
-                            p->last_use,  p->out_proj, p->replay};
+    void *const arrays[] = {p->positions, p->k,        p->v,      p->q,     p->q_positions,
+                            p->mean,      p->cov,      p->freq,   p->mass,  p->n_uses,
+                            p->last_use,  p->out_proj, p->replay, p->local, p->input_norm};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++)
         free(arrays[i]);
 }
@@ -139,13 +142,17 @@ void score_problem_random(score_problem *p, const score_shape *s, uint64_t seed)
     for (uint32_t i = 0; i < s->n; i++) {
         p->positions[i] = position;
         p->mass[i] = 3 * random_uniform(seed, 6, i);
-        p->replay[i] = random_uniform(seed, 9, i);
+        p->local[i] = 2 * random_uniform(seed, 10, i);
         p->last_use[i] = random_at(seed, 7, i / 8).word[0] % 1001;
         p->n_uses[i] = random_at(seed, 8, i / 8).word[0] % 50;
         position += i >= 4 && i + 1 + s->n_queries < s->n ? 2 : 1;
     }
-    for (uint32_t i = 0; i < s->n_queries; i++)
+    for (uint32_t i = 0; i < s->n * s->group; i++)
+        p->replay[i] = random_uniform(seed, 9, i);
+    for (uint32_t i = 0; i < s->n_queries; i++) {
         p->q_positions[i] = p->positions[s->n - s->n_queries + i];
+        p->input_norm[i] = 0.5f + random_uniform(seed, 11, i);
+    }
     make_args(p);
 }
 
@@ -223,9 +230,12 @@ static void *const UNASKED = (void *)(uintptr_t)0x10;
 
 static void poison_unasked(kv_score_args *args, uint32_t needs)
 {
-    if ((needs & KV_SCORE_QUERIES) == 0) args->queries = (kv_score_queries){999, UNASKED, UNASKED};
+    if ((needs & KV_SCORE_QUERIES) == 0)
+        args->queries = (kv_score_queries){999, UNASKED, UNASKED, UNASKED};
+    if ((needs & KV_SCORE_INPUT_NORM) == 0) args->queries.input_norm = UNASKED;
     if ((needs & KV_SCORE_STATS) == 0) args->stats = (kv_query_stats){999, UNASKED, UNASKED};
     if ((needs & KV_SCORE_MASS) == 0) args->mass = UNASKED;
+    if ((needs & KV_SCORE_LOCAL) == 0) args->local = UNASKED;
     if ((needs & KV_SCORE_REPLAY) == 0) args->replay = UNASKED;
     if ((needs & KV_SCORE_USES) == 0) args->last_use = args->n_uses = UNASKED;
     if ((needs & KV_SCORE_OUT_PROJ) == 0) args->out_proj = UNASKED;

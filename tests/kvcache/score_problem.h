@@ -13,7 +13,9 @@ typedef struct score_problem {
     uint32_t *q_positions;       /* [n_queries] */
     float *mean, *cov;           /* [group][k_dim], [group][k_dim][k_dim] */
     float *freq;                 /* [k_dim / 2] */
-    float *mass, *replay;        /* [n] */
+    float *input_norm;           /* [n_queries] */
+    float *mass, *local;         /* [n] */
+    float *replay;               /* [group][n] */
     uint32_t *last_use, *n_uses; /* [n] */
     float *out_proj;             /* [d_model][n_kv_heads * group * v_dim] */
     kv_score_view view;

@@ -49,15 +49,21 @@ END_TEST
 /* There the average is no whole number, which the cache does not ask for. */
 START_TEST(pyramid_has_the_golden_budgets_of_a_broken_average)
 {
-    static const uint32_t layer[] = {0, 1, 16, 31}, want[] = {25559, 24756, 12706, 655};
-    const kv_pyramid p = {
-        .n = 131072, .n_window = 64, .n_layers = 32, .n_keep = 131072 * (1 - 0.9)};
-    double sum = 0;
-    for (uint32_t k = 0; k < 4; k++)
-        ck_assert_double_eq(nearbyint(kv_pyramid_share(&p, layer[k])), want[k]);
-    for (uint32_t l = 0; l < 32; l++)
-        sum += nearbyint(kv_pyramid_share(&p, l));
-    ck_assert_double_eq(sum, 419430);
+    static const struct {
+        uint32_t n, share[4], sum;
+    } rows[] = {{131072, {25559, 24756, 12706, 655}, 419430},
+                {4096, {410, 410, 410, 410}, 32 * 410}};
+    static const uint32_t layers[] = {0, 1, 16, 31};
+    for (uint32_t i = 0; i < 2; i++) {
+        const kv_pyramid p = {
+            .n = rows[i].n, .n_window = 64, .n_layers = 32, .n_keep = rows[i].n * (1 - 0.9)};
+        double sum = 0;
+        for (uint32_t k = 0; k < 4; k++)
+            ck_assert_double_eq(nearbyint(kv_pyramid_share(&p, layers[k])), rows[i].share[k]);
+        for (uint32_t l = 0; l < 32; l++)
+            sum += nearbyint(kv_pyramid_share(&p, l));
+        ck_assert_double_eq(sum, rows[i].sum);
+    }
 }
 END_TEST
 
@@ -82,6 +88,42 @@ START_TEST(deep_leaves_the_first_two_layers_whole)
     check_deep(args, (uint32_t[]){100, 50});
     args.n_layers = 1;
     check_deep(args, (uint32_t[]){75});
+}
+END_TEST
+
+static void check_simlayer(kv_layer_share_args args, const uint32_t *want)
+{
+    for (args.layer = 0; args.layer < args.n_layers; args.layer++)
+        ck_assert_uint_eq(kv_allocator_find("simlayer")->layer_share(&args), want[args.layer]);
+}
+
+START_TEST(simlayer_fills_layers_in_the_order_of_laziness)
+{
+    static const double lazy[] = {0.7, 0.2, 0.95, 0.7, 0.3};
+    kv_layer_share_args args = {.n_layers = 5,
+                                .n = 100,
+                                .n_window = 8,
+                                .n_sinks = 2,
+                                .n_keep = 50,
+                                .lazy = lazy,
+                                .lazy_threshold = 1};
+    check_simlayer(args, (uint32_t[]){30, 100, 10, 10, 100});
+    args.n_keep = 80; /* of equal ones the first comes first */
+    check_simlayer(args, (uint32_t[]){100, 100, 10, 90, 100});
+    args.n_keep = 90;
+    check_simlayer(args, (uint32_t[]){100, 100, 50, 100, 100});
+    args.lazy_threshold = 0.9; /* is lazy whatever the budget leaves */
+    check_simlayer(args, (uint32_t[]){100, 100, 10, 100, 100});
+    args.lazy_threshold = 0.7; /* which 0.7 is not above */
+    check_simlayer(args, (uint32_t[]){100, 100, 10, 100, 100});
+    args.lazy_threshold = 0.25;
+    check_simlayer(args, (uint32_t[]){10, 100, 10, 10, 10});
+    args.n_keep = 100; /* nothing has to go */
+    check_simlayer(args, (uint32_t[]){100, 100, 100, 100, 100});
+    args.n_keep = 10; /* windows and sinks, and no more */
+    check_simlayer(args, (uint32_t[]){10, 10, 10, 10, 10});
+    args.n_keep = 3;
+    check_simlayer(args, (uint32_t[]){3, 3, 3, 3, 3});
 }
 END_TEST
 
@@ -236,6 +278,7 @@ const test_case test_cases[] = {
     TEST_CASE(pyramid_has_the_golden_budgets),
     TEST_CASE(pyramid_has_the_golden_budgets_of_a_broken_average),
     TEST_CASE(deep_leaves_the_first_two_layers_whole),
+    TEST_CASE(simlayer_fills_layers_in_the_order_of_laziness),
     TEST_CASE(uniform_gives_what_short_heads_leave_to_the_others),
     TEST_CASE(adakv_leaves_every_head_its_floor),
     TEST_CASE(adakv_deals_equal_scores_evenly),

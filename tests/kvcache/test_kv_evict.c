@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROMPT = 150, TOKENS = 230, SECTION = 64 };
+enum { PROMPT = 150, TOKENS = 230, SECTION = 64, LOCAL = 48 };
 
 static const fake_ids IDS = {.seed = 3, .n_prompt = PROMPT};
 
@@ -26,8 +26,9 @@ static struct shards {
 
 static fake_options options_of(const char *policy, double budget, const char *codec)
 {
-    fake_options options = {
-        .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded(codec)};
+    fake_options options = {.layers = fake_projecting(fake_coded_layers, 2),
+                            .n_layers = 2,
+                            .config = fake_coded(codec)};
     options.config.scheduling = text(policy);
     options.config.budget = budget;
     options.config.placement = text(shards.placement);
@@ -39,19 +40,21 @@ static fake *open_evicting(const fake_options *options)
 {
     fake *f = fake_open(options);
     f->cache->section_tokens = SECTION;
+    f->cache->local_tokens = LOCAL;
     return f;
 }
 
 /* A policy, or a selection, or both. */
 typedef struct chooser {
     const char *policy, *selection;
-    double budget;
+    double budget, lazy_threshold;
 } chooser;
 
 static void follow(const chooser *c)
 {
     char compression[64];
     fake_options options = options_of(c->policy, c->budget, "none");
+    options.config.lazy_threshold = c->lazy_threshold;
     snprintf(compression, sizeof compression, "%s,none", c->selection != NULL ? c->selection : "");
     if (c->selection != NULL) options.config.compression = compression;
     fake *f = open_evicting(&options);
@@ -70,8 +73,9 @@ static void follow(const chooser *c)
     ck_assert_double_gt(fake_error(f, &s, PROMPT + 1, TOKENS), 1); /* and something was missed */
     const kv_scorer *scorer = s.seq->methods.policy.scorer;
     if (c->budget < 1 && scorer != NULL && !scorer->by_page &&
-        strcmp(c->policy, "streaming_llm") != 0) /* which leaves no holes but one */
+        strcmp(scorer->name, "streaming_llm") != 0) /* which leaves no holes but one */
         ck_assert_msg(fake_stats(f).pages_compacted > 0, "%s %g", c->policy, c->budget);
+    ck_assert_int_eq(o->n_lazy > 0, c->lazy_threshold > 0 && c->lazy_threshold < 1);
     free(o);
     fake_seq_close(f, &s, false);
     fake_close(f);
@@ -85,13 +89,16 @@ static void follow_all(void)
                                            "h2o",           "expected_attention",
                                            "keydiff",       "observed_attention",
                                            "tova",          "chunkkv",
-                                           "fastv",         "paper_duo_attention"};
+                                           "fastv",         "paper_duo_attention",
+                                           "finch",         "cap",
+                                           "non_causal",    "kvzip",
+                                           "kvzip_plus"};
     const bool has_whole_blocks = strcmp(shards.placement, "block") == 0;
     for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
         const bool is_by_page = strcmp(policies[i], "chunkkv") == 0;
         if (is_by_page && !has_whole_blocks) continue; /* the reference's pages are blocks */
-        follow(&(chooser){policies[i], NULL, 0.4});
-        follow(&(chooser){policies[i], NULL, 48});
+        follow(&(chooser){policies[i], NULL, 0.4, 0});
+        follow(&(chooser){policies[i], NULL, 48, 0});
     }
 }
 
@@ -108,7 +115,7 @@ START_TEST(the_same_stays_on_any_shards)
     shards = (struct shards){"expert", 4};
     follow_all();
     shards.placement = "hash";
-    follow(&(chooser){"h2o", NULL, 0.4});
+    follow(&(chooser){"h2o", NULL, 0.4, 0});
 }
 END_TEST
 
@@ -116,18 +123,33 @@ END_TEST
 START_TEST(a_selection_has_the_prompt_and_scheduling_what_comes_behind_it)
 {
     static const chooser choosers[] = {
-        {"none", "snapkv", 0.4},
-        {"none", "chunkkv", 0.4},
-        {"none", "pyramidkv", 0.5},
-        {"none", "fastv", 0.6},
-        {"none", "chunkkv", 60},
-        {"none", "knorm", 20},
-        {"none", "paper_duo_attention", 0.4},
-        {"h2o", "chunkkv", 0.4},
-        {"knorm", "snapkv", 60},
-        {"tova", "chunkkv", 0.4},
-        {"snapkv", "tova", 0.4},
-        {"fastv", "h2o", 0.5},
+        {"none", "snapkv", 0.4, 0},
+        {"none", "chunkkv", 0.4, 0},
+        {"none", "pyramidkv", 0.5, 0},
+        {"none", "fastv", 0.6, 0},
+        {"none", "chunkkv", 60, 0},
+        {"none", "knorm", 20, 0},
+        {"none", "paper_duo_attention", 0.4, 0},
+        {"h2o", "chunkkv", 0.4, 0},
+        {"knorm", "snapkv", 60, 0},
+        {"tova", "chunkkv", 0.4, 0},
+        {"snapkv", "tova", 0.4, 0},
+        {"fastv", "h2o", 0.5, 0},
+    };
+    for (size_t i = 0; i < sizeof choosers / sizeof *choosers; i++)
+        follow(&choosers[i]);
+}
+END_TEST
+
+/* Lazy layers keep sinks and ring alone, whatever the budget leaves; others are filled in their order. The
+ * second layer here is above 0.32 at a length of 64, and stays so, having lost what it had. */
+START_TEST(lazy_layers_keep_what_a_slow_reference_keeps)
+{
+    static const chooser choosers[] = {
+        {"simlayerkv", NULL, 0.6, 1},        {"simlayerkv", NULL, 0.95, 0.32},
+        {"knorm+simlayer", NULL, 0.5, 1},    {"none", "snapkv+simlayer", 0.6, 0.32},
+        {"random", "simlayerkv", 0.6, 1},    {"snapkv+simlayer", NULL, 100, 0.32},
+        {"h2o+simlayer", "chunkkv", 0.5, 1},
     };
     for (size_t i = 0; i < sizeof choosers / sizeof *choosers; i++)
         follow(&choosers[i]);
@@ -189,36 +211,45 @@ START_TEST(nothing_is_shared_once_entries_are_gone)
 }
 END_TEST
 
-/* Fingerprints differ by policy and by budget. */
+/* Fingerprints differ by policy, by budget and, where it counts, by the threshold of lazy layers. */
 START_TEST(policies_do_not_share_prefixes)
 {
-    fake_options options = options_of("knorm", 0.3, "none");
-    options.config.request_methods = true;
-    fake *f = open_evicting(&options);
-    kv_methods others[3];
-    const struct {
+    static const struct {
         const char *name;
-        double budget;
-    } wanted[3] = {{"knorm", 0.3}, {"knorm", 0.4}, {"keydiff", 0.3}};
-    for (uint32_t i = 0; i < 3; i++) {
-        kv_config config = options.config;
-        config.scheduling = text(wanted[i].name);
-        config.budget = wanted[i].budget;
-        ck_assert_int_eq(kv_methods_resolve(&config, &others[i], NULL), ERR_OK);
+        double budget, lazy_threshold;
+        uint32_t n_taken; /* of the first one's */
+    } wanted[] = {{"knorm", 0.3, 0.9, 40},         {"knorm", 0.4, 0.9, 0},
+                  {"keydiff", 0.3, 0.9, 0},        {"knorm", 0.3, 0.8, 40},
+                  {"knorm+simlayer", 0.3, 0.9, 0}, {"knorm+simlayer", 0.3, 0.8, 0}};
+    enum { N = sizeof wanted / sizeof *wanted };
+    for (uint32_t from = 0; from < N; from += 4) {
+        fake_options options = options_of("knorm", 0.3, "none");
+        options.config.request_methods = true;
+        fake *f = open_evicting(&options);
+        kv_methods methods[N];
+        for (uint32_t i = 0; i < N; i++) {
+            kv_config config = options.config;
+            config.scheduling = text(wanted[i].name);
+            config.budget = wanted[i].budget;
+            config.lazy_threshold = wanted[i].lazy_threshold;
+            ck_assert_int_eq(kv_methods_resolve(&config, &methods[i], NULL), ERR_OK);
+        }
+        fake_seq source =
+            fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 56, .methods = &methods[from]});
+        fake_run(f, &source, 56, 64);
+        kv_seq_share_prompt(source.seq, source.tokens, 56);
+        for (uint32_t i = 0; i < N; i++) {
+            kv_seq *seq;
+            const kv_seq_options seq_options = {
+                .methods = &methods[i], .salt = "", .n_prompt_tokens = 56};
+            const uint32_t n_taken = from == 0 ? wanted[i].n_taken : i == from ? 40 : 0;
+            ck_assert_int_eq(kv_seq_open(f->cache, &seq_options, &seq), ERR_OK);
+            ck_assert_uint_eq(kv_seq_take_prefix(seq, source.tokens, 56), n_taken);
+            kv_seq_close(seq, NULL);
+        }
+        fake_seq_close(f, &source, false);
+        fake_close(f);
     }
-    fake_seq source = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 56});
-    fake_run(f, &source, 56, 64);
-    kv_seq_share_prompt(source.seq, source.tokens, 56);
-    for (uint32_t i = 0; i < 3; i++) {
-        kv_seq *seq;
-        const kv_seq_options seq_options = {
-            .methods = &others[i], .salt = "", .n_prompt_tokens = 56};
-        ck_assert_int_eq(kv_seq_open(f->cache, &seq_options, &seq), ERR_OK);
-        ck_assert_uint_eq(kv_seq_take_prefix(seq, source.tokens, 56), i == 0 ? 40 : 0);
-        kv_seq_close(seq, NULL);
-    }
-    fake_seq_close(f, &source, false);
-    fake_close(f);
 }
 END_TEST
 
@@ -249,6 +280,24 @@ START_TEST(selections_share_prefixes_with_their_like)
     }
     fake_seq_close(f, &source, true);
     ck_assert_uint_eq(fake_stats(f).prefix_objects, 1); /* what it decoded was not left behind */
+    fake_close(f);
+}
+END_TEST
+
+/* It would know nothing of what the prefix's own queries looked at. */
+START_TEST(who_must_know_all_queries_takes_and_leaves_no_prefix)
+{
+    const fake_options options = options_of("non_causal", 0.3, "none");
+    fake *f = open_evicting(&options);
+    fake_seq source = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 56});
+    fake_run(f, &source, 56, 64);
+    kv_seq_share_prompt(source.seq, source.tokens, 56);
+    ck_assert_uint_eq(fake_stats(f).prefix_objects, 0);
+    fake_seq taker = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 56});
+    ck_assert_uint_eq(take(&taker, 56), 0);
+    fake_seq_close(f, &source, true);
+    fake_seq_close(f, &taker, true);
+    ck_assert_uint_eq(fake_stats(f).prefix_objects, 0);
     fake_close(f);
 }
 END_TEST
@@ -372,8 +421,9 @@ END_TEST
 
 START_TEST(an_aborted_step_leaves_no_trace)
 {
-    static const char *const policies[] = {"h2o", "snapkv", "expected_attention"};
-    for (uint32_t i = 0; i < 3; i++) {
+    static const char *const policies[] = {"h2o",        "snapkv",         "expected_attention",
+                                           "non_causal", "knorm+simlayer", "kvzip_plus"};
+    for (uint32_t i = 0; i < sizeof policies / sizeof *policies; i++) {
         const fake_options options = options_of(policies[i], 0.5, "int8");
         fake *f = open_evicting(&options);
         const size_t n_floats = 64 * 4 * 32; /* a step of the widest layer */
@@ -388,8 +438,11 @@ START_TEST(an_aborted_step_leaves_no_trace)
                 for (size_t k = 0; k < n_floats; k++)
                     f->q[k] = f->k[k] = f->v[k] = (float)(k % 7) - 3;
                 kv_append(f->cache, &(kv_append_args){.layer = l, .k = f->k, .v = f->v});
-                kv_attend(f->cache,
-                          &(kv_attend_args){.layer = l, .q = f->q, .q_nope = f->q, .out = f->out});
+                kv_attend(f->cache, &(kv_attend_args){.layer = l,
+                                                      .q = f->q,
+                                                      .q_nope = f->q,
+                                                      .input_norm = f->input_norm,
+                                                      .out = f->out});
             }
             kv_step_abort(f->cache);
             fake_check(f);
@@ -435,11 +488,13 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(what_stays_is_what_a_slow_reference_keeps, 250),
     TEST_CASE_SECONDS(a_selection_has_the_prompt_and_scheduling_what_comes_behind_it, 250),
+    TEST_CASE_SECONDS(lazy_layers_keep_what_a_slow_reference_keeps, 250),
     TEST_CASE_SECONDS(the_same_stays_on_any_shards, 400),
     TEST_CASE(a_prompt_is_shared_as_it_was_before_anything_was_evicted),
     TEST_CASE(nothing_is_shared_once_entries_are_gone),
     TEST_CASE(policies_do_not_share_prefixes),
     TEST_CASE(selections_share_prefixes_with_their_like),
+    TEST_CASE(who_must_know_all_queries_takes_and_leaves_no_prefix),
     TEST_CASE(a_cache_says_what_it_keeps_for_no_selection),
     TEST_CASE(a_full_pool_refuses_the_step_whose_settling_finds_no_room),
     TEST_CASE(a_cached_prompt_gives_way_to_the_sequence_that_left_it),

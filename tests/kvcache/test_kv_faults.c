@@ -143,8 +143,10 @@ static bool step(fake *f, kv_seq *seq, uint32_t n_tokens)
     const unsigned long n_before = n_allocations;
     for (uint32_t l = 0; l < f->n_layers; l++) {
         kv_append(f->cache, &(kv_append_args){.layer = l, .k = f->k, .v = f->v});
-        kv_attend(f->cache,
-                  &(kv_attend_args){.layer = l, .q = f->q, .q_nope = f->q, .out = f->out});
+        kv_attend(
+            f->cache,
+            &(kv_attend_args){
+                .layer = l, .q = f->q, .q_nope = f->q, .input_norm = f->input_norm, .out = f->out});
         if (f->layers[l].has_router) kv_note_experts(f->cache, l, f->experts, 1);
     }
     kv_step_end(f->cache);

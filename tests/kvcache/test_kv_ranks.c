@@ -295,6 +295,8 @@ static void *open_refused(void *ctx)
     config.scheduling = (char *)(uintptr_t) "snapkv";
     config.budget = 0.5;
     check_refused(&limits, config, ERR_UNSUPPORTED, "kv-scheduling: snapkv");
+    config.scheduling = (char *)(uintptr_t) "simlayerkv"; /* whose scorer needs no others */
+    check_refused(&limits, config, ERR_UNSUPPORTED, "kv-scheduling: streaming_llm+simlayer");
     config.scheduling = (char *)(uintptr_t) "none";
     config.compression = (char *)(uintptr_t) "kvzip,none";
     check_refused(&limits, config, ERR_UNSUPPORTED, "kv-compression: kvzip");

@@ -32,6 +32,9 @@ static const setup setups[] = {
     {"snapkv", "kvzip,int8", "expert", 0.6, 3, 1, false, false},
     {"kvzip", "none", "expert", 0.5, 4, 1, true, false},
     {"kvzip+pyramid", "think", "hash", 0.5, 2, 1, false, false},
+    {"kvzip_plus", "none", "block", 0.5, 1, 1, true, false},
+    {"kvzip_plus+adakv", "int8", "expert", 0.4, 2, 1, false, false},
+    {"h2o", "kvzip_plus+simlayer,int4", "block", 0.5, 2, 1, false, false},
 };
 enum { N_SETUPS = sizeof setups / sizeof setups[0] };
 
@@ -39,9 +42,11 @@ static fake *open_fake(const setup *x)
 {
     fake_options options = {.no_prefix_caching = !x->has_prefixes, .n_threads = x->n_threads};
     options.config = x->is_mixed ? fake_defaults() : fake_coded("none");
-    options.layers = x->is_mixed ? fake_layers : fake_coded_layers;
     /* The second frees what its window has passed; the third of the mixed ones has a logit of its own. */
     options.n_layers = x->has_prefixes ? 1 : x->is_mixed ? 3 : 2;
+    options.layers =
+        fake_projecting(x->is_mixed ? fake_layers : fake_coded_layers, options.n_layers);
+    options.config.lazy_threshold = 0.9;
     options.config.scheduling = (char *)(uintptr_t)x->scheduling;
     options.config.compression = (char *)(uintptr_t)x->compression;
     options.config.placement = (char *)(uintptr_t)x->placement;
@@ -118,7 +123,7 @@ static bool is_compared(const kv_layer_shape *layer, const kv_replay_chunk *chun
     return is_first || is_own || (p >= chunk->first && p < chunk->end);
 }
 
-/* Raises most[] by the shares of one query head at `position`. */
+/* Raises most[] by the shares of one query head at `position`, divided by the norm there if it counts. */
 static void raise_naive(const fake *f, const fake_seq *s, const kv_replay_chunk *chunk, fake_key at,
                         double most[TOKENS])
 {
@@ -135,26 +140,39 @@ static void raise_naive(const fake *f, const fake_seq *s, const kv_replay_chunk 
             dot += (double)q[c] * (double)k[c];
         sum += weight[p] = exp(dot * (double)layer->scale);
     }
+    if (kv_replay_has_norms(s->seq))
+        sum *= (double)fake_input_norm(at.layer, s->tokens[at.position], at.position);
     for (uint32_t p = chunk->first; p < chunk->end; p++)
         most[p] = fmax(most[p], weight[p] / sum);
 }
 
-static void check_chunk(const fake *f, const fake_seq *s, const kv_replay_chunk *chunk)
+/* One row of scores against the largest shares of n_heads query heads from the first on. */
+static void check_row(const fake *f, const fake_seq *s, const kv_replay_chunk *chunk,
+                      fake_key first, uint32_t n_heads, const float *got)
 {
     const uint32_t end = PROMPT + N_LEAD + chunk->end - chunk->first;
+    double want[TOKENS] = {0};
+    for (uint32_t i = 0; i < n_heads; i++) {
+        for (uint32_t p = PROMPT; p < end; p++)
+            raise_naive(f, s, chunk, (fake_key){first.layer, first.head + i, p}, want);
+    }
+    for (uint32_t p = chunk->first; p < chunk->end; p++)
+        ck_assert_msg(fabs(exp((double)got[p]) - want[p]) <= 2e-6,
+                      "layer %u head %u position %u: %g is not %g", first.layer, first.head, p,
+                      exp((double)got[p]), want[p]);
+}
+
+/* A row a KV head, or a query head. */
+static void check_chunk(const fake *f, const fake_seq *s, const kv_replay_chunk *chunk)
+{
+    const bool has_norms = kv_replay_has_norms(s->seq);
     for (uint32_t l = 0; l < f->n_layers; l++) {
         const uint32_t group = f->layers[l].n_heads / f->layers[l].n_kv_heads;
-        for (uint32_t h = 0; h < f->layers[l].n_kv_heads; h++) {
-            const float *got = kv_replay_scores(s->seq, l, h);
-            double want[TOKENS] = {0};
-            for (uint32_t i = 0; i < group; i++) {
-                for (uint32_t p = PROMPT; p < end; p++)
-                    raise_naive(f, s, chunk, (fake_key){l, h * group + i, p}, want);
-            }
-            for (uint32_t p = chunk->first; p < chunk->end; p++)
-                ck_assert_msg(fabs(exp((double)got[p]) - want[p]) <= 2e-6,
-                              "layer %u head %u position %u: %g is not %g", l, h, p,
-                              exp((double)got[p]), want[p]);
+        const uint32_t n_rows = has_norms ? group : 1;
+        for (uint32_t i = 0; i < f->layers[l].n_kv_heads * n_rows; i++) {
+            const uint32_t h = i / n_rows, g = i % n_rows;
+            const float *got = kv_replay_scores(s->seq, l, h) + (size_t)g * PROMPT;
+            check_row(f, s, chunk, (fake_key){l, h * group + g, 0}, has_norms ? 1 : group, got);
         }
     }
 }
@@ -367,10 +385,11 @@ START_TEST(the_best_stay_and_all_that_stays_is_what_it_was)
         find_live(f, s.seq, &after);
         ck_assert(memcmp(&before, &after, sizeof before) == 0);
         const bool stays = strncmp(setups[i].scheduling, "kvzip", 5) == 0;
+        const bool is_plain = !kv_replay_has_norms(s.seq);
         ck_assert_int_eq(kv_seq_settle(s.seq), ERR_OK);
         find_live(f, s.seq, &after);
         ck_assert_int_eq(kv_replay_scores(s.seq, 0, 0) != NULL, stays);
-        if (stays) check_best(f, &s, &after);
+        if (stays && is_plain) check_best(f, &s, &after);
         ck_assert_uint_gt(f->cache->stats.entries_evicted, 20);
         fake_run(f, &s, PROMPT + 1, 1);
         if (s.seq->methods.codec->is_exact)

@@ -49,13 +49,14 @@ START_TEST(attention_of_the_window_is_the_formula)
 {
     score_problem p;
     float got[N];
-    double want[N] = {0}, error[N] = {0};
+    double want[N] = {0}, error[N] = {0}, even[N] = {0};
     score_problem_random(&p, &SHAPE, 3);
     for (uint32_t row = 0; row < N_QUERIES * GROUP; row++) {
         double share[N], output[V] = {0};
         plain_shares(&p, row, share);
         for (uint32_t i = 0; i < N; i++) {
             want[i] += share[i] / (N_QUERIES * GROUP);
+            even[i] += share[i] * (N - N_QUERIES + row / GROUP) / (N_QUERIES * GROUP);
             for (uint32_t c = 0; c < V; c++)
                 output[c] += share[i] * (double)p.v[i * V + c];
         }
@@ -72,6 +73,10 @@ START_TEST(attention_of_the_window_is_the_formula)
         ck_assert_float_gt(got[i], got[i - 1]);
     score_problem_run(&p, kv_scorer_find("dropkv"), NAN, got);
     check_close("dropkv", got, error, N - N_QUERIES);
+    score_problem_run(&p, kv_scorer_find("finch"), NAN, got);
+    check_close("finch", got, even, N - N_QUERIES);
+    for (uint32_t i = N - N_QUERIES; i < N; i++)
+        ck_assert_float_gt(got[i], got[i - 1]);
     score_problem_deinit(&p);
 }
 END_TEST
@@ -136,6 +141,76 @@ START_TEST(expected_attention_is_the_formula)
         want[i] = (want[i] + 0.01) * sqrt(dot(p.v + i * V, p.v + i * V, V));
     score_problem_run(&p, kv_scorer_find("expected_attention"), NAN, got);
     check_close("expected_attention", got + 4, want + 4, N - 4);
+    for (uint32_t i = 0; i < 4; i++)
+        ck_assert_float_gt(got[i], 1);
+    score_problem_deinit(&p);
+}
+END_TEST
+
+/* x of a x = b, by elimination; a is symmetric and well above 0. */
+static void solve(double a[V][V], double b[V])
+{
+    for (uint32_t c = 0; c < V; c++) {
+        for (uint32_t r = 0; r < V; r++) {
+            const double scale = a[r][c] / a[c][c];
+            if (r == c) continue;
+            for (uint32_t k = 0; k < V; k++)
+                a[r][k] -= scale * a[c][k];
+            b[r] -= scale * b[c];
+        }
+    }
+    for (uint32_t c = 0; c < V; c++)
+        b[c] /= a[c][c];
+}
+
+/* w of one query head for the entries behind the sinks. */
+static void plain_weights(const score_problem *p, uint32_t g, double w[N])
+{
+    double m[K], mean[K], square = 0, most = -1;
+    for (uint32_t c = 0; c < K; c++)
+        m[c] = (double)p->mean[g * K + c];
+    plain_turn(p, m, mean);
+    for (uint32_t c = 0; c < K; c++)
+        square += mean[c] * mean[c];
+    for (uint32_t i = 4; i < N; i++) {
+        double sum = 0;
+        for (uint32_t c = 0; c < K; c++)
+            sum += mean[c] * (double)p->k[i * K + c];
+        w[i] = sum / sqrt(square * dot(p->k + i * K, p->k + i * K, K));
+        most = fmax(most, w[i]);
+    }
+    for (uint32_t i = 4; i < N; i++)
+        w[i] = exp(5 * (w[i] - most));
+}
+
+START_TEST(capacity_is_the_formula)
+{
+    score_problem p;
+    float got[N];
+    double want[N] = {0};
+    score_problem_random(&p, &SHAPE, 14);
+    for (uint32_t g = 0; g < GROUP; g++) {
+        double w[N], all[V][V] = {{0}};
+        plain_weights(&p, g, w);
+        for (uint32_t r = 0; r < V; r++) {
+            for (uint32_t c = 0; c < V; c++) {
+                all[r][c] = r == c;
+                for (uint32_t i = 4; i < N; i++)
+                    all[r][c] += (w[i] + 1e-6) * (double)p.v[i * V + r] * (double)p.v[i * V + c];
+            }
+        }
+        for (uint32_t i = 4; i < N; i++) {
+            double a[V][V], x[V];
+            memcpy(a, all, sizeof a);
+            for (uint32_t c = 0; c < V; c++)
+                x[c] = (double)p.v[i * V + c];
+            solve(a, x);
+            for (uint32_t c = 0; c < V; c++)
+                want[i] += w[i] * (double)p.v[i * V + c] * x[c] / GROUP;
+        }
+    }
+    score_problem_run(&p, kv_scorer_find("cap"), NAN, got);
+    check_close("cap", got + 4, want + 4, N - 4);
     for (uint32_t i = 0; i < 4; i++)
         ck_assert_float_gt(got[i], 1);
     score_problem_deinit(&p);
@@ -253,6 +328,50 @@ START_TEST(criticalkv_weights_by_the_norm_of_its_name)
 }
 END_TEST
 
+/* |W_O v|_2 of an entry in head g of the second KV head. */
+static double plain_output(const score_problem *p, uint32_t g, uint32_t i)
+{
+    double sum = 0;
+    for (uint32_t r = 0; r < p->d_model; r++)
+        sum += pow(dot(p->out_proj + (r * 2 * GROUP + GROUP + g) * V, p->v + i * V, V), 2);
+    return sqrt(sum);
+}
+
+/* With a replay and behind it, and without one. */
+START_TEST(kvzip_plus_weighs_by_what_is_added_to_what)
+{
+    for (uint32_t has_replay = 0; has_replay < 2; has_replay++) {
+        score_problem p;
+        float got[N];
+        double want[N] = {0};
+        score_problem_random(&p, &SHAPE, 15);
+        p.args.head = 1;
+        for (uint32_t i = 0; i < GROUP * N; i++)
+            p.replay[i] *= 0.1f; /* so that sometimes it is the latest queries that count */
+        for (uint32_t row = 0; row < N_QUERIES * GROUP; row++) {
+            double share[N];
+            plain_shares(&p, row, share);
+            for (uint32_t i = 0; i < N; i++)
+                want[i] = fmax(want[i], share[i] * plain_output(&p, row % GROUP, i) /
+                                            (double)p.input_norm[row / GROUP]);
+        }
+        uint32_t n_raised = 0;
+        for (uint32_t i = 0; i < GROUP * N && has_replay == 1; i++) {
+            const double replayed = (double)p.replay[i] * plain_output(&p, i / N, i % N);
+            n_raised += replayed > want[i % N];
+            want[i % N] = fmax(want[i % N], replayed);
+        }
+        if (has_replay == 0) p.args.replay = NULL;
+        if (has_replay == 1) ck_assert(n_raised > 20 && n_raised < GROUP * N - 20);
+        score_problem_run(&p, kv_scorer_find("kvzip_plus"), NAN, got);
+        check_close("kvzip_plus", got + 4, want + 4, N - 4);
+        for (uint32_t i = 0; i < 4; i++)
+            ck_assert_float_gt(got[i], 1);
+        score_problem_deinit(&p);
+    }
+}
+END_TEST
+
 /* All keys are equal, so that attention ties where it does not end. */
 START_TEST(criticalkv_chooses_exactly_half_by_attention)
 {
@@ -363,9 +482,11 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(attention_of_the_window_is_the_formula),
     TEST_CASE(expected_attention_is_the_formula),
+    TEST_CASE(capacity_is_the_formula),
     TEST_CASE(keys_are_compared_by_the_formula),
     TEST_CASE(lagkv_ranks_by_the_formula),
     TEST_CASE(criticalkv_weights_by_the_norm_of_its_name),
+    TEST_CASE(kvzip_plus_weighs_by_what_is_added_to_what),
     TEST_CASE(criticalkv_chooses_exactly_half_by_attention),
     TEST_CASE(a_projection_of_any_type_weighs_the_same),
     TEST_CASE(uses_are_weighed_by_the_formulas),

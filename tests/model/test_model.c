@@ -1,6 +1,6 @@
 /* Opening models: what is refused and with which words; dummy weights; tensors at odd addresses. The
  * numbers of the forward pass are tested in tests/golden. */
-#include "kvcache/kv_cache.h"
+#include "kvcache/observed.h"
 #include "model/model.h"
 #include "model/safetensors.h"
 #include "tests/model/temp_dir.h"
@@ -443,6 +443,75 @@ START_TEST(the_routers_choices_are_reported_once_a_layer)
 }
 END_TEST
 
+/* ---- what scorers ask for ------------------------------------------------------------------------- */
+
+enum { NORM_CALLS_MAX = 16, NORM_TOKENS = 5 };
+
+/* Lengths of what every norm of a step got. */
+static struct norm_calls {
+    const dev_ops *real;
+    uint32_t n;
+    double length[NORM_CALLS_MAX][NORM_TOKENS];
+} norm_calls;
+
+static void note_lengths(dev *d, const rms_norm_args *args)
+{
+    ck_assert_uint_lt(norm_calls.n, NORM_CALLS_MAX);
+    ck_assert_uint_eq(args->n_tokens, NORM_TOKENS);
+    for (uint32_t t = 0; t < NORM_TOKENS; t++) {
+        double sum = 0;
+        for (uint32_t i = 0; i < args->dim; i++)
+            sum += pow((double)args->x[(size_t)t * args->dim + i], 2);
+        norm_calls.length[norm_calls.n][t] = sqrt(sum);
+    }
+    norm_calls.n++;
+    norm_calls.real->rms_norm(d, args);
+}
+
+/* Of a layer's two norms the first has what the layer gets. */
+START_TEST(the_cache_is_told_how_long_the_inputs_of_layers_are)
+{
+    dev *const d = open_dev(2);
+    model *const m = open_model(d, fixture, MODEL_LOAD_AUTO);
+    kv_cache *cache;
+    kv_seq *seq;
+    kv_config config = {0};
+    const cfg_binding binding = {&kv_config_table, &config};
+    const kv_limits limits = {.n_seqs_max = 1, .n_step_tokens_max = 8, .n_seq_tokens_max = 64};
+    ck_assert(cfg_defaults(&binding, 1) == ERR_OK);
+    config.memory_bytes = 16 << 20;
+    config.budget = 0.5;
+    ck_assert(cfg_set(&binding, 1, "kv-scheduling", "kvzip_plus", NULL) == ERR_OK);
+    ck_assert(kv_cache_open(d, &config, model_get_kv_shape(m), &limits, &cache, NULL) == ERR_OK);
+    ck_assert(kv_seq_open(cache, &(kv_seq_options){.salt = ""}, &seq) == ERR_OK);
+    dev_ops noting = *d->ops;
+    norm_calls.real = d->ops;
+    noting.rms_norm = note_lengths;
+    d->ops = &noting;
+    const model_batch batch = {.tokens = (uint32_t[]){5, 6, 7, 8, 9},
+                               .positions = (uint32_t[]){0, 1, 2, 3, 4},
+                               .n_tokens = NORM_TOKENS};
+    ck_assert(kv_step_begin(cache, &(kv_row){.seq = seq, .n_tokens = NORM_TOKENS}, 1) == ERR_OK);
+    model_forward(m, cache, &batch);
+    kv_step_end(cache);
+    d->ops = norm_calls.real;
+    const uint32_t n_layers = model_get_config(m)->n_layers;
+    ck_assert_uint_eq(norm_calls.n, 2 * n_layers);
+    for (uint32_t l = 0; l < n_layers; l++) {
+        for (uint32_t t = 0; t < NORM_TOKENS; t++) {
+            const kv_observed_run run = kv_observed_query_run(seq, l, t);
+            const double want = norm_calls.length[2 * l][t];
+            ck_assert_double_eq_tol((double)run.q[run.stride - 1], want, 1e-6 * want);
+        }
+    }
+    kv_seq_close(seq, NULL);
+    kv_cache_close(cache);
+    cfg_deinit(&binding, 1);
+    model_close(m);
+    dev_close(d);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE(dummy_weights_are_the_same_for_any_number_of_threads),
     TEST_CASE(a_model_that_differs_from_its_config_is_refused),
@@ -454,5 +523,6 @@ const test_case test_cases[] = {
     TEST_CASE(replicas_on_one_rank_are_refused),
     TEST_CASE(tensors_at_odd_addresses_give_the_same_logits),
     TEST_CASE(the_routers_choices_are_reported_once_a_layer),
+    TEST_CASE(the_cache_is_told_how_long_the_inputs_of_layers_are),
     TEST_CASES_END,
 };

@@ -17,6 +17,7 @@ static kv_config settings(const char *routing, bool request_methods)
                        .routing_tau = 0.95,
                        .scheduling = (char *)(uintptr_t) "none",
                        .budget = 1,
+                       .lazy_threshold = 0.9,
                        .compression = (char *)(uintptr_t) "int8"};
 }
 
@@ -145,6 +146,12 @@ START_TEST(what_cannot_be_is_refused_by_key_value_and_limit)
          "kv.budget: 100.5 is neither a share in (0, 1] nor"},
         {"{\"budget\":0.5}", "kv.budget",
          "kv.budget: 0.5 has no effect with scheduling \"none\" and compression \"int8\""},
+        {"{\"lazy_threshold\":0.5,\"compression\":\"pyramidkv,int4\",\"budget\":0.5}",
+         "kv.lazy_threshold",
+         "kv.lazy_threshold: 0.5 has no effect with scheduling \"none\" and compression "
+         "\"snapkv+pyramid,int4\""},
+        {"{\"lazy_threshold\":1.5,\"scheduling\":\"simlayerkv\"}", "kv.lazy_threshold",
+         "kv.lazy_threshold: 1.5 is outside [0, 1]"},
     };
     const kv_config server = settings("topk", true);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
@@ -197,6 +204,21 @@ START_TEST(a_selection_goes_before_the_codec)
     refuse(&server, &(bad_case){"{\"compression\":\"int8\"}", "kv.compression",
                                 "kv.compression: \"int8\" is not the server's \"pyramidkv,int8\""});
     r = accept(&server, "{\"compression\":\"pyramidkv,int8\"}");
+    api_completion_deinit(&r);
+}
+END_TEST
+
+START_TEST(the_threshold_of_lazy_layers_is_a_requests_own)
+{
+    const kv_config server = settings("full", true);
+    completion_request r = accept(&server, "{\"scheduling\":\"simlayerkv\",\"budget\":0.5}");
+    ck_assert_str_eq(r.kv.policy.name, "streaming_llm+simlayer");
+    ck_assert(r.kv.policy.lazy_threshold == 0.9);
+    api_completion_deinit(&r);
+    r = accept(&server, "{\"compression\":\"snapkv+simlayer,int4\",\"budget\":0.5,"
+                        "\"lazy_threshold\":0.65}");
+    ck_assert_str_eq(r.kv.selection.name, "snapkv+simlayer");
+    ck_assert(r.kv.selection.lazy_threshold == 0.65);
     api_completion_deinit(&r);
 }
 END_TEST
@@ -284,6 +306,14 @@ START_TEST(usage_names_the_methods_as_a_request_would)
                 "demoted\":0,"
                 "\"methods\":{\"routing\":\"full\",\"scheduling\":\"none\",\"budget\":0.5,"
                 "\"compression\":\"snapkv+pyramid,int4\"}}}}");
+    check_usage(&server,
+                "{\"routing\":\"full\",\"compression\":\"none\",\"scheduling\":\"simlayerkv\","
+                "\"budget\":0.5,\"lazy_threshold\":0.75}",
+                &(kv_usage){0},
+                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,\"pages_"
+                "demoted\":0,"
+                "\"methods\":{\"routing\":\"full\",\"scheduling\":\"streaming_llm+simlayer\","
+                "\"budget\":0.5,\"lazy_threshold\":0.75,\"compression\":\"none\"}}}}");
 }
 END_TEST
 
@@ -309,6 +339,7 @@ const test_case test_cases[] = {
     TEST_CASE(what_cannot_be_is_refused_by_key_value_and_limit),
     TEST_CASE(the_budget_of_the_server_is_a_bound_in_its_unit),
     TEST_CASE(a_selection_goes_before_the_codec),
+    TEST_CASE(the_threshold_of_lazy_layers_is_a_requests_own),
     TEST_CASE(a_number_of_pages_has_a_limit),
     TEST_CASE(without_the_flag_only_the_settings_of_the_server_pass),
     TEST_CASE(a_long_name_gets_a_short_error),

@@ -115,8 +115,9 @@ START_TEST(tokens_do_not_depend_on_how_prompt_and_replay_are_cut)
     static const uint32_t budgets[] = {8, 13, 64, 700};
     static const wish wishes[] = {
         {.n_prompt = 600, .max_tokens = 30, .seed = 5, .scheduling = "kvzip+adakv", .budget = 0.3},
-        {.n_prompt = 301, .max_tokens = 30, .compression = "kvzip,int4", .budget = 0.5}};
-    for (size_t k = 0; k < 2; k++) {
+        {.n_prompt = 301, .max_tokens = 30, .compression = "kvzip,int4", .budget = 0.5},
+        {.n_prompt = 301, .max_tokens = 30, .scheduling = "kvzip_plus", .budget = 0.4}};
+    for (size_t k = 0; k < 3; k++) {
         uint32_t first[TOKENS_MAX], tokens[TOKENS_MAX];
         for (int i = 0; i < 4; i++) {
             rig r;
@@ -138,14 +139,17 @@ enum { N_GUESTS = 10, N_DRAWN = 220 };
 /* Prompts of several lengths under several methods. */
 static wish crowd_wish(uint32_t i)
 {
-    static const char *const schedulings[] = {"kvzip", "none", "snapkv", "kvzip+adakv", "none"};
-    static const char *const compressions[] = {"none", "kvzip,int4", "kvzip,none", "int8", "none"};
+    static const char *const schedulings[] = {"kvzip",       "none", "snapkv",
+                                              "kvzip+adakv", "none", "kvzip_plus+adakv",
+                                              "non_causal",  "none", "simlayerkv"};
+    static const char *const compressions[] = {"none", "kvzip,int4", "kvzip,none", "int8", "none",
+                                               "none", "none",       "cap,int8",   "none"};
     return (wish){.n_prompt = 40 + 19 * i,
                   .max_tokens = N_DRAWN,
                   .prompt_kind = i,
                   .seed = i % 2 == 0 ? 0 : i,
-                  .scheduling = schedulings[i % 5],
-                  .compression = compressions[i % 5],
+                  .scheduling = schedulings[i % 9],
+                  .compression = compressions[i % 9],
                   .budget = 0.5};
 }
 
@@ -187,7 +191,7 @@ START_TEST(tokens_are_the_same_alone_in_a_crowd_and_under_memory_pressure)
     rig_close(&r);
     run_crowd(&(rig_options){.request_methods = true}, expected, &n_preemptions);
     ck_assert_uint_eq(n_preemptions, 0);
-    run_crowd(&(rig_options){.request_methods = true, .memory_bytes = 256 << 10}, expected,
+    run_crowd(&(rig_options){.request_methods = true, .memory_bytes = 192 << 10}, expected,
               &n_preemptions);
     ck_assert_uint_gt(n_preemptions, 0);
     ck_assert_uint_lt(n_preemptions, 100);
