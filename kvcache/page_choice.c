@@ -175,6 +175,7 @@ static void choose_runs(kv_choice *choice, const kv_choice_range *range, uint32_
                                  .n_pages = choice->runs.n,
                                  .n_open = choice->n_open,
                                  .group = query->group,
+                                 .n_ranks = cache->ranks.n,
                                  .n_live = choice->runs.n_live,
                                  .bound = choice->runs.bound,
                                  .work = choice->work};
@@ -222,6 +223,7 @@ void kv_choice_make(kv_choice *choice, const kv_choice_range *range, uint32_t gr
                                 .n_open = choice->n_open,
                                 .group = group,
                                 .n_shards = range->seq->cache->n_shards,
+                                .n_ranks = range->seq->cache->ranks.n,
                                 .is_scattered = range->seq->cache->scatters[range->layer],
                                 .shard = choice->shard,
                                 .misses = choice->misses,
@@ -254,8 +256,7 @@ static void add_mass(mass *m, uint32_t n, float bound)
     m->sum += n * exp((double)bound - m->top);
 }
 
-/* Log of the mass that unread pages and runs may have at most in one head; -inf: none is unread. */
-static double log_unread(const kv_choice *choice, uint32_t g)
+double kv_choice_log_unread(const kv_choice *choice, uint32_t g)
 {
     mass m = {.top = -INFINITY};
     const float *bound = choice->bound + (size_t)g * choice->n_pages;
@@ -281,7 +282,7 @@ void kv_choice_certify(const kv_choice *choice, const attn_query *query, const a
                        const float *sink_logit, kv_misses *misses)
 {
     for (uint32_t g = 0; g < query->group; g++) {
-        const double unread = log_unread(choice, g), read = kv_log_mass(state, g);
+        const double unread = kv_choice_log_unread(choice, g), read = kv_log_mass(state, g);
         const double sink = sink_logit != NULL ? (double)sink_logit[g] : -INFINITY;
         const double top = fmax(unread, fmax(read, sink));
         const double certificate =

@@ -69,6 +69,9 @@ void kv_choice_make(kv_choice *choice, const kv_choice_range *range, uint32_t gr
 void kv_choice_certify(const kv_choice *choice, const attn_query *query, const attn_state *state,
                        const float *sink_logit, kv_misses *misses);
 
+/* Log of the mass that unread pages and runs may have at most in head g; -inf: none is unread. */
+double kv_choice_log_unread(const kv_choice *choice, uint32_t g);
+
 /* Log of the mass that a row of a state has read; -inf: none. */
 double kv_log_mass(const attn_state *state, size_t row);
 

@@ -7,6 +7,7 @@
 #include "kvcache/away.h"
 #include "kvcache/prefix_ranks.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Merging fewer floats than this is not worth a parallel loop. */
@@ -34,9 +35,10 @@ err_t kv_ranks_init(kv_cache *cache, const kv_config *config, err_info *info)
 }
 
 /* Of one token. */
-static size_t part_floats(const kv_layer_shape *shape)
+static size_t part_floats(const kv_cache *cache, uint32_t layer)
 {
-    return (size_t)shape->n_heads * ((size_t)shape->v_dim + 1);
+    const kv_layer_shape *shape = &cache->layer[layer];
+    return (size_t)shape->n_heads * ((size_t)shape->v_dim + 1 + cache->has_boxes);
 }
 
 /* Beside the tokens: one for each row, if one may be lost. */
@@ -50,7 +52,7 @@ err_t kv_ranks_place(arena *a, kv_cache *cache)
     size_t row_bytes = 0, bytes;
     if (cache->ranks.n == 1) return ERR_OK;
     for (uint32_t l = 0; l < cache->n_layers; l++)
-        row_bytes = max_size(row_bytes, part_floats(&cache->layer[l]) * sizeof(float));
+        row_bytes = max_size(row_bytes, part_floats(cache, l) * sizeof(float));
     TRY(size_mul(row_bytes, cache->limits.n_step_tokens_max, &bytes));
     TRY(size_add(bytes, flag_floats(cache, cache->limits.n_seqs_max) * sizeof(float), &bytes));
     cache->ranks.part_bytes = max_size(bytes, kv_ranks_ring_bytes(cache));
@@ -73,11 +75,6 @@ static err_t check_policy(const kv_policy *policy, const char *key, err_info *in
 err_t kv_ranks_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
 {
     if (cache->ranks.n == 1) return ERR_OK;
-    if (!methods->reads_all)
-        return err_set(
-            info, ERR_UNSUPPORTED,
-            "kv-routing: %s chooses pages of a whole head, which is not supported over ranks",
-            methods->routing->name);
     if (methods->codec->has_own_bases)
         return err_set(info, ERR_UNSUPPORTED,
                        "kv-compression: %s needs a sequence's whole prompt, which is not supported "
@@ -116,7 +113,7 @@ bool kv_ranks_gather(const kv_cache *cache, const void *in, void *out, size_t by
 /* Floats of one rank's part in this step. */
 static size_t step_floats(const kv_cache *cache, uint32_t layer)
 {
-    return cache->step.n_tokens * part_floats(&cache->layer[layer]) +
+    return cache->step.n_tokens * part_floats(cache, layer) +
            flag_floats(cache, cache->step.n_rows);
 }
 
@@ -127,7 +124,10 @@ static kv_part part_of(const kv_cache *cache, uint32_t layer, uint32_t r)
     const size_t n_rows = (size_t)cache->step.n_tokens * shape->n_heads;
     float *o = cache->ranks.parts + r * step_floats(cache, layer);
     float *lse = o + n_rows * shape->v_dim;
-    return (kv_part){.o = o, .lse = lse, .lost = lse + n_rows};
+    return (kv_part){.o = o,
+                     .lse = lse,
+                     .unread = cache->has_boxes ? lse + n_rows : NULL,
+                     .lost = lse + (cache->has_boxes ? 2 * n_rows : n_rows)};
 }
 
 kv_part kv_ranks_part(const kv_cache *cache, uint32_t layer)
@@ -184,7 +184,7 @@ static void hear_lost(const kv_cache *cache, uint32_t layer)
     }
 }
 
-void kv_ranks_merge(const kv_cache *cache, uint32_t layer, float *out)
+bool kv_ranks_merge(const kv_cache *cache, uint32_t layer, float *out)
 {
     const kv_layer_shape *shape = &cache->layer[layer];
     const size_t n_rows = (size_t)cache->step.n_tokens * shape->n_heads;
@@ -194,9 +194,42 @@ void kv_ranks_merge(const kv_cache *cache, uint32_t layer, float *out)
                         step_floats(cache, layer) * sizeof(float), NULL);
     if (err != ERR_OK) { /* which the comm keeps; nothing may be left that is no number */
         memset(out, 0, n_rows * shape->v_dim * sizeof *out);
-        return;
+        return false;
     }
     hear_lost(cache, layer);
     merge_loop loop = {.cache = cache, .layer = layer, .out = out};
-    parallel_for(cache->d->pool, n_rows, MERGE_FLOATS / part_floats(shape) + 1, merge_rows, &loop);
+    parallel_for(cache->d->pool, n_rows, MERGE_FLOATS / part_floats(cache, layer) + 1, merge_rows,
+                 &loop);
+    return true;
+}
+
+/* Of one query head. */
+static double certificate_of(const kv_cache *cache, uint32_t layer, size_t row)
+{
+    const size_t stride = step_floats(cache, layer);
+    const kv_part first = part_of(cache, layer, 0);
+    double top = -INFINITY, read = 0, unread = 0;
+    for (uint32_t r = 0; r < cache->ranks.n; r++) {
+        const float *lse = first.lse + r * stride, *left = first.unread + r * stride;
+        top = fmax(top, (double)fmaxf(lse[row], left[row]));
+    }
+    for (uint32_t r = 0; r < cache->ranks.n; r++) {
+        read += exp((double)first.lse[r * stride + row] - top);
+        unread += exp((double)first.unread[r * stride + row] - top);
+    }
+    return kv_route_certificate(read, unread);
+}
+
+kv_misses kv_ranks_misses(const kv_cache *cache, uint32_t layer, const kv_row *row, uint32_t head)
+{
+    const kv_layer_shape *shape = &cache->layer[layer];
+    const uint32_t group = shape->n_heads / shape->n_kv_heads;
+    const size_t first = ((size_t)head * cache->step.n_tokens + row->first_token) * group;
+    kv_misses misses = {0};
+    for (uint32_t g = 0; g < group; g++) {
+        const bool is_exact = row->seq->methods.reads_all;
+        const double one = is_exact ? 0 : certificate_of(cache, layer, first + g);
+        kv_misses_add(&misses, &(kv_misses){.n = 1, .sum = one, .max = one});
+    }
+    return misses;
 }

@@ -49,12 +49,17 @@ typedef struct kv_part {
     float *o;   /* [n_tokens][n_heads][v_dim] */
     float *lse; /* [n_kv_heads][n_tokens][group] */
     float *
-        lost; /* [n_rows] if there is a file: not 0: the row's sequence; written when parts are merged */
+        unread; /* the same, of decode rows: log of the mass that was left out; NULL without boxes */
+    float *lost; /* [n_rows], if there is a file: not 0: the row's sequence; written by the merge */
 } kv_part;
 kv_part kv_ranks_part(const kv_cache *cache, uint32_t layer);
 
-/* Brings the parts together and merges them: out [n_tokens][n_heads][v_dim]. */
-void kv_ranks_merge(const kv_cache *cache, uint32_t layer, float *out);
+/* Brings the parts together and merges them: out [n_tokens][n_heads][v_dim]. False: the comm has failed, and
+ * out is zeros. */
+bool kv_ranks_merge(const kv_cache *cache, uint32_t layer, float *out) MUST_CHECK;
+
+/* After that: what the query of a decode row has missed of all ranks' pages in one KV head. */
+kv_misses kv_ranks_misses(const kv_cache *cache, uint32_t layer, const kv_row *row, uint32_t head);
 
 /* Reads it ring and staging of the sequence? */
 static inline bool kv_is_home(const kv_seq *seq)

@@ -10,6 +10,8 @@
 #include "kvcache/ranks.h"
 #include "kvcache/scatter.h"
 
+#include <math.h>
+
 /* ---- blocks -------------------------------------------------------------------------------------- */
 
 static void fold_low(kv_read_job *j)
@@ -320,6 +322,13 @@ void kv_read_note_misses(const kv_read_job *j, const float *sink_logit)
     if (j->seq->methods.reads_all) return;
     j->misses->n = 0;
     kv_choice_certify(&j->worker->choice, &j->query, j->state, sink_logit, j->misses);
+}
+
+void kv_read_note_unread(const kv_read_job *j, float *out)
+{
+    for (uint32_t g = 0; g < j->query.group; g++)
+        out[g] = j->seq->methods.reads_all ? -INFINITY
+                                           : (float)kv_choice_log_unread(&j->worker->choice, g);
 }
 
 /* ---- jobs ---------------------------------------------------------------------------------------- */

@@ -39,4 +39,7 @@ void kv_read_blocks(kv_read_job *j);
 /* What a decode query has missed. */
 void kv_read_note_misses(const kv_read_job *j, const float *sink_logit);
 
+/* Of one rank's part: the log of what it may have missed, out[group]. */
+void kv_read_note_unread(const kv_read_job *j, float *out);
+
 #endif

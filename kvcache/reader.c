@@ -182,6 +182,19 @@ static void normalise_tile(const attend_loop *loop, const kv_tile *tile, uint32_
     attn_finish(&j.query, j.state, &result);
 }
 
+/* What is missed over ranks is known once their parts have come together. */
+static void note_misses(const attend_loop *loop, const kv_read_job *j, size_t token,
+                        const float *sink_logit)
+{
+    const kv_cache *cache = loop->cache;
+    const size_t at = ((size_t)j->head * cache->step.n_tokens + token) * j->query.group;
+    if (cache->ranks.n == 1) {
+        kv_read_note_misses(j, sink_logit);
+    } else if (loop->part.unread != NULL) {
+        kv_read_note_unread(j, loop->part.unread + at);
+    }
+}
+
 static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
                         kv_reader_worker *worker)
 {
@@ -196,7 +209,7 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
     const float *sink_logit = shape->sink_logit != NULL && kv_is_home(row->seq)
                                   ? shape->sink_logit + (size_t)head * group
                                   : NULL;
-    if (j.is_decode) kv_read_note_misses(&j, sink_logit);
+    if (j.is_decode) note_misses(loop, &j, token, sink_logit);
     const attn_result result = {
         .o = loop->part.o + token * o_stride + (size_t)head * group * shape->v_dim,
         .o_stride = o_stride,
@@ -317,16 +330,18 @@ static uint32_t cut_tiles(kv_cache *cache, const kv_layer_shape *shape, double *
 }
 
 /* In the order of rows and heads, whoever ran the jobs: sums of doubles depend on it. */
-static void gather_misses(kv_cache *cache, uint32_t n_kv_heads)
+static void gather_misses(kv_cache *cache, uint32_t layer)
 {
     kv_reader *reader = &cache->reader;
+    const uint32_t n_kv_heads = cache->layer[layer].n_kv_heads;
     for (uint32_t r = 0; r < cache->step.n_rows; r++) {
         const kv_row *row = &cache->step.rows[r];
         for (uint32_t h = 0; h < n_kv_heads && row->is_decode; h++) {
-            const kv_misses *misses = misses_of(cache, r, h);
-            kv_misses_add(&row->seq->step_misses, misses);
-            kv_misses_add(&reader->step_misses, misses);
-            kv_misses_add(&reader->misses, misses);
+            const kv_misses misses = cache->ranks.n > 1 ? kv_ranks_misses(cache, layer, row, h)
+                                                        : *misses_of(cache, r, h);
+            kv_misses_add(&row->seq->step_misses, &misses);
+            kv_misses_add(&reader->step_misses, &misses);
+            kv_misses_add(&reader->misses, &misses);
         }
     }
 }
@@ -346,8 +361,8 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     const bool is_small = work * shape->n_kv_heads < SERIAL_WORK_MAX;
     kv_hint_layer(cache, args->layer + 1); /* a call that starts reading and does not wait for it */
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
-    gather_misses(cache, shape->n_kv_heads);
-    if (cache->ranks.n > 1) kv_ranks_merge(cache, args->layer, args->out);
+    const bool is_whole = cache->ranks.n == 1 || kv_ranks_merge(cache, args->layer, args->out);
+    if (is_whole) gather_misses(cache, args->layer);
     kv_local_note(cache, args);
     if (cache->observers.lse == NULL) return;
     const size_t n_row_jobs = (size_t)cache->step.n_rows * shape->n_kv_heads;

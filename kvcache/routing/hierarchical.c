@@ -20,8 +20,9 @@ static bool reads_all(const kv_route_settings *settings)
 
 static uint32_t select_runs(const kv_route_args *args, uint32_t *chosen)
 {
-    const uint64_t n_pages = (uint64_t)RUNS_KEPT * kv_rank_budget(args->settings, args->n_open);
-    const uint64_t n = (n_pages + KV_RUN_PAGES - 1) / KV_RUN_PAGES;
+    const uint64_t n_pages = (uint64_t)RUNS_KEPT * kv_rank_budget(args, args->n_open);
+    const uint32_t of_run = KV_RUN_PAGES / args->n_ranks > 0 ? KV_RUN_PAGES / args->n_ranks : 1;
+    const uint64_t n = (n_pages + of_run - 1) / of_run; /* of a run each rank has its part */
     kv_rank_by_bound(args);
     return kv_rank_choose(args, n < args->n_pages ? (uint32_t)n : args->n_pages, chosen);
 }
@@ -44,7 +45,7 @@ static uint32_t choose_shards(const kv_route_args *args, uint32_t n_wanted)
 
 static uint32_t select_pages(const kv_route_args *args, uint32_t *chosen)
 {
-    const uint32_t n = kv_rank_budget(args->settings, args->n_open);
+    const uint32_t n = kv_rank_budget(args, args->n_open);
     uint32_t n_left = args->n_pages;
     kv_rank_by_bound(args);
     if (args->is_scattered) {

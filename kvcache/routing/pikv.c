@@ -23,7 +23,7 @@ static uint32_t select_shards(const kv_route_args *args, uint32_t *chosen)
         args->work.shards[s].priority = args->work.shards[s].bound - LAMBDA * log1pf(misses);
     }
     kv_rank_shard_order(args);
-    return kv_rank_choose_shards(args, kv_rank_budget(args->settings, n), chosen);
+    return kv_rank_choose_shards(args, kv_rank_budget(args, n), chosen);
 }
 
 extern const kv_routing kv_routing_pikv;

@@ -40,9 +40,11 @@ void kv_rank_order(const kv_route_args *args)
     }
 }
 
-uint32_t kv_rank_budget(const kv_route_settings *settings, uint32_t n_open)
+uint32_t kv_rank_budget(const kv_route_args *args, uint32_t n_open)
 {
-    const double n = settings->k <= 1 ? ceil(settings->k * n_open) : settings->k;
+    const double k = args->settings->k;
+    const double number = args->n_ranks > 1 ? ceil(floor(k) / args->n_ranks) : k;
+    const double n = k <= 1 ? ceil(k * n_open) : number;
     return n < n_open ? (uint32_t)n : n_open;
 }
 
@@ -82,12 +84,12 @@ void kv_rank_by_mass(const kv_route_args *args)
         priority[i] = -INFINITY;
     for (uint32_t g = 0; g < args->group; g++) {
         args->work.scale[g] = args->log_read[g];
-        for (uint32_t i = 0; i < args->n_pages; i++) {
-            const float mass = log_mass(args, g, i);
-            const float share = mass - (float)args->log_read[g];
-            if (share > priority[i]) priority[i] = share;
-            if ((double)mass > args->work.scale[g]) args->work.scale[g] = (double)mass;
-        }
+        for (uint32_t i = 0; i < args->n_pages; i++)
+            args->work.scale[g] = fmax(args->work.scale[g], (double)log_mass(args, g, i));
+        const bool has_read = args->log_read[g] > -INFINITY;
+        const float read = (float)(has_read ? args->log_read[g] : args->work.scale[g]);
+        for (uint32_t i = 0; i < args->n_pages; i++)
+            priority[i] = fmaxf(priority[i], log_mass(args, g, i) - read);
     }
     kv_rank_order(args);
     for (uint32_t g = 0; g < args->group; g++)

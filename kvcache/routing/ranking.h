@@ -8,14 +8,15 @@
 /* work.order = candidates by falling work.priority; equal ones by position. */
 void kv_rank_order(const kv_route_args *args);
 
-/* Pages that `k` allows to read of n_open. */
-uint32_t kv_rank_budget(const kv_route_settings *settings, uint32_t n_open);
+/* Of n_open pages or shards, those that `k` allows to read: that share of them, or its number, of which every
+ * rank has as many. */
+uint32_t kv_rank_budget(const kv_route_args *args, uint32_t n_open);
 
 /* Ranks by the largest bound that a candidate has in any head. */
 void kv_rank_by_bound(const kv_route_args *args);
 
 /* Ranks by the largest share of attention that a candidate can have in any head, relative to what is
- * read: priority = max_g (log n + bound - log_read). Then, in units of work.scale per head,
+ * read: priority = max_g (log n + bound - log_read), or, where nothing is, to the largest. Then, in units of work.scale per head,
  *     work.rest[g][r] = sum of n exp(bound) over the candidates at rank r and behind it. */
 void kv_rank_by_mass(const kv_route_args *args);
 

@@ -14,7 +14,14 @@
  * Most methods rank pages, whichever shard they lie on. topk_balanced and pikv rank shards and read all
  * candidates of those that they choose, hierarchical ranks shards first where pages are scattered over
  * them (is_scattered), and eplb reads everything and asks for experts to be packed onto shards. What is
- * known of a shard is what its candidates say: its bound is their largest, its load their live slots. */
+ * known of a shard is what its candidates say: its bound is their largest, its load their live slots.
+ *
+ * Over ranks (ranks.h) each chooses among its own pages, and what a method says of all of them holds because
+ * it holds on every rank: of Z and U, the mass that rank r has read and that it may have left unread,
+ *     U_r <= eps (Z_r + U_r) for all r    gives    sum U_r <= eps (sum Z_r + sum U_r),
+ * and the merge by log-sum-exp has weights of just these sums. So `certified` needs to ask nobody, though it
+ * may read more than one rank would: one that has little of the mass must cover its own share of it. The same
+ * goes for the share tau of an estimate. A rank that does not read the ring has Z_r = 0 at first. */
 #ifndef KVCACHE_ROUTING_ROUTING_H
 #define KVCACHE_ROUTING_ROUTING_H
 
@@ -58,6 +65,8 @@ typedef struct kv_route_args {
     uint32_t n_open;  /* pages that could be read: n_pages, and those of runs that were left out */
     uint32_t group;   /* query heads that read together */
     uint32_t n_shards;
+    uint32_t
+        n_ranks; /* each chooses among its own candidates: a number of pages is dealt to them */
     bool is_scattered; /* a page's entries have their owner in common, not a block of positions */
     const uint16_t *shard;  /* [n_pages]: where each is listed; NULL for runs */
     const float *misses;    /* [n_shards]: candidates that lie in the file; NULL: none */

@@ -13,7 +13,7 @@ static bool reads_all(const kv_route_settings *settings)
 static uint32_t select_best(const kv_route_args *args, uint32_t *chosen)
 {
     kv_rank_by_bound(args);
-    return kv_rank_choose(args, kv_rank_budget(args->settings, args->n_pages), chosen);
+    return kv_rank_choose(args, kv_rank_budget(args, args->n_pages), chosen);
 }
 
 extern const kv_routing kv_routing_topk;

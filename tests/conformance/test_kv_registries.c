@@ -185,6 +185,7 @@ static uint32_t choose(const kv_routing *routing, const kv_route_settings *setti
         .n_open = c->n_pages,
         .group = c->group,
         .n_shards = c->n_shards,
+        .n_ranks = 1,
         .is_scattered = c->n_shards > 1,
         .shard = c->shard,
         .n_live = c->n_live,

@@ -288,10 +288,6 @@ static void *open_refused(void *ctx)
     config.placement = (char *)(uintptr_t) "hash"; /* 3 shards */
     check_refused(&limits, config, ERR_BAD_CONFIG, "power of two");
     config.placement = (char *)(uintptr_t) "block";
-    config.routing = (char *)(uintptr_t) "topk";
-    config.routing_k = 0.5;
-    check_refused(&limits, config, ERR_UNSUPPORTED, "kv-routing: topk");
-    config.routing = (char *)(uintptr_t) "full";
     config.scheduling = (char *)(uintptr_t) "snapkv";
     config.budget = 0.5;
     check_refused(&limits, config, ERR_UNSUPPORTED, "kv-scheduling: snapkv");

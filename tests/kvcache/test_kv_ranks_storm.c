@@ -301,7 +301,7 @@ START_TEST(a_storm_over_ranks_and_windows_is_the_same_on_all)
 }
 END_TEST
 
-/* Codecs, and policies that score an entry by itself; prefixes of both. */
+/* Codecs, routing, and policies that score an entry by itself; prefixes of all these. */
 START_TEST(a_storm_of_lossy_settings_over_ranks_is_the_same_on_all)
 {
     static const char *const codecs[] = {"int8", "pikv", "none", "int4", "lora"};
@@ -314,6 +314,9 @@ START_TEST(a_storm_of_lossy_settings_over_ranks_is_the_same_on_all)
         fake_options options = storm_options(placements[i], layers, fake_coded(codecs[i]));
         options.config.scheduling = (char *)(uintptr_t)policies[i];
         options.config.budget = 0.5;
+        options.config.routing = (char *)(uintptr_t)(i % 2 == 0 ? "hierarchical" : "certified");
+        options.config.routing_k = 0.5;
+        options.config.routing_eps = 0.1;
         options.config.memory_bytes = i == 1 ? 7 : 4;
         const storm_notes notes = storm_of(50 + i, 2 + i % 2, options);
         add_notes(&all, &notes);

@@ -1,13 +1,8 @@
-/* tests/kvcache/test_kv_routing.c - what decode queries read, and what they know about the rest.
- *
- * The promise of a certificate is checked against attention in double precision over all keys. What a
- * query has read is seen from outside: a value has a 1 in the channel of its block, so the output is
- * the attention of every block, and 0 in those that were not read. */
-#include "tests/kvcache/fake_model.h"
+/* tests/kvcache/test_kv_routing.c - what decode queries read, and what they know about the rest. */
+#include "tests/kvcache/route_probe.h"
 #include "tests/test_main.h"
 
 #include "base/random.h"
-#include "kvcache/page_bias.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -16,180 +11,7 @@
 static const char *const METHODS[] = {"topk", "adaptive", "certified", "hierarchical"};
 enum { N_METHODS = sizeof METHODS / sizeof METHODS[0] };
 
-static kv_config config_of(const char *method, kv_route_settings settings)
-{
-    kv_config config = fake_defaults();
-    config.routing = (char *)(uintptr_t)method;
-    config.routing_k = settings.k;
-    config.routing_eps = settings.eps;
-    config.routing_tau = settings.tau;
-    return config;
-}
-
 /* ---- the certificate ------------------------------------------------------------------------------- */
-
-enum {
-    N_BLOCKS = 80,
-    PAGE = 4,
-    N_TOKENS = N_BLOCKS * PAGE,
-    N_PROMPT = 21,
-    K_DIM = 16,
-    V_DIM = N_BLOCKS + 1, /* the last channel is of the sinks */
-    N_SINKS = 2,
-    GROUP_MAX = 4
-};
-
-/* How keys lie: random; all the same, so that a bound is the score; in corners of wide boxes, so that
- * it is far above; a few needles among small ones; small ones behind two sinks that take almost all. */
-typedef enum key_kind { RANDOM, EQUAL, CORNERS, NEEDLES, SINKS, N_KEY_KINDS } key_kind;
-
-typedef struct probe {
-    dev *d;
-    kv_cache *cache;
-    kv_seq *seq;
-    kv_layer_shape layer;
-    float keys[N_TOKENS][K_DIM]; /* as the cache stores them */
-    float bias[N_TOKENS];        /* that attention adds, 0 outside pages */
-} probe;
-
-static float key_of(key_kind kind, uint32_t token, uint32_t channel)
-{
-    const float x = 2 * random_uniform(11, token, channel) - 1;
-    switch (kind) {
-    case EQUAL: return 2 * random_uniform(12, 0, channel) - 1;
-    case CORNERS: return x < 0 ? -2 : 2;
-    case NEEDLES: return random_at(13, 0, token).word[0] % 17 == 0 ? 6 * x : 0.2f * x;
-    case SINKS: return token == 0 ? 100 : token == 1 ? -100 : 0.2f * x;
-    default: return x;
-    }
-}
-
-static const float sink_logits[GROUP_MAX] = {0.3f, -4, 2, 5};
-
-static probe probe_open(const kv_config *config, uint32_t group, key_kind kind, dtype type)
-{
-    probe p = {0};
-    ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "auto", .n_threads = 1}, &p.d, NULL),
-                     ERR_OK);
-    p.layer = (kv_layer_shape){
-        .n_heads = group, .n_kv_heads = 1, .k_dim = K_DIM, .v_dim = V_DIM, .scale = 0.7f};
-    if (kind == NEEDLES) p.layer.sink_logit = sink_logits;
-    const kv_shape shape = {.n_layers = 1, .layer = &p.layer, .model_type = type};
-    const kv_limits limits = {1, N_TOKENS, N_TOKENS};
-    ck_assert_int_eq(kv_cache_open(p.d, config, &shape, &limits, &p.cache, NULL), ERR_OK);
-    const kv_seq_options options = {.salt = "", .n_prompt_tokens = N_PROMPT};
-    ck_assert_int_eq(kv_seq_open(p.cache, &options, &p.seq), ERR_OK);
-    for (uint32_t t = 0; t < N_TOKENS; t++) {
-        for (uint32_t c = 0; c < K_DIM; c++) {
-            const float x = key_of(kind, t, c);
-            p.keys[t][c] = type == DTYPE_BF16 ? f32_from_bf16(bf16_from_f32(x)) : x;
-        }
-    }
-    return p;
-}
-
-static void probe_close(probe *p)
-{
-    ck_assert(kv_cache_is_sane(p->cache));
-    kv_seq_close(p->seq, NULL);
-    kv_cache_close(p->cache);
-    dev_close(p->d);
-}
-
-static uint32_t channel_of(uint32_t token)
-{
-    return token < N_SINKS ? N_BLOCKS : token / PAGE;
-}
-
-/* Tokens [first, first + n): queries and what attention returned. */
-typedef struct probe_step {
-    float q[N_TOKENS][GROUP_MAX * K_DIM], out[N_TOKENS][GROUP_MAX * V_DIM];
-} probe_step;
-
-static void run_step(probe *p, uint32_t n, bool is_decode, probe_step *s)
-{
-    static float v[N_TOKENS][V_DIM];
-    const uint32_t first = kv_seq_length(p->seq), width = p->layer.n_heads * K_DIM;
-    memset(v, 0, sizeof v);
-    float *q = &s->q[0][0];
-    for (uint32_t t = 0; t < n; t++) {
-        v[t][channel_of(first + t)] = 1;
-        for (uint32_t i = 0; i < width; i++)
-            q[t * width + i] = 2 * random_uniform(14, first + t, i) - 1;
-    }
-    const kv_row row = {.seq = p->seq, .n_tokens = n, .is_decode = is_decode};
-    ck_assert_int_eq(kv_step_begin(p->cache, &row, 1), ERR_OK);
-    kv_append(p->cache, &(kv_append_args){.layer = 0, .k = p->keys[first], .v = v[0]});
-    kv_attend(p->cache, &(kv_attend_args){.layer = 0, .q = q, .out = &s->out[0][0]});
-    kv_step_end(p->cache);
-    ck_assert(kv_cache_is_sane(p->cache));
-}
-
-/* The share of attention of head g that its output does not show, in double precision. */
-static double unread_mass(const probe *p, const probe_step *s, uint32_t g)
-{
-    const uint32_t length = kv_seq_length(p->seq);
-    const float *q = &s->q[0][0] + (size_t)g * K_DIM, *out = &s->out[0][0] + (size_t)g * V_DIM;
-    double top = -INFINITY, scores[N_TOKENS], all = 0, unread = 0;
-    for (uint32_t t = 0; t < length; t++) {
-        scores[t] = 0;
-        for (uint32_t c = 0; c < K_DIM; c++)
-            scores[t] += (double)q[c] * (double)p->keys[t][c] * (double)p->layer.scale;
-        scores[t] += (double)p->bias[t];
-        top = fmax(top, scores[t]);
-    }
-    for (uint32_t t = 0; t < length; t++) {
-        const double mass = exp(scores[t] - top);
-        all += mass;
-        if (out[channel_of(t)] == 0) unread += mass;
-    }
-    if (p->layer.sink_logit != NULL) all += exp((double)p->layer.sink_logit[g] - top);
-    return unread / all;
-}
-
-/* Slots of pages get biases, as if their entries stood for others. */
-static void add_biases(probe *p)
-{
-    const uint32_t list = kv_list(p->cache, 0, 0, 0);
-    p->seq->is_thinned = true; /* nothing else has biases */
-    for (uint32_t b = 0; b < p->seq->n_blocks; b++) {
-        float *bias = &p->bias[(size_t)b * PAGE];
-        for (uint32_t i = 0; i < PAGE; i++)
-            bias[i] = b == 0 && i < N_SINKS ? 0 : 6 * random_uniform(15, b, i) - 3;
-        kv_pool_set_biases(p->cache->pool, kv_table_page(&p->seq->table, list, b), bias);
-    }
-}
-
-/* Decodes a sequence; after every step no head may have missed more than the certificate says. */
-static void check_certificates(const kv_config *config, uint32_t group, key_kind kind, dtype type)
-{
-    static probe_step s;
-    probe p = probe_open(config, group, kind, type);
-    const bool has_biases = kv_methods_evict(kv_cache_methods(p.cache));
-    run_step(&p, N_PROMPT, false, &s);
-    for (uint32_t t = N_PROMPT; t < N_TOKENS; t++) {
-        if (has_biases) add_biases(&p);
-        run_step(&p, 1, true, &s);
-        kv_stats stats;
-        kv_stats_read(p.cache, &stats);
-        double sum = 0, max = 0;
-        for (uint32_t g = 0; g < group; g++) {
-            const double missed = unread_mass(&p, &s, g);
-            sum += missed;
-            max = fmax(max, missed);
-        }
-        /* A weight below e^-87 is 0 in float, as if it had not been read. */
-        ck_assert_double_le(max, stats.step_certificate_max + 1e-35);
-        ck_assert_double_le(sum / group, stats.step_certificate_mean + 1e-35);
-        ck_assert_double_le(stats.step_certificate_mean, stats.step_certificate_max);
-        ck_assert_double_le(stats.step_certificate_max, stats.certificate_max);
-        ck_assert_double_le(stats.certificate_max, 1);
-        ck_assert_uint_eq(stats.certificates, (t + 1 - N_PROMPT) * group);
-        if (strcmp(config->routing, "certified") == 0)
-            ck_assert_double_le(stats.step_certificate_max, config->routing_eps);
-    }
-    probe_close(&p);
-}
 
 START_TEST(no_query_misses_more_than_its_certificate)
 {
@@ -198,9 +20,9 @@ START_TEST(no_query_misses_more_than_its_certificate)
     for (int method = 0; method < N_METHODS; method++) {
         for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
             for (int kind = 0; kind < N_KEY_KINDS; kind++) {
-                const kv_config config = config_of(METHODS[method], settings[i]);
-                check_certificates(&config, 1, (key_kind)kind, DTYPE_F32);
-                check_certificates(&config, GROUP_MAX, (key_kind)kind, DTYPE_BF16);
+                const kv_config config = probe_config(METHODS[method], settings[i]);
+                probe_check_certificates(&config, 1, (key_kind)kind, DTYPE_F32);
+                probe_check_certificates(&config, GROUP_MAX, (key_kind)kind, DTYPE_BF16);
             }
         }
     }
@@ -214,11 +36,11 @@ START_TEST(certificates_hold_where_slots_have_biases)
     for (int method = 0; method < N_METHODS; method++) {
         for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
             for (int kind = 0; kind < N_KEY_KINDS; kind++) {
-                kv_config config = config_of(METHODS[method], settings[i]);
+                kv_config config = probe_config(METHODS[method], settings[i]);
                 config.compression = (char *)(uintptr_t) "distill,none";
                 config.budget = N_TOKENS;
-                check_certificates(&config, GROUP_MAX, (key_kind)kind, DTYPE_F32);
-                check_certificates(&config, 1, (key_kind)kind, DTYPE_BF16);
+                probe_check_certificates(&config, GROUP_MAX, (key_kind)kind, DTYPE_F32);
+                probe_check_certificates(&config, 1, (key_kind)kind, DTYPE_BF16);
             }
         }
     }
@@ -231,10 +53,10 @@ static kv_stats stats_of(const kv_config *config, key_kind kind)
     static probe_step s;
     kv_stats before, stats;
     probe p = probe_open(config, 2, kind, DTYPE_F32);
-    run_step(&p, N_PROMPT, false, &s);
+    probe_run(&p, N_PROMPT, false, &s);
     kv_stats_read(p.cache, &before);
     for (uint32_t t = N_PROMPT; t < N_TOKENS; t++)
-        run_step(&p, 1, true, &s);
+        probe_run(&p, 1, true, &s);
     kv_stats_read(p.cache, &stats);
     ck_assert_uint_eq(before.pages_open, 0); /* a prompt does not choose */
     ck_assert_uint_eq(before.certificates, 0);
@@ -249,7 +71,7 @@ START_TEST(who_reads_more_misses_less)
     for (int kind = 0; kind < N_KEY_KINDS; kind++) {
         kv_stats before = {.certificate_sum = INFINITY, .certificate_max = INFINITY};
         for (size_t i = 0; i < sizeof shares / sizeof shares[0]; i++) {
-            const kv_config config = config_of("topk", (kv_route_settings){.k = shares[i]});
+            const kv_config config = probe_config("topk", (kv_route_settings){.k = shares[i]});
             const kv_stats stats = stats_of(&config, (key_kind)kind);
             ck_assert_double_le(stats.certificate_sum, before.certificate_sum);
             ck_assert_double_le(stats.certificate_max, before.certificate_max);
@@ -268,13 +90,13 @@ START_TEST(certified_reads_what_its_eps_asks_for)
     static const double eps[] = {0.9, 0.1, 0.01, 0.001, 1e-6, 0};
     uint64_t before = 0;
     for (size_t i = 0; i < sizeof eps / sizeof eps[0]; i++) {
-        const kv_config config = config_of("certified", (kv_route_settings){.eps = eps[i]});
+        const kv_config config = probe_config("certified", (kv_route_settings){.eps = eps[i]});
         const kv_stats stats = stats_of(&config, NEEDLES);
         ck_assert_uint_ge(stats.pages_read, before);
         ck_assert_double_le(stats.certificate_max, eps[i]);
         before = stats.pages_read;
     }
-    const kv_config config = config_of("certified", (kv_route_settings){.eps = 0.01});
+    const kv_config config = probe_config("certified", (kv_route_settings){.eps = 0.01});
     const kv_stats needles = stats_of(&config, NEEDLES);
     ck_assert_uint_lt(needles.pages_read * 10, needles.pages_open * 9); /* it can tell them */
 }
@@ -282,7 +104,7 @@ END_TEST
 
 START_TEST(sinks_are_known_before_pages)
 {
-    const kv_config config = config_of("certified", (kv_route_settings){.eps = 0.01});
+    const kv_config config = probe_config("certified", (kv_route_settings){.eps = 0.01});
     const kv_stats stats = stats_of(&config, SINKS);
     ck_assert_uint_lt(stats.pages_read * 5, stats.pages_open); /* without them: all, always */
 }
@@ -291,9 +113,9 @@ END_TEST
 START_TEST(sinks_are_not_in_the_box_of_their_page)
 {
     static probe_step s;
-    const kv_config config = config_of("topk", (kv_route_settings){.k = 0.5});
+    const kv_config config = probe_config("topk", (kv_route_settings){.k = 0.5});
     probe p = probe_open(&config, 1, SINKS, DTYPE_F32);
-    run_step(&p, N_PROMPT, false, &s);
+    probe_run(&p, N_PROMPT, false, &s);
     float box[2][K_DIM];
     memcpy(box, kv_pool_box(p.cache->pool, kv_table_page(&p.seq->table, 0, 0)), sizeof box);
     for (uint32_t c = 0; c < K_DIM; c++) {
@@ -314,13 +136,13 @@ START_TEST(topk_reads_as_many_pages_as_it_may)
         n_quarter += (n + 3) / 4;
         n_five += n < 5 ? n : 5;
     }
-    const kv_config quarter = config_of("topk", (kv_route_settings){.k = 0.25});
+    const kv_config quarter = probe_config("topk", (kv_route_settings){.k = 0.25});
     const kv_stats stats = stats_of(&quarter, RANDOM);
     ck_assert_uint_eq(stats.pages_open, n_open);
     ck_assert_uint_eq(stats.pages_read, n_quarter);
-    const kv_config five = config_of("topk", (kv_route_settings){.k = 5});
+    const kv_config five = probe_config("topk", (kv_route_settings){.k = 5});
     ck_assert_uint_eq(stats_of(&five, RANDOM).pages_read, n_five);
-    const kv_config all = config_of("full", (kv_route_settings){0});
+    const kv_config all = probe_config("full", (kv_route_settings){0});
     const kv_stats full = stats_of(&all, RANDOM);
     ck_assert_uint_eq(full.pages_read, n_open);
     ck_assert_uint_eq(full.certificates, 2 * n_steps);
@@ -338,8 +160,8 @@ START_TEST(hierarchical_looks_at_fewer_boxes_and_reads_no_more_pages)
 {
     static const double shares[] = {0.02, 0.05, 0.1, 0.3, 7};
     for (size_t i = 0; i < sizeof shares / sizeof shares[0]; i++) {
-        const kv_config one = config_of("topk", (kv_route_settings){.k = shares[i]});
-        const kv_config two = config_of("hierarchical", (kv_route_settings){.k = shares[i]});
+        const kv_config one = probe_config("topk", (kv_route_settings){.k = shares[i]});
+        const kv_config two = probe_config("hierarchical", (kv_route_settings){.k = shares[i]});
         const kv_stats pages = stats_of(&one, RANDOM), runs = stats_of(&two, RANDOM);
         ck_assert_uint_eq(runs.pages_open, pages.pages_open);
         ck_assert_uint_eq(runs.pages_read, pages.pages_read);
@@ -352,7 +174,8 @@ END_TEST
 START_TEST(a_page_without_live_slots_is_never_chosen)
 {
     for (int method = 0; method < N_METHODS; method++) {
-        kv_config config = config_of(METHODS[method], (kv_route_settings){1e6, 1e-300, 1 - 1e-15});
+        kv_config config =
+            probe_config(METHODS[method], (kv_route_settings){1e6, 1e-300, 1 - 1e-15});
         config.sink_tokens = PAGE; /* so block 0 has no slot of its own */
         const kv_stats stats = stats_of(&config, RANDOM);
         uint64_t n_open = 0;
@@ -385,6 +208,7 @@ START_TEST(topk_selects_what_quest_selects)
             .n_pages = 5,
             .n_open = 5,
             .group = 1,
+            .n_ranks = 1,
             .n_live = n_live,
             .bound = bounds[head],
             .work = {.priority = priority, .order = order, .is_chosen = is_chosen}};
@@ -398,6 +222,35 @@ END_TEST
 
 static const kv_route_settings LOSSY = {.k = 0.2, .eps = 0.6, .tau = 0.4};
 
+/* A rank that does not read the ring (ranks.h): what it may read is ranked among itself. */
+START_TEST(where_nothing_is_read_before_the_largest_mass_comes_first)
+{
+    const uint16_t n_live[5] = {4, 4, 4, 4, 4};
+    const float bound[5] = {0, 1, 9, 2, 8};
+    float priority[5];
+    uint32_t order[5], chosen[5];
+    double rest[6], scale[1], log_read[1] = {-INFINITY};
+    bool is_chosen[5];
+    const kv_route_settings settings = {.tau = 0.9};
+    const kv_route_args args = {.settings = &settings,
+                                .n_pages = 5,
+                                .n_open = 5,
+                                .group = 1,
+                                .n_ranks = 2,
+                                .n_live = n_live,
+                                .bound = bound,
+                                .log_read = log_read,
+                                .work = {.priority = priority,
+                                         .order = order,
+                                         .rest = rest,
+                                         .scale = scale,
+                                         .is_chosen = is_chosen}};
+    ck_assert_uint_eq(kv_routing_find("adaptive")->select(&args, chosen), 2);
+    ck_assert_uint_eq(chosen[0], 2);
+    ck_assert_uint_eq(chosen[1], 4);
+}
+END_TEST
+
 START_TEST(a_prompt_reads_everything_however_it_is_cut)
 {
     enum { N = 120 };
@@ -405,7 +258,7 @@ START_TEST(a_prompt_reads_everything_however_it_is_cut)
     fake_seq want = fake_seq_open(full, (fake_ids){.seed = 5});
     fake_run(full, &want, N, 64);
     for (int method = 0; method < N_METHODS; method++) {
-        fake *f = fake_open(&(fake_options){.config = config_of(METHODS[method], LOSSY)});
+        fake *f = fake_open(&(fake_options){.config = probe_config(METHODS[method], LOSSY)});
         for (uint32_t chunk = 1; chunk <= 64; chunk = chunk * 4 + 3) {
             fake_seq s = fake_seq_open(f, (fake_ids){.seed = 5});
             s.n_prompt = N;
@@ -431,7 +284,7 @@ START_TEST(where_a_block_lies_does_not_show_in_decode_steps)
         {.n_heads = 4, .n_kv_heads = 1, .k_dim = 12, .v_dim = 5, .scale = 0.3f, .window = 150}};
     for (int method = 0; method < N_METHODS; method++) {
         fake *f = fake_open(&(fake_options){
-            .layers = layers, .n_layers = 2, .config = config_of(METHODS[method], LOSSY)});
+            .layers = layers, .n_layers = 2, .config = probe_config(METHODS[method], LOSSY)});
         fake_seq first = fake_seq_open(f, (fake_ids){.seed = 6});
         first.n_prompt = N_OWN;
         fake_run(f, &first, N_OWN, 64);
@@ -468,7 +321,7 @@ static void expect_refusal(const char *method, kv_route_settings settings, const
     dev *d;
     kv_cache *cache;
     err_info info = {0};
-    const kv_config config = config_of(method, settings);
+    const kv_config config = probe_config(method, settings);
     const kv_shape shape = {.n_layers = 3, .layer = fake_layers, .n_experts = 8};
     const kv_limits limits = {4, 64, 512};
     ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
@@ -495,7 +348,7 @@ END_TEST
 static void settings_text(const char *method, kv_route_settings settings,
                           char text[KV_SETTINGS_BYTES])
 {
-    fake *f = fake_open(&(fake_options){.config = config_of(method, settings)});
+    fake *f = fake_open(&(fake_options){.config = probe_config(method, settings)});
     kv_prefix_settings(f->cache, &f->cache->methods, text);
     fake_close(f);
 }
@@ -529,7 +382,7 @@ START_TEST(boxes_are_counted_and_there_only_if_needed)
     uint64_t table_bytes[2];
     for (int lossy = 0; lossy < 2; lossy++) {
         const kv_route_settings settings = {.k = lossy == 1 ? 0.5 : 1};
-        fake *f = fake_open(&(fake_options){.config = config_of("topk", settings)});
+        fake *f = fake_open(&(fake_options){.config = probe_config("topk", settings)});
         fake_seq s = fake_seq_open(f, (fake_ids){.seed = 1});
         fake_run(f, &s, 200, 50);
         const kv_pages *pages = kv_pool_pages(f->cache->pool);
@@ -555,6 +408,7 @@ const test_case test_cases[] = {
     TEST_CASE(hierarchical_looks_at_fewer_boxes_and_reads_no_more_pages),
     TEST_CASE(a_page_without_live_slots_is_never_chosen),
     TEST_CASE(topk_selects_what_quest_selects),
+    TEST_CASE(where_nothing_is_read_before_the_largest_mass_comes_first),
     TEST_CASE(a_prompt_reads_everything_however_it_is_cut),
     TEST_CASE(where_a_block_lies_does_not_show_in_decode_steps),
     TEST_CASE(a_setting_out_of_range_is_named),

@@ -26,6 +26,7 @@ static uint32_t choose(const char *name, double k, const float *misses, uint32_t
         .n_open = N_PAGES,
         .group = 2,
         .n_shards = N_SHARDS,
+        .n_ranks = 1,
         .is_scattered = true,
         .shard = SHARD,
         .misses = misses,
