@@ -36,7 +36,8 @@ kv_config fake_defaults(void)
                        .routing = (char *)(uintptr_t) "full",
                        .scheduling = (char *)(uintptr_t) "none",
                        .placement = (char *)(uintptr_t) "block",
-                       .compression = (char *)(uintptr_t) "none"};
+                       .compression = (char *)(uintptr_t) "none",
+                       .rewrite = (char *)(uintptr_t) "none"};
 }
 
 const kv_layer_shape fake_coded_layers[2] = {
