@@ -45,6 +45,9 @@ const kv_layer_shape fake_coded_layers[2] = {
     {.n_heads = 2, .n_kv_heads = 1, .k_dim = 24, .v_dim = 40, .scale = 0.3f, .window = 50},
 };
 
+static const float frequencies[4] = {1, 0.3f, 0.1f, 0.03f};
+const kv_rope fake_rope = {.freq = frequencies, .n = 8, .scale = 1};
+
 kv_config fake_coded(const char *codec)
 {
     kv_config config = fake_defaults();
