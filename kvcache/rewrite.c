@@ -24,7 +24,7 @@ static err_t check_layer(const kv_rewriting *rewriting, const kv_cache *cache, u
                        "kv-rewrite: %s writes keys or values, and in layer %u values are part of "
                        "keys",
                        rewriting->name, l);
-    if (rewriting->writes_keys && layer->rope == NULL)
+    if (rewriting->turns_keys && layer->rope == NULL)
         return err_set(info, ERR_UNSUPPORTED,
                        "kv-rewrite: %s turns keys by position, and those of layer %u have none",
                        rewriting->name, l);

@@ -172,8 +172,5 @@ static void merge(const kv_rewrite_args *args)
 }
 
 extern const kv_rewriting kv_rewriting_merge;
-const kv_rewriting kv_rewriting_merge = {.name = "merge",
-                                         .writes_values = true,
-                                         .n_indices = merge_indices,
-                                         .n_floats = merge_floats,
-                                         .rewrite = merge};
+const kv_rewriting kv_rewriting_merge = {
+    .name = "merge", .n_indices = merge_indices, .n_floats = merge_floats, .rewrite = merge};

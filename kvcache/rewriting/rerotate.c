@@ -69,4 +69,4 @@ static void rerotate(const kv_rewrite_args *args)
 
 extern const kv_rewriting kv_rewriting_rerotate;
 const kv_rewriting kv_rewriting_rerotate = {
-    .name = "rerotate", .writes_keys = true, .n_floats = rerotate_floats, .rewrite = rerotate};
+    .name = "rerotate", .turns_keys = true, .n_floats = rerotate_floats, .rewrite = rerotate};

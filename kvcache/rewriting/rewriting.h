@@ -17,8 +17,8 @@
 typedef enum kv_fate {
     KV_FATE_GOES,
     KV_FATE_STAYS, /* was chosen; may be written */
-    KV_FATE_GUARDED, /* a sink or a recent entry, which are not chosen; with entries that go behind it a sink,
-                      * and may be written */
+    KV_FATE_GUARDED, /* stays without being chosen: a sink, which may be written, or a recent entry, which may
+                      * not: nothing goes behind it */
     KV_FATE_FIXED /* stays, and cannot be written any more: it is encoded */
 } kv_fate;
 
@@ -37,7 +37,7 @@ typedef struct kv_rewrite_args {
     const kv_score_view *view; /* of all entries, finite; what is put shows at once */
     const uint8_t *fate;       /* [view->n]: kv_fate */
     uint32_t k_dim, v_dim;
-    const kv_rope *rope; /* valid under writes_keys */
+    const kv_rope *rope; /* valid under turns_keys */
     kv_rewrite_work work;
     /* The key [k_dim] or the value [v_dim] of entry i, which may be written; rounded to the cache type. */
     void (*put_key)(void *ctx, uint32_t i, const float *key);
@@ -47,8 +47,8 @@ typedef struct kv_rewrite_args {
 
 typedef struct kv_rewriting {
     const char *name;
-    bool writes_keys;   /* of layers with RoPE, whose keys hold no values */
-    bool writes_values; /* of layers whose keys hold no values */
+    bool
+        turns_keys; /* asks for RoPE; no rewriting sees layers whose values are part of their keys */
     size_t (*n_indices)(const kv_rewrite_shape *shape); /* at open; NULL: none */
     size_t (*n_floats)(const kv_rewrite_shape *shape);
 

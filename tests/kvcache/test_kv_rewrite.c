@@ -1,6 +1,6 @@
 /* tests/kvcache/test_kv_rewrite.c - rewritings in the cache: every round of evictions against a slow
  * reference, what attention makes of it, and whose pages are written. The methods by themselves:
- * test_rewriting.c; all combinations: tests/conformance and test_kv_storm.c. */
+ * test_rewriting.c; what is refused: test_kv_rewrite_refused.c; all combinations: tests/conformance and test_kv_storm.c. */
 #include "tests/kernels/golden_layer.h"
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
@@ -516,86 +516,6 @@ START_TEST(without_room_for_copies_the_step_is_refused_and_nothing_is_written)
 }
 END_TEST
 
-/* ---- what it needs ------------------------------------------------------------------------------- */
-
-static void check_resolved(const kv_config *config, const char *message)
-{
-    kv_methods methods;
-    err_info info = {0};
-    ck_assert_int_eq(kv_methods_resolve(config, &methods, &info), ERR_BAD_CONFIG);
-    ck_assert_str_eq(info.message, message);
-}
-
-START_TEST(only_where_entries_go_something_is_rewritten)
-{
-    kv_config config = options_of("merge,rerotate", "none").config;
-    config.budget = 1;
-    check_resolved(&config, "kv-rewrite: merge,rerotate rewrites what stays when entries go, and "
-                            "with kv-scheduling: knorm+adakv, kv-compression: none and kv-budget: "
-                            "1 none does");
-    config.budget = 0.5;
-    config.scheduling = text("quest");
-    check_resolved(&config, "kv-rewrite: merge,rerotate rewrites what stays when entries go, and "
-                            "with kv-scheduling: quest, kv-compression: none and kv-budget: 0.5 "
-                            "none does");
-    config.scheduling = text("distill+adakv");
-    check_resolved(&config,
-                   "kv-rewrite: merge,rerotate would spoil what distill+adakv fits; use none");
-    config.scheduling = text("none");
-    config.compression = text("distill,none");
-    check_resolved(&config, "kv-rewrite: merge,rerotate would spoil what distill fits; use none");
-    kv_methods methods;
-    config.compression = text("snapkv,int4");
-    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
-}
-END_TEST
-
-static void check_refused(const fake_options *options, const char *rewrite, const char *message)
-{
-    fake *f = fake_open(options);
-    kv_config config = options->config;
-    kv_methods methods;
-    err_info info = {0};
-    config.scheduling = text("knorm");
-    config.budget = 0.5;
-    config.rewrite = text(rewrite);
-    ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
-    ck_assert_int_eq(kv_cache_check_methods(f->cache, &methods, &info), ERR_UNSUPPORTED);
-    ck_assert_str_eq(info.message, message);
-    fake_close(f);
-}
-
-START_TEST(layers_that_cannot_be_rewritten_are_named)
-{
-    fake_options options = options_of("none", "none");
-    options.config.request_methods = true;
-    layers[1].rope = NULL;
-    check_refused(&options, "rerotate",
-                  "kv-rewrite: rerotate turns keys by position, and those of layer 1 have none");
-    layers[1] = (kv_layer_shape){.n_heads = 2,
-                                 .n_kv_heads = 1,
-                                 .k_dim = 24,
-                                 .v_dim = 16,
-                                 .v_in_k = true,
-                                 .scale = 0.3f,
-                                 .rope = &fake_rope};
-    check_refused(
-        &options, "merge",
-        "kv-rewrite: merge writes keys or values, and in layer 1 values are part of keys");
-    check_refused(
-        &options, "rerotate",
-        "kv-rewrite: rerotate writes keys or values, and in layer 1 values are part of keys");
-}
-END_TEST
-
-START_TEST(a_cache_that_may_not_be_asked_keeps_nothing_for_it)
-{
-    fake_options options = options_of("merge", "none");
-    options.config.scheduling = text("knorm");
-    check_refused(&options, "merge,rerotate", "kv-rewrite: the cache keeps nothing for rerotate");
-}
-END_TEST
-
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(every_round_is_what_a_slow_reference_makes_of_it, 600),
     TEST_CASE(encoded_entries_are_fixed),
@@ -605,8 +525,5 @@ const test_case test_cases[] = {
     TEST_CASE(a_shared_prompt_is_not_written),
     TEST_CASE(what_was_computed_under_one_rewriting_is_not_taken_under_another),
     TEST_CASE(without_room_for_copies_the_step_is_refused_and_nothing_is_written),
-    TEST_CASE(only_where_entries_go_something_is_rewritten),
-    TEST_CASE(layers_that_cannot_be_rewritten_are_named),
-    TEST_CASE(a_cache_that_may_not_be_asked_keeps_nothing_for_it),
     TEST_CASES_END,
 };
