@@ -9,7 +9,7 @@
  *   encode.c        which blocks are encoded, and when (basis.c: in which basis; heat.c: by which codec)
  *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
  *   evict.c         which entries stay (score_view.c: what scorers see; observe*.c, local_mass.c: what is kept)
- *   distill.c       what stays is made to stand for what goes
+ *   distill.c       what stays is made to stand for what goes (rewrite.c: or is rewritten; own_pages.c: where)
  *   compact.c       pages with holes become fewer
  *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients; ranks.c: over ranks)
  *   page_choice.c   which pages a decode query reads, by routing (key_box.c, run_box.c: by what)

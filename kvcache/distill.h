@@ -21,10 +21,6 @@ uint32_t kv_distill_stops_at(const kv_cache *cache);
 /* Run over a measuring and then a real arena: the scratch of one worker. */
 void kv_distill_place(arena *a, const kv_cache *cache, kv_distill_worker *out);
 
-/* Raw pages of the layer that others share, or that lie in the file, are replaced by copies of the
- * sequence's own. ERR_KV_FULL changes nothing. */
-err_t kv_distill_own(kv_seq *seq, uint32_t layer) MUST_CHECK;
-
 /* What one head keeps of its candidates. */
 typedef struct kv_distill_args {
     kv_seq *seq;

@@ -10,7 +10,9 @@
 #include "kvcache/kv_replay.h"
 #include "kvcache/local_mass.h"
 #include "kvcache/observed.h"
+#include "kvcache/own_pages.h"
 #include "kvcache/ranks.h"
+#include "kvcache/rewrite.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 #include "kvcache/score_view.h"
@@ -339,6 +341,24 @@ static void fit_head(const evict_loop *loop, uint32_t head, uint32_t n_kept, uin
     kv_distill_head(&args);
 }
 
+static bool has_rewritings(const kv_seq *seq)
+{
+    return seq->methods.rewritings.list[0] != NULL;
+}
+
+/* What is kept is written anew, while the others are still there to be read. */
+static void rewrite_head(const evict_loop *loop, uint32_t head, uint32_t n_kept, uint32_t worker)
+{
+    kv_head_view *view = head_view(loop, head);
+    const kv_rewrite_head_args args = {.seq = loop->seq,
+                                       .layer = loop->layer,
+                                       .head = head,
+                                       .view = view,
+                                       .n_kept = n_kept,
+                                       .worker = worker};
+    view->n_rewritten = kv_rewrite_head(&args);
+}
+
 static void evict_head(const evict_loop *loop, uint32_t head, uint32_t worker)
 {
     kv_seq *seq = loop->seq;
@@ -350,6 +370,7 @@ static void evict_head(const evict_loop *loop, uint32_t head, uint32_t worker)
     if (loop->policy->scorer->by_page)
         n = kv_pages_keep_whole(&view->pages, view->first, view->kept, n);
     if (loop->policy->scorer->is_fitted) fit_head(loop, head, n, worker);
+    if (has_rewritings(seq) && n < view->n_open) rewrite_head(loop, head, n, worker);
     view->n_evicted = view->n_open - n;
     for (uint32_t i = 0, next = 0; i < view->n_open;) {
         const uint32_t at = view->first + i, entry = view->entry[at], shard = view->shard[at];
@@ -445,12 +466,13 @@ static err_t evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
     evict_loop loop = {.seq = seq, .policy = policy, .layer = layer};
     parallel_for(pool, n_heads, 1, list_jobs, &loop);
     if (!plan_layer(&loop, n_heads)) return ERR_OK;
-    if (policy->scorer->is_fitted) TRY(kv_distill_own(seq, layer));
+    if (policy->scorer->is_fitted || has_rewritings(seq)) TRY(kv_own_pages(seq, layer));
     score_layer(&loop, n_heads);
     split_layer(&loop, n_heads);
     parallel_for(pool, n_heads, 1, evict_jobs, &loop);
     for (uint32_t h = 0; h < n_heads; h++) {
         cache->stats.entries_evicted += head_view(&loop, h)->n_evicted;
+        cache->stats.entries_rewritten += head_view(&loop, h)->n_rewritten;
         seq->is_thinned = seq->is_thinned || head_view(&loop, h)->n_evicted > 0;
     }
     return ERR_OK;

@@ -13,6 +13,7 @@
  *            A selection of --kv-compression chooses up to the end of the prompt, a policy of
  *            --kv-scheduling behind it, and in both if there is no selection; a selection alone lets
  *            everything that is decoded stay, and the sequence grows by it.
+ *   rewrite  what stays of a head, before the others go: distill.h, rewrite.h
  *   compact  compact.h
  *   encode   encode.h
  *

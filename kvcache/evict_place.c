@@ -1,6 +1,7 @@
 /* kvcache/evict_place.c - what scheduling works in, and what scorers may ask of a cache; see evict.h. */
 #include "kvcache/distill.h"
 #include "kvcache/evict.h"
+#include "kvcache/rewrite.h"
 #include "kvcache/scatter.h"
 
 static uint32_t group_of(const kv_layer_shape *shape)
@@ -135,6 +136,7 @@ static void place_workers(arena *a, const kv_cache *cache, kv_evict *evict)
             .gathered = arena_take(a, cache->decoded_bytes, 1),
         };
         if (evict->has_fits) kv_distill_place(a, cache, &worker.distill);
+        kv_rewrite_place(a, cache, &worker.rewrite);
         if (evict->workers != NULL) evict->workers[w] = worker;
     }
 }
@@ -189,5 +191,6 @@ static err_t check_policy(const kv_cache *cache, const kv_policy *policy, const 
 err_t kv_evict_check(const kv_cache *cache, const kv_methods *methods, err_info *info)
 {
     TRY(check_policy(cache, &methods->policy, "kv-scheduling", info));
-    return check_policy(cache, &methods->selection, "kv-compression", info);
+    TRY(check_policy(cache, &methods->selection, "kv-compression", info));
+    return kv_rewrite_check(cache, methods, info);
 }

@@ -7,6 +7,7 @@
 #include "base/arena.h"
 #include "kvcache/compression/matching.h"
 #include "kvcache/kv_shape.h"
+#include "kvcache/rewriting/rewriting.h"
 #include "kvcache/scoring/whole_pages.h"
 
 #include <stdbool.h>
@@ -33,6 +34,7 @@ typedef struct kv_head_view {
     uint32_t n;
     uint32_t first, n_open; /* candidates: [first, first + n_open) */
     uint32_t n_evicted;     /* of them */
+    uint32_t n_rewritten;   /* keys and values that were written again */
     double lazy;            /* see kv_allocator.laziness; valid where it was asked */
 } kv_head_view;
 
@@ -65,6 +67,12 @@ typedef struct kv_distill_worker {
     uint8_t *is_fixed; /* [n_max] */
 } kv_distill_worker;
 
+/* Of rewritings (rewrite.c); no bytes unless one may be asked for. */
+typedef struct kv_rewrite_worker {
+    uint8_t *fate; /* [n_max]: kv_fate */
+    kv_rewrite_work work;
+} kv_rewrite_worker;
+
 typedef struct kv_evict_worker {
     float *work;        /* of the scorer */
     float *queries;     /* [n_queries][group][k_dim] */
@@ -73,6 +81,7 @@ typedef struct kv_evict_worker {
     float *mean, *cov; /* see kv_query_stats */
     uint8_t *gathered; /* entries of one page in the cache type */
     kv_distill_worker distill;
+    kv_rewrite_worker rewrite;
 } kv_evict_worker;
 
 typedef struct kv_evict {

@@ -63,6 +63,42 @@ void kv_strip_write(const kv_strip *strip, uint8_t *base, uint32_t first_slot,
            (size_t)from->n_slots * strip->v_stride_bytes);
 }
 
+/* The largest finite number of a type. */
+static float type_max(dtype type)
+{
+    return type == DTYPE_F32 ? 0x1.fffffep127f : 0x1.fep127f;
+}
+
+static void put_row(uint8_t *out, dtype type, const float *x, uint32_t n)
+{
+    const float most = type_max(type);
+    for (uint32_t i = 0; i < n; i++) {
+        const float cut = x[i] < -most ? -most : x[i] > most ? most : x[i];
+        const uint16_t half = bf16_from_f32(cut);
+        if (type == DTYPE_F32) {
+            memcpy(out + 4 * (size_t)i, &cut, sizeof cut);
+        } else {
+            memcpy(out + 2 * (size_t)i, &half, sizeof half);
+        }
+    }
+}
+
+void kv_strip_put_k(const kv_strip *strip, uint8_t *base, uint32_t slot, const kv_head_shape *shape,
+                    const float *k)
+{
+    assert(slot < strip->n_slots);
+    put_row(base + (size_t)slot * strip->k_stride_bytes, shape->type, k, shape->k_dim);
+}
+
+void kv_strip_put_v(const kv_strip *strip, uint8_t *base, uint32_t slot, const kv_head_shape *shape,
+                    const float *v)
+{
+    assert(slot < strip->n_slots);
+    assert(!shape->v_in_k);
+    put_row(base + strip->v_offset_bytes + (size_t)slot * strip->v_stride_bytes, shape->type, v,
+            shape->v_dim);
+}
+
 attn_span kv_span_cut(const attn_span *span, uint32_t first, uint32_t n)
 {
     assert(n >= 1);

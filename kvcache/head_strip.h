@@ -47,6 +47,13 @@ attn_span kv_strip_span(const kv_strip *strip, const uint8_t *base, uint32_t fir
 void kv_strip_write(const kv_strip *strip, uint8_t *base, uint32_t first_slot,
                     const attn_span *from);
 
+/* Writes a key, or a value that is stored by itself, rounded to the type of the shape; what is larger than
+ * its numbers becomes the largest. */
+void kv_strip_put_k(const kv_strip *strip, uint8_t *base, uint32_t slot, const kv_head_shape *shape,
+                    const float *k);
+void kv_strip_put_v(const kv_strip *strip, uint8_t *base, uint32_t slot, const kv_head_shape *shape,
+                    const float *v);
+
 /* The part [first, first + n) of a span's slots. */
 attn_span kv_span_cut(const attn_span *span, uint32_t first, uint32_t n);
 

@@ -5,6 +5,7 @@
 #include "kvcache/kv_config.h"
 
 #include "kvcache/compression/codec.h"
+#include "kvcache/rewriting/rewriting.h"
 #include "kvcache/scoring/allocator.h"
 #include "kvcache/scoring/scorer.h"
 
@@ -60,6 +61,9 @@ static const cfg_field fields[] = {
                  NAME) "; before it a SELECTION, what stays of a "
                        "prompt by kv-budget: a name of kv-scheduling but none, quest and "
                        "flexgen"),
+    CFG_TEXT(kv_config, rewrite, "kv-rewrite", "none", "NAME[,NAME]",
+             "how what stays is rewritten when entries go: none, or of" KV_REWRITING_LIST(
+                 NAME) ", with commas between them"),
 };
 
 const cfg_table kv_config_table = {

@@ -31,6 +31,7 @@ typedef struct kv_config {
     char *scheduling;
     char *placement;
     char *compression; /* a codec, or SELECTION,CODEC */
+    char *rewrite;     /* none, or names with commas between them */
     comm *
         comm; /* no setting: the ranks that hold the cache together, see ranks.h. NULL: alone. Borrowed */
     uint32_t n_ranks_here; /* no setting: ranks that share this machine's memory; 0 is 1 */

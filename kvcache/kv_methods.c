@@ -93,6 +93,26 @@ static err_t read_laziness(const kv_config *config, kv_methods *out, err_info *i
     return ERR_OK;
 }
 
+/* What stays is written when others go; what was fitted is left alone. */
+static err_t check_rewritings(const kv_config *config, const kv_methods *out, err_info *info)
+{
+    const kv_policy *policies[] = {&out->policy, &out->selection};
+    if (out->rewritings.list[0] == NULL) return ERR_OK;
+    if (!kv_methods_evict(out))
+        return err_set(info, ERR_BAD_CONFIG,
+                       "kv-rewrite: %s rewrites what stays when entries go, and with "
+                       "kv-scheduling: %s, kv-compression: %s and kv-budget: %g none does",
+                       out->rewritings.name, config->scheduling, config->compression,
+                       config->budget);
+    for (uint32_t i = 0; i < 2; i++) {
+        if (policies[i]->evicts && policies[i]->scorer->is_fitted)
+            return err_set(info, ERR_BAD_CONFIG,
+                           "kv-rewrite: %s would spoil what %s fits; use none",
+                           out->rewritings.name, policies[i]->name);
+    }
+    return ERR_OK;
+}
+
 /* The settings that the method obeys. */
 static err_t read_routing(const kv_config *config, kv_methods *out, err_info *info)
 {
@@ -136,6 +156,8 @@ err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *inf
     TRY(read_compression(config, out, info));
     TRY(check_selection(out, info));
     TRY(read_laziness(config, out, info));
+    TRY(kv_rewriting_parse(config->rewrite, &out->rewritings, info));
+    TRY(check_rewritings(config, out, info));
     TRY(read_routing(config, out, info));
     TRY(limit_reads(config, out, info));
     out->is_exact = out->reads_all && !kv_methods_evict(out) && out->codec->is_exact;

@@ -8,14 +8,16 @@
 #include "base/error.h"
 #include "kvcache/compression/codec.h"
 #include "kvcache/kv_config.h"
+#include "kvcache/rewriting/rewriting.h"
 #include "kvcache/routing/routing.h"
 #include "kvcache/scheduling/policy.h"
 
 typedef struct kv_methods {
     const kv_routing *routing;
     kv_route_settings route;
-    kv_policy policy;    /* of scheduling; without a selection it also has the prompt */
-    kv_policy selection; /* evicts if there is one: what stays of the prompt */
+    kv_policy policy;                /* of scheduling; without a selection it also has the prompt */
+    kv_policy selection;             /* evicts if there is one: what stays of the prompt */
+    kv_rewritings_chosen rewritings; /* of what stays; only where something goes */
     const kv_codec *codec;
     uint32_t codec_index; /* in kv_codecs */
     bool reads_all;       /* routing is exact under its settings: no boxes, no choice */

@@ -45,8 +45,9 @@ typedef struct kv_stats {
     uint64_t pages_encoded;     /* one that is encoded again, coarser, counts again */
     uint64_t encoded_raw_bytes; /* of those pages before, and as they are */
     uint64_t encoded_bytes;
-    uint64_t pages_given_up;  /* of cached objects, under pressure */
-    uint64_t entries_evicted; /* by scheduling; what windows have passed is not counted */
+    uint64_t pages_given_up;    /* of cached objects, under pressure */
+    uint64_t entries_evicted;   /* by scheduling; what windows have passed is not counted */
+    uint64_t entries_rewritten; /* keys and values of entries that stayed then; see rewrite.h */
     uint64_t pages_evicted;   /* that sequences gave back for it, holes that were closed included */
     uint64_t pages_compacted; /* written anew from others */
     double score_seconds;     /* choosing what stays */

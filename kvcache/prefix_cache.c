@@ -54,12 +54,13 @@ void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
                      cache->page_tokens, routing);
     if (!methods->is_exact) /* lossy values depend on what is left alone */
         n += snprintf(text + n, KV_SETTINGS_BYTES - (size_t)n,
-                      " %s %s/%.17g/%.17g %s bases=%" PRIx64 " window=%u sinks=%u",
+                      " %s %s/%.17g/%.17g %s bases=%" PRIx64 " window=%u sinks=%u rewrite=%s",
                       methods->policy.evicts ? methods->policy.name : "none",
                       methods->selection.evicts ? methods->selection.name : "none",
                       kv_methods_evict(methods) ? kv_methods_budget(methods) : 1,
                       methods->policy.lazy_threshold, methods->codec->name,
-                      mark_bases(cache, methods->codec), cache->window_tokens, cache->sink_tokens);
+                      mark_bases(cache, methods->codec), cache->window_tokens, cache->sink_tokens,
+                      methods->rewritings.name);
     assert(n > 0 && n < KV_SETTINGS_BYTES);
 }
 

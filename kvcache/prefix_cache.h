@@ -58,7 +58,7 @@ void kv_prefix_deinit(kv_cache *cache);
 
 /* What a cached value depends on besides tokens and model, as text: all exact settings give the same
  * one. Decoded tokens that were computed under a lossy setting are shared under that setting alone. */
-enum { KV_SETTINGS_BYTES = 448 };
+enum { KV_SETTINGS_BYTES = 512 };
 void kv_prefix_settings(const kv_cache *cache, const kv_methods *methods,
                         char text[KV_SETTINGS_BYTES]);
 

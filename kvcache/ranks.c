@@ -80,6 +80,11 @@ err_t kv_ranks_check_methods(const kv_cache *cache, const kv_methods *methods, e
                        "kv-compression: %s needs a sequence's whole prompt, which is not supported "
                        "over ranks",
                        methods->codec->name);
+    if (methods->rewritings.list[0] != NULL)
+        return err_set(info, ERR_UNSUPPORTED,
+                       "kv-rewrite: %s needs all entries of a head, which is not supported over "
+                       "ranks",
+                       methods->rewritings.name);
     TRY(check_policy(&methods->policy, "kv-scheduling", info));
     return check_policy(&methods->selection, "kv-compression", info);
 }

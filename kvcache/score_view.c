@@ -96,7 +96,7 @@ void kv_view_list(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view
     const uint32_t n_sinks = (uint32_t)min_size(cache->sink_tokens, length);
     const uint32_t recent = kv_blocks_left(cache, length) * cache->page_tokens;
     uint32_t first_in_ring = seq->n_blocks * cache->page_tokens;
-    view->n = view->n_evicted = view->pages.n = 0;
+    view->n = view->n_evicted = view->n_rewritten = view->pages.n = 0;
     for (uint32_t p = oldest; p < n_sinks; p++)
         add_recent(view, p);
     view->first = view->n;

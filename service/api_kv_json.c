@@ -25,6 +25,7 @@ static const kv_key keys[] = {
     {"budget", "kv.budget", "kv-budget", 0},
     {"lazy_threshold", "kv.lazy_threshold", "kv-lazy-threshold", 0},
     {"compression", "kv.compression", "kv-compression", 0},
+    {"rewrite", "kv.rewrite", "kv-rewrite", 0},
 };
 enum { N_KEYS = sizeof keys / sizeof keys[0] };
 
@@ -200,7 +201,8 @@ json_t *api_kv_methods_new(const kv_methods *methods)
         put_number(object, "budget", budget > 0, budget) &&
         put_number(object, "lazy_threshold", kv_methods_by_laziness(methods),
                    methods->policy.lazy_threshold) &&
-        api_put(object, "compression", json_string(compression)))
+        api_put(object, "compression", json_string(compression)) &&
+        api_put(object, "rewrite", json_string(methods->rewritings.name)))
         return object;
     json_decref(object);
     return NULL;

@@ -279,6 +279,8 @@ static void write_kv_scheduling(page *p, const kv_stats *kv)
 {
     write_counter(p, "kv_entries_evicted_total", kv->entries_evicted,
                   "Entries that scheduling took from sequences");
+    write_counter(p, "kv_entries_rewritten_total", kv->entries_rewritten,
+                  "Keys and values of kept entries that were rewritten then");
     write_counter(p, "kv_pages_evicted_total", kv->pages_evicted,
                   "Pages that sequences gave back for it");
     write_counter(p, "kv_pages_compacted_total", kv->pages_compacted,

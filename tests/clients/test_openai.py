@@ -337,7 +337,8 @@ def test_requests_choose_their_methods_side_by_side():
 def test_a_stream_tells_what_its_methods_cost(client):
     *_, usage, chunks = collect(client, extra_body={"kv": {}})
     assert usage.kv["resident_bytes"] == usage.kv["uncompressed_bytes"] > 0
-    assert usage.kv["methods"] == {"routing": "full", "scheduling": "none", "compression": "none"}
+    assert usage.kv["methods"] == {"routing": "full", "scheduling": "none", "compression": "none",
+                                   "rewrite": "none"}
     assert [c.usage for c in chunks[:-1]] == [None] * (len(chunks) - 1)
 
 

@@ -1,7 +1,7 @@
 /* tests/conformance/test_kv_policies.c - every scorer under every allocator and some codecs, as
- * scheduling, as a selection and some as both, against the same promises: never above the budget,
- * nothing lost that must stay, nothing left behind, and no bit that depends on cuts, neighbours or
- * threads. What exactly stays: tests/kvcache/test_kv_evict.c. */
+ * scheduling, as a selection and some as both, without a rewriting of what stays, with each and with all,
+ * against the same promises: never above the budget, nothing lost that must stay, nothing left behind, and
+ * no bit that depends on cuts, neighbours or threads. What exactly stays: tests/kvcache/test_kv_evict.c. */
 #include "tests/kvcache/fake_model.h"
 #include "tests/test_main.h"
 
@@ -28,7 +28,8 @@ typedef struct method {
     const char *scheduling, *selection;
 } method;
 
-/* The layers that all codecs take, with output projections, and angles in one of them. */
+/* The layers that all codecs take, with output projections, and angles in one of them, or in both if keys
+ * are to be turned. */
 typedef struct rig {
     kv_layer_shape layers[2];
     float freq[4];
@@ -59,6 +60,7 @@ static fake *open_rig(rig *r, const method *m, fake_options options)
         r->layers[l].out_proj = &r->out_proj[l];
     r->rope = (kv_rope){.freq = r->freq, .n = 8, .scale = 1};
     r->layers[0].rope = &r->rope;
+    r->layers[1].rope = strstr(options.config.rewrite, "rerotate") != NULL ? &r->rope : NULL;
     options.layers = r->layers;
     options.n_layers = 2;
     options.config.scheduling = (char *)(uintptr_t)m->scheduling;
@@ -85,7 +87,22 @@ static fake_options options_of(const char *codec, double budget)
     return options;
 }
 
-/* Of policy i: so that scorers and allocators meet different codecs, budgets and shards. Where what is
+/* None, each by itself, and all of them. */
+static const char *rewrite_of(uint32_t i)
+{
+    static char all[KV_REWRITING_NAME_BYTES];
+    const uint32_t k = i % (KV_N_REWRITINGS + 2);
+    if (k == 0) return "none";
+    if (k <= KV_N_REWRITINGS) return kv_rewritings[k - 1]->name;
+    all[0] = '\0';
+    for (uint32_t r = 0; kv_rewritings[r] != NULL; r++) {
+        strcat(all, r == 0 ? "" : ",");
+        strcat(all, kv_rewritings[r]->name);
+    }
+    return all;
+}
+
+/* Of policy i: so that scorers and allocators meet different codecs, budgets, shards and rewritings. Where what is
  * kept is fitted, the budget is large enough for more than the window of 64 queries that stays as it is. */
 static fake_options pick_options(const method *m, uint32_t i)
 {
@@ -95,6 +112,7 @@ static fake_options pick_options(const method *m, uint32_t i)
                                       is_fitted ? 0.65 : budgets[i / 2 % N_BUDGETS]);
     options.config.n_shards = 1 + i % 4;
     options.config.lazy_threshold = i % 2 == 0 ? 1 : 0.55; /* some layers of the rig are above */
+    if (!is_fitted) options.config.rewrite = (char *)(uintptr_t)rewrite_of(i / 3);
     return options;
 }
 

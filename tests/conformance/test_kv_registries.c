@@ -28,6 +28,7 @@ static const registry REGISTRIES[] = {
     {"kv-scheduling", kv_policy_names, offsetof(kv_config, scheduling)},
     {"kv-placement", kv_placement_names, offsetof(kv_config, placement)},
     {"kv-compression", kv_codec_names, offsetof(kv_config, compression)},
+    {"kv-rewrite", kv_rewriting_names, offsetof(kv_config, rewrite)},
 };
 
 START_TEST(an_unknown_method_is_answered_with_the_known_ones)
@@ -63,6 +64,9 @@ START_TEST(every_method_is_found_by_its_name_and_by_no_other)
         ck_assert_ptr_eq(kv_placement_find(kv_placements[i]->name), kv_placements[i]);
     for (size_t i = 0; kv_codecs[i] != NULL; i++)
         ck_assert_ptr_eq(kv_codec_find(kv_codecs[i]->name), kv_codecs[i]);
+    for (size_t i = 0; kv_rewritings[i] != NULL; i++)
+        ck_assert_ptr_eq(kv_rewriting_find(kv_rewritings[i]->name), kv_rewritings[i]);
+    ck_assert_ptr_null(kv_rewriting_find("none"));
     ck_assert_ptr_null(kv_routing_find(""));
     ck_assert_ptr_null(kv_scorer_find("none"));
     ck_assert_ptr_null(kv_allocator_find("AdaKV"));

@@ -13,7 +13,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     const kv_config kv = {.request_methods = true,
                           .routing = (char *)(uintptr_t) "full",
                           .scheduling = (char *)(uintptr_t) "none",
-                          .compression = (char *)(uintptr_t) "none"};
+                          .compression = (char *)(uintptr_t) "none",
+                          .rewrite = (char *)(uintptr_t) "none"};
     const api_limits limits = {.n_vocab = 1000,
                                .n_logprobs_max = 20,
                                .n_choices_max = 64,

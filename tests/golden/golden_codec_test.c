@@ -46,6 +46,7 @@ static void for_each_policy(void (*body)(golden *g))
 {
     static const char *const policies[] = {"h2o",  "snapkv+pyramid", "adakv", "tova",
                                            "none", "none",           "h2o"};
+    static const char *const rewrites[] = {"none", "merge", "rerotate", "merge,rerotate"};
     static const char *const selections[] = {"", "", "", "", "chunkkv,", "pyramidkv,", "fastv,"};
     for (size_t i = 0; i < 3 * 7; i++) {
         char compression[32];
@@ -58,13 +59,15 @@ static void for_each_policy(void (*body)(golden *g))
                             .n_threads = 2,
                             .cache_type = KV_DTYPE_BF16,
                             .compression = compression,
-                            .settings = (const char *const[]){"kv-scheduling", policies[i % 7],
-                                                              "kv-budget", "0.4", NULL}},
+                            .settings =
+                                (const char *const[]){"kv-scheduling", policies[i % 7], "kv-budget",
+                                                      "0.4", "kv-rewrite", rewrites[i % 4], NULL}},
             &g);
         body(&g);
         kv_stats stats;
         kv_stats_read(g.cache, &stats);
         ck_assert_uint_gt(stats.entries_evicted, 0);
+        ck_assert_int_eq(stats.entries_rewritten > 0, i % 4 > 0);
         golden_close(&g);
     }
 }

@@ -42,7 +42,9 @@ SCHEDULINGS = [{}, {}, {"scheduling": "adakv", "budget": 0.5}, {"scheduling": "h
                {"scheduling": "duo_attention", "budget": 0.5}, {"scheduling": "flexgen", "budget": 0.5},
                {"scheduling": "kvzip", "budget": 0.4}, {"scheduling": "kvzip_plus+adakv", "budget": 0.4},
                {"scheduling": "non_causal", "budget": 0.5}, {"scheduling": "cap+simlayer", "budget": 0.5},
-               {"scheduling": "simlayerkv", "budget": 0.9, "lazy_threshold": 0.6}]
+               {"scheduling": "simlayerkv", "budget": 0.9, "lazy_threshold": 0.6},
+               {"scheduling": "keydiff+adakv", "budget": 0.3, "rewrite": "merge,rerotate"},
+               {"scheduling": "streaming_llm", "budget": 0.5, "rewrite": "rerotate"}]
 COMPRESSIONS = [{}, {}, {"compression": "int8"}, {"compression": "int4"}, {"compression": "fp8"},
                 {"compression": "think"}, {"compression": "svd"}, {"compression": "pikv"}]
 WORK_DONE = ("kv_pages_evicted_total", "kv_pages_compacted_total", "kv_encoded_blocks_total",

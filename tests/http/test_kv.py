@@ -29,6 +29,8 @@ CHOICES = [EXACT,
            {"scheduling": "cap", "budget": 0.5},
            {"scheduling": "simlayerkv", "budget": 0.7, "lazy_threshold": 1},
            {"compression": "finch,int8", "budget": 0.4},
+           {"scheduling": "keydiff+adakv", "budget": 0.4, "rewrite": "merge"},
+           {"compression": "snapkv,int8", "budget": 0.5, "rewrite": "merge,rerotate"},
            {"scheduling": "kvzip", "budget": 0.5},
            {"compression": "kvzip,int4", "budget": 0.5},
            {"scheduling": "kvzip_plus", "budget": 0.5}]
@@ -186,13 +188,15 @@ def test_a_prompt_that_the_context_does_not_hold_twice_is_refused(free):
 
 def test_a_server_without_the_flag_takes_its_own_settings_only():
     with Server("--kv-routing", "topk", "--kv-routing-k", 0.5) as fixed:
-        own = {"routing": "topk", "routing_k": 0.5, "scheduling": "none", "compression": "none"}
+        own = {"routing": "topk", "routing_k": 0.5, "scheduling": "none", "compression": "none",
+               "rewrite": "none"}
         assert fixed.complete(LONG, kv=own)["usage"]["kv"]["methods"] == own
         assert fixed.complete(LONG, kv={})["usage"]["kv"]["methods"] == own
         message = refuse(fixed, {"prompt": "a", "kv": {"routing": "full"}}, param="kv.routing")
         assert "--kv-request-methods" in message and '"topk"' in message
         refuse(fixed, {"prompt": "a", "kv": {"routing_k": 0.25}}, param="kv.routing_k")
         refuse(fixed, {"prompt": "a", "kv": {"compression": "int8"}}, param="kv.compression")
+        refuse(fixed, {"prompt": "a", "kv": {"rewrite": "merge"}}, param="kv.rewrite")
 
 
 def test_what_no_server_takes_is_refused(free):
@@ -200,7 +204,9 @@ def test_what_no_server_takes_is_refused(free):
                       ({"routing": "topk", "routing_k": 0}, "kv.routing_k"),
                       ({"routing": "topk", "routing_k": 1e300}, "kv.routing_k"),
                       ({"routing": "topk", "routing_eps": 0.5}, "kv.routing_eps"),
-                      ({"compression": "int3"}, "kv.compression"), ({"window": 5}, "kv"),
+                      ({"compression": "int3"}, "kv.compression"), ({"rewrite": "merge"}, "kv.rewrite"),
+                      ({"scheduling": "h2o", "budget": 0.5, "rewrite": "mend"}, "kv.rewrite"),
+                      ({"window": 5}, "kv"),
                       ("topk", "kv")):
         for stream in (False, True):
             message = refuse(free, {"prompt": "a", "kv": kv, "stream": stream}, param=param)

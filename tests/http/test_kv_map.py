@@ -129,11 +129,13 @@ def test_the_pages_of_a_sequence_are_those_that_are_used(free):
 
 
 def test_sequences_show_their_methods_and_codecs(free):
-    own = {"routing": "topk", "routing_k": 0.5, "scheduling": "none", "compression": "int8"}
+    own = {"routing": "topk", "routing_k": 0.5, "scheduling": "none", "compression": "int8",
+           "rewrite": "none"}
     with running(free), running(free, kv=own):
         first, second = look(free)["sequences"]
         assert first["id"] < second["id"]
-        assert first["methods"] == {"routing": "full", "scheduling": "none", "compression": "none"}
+        assert first["methods"] == {"routing": "full", "scheduling": "none", "compression": "none",
+                                    "rewrite": "none"}
         assert second["methods"] == own
         for seq, codecs in ((first, ["none"]), (second, ["none", "int8"])):
             runs = collections.defaultdict(list)

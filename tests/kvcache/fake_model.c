@@ -36,13 +36,17 @@ kv_config fake_defaults(void)
                        .routing = (char *)(uintptr_t) "full",
                        .scheduling = (char *)(uintptr_t) "none",
                        .placement = (char *)(uintptr_t) "block",
-                       .compression = (char *)(uintptr_t) "none"};
+                       .compression = (char *)(uintptr_t) "none",
+                       .rewrite = (char *)(uintptr_t) "none"};
 }
 
 const kv_layer_shape fake_coded_layers[2] = {
     {.n_heads = 4, .n_kv_heads = 2, .k_dim = 32, .v_dim = 32, .scale = 0.35f, .has_router = true},
     {.n_heads = 2, .n_kv_heads = 1, .k_dim = 24, .v_dim = 40, .scale = 0.3f, .window = 50},
 };
+
+static const float frequencies[4] = {1, 0.3f, 0.1f, 0.03f};
+const kv_rope fake_rope = {.freq = frequencies, .n = 8, .scale = 1};
 
 kv_config fake_coded(const char *codec)
 {

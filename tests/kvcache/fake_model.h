@@ -58,6 +58,8 @@ extern const kv_layer_shape fake_layers[3];
  * window of 12, 3 sinks. */
 extern const kv_layer_shape fake_coded_layers[2];
 kv_config fake_coded(const char *codec);
+extern const kv_rope
+    fake_rope; /* of 8 channels, for layers that want one: the model itself turns nothing */
 
 /* Copies of layers with an output projection each, until the next call. */
 const kv_layer_shape *fake_projecting(const kv_layer_shape *layers, uint32_t n_layers);

@@ -293,6 +293,10 @@ static void *open_refused(void *ctx)
     check_refused(&limits, config, ERR_UNSUPPORTED, "kv-scheduling: snapkv");
     config.scheduling = (char *)(uintptr_t) "simlayerkv"; /* whose scorer needs no others */
     check_refused(&limits, config, ERR_UNSUPPORTED, "kv-scheduling: streaming_llm+simlayer");
+    config.scheduling = (char *)(uintptr_t) "knorm";
+    config.rewrite = (char *)(uintptr_t) "merge";
+    check_refused(&limits, config, ERR_UNSUPPORTED, "kv-rewrite: merge needs all entries");
+    config.rewrite = (char *)(uintptr_t) "none";
     config.scheduling = (char *)(uintptr_t) "none";
     config.compression = (char *)(uintptr_t) "kvzip,none";
     check_refused(&limits, config, ERR_UNSUPPORTED, "kv-compression: kvzip");

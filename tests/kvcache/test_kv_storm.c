@@ -160,6 +160,8 @@ static void run_storm(uint64_t seed, fake_options options, uint32_t n_hits_least
     ck_assert(shares ? s.n_hits >= n_hits_least : s.n_hits == 0);
     ck_assert_uint_gt(s.n_aborts, 20);
     if (is_evicting) ck_assert_uint_gt(fake_stats(s.f).pages_evicted, 100);
+    if (strcmp(options.config.rewrite, "none") != 0)
+        ck_assert_uint_gt(fake_stats(s.f).entries_rewritten, 1000);
     const kv_scorer *scorer = s.f->cache->methods.policy.scorer;
     if (is_evicting && scorer != NULL && !scorer->by_page)
         ck_assert_uint_gt(fake_stats(s.f).pages_compacted, 100);
@@ -459,6 +461,35 @@ START_TEST(a_storm_of_selections_leaves_nothing_behind)
 }
 END_TEST
 
+/* Pages that prefixes share, that have left the pool or have boxes, are written again. */
+START_TEST(a_storm_of_rewritings_leaves_nothing_behind)
+{
+    static const char *const rewrites[] = {"merge", "rerotate", "merge,rerotate", "merge,rerotate",
+                                           "rerotate"};
+    static const char *const policies[] = {"keydiff+adakv", "h2o", "streaming_llm", "none",
+                                           "random"};
+    static const char *const codecs[] = {"none", "none", "int8", "snapkv+adakv,svd", "pikv"};
+    bad_disk_mend();
+    for (uint32_t i = 0; i < 5; i++) {
+        kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
+        layers[0].rope = layers[1].rope = &fake_rope;
+        layers[1].has_router = true;
+        layers[1].window = i % 2 == 0 ? 0 : 120;
+        fake_options options = {
+            .layers = layers, .n_layers = 2, .n_threads = 2, .config = fake_coded(codecs[i])};
+        options.config.rewrite = (char *)(uintptr_t)rewrites[i];
+        options.config.scheduling = (char *)(uintptr_t)policies[i];
+        options.config.budget = i == 2 ? 60 : 0.5;
+        options.config.sink_tokens = i == 4 ? 0 : 3;
+        options.config.n_shards = i % 2 == 0 ? 1 : 4;
+        options.config.placement = (char *)(uintptr_t)(i % 2 == 0 ? "block" : "expert");
+        options.config.routing = (char *)(uintptr_t)(i == 3 ? "full" : "hierarchical");
+        options.config.routing_k = 0.5;
+        run_storm(70 + i, i == 0 ? with_tiers(options, 0, 2) : options, 3);
+    }
+}
+END_TEST
+
 START_TEST(a_storm_of_codes_over_shards_leaves_nothing_behind)
 {
     static const char *const codecs[] = {"int4", "svd", "svd", "pikv"};
@@ -492,6 +523,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_storm_of_evictions_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_methods_that_observe_more_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_selections_leaves_nothing_behind, 600),
+    TEST_CASE_SECONDS(a_storm_of_rewritings_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_over_shards_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_evictions_over_shards_leaves_nothing_behind, 600),
     TEST_CASE_SECONDS(a_storm_of_codes_over_shards_leaves_nothing_behind, 600),

@@ -177,7 +177,8 @@ static const kv_methods *methods_of(const wish *w, kv_methods *own)
                               .routing_k = 2,
                               .scheduling = (char *)(uintptr_t)scheduling,
                               .budget = w->budget,
-                              .compression = (char *)(uintptr_t)compression};
+                              .compression = (char *)(uintptr_t)compression,
+                              .rewrite = (char *)(uintptr_t) "none"};
     if (w->routing == NULL && w->scheduling == NULL && w->compression == NULL) return NULL;
     ck_assert_int_eq(kv_methods_resolve(&config, own, NULL), ERR_OK);
     return own;

@@ -18,7 +18,8 @@ static kv_config settings(const char *routing, bool request_methods)
                        .scheduling = (char *)(uintptr_t) "none",
                        .budget = 1,
                        .lazy_threshold = 0.9,
-                       .compression = (char *)(uintptr_t) "int8"};
+                       .compression = (char *)(uintptr_t) "int8",
+                       .rewrite = (char *)(uintptr_t) "none"};
 }
 
 static bool parse(const kv_config *server, const char *kv, completion_request *out,
@@ -126,6 +127,12 @@ START_TEST(what_cannot_be_is_refused_by_key_value_and_limit)
          "kv.compression: chunkkv selects by kv-budget, and kv-scheduling: quest"},
         {"{\"scheduling\":\"tova\",\"budget\":0.5,\"compression\":\"snapkv,int4\"}",
          "kv.compression", "kv.compression: snapkv leaves each head entries of its own"},
+        {"{\"rewrite\":\"merge\"}", "kv.rewrite",
+         "kv.rewrite: merge rewrites what stays when entries go, and with kv-scheduling: none"},
+        {"{\"scheduling\":\"h2o\",\"budget\":0.5,\"rewrite\":\"merge,mend\"}", "kv.rewrite",
+         "kv.rewrite: 'mend' is unknown; known are: none merge rerotate"},
+        {"{\"scheduling\":\"distill\",\"budget\":0.5,\"rewrite\":\"rerotate\"}", "kv.rewrite",
+         "kv.rewrite: rerotate would spoil what distill fits"},
         {"{\"scheduling\":\"\"}", "kv.scheduling", "kv.scheduling: '' is unknown; known are:"},
         {"{\"routing_k\":0}", "kv.routing_k", "kv.routing_k: 0 is neither a share in (0, 1] nor"},
         {"{\"routing_k\":2.5}", "kv.routing_k", "kv.routing_k: 2.5 is neither a share"},
@@ -242,6 +249,8 @@ START_TEST(without_the_flag_only_the_settings_of_the_server_pass)
         {"{\"routing_k\":0.5}", "kv.routing_k", "kv.routing_k: 0.5 is not the server's 0.25"},
         {"{\"compression\":\"none\"}", "kv.compression",
          "kv.compression: \"none\" is not the server's \"int8\""},
+        {"{\"rewrite\":\"merge\"}", "kv.rewrite",
+         "kv.rewrite: \"merge\" is not the server's \"none\""},
     };
     const kv_config server = settings("topk", false);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
@@ -299,21 +308,30 @@ START_TEST(usage_names_the_methods_as_a_request_would)
                 "\"pages_evicted\":7,\"pages_demoted\":5,\"mean_certificate\":0.125,\"methods\":{"
                 "\"routing\":\"topk\","
                 "\"routing_k\":0.25,"
-                "\"scheduling\":\"none\",\"compression\":\"int8\"}}}}");
+                "\"scheduling\":\"none\",\"compression\":\"int8\",\"rewrite\":\"none\"}}}}");
     check_usage(&server, "{\"routing\":\"full\",\"compression\":\"pyramidkv,int4\",\"budget\":0.5}",
                 &(kv_usage){0},
                 "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,\"pages_"
                 "demoted\":0,"
                 "\"methods\":{\"routing\":\"full\",\"scheduling\":\"none\",\"budget\":0.5,"
-                "\"compression\":\"snapkv+pyramid,int4\"}}}}");
+                "\"compression\":\"snapkv+pyramid,int4\",\"rewrite\":\"none\"}}}}");
+    check_usage(
+        &server,
+        "{\"routing\":\"full\",\"compression\":\"none\",\"scheduling\":\"simlayerkv\","
+        "\"budget\":0.5,\"lazy_threshold\":0.75}",
+        &(kv_usage){0},
+        "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,\"pages_"
+        "demoted\":0,"
+        "\"methods\":{\"routing\":\"full\",\"scheduling\":\"streaming_llm+simlayer\","
+        "\"budget\":0.5,\"lazy_threshold\":0.75,\"compression\":\"none\",\"rewrite\":\"none\"}}}}");
     check_usage(&server,
-                "{\"routing\":\"full\",\"compression\":\"none\",\"scheduling\":\"simlayerkv\","
-                "\"budget\":0.5,\"lazy_threshold\":0.75}",
+                "{\"routing\":\"full\",\"scheduling\":\"h2o\",\"budget\":0.5,"
+                "\"rewrite\":\"rerotate,merge\"}",
                 &(kv_usage){0},
                 "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,\"pages_"
                 "demoted\":0,"
-                "\"methods\":{\"routing\":\"full\",\"scheduling\":\"streaming_llm+simlayer\","
-                "\"budget\":0.5,\"lazy_threshold\":0.75,\"compression\":\"none\"}}}}");
+                "\"methods\":{\"routing\":\"full\",\"scheduling\":\"h2o\",\"budget\":0.5,"
+                "\"compression\":\"int8\",\"rewrite\":\"merge,rerotate\"}}}}");
 }
 END_TEST
 
@@ -325,12 +343,13 @@ START_TEST(without_certificates_there_is_no_mean)
                 "demoted\":0,"
                 "\"methods\":{\"routing\":"
                 "\"certified\",\"routing_eps\":0.01,\"scheduling\":\"none\","
-                "\"compression\":\"none\"}}}}");
-    check_usage(&server, "{\"routing\":\"full\"}", &(kv_usage){.certificates = 9},
-                "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,\"pages_"
-                "demoted\":0,"
-                "\"methods\":{\"routing\":"
-                "\"full\",\"scheduling\":\"none\",\"compression\":\"int8\"}}}}");
+                "\"compression\":\"none\",\"rewrite\":\"none\"}}}}");
+    check_usage(
+        &server, "{\"routing\":\"full\"}", &(kv_usage){.certificates = 9},
+        "\"kv\":{\"resident_bytes\":0,\"uncompressed_bytes\":0,\"pages_evicted\":0,\"pages_"
+        "demoted\":0,"
+        "\"methods\":{\"routing\":"
+        "\"full\",\"scheduling\":\"none\",\"compression\":\"int8\",\"rewrite\":\"none\"}}}}");
 }
 END_TEST
 

@@ -10,7 +10,8 @@
 static const char *const names[] = {"story", "teller"};
 static const kv_config kv = {.routing = (char *)(uintptr_t) "full",
                              .scheduling = (char *)(uintptr_t) "none",
-                             .compression = (char *)(uintptr_t) "none"};
+                             .compression = (char *)(uintptr_t) "none",
+                             .rewrite = (char *)(uintptr_t) "none"};
 static const api_limits limits = {.n_vocab = 100,
                                   .n_logprobs_max = 5,
                                   .n_choices_max = 200,

@@ -178,7 +178,8 @@ static kv_methods methods_of(const char *routing, const char *compression)
                               .routing_k = 0.5,
                               .scheduling = (char *)(uintptr_t) "none",
                               .budget = 0.5,
-                              .compression = (char *)(uintptr_t)compression};
+                              .compression = (char *)(uintptr_t)compression,
+                              .rewrite = (char *)(uintptr_t) "none"};
     ck_assert_int_eq(kv_methods_resolve(&config, &methods, NULL), ERR_OK);
     return methods;
 }

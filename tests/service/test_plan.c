@@ -46,7 +46,8 @@ static kv_config settings(void)
                        .routing = (char *)(uintptr_t) "full",
                        .scheduling = (char *)(uintptr_t) "none",
                        .placement = (char *)(uintptr_t) "block",
-                       .compression = (char *)(uintptr_t) "none"};
+                       .compression = (char *)(uintptr_t) "none",
+                       .rewrite = (char *)(uintptr_t) "none"};
 }
 
 /* Of a published shape. */

@@ -1,0 +1,72 @@
+/* kvcache/rewriting/rerotate.c - keys turn to compact positions (Corallo and Papotti, FINCH, TACL 2024;
+ * StreamingLLM as published counts positions within the cache as well, Xiao et al., 2024).
+ *
+ * As published the i-th kept key moves back to position i, and the next token's position is the number of
+ * kept ones. RoPE is relative: here queries keep the positions that they have in the text, and a kept key moves
+ * forward instead, past what has gone behind it:
+ *
+ *   kept  0 . . 3 . 5 | next query 6         published:  0 1 2 | 3        here:  3 4 5 | 6
+ *
+ *   k' = k cos(delta f) + rot(k) sin(delta f),  delta = entries that go behind k
+ *
+ * All distances are the same, in every head, whatever the others keep. Masks and page tables keep the positions
+ * of the text. A key that has moved before has those turns in it, so what goes now is enough; every move
+ * rounds it to the cache type once more.
+ *
+ * A fixed key cannot move, and none may pass another. So an entry that goes moves the keys between it and
+ * the next fixed one before it, and those before that stay as far away as they were. */
+#include "kvcache/rewriting/rewriting.h"
+
+#include <math.h>
+
+/* Of one delta: neighbours often have the same. */
+typedef struct turn {
+    uint32_t delta;
+    float *cos, *sin; /* [rope->n / 2] */
+} turn;
+
+static size_t rerotate_floats(const kv_rewrite_shape *shape)
+{
+    return 2 * (size_t)shape->k_dim;
+}
+
+static void find_turn(const kv_rope *rope, uint32_t delta, turn *out)
+{
+    if (out->delta == delta) return;
+    out->delta = delta;
+    for (uint32_t c = 0; c < rope->n / 2; c++) {
+        out->cos[c] = (float)cos((double)delta * (double)rope->freq[c]);
+        out->sin[c] = (float)sin((double)delta * (double)rope->freq[c]);
+    }
+}
+
+static void turn_key(const turn *by, uint32_t half, float *key)
+{
+    for (uint32_t c = 0; c < half; c++) {
+        const double x = (double)key[c], y = (double)key[half + c];
+        key[c] = (float)(x * (double)by->cos[c] - y * (double)by->sin[c]);
+        key[half + c] = (float)(y * (double)by->cos[c] + x * (double)by->sin[c]);
+    }
+}
+
+static void rerotate(const kv_rewrite_args *args)
+{
+    const uint32_t half = args->rope->n / 2;
+    float *key = args->work.rows;
+    turn by = {.cos = key + args->k_dim, .sin = key + args->k_dim + half};
+    uint32_t delta = 0;
+    for (uint32_t i = args->view->n; i-- > 0;) {
+        const uint8_t fate = args->fate[i];
+        if (fate == KV_FATE_GOES) delta++;
+        if (fate == KV_FATE_FIXED) delta = 0;
+        if (fate == KV_FATE_GOES || delta == 0) continue;
+        find_turn(args->rope, delta, &by);
+        args->view->load(args->view, i, 1, key, NULL);
+        turn_key(&by, half, key);
+        args->put_key(args->ctx, i, key);
+    }
+}
+
+extern const kv_rewriting kv_rewriting_rerotate;
+const kv_rewriting kv_rewriting_rerotate = {
+    .name = "rerotate", .turns_keys = true, .n_floats = rerotate_floats, .rewrite = rerotate};
