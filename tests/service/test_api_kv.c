@@ -127,12 +127,6 @@ START_TEST(what_cannot_be_is_refused_by_key_value_and_limit)
          "kv.compression: chunkkv selects by kv-budget, and kv-scheduling: quest"},
         {"{\"scheduling\":\"tova\",\"budget\":0.5,\"compression\":\"snapkv,int4\"}",
          "kv.compression", "kv.compression: snapkv leaves each head entries of its own"},
-        {"{\"rewrite\":\"merge\"}", "kv.rewrite",
-         "kv.rewrite: merge rewrites what stays when entries go, and with kv-scheduling: none"},
-        {"{\"scheduling\":\"h2o\",\"budget\":0.5,\"rewrite\":\"merge,mend\"}", "kv.rewrite",
-         "kv.rewrite: 'mend' is unknown; known are: none merge rerotate"},
-        {"{\"scheduling\":\"distill\",\"budget\":0.5,\"rewrite\":\"rerotate\"}", "kv.rewrite",
-         "kv.rewrite: rerotate would spoil what distill fits"},
         {"{\"scheduling\":\"\"}", "kv.scheduling", "kv.scheduling: '' is unknown; known are:"},
         {"{\"routing_k\":0}", "kv.routing_k", "kv.routing_k: 0 is neither a share in (0, 1] nor"},
         {"{\"routing_k\":2.5}", "kv.routing_k", "kv.routing_k: 2.5 is neither a share"},
@@ -153,6 +147,22 @@ START_TEST(what_cannot_be_is_refused_by_key_value_and_limit)
          "kv.budget: 100.5 is neither a share in (0, 1] nor"},
         {"{\"budget\":0.5}", "kv.budget",
          "kv.budget: 0.5 has no effect with scheduling \"none\" and compression \"int8\""},
+    };
+    const kv_config server = settings("topk", true);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        refuse(&server, &cases[i]);
+}
+END_TEST
+
+START_TEST(what_changes_nothing_is_refused)
+{
+    static const bad_case cases[] = {
+        {"{\"rewrite\":\"merge\"}", "kv.rewrite",
+         "kv.rewrite: merge rewrites what stays when entries go, and with kv-scheduling: none"},
+        {"{\"scheduling\":\"h2o\",\"budget\":0.5,\"rewrite\":\"merge,mend\"}", "kv.rewrite",
+         "kv.rewrite: 'mend' is unknown; known are: none merge rerotate"},
+        {"{\"scheduling\":\"distill\",\"budget\":0.5,\"rewrite\":\"rerotate\"}", "kv.rewrite",
+         "kv.rewrite: rerotate would spoil what distill fits"},
         {"{\"lazy_threshold\":0.5,\"compression\":\"pyramidkv,int4\",\"budget\":0.5}",
          "kv.lazy_threshold",
          "kv.lazy_threshold: 0.5 has no effect with scheduling \"none\" and compression "
@@ -356,6 +366,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(what_is_left_out_is_as_the_server_has_it),
     TEST_CASE(what_cannot_be_is_refused_by_key_value_and_limit),
+    TEST_CASE(what_changes_nothing_is_refused),
     TEST_CASE(the_budget_of_the_server_is_a_bound_in_its_unit),
     TEST_CASE(a_selection_goes_before_the_codec),
     TEST_CASE(the_threshold_of_lazy_layers_is_a_requests_own),
