@@ -174,8 +174,6 @@ static void add_usage(const kv_usage *from, kv_usage *sum)
     sum->uncompressed_bytes += from->uncompressed_bytes;
     sum->pages_evicted += from->pages_evicted;
     sum->pages_demoted += from->pages_demoted;
-    sum->certificates += from->certificates;
-    sum->certificate_sum += from->certificate_sum;
 }
 
 void leader_seq_usage(leader *l, uint32_t slot, kv_usage *out)
@@ -186,7 +184,8 @@ void leader_seq_usage(leader *l, uint32_t slot, kv_usage *out)
     if (tell(l, &(rank_head){.op = RANK_USAGE, .slot = slot}) != ERR_OK || leader_is_alone(l))
         return;
     if (comm_all_gather(l->parts.comm, &own, l->usages, sizeof own, NULL) != ERR_OK) return;
-    *out = (kv_usage){0};
+    /* Of what decode queries missed, every rank knows what was missed of all. */
+    *out = (kv_usage){.certificates = own.certificates, .certificate_sum = own.certificate_sum};
     for (uint32_t r = 0; r < l->n_ranks; r++)
         add_usage(&l->usages[r], out);
 }
