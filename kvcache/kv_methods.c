@@ -185,11 +185,13 @@ void kv_methods_pack(const kv_methods *methods, kv_methods_wire *out)
 {
     const bool is_quest = methods->policy.limits_reads; /* which chose the routing itself */
     *out = (kv_methods_wire){.budget = kv_methods_budget(methods),
+                             .lazy_threshold = methods->policy.lazy_threshold,
                              .routing_k = methods->route.k,
                              .routing_eps = methods->route.eps,
                              .routing_tau = methods->route.tau};
     pack_text(is_quest ? "full" : methods->routing->name, out->routing, sizeof out->routing);
     pack_text(methods->policy.name, out->scheduling, sizeof out->scheduling);
+    pack_text(methods->rewritings.name, out->rewrite, sizeof out->rewrite);
     kv_methods_compression(methods, out->compression);
 }
 
@@ -204,7 +206,8 @@ err_t kv_methods_unpack(const kv_methods_wire *wire, uint32_t page_tokens, kv_me
     kv_methods_wire own = *wire;
     if (!has_end(own.routing, sizeof own.routing) ||
         !has_end(own.scheduling, sizeof own.scheduling) ||
-        !has_end(own.compression, sizeof own.compression))
+        !has_end(own.compression, sizeof own.compression) ||
+        !has_end(own.rewrite, sizeof own.rewrite))
         return err_set(info, ERR_BAD_CONFIG, "methods: a name has no end");
     const kv_config config = {.page_tokens = page_tokens,
                               .routing = own.routing,
@@ -213,6 +216,8 @@ err_t kv_methods_unpack(const kv_methods_wire *wire, uint32_t page_tokens, kv_me
                               .routing_tau = own.routing_tau,
                               .scheduling = own.scheduling,
                               .budget = own.budget,
-                              .compression = own.compression};
+                              .lazy_threshold = own.lazy_threshold,
+                              .compression = own.compression,
+                              .rewrite = own.rewrite};
     return kv_methods_resolve(&config, out, info);
 }

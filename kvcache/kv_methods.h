@@ -73,7 +73,8 @@ err_t kv_methods_resolve(const kv_config *config, kv_methods *out, err_info *inf
 /* Methods for another process, whose tables lie elsewhere: names and numbers that resolve to the same. */
 typedef struct kv_methods_wire {
     char routing[32], scheduling[KV_POLICY_NAME_BYTES], compression[KV_COMPRESSION_BYTES];
-    double budget, routing_k, routing_eps, routing_tau;
+    char rewrite[KV_REWRITING_NAME_BYTES];
+    double budget, lazy_threshold, routing_k, routing_eps, routing_tau;
 } kv_methods_wire;
 
 void kv_methods_pack(const kv_methods *methods, kv_methods_wire *out);

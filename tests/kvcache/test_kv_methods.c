@@ -298,6 +298,10 @@ static uint32_t check_packed(const char *routing, const char *scheduling, const 
     config.scheduling = (char *)(uintptr_t)scheduling;
     config.routing_k = config.routing_eps = config.routing_tau = config.budget = number;
     if (number > 1) config.routing_eps = config.routing_tau = 0.5;
+    config.lazy_threshold = 0.7;
+    config.rewrite = (char *)(uintptr_t) "rerotate"; /* if they go with it */
+    if (kv_methods_resolve(&config, &methods, NULL) != ERR_OK)
+        config.rewrite = (char *)(uintptr_t) "none";
     if (kv_methods_resolve(&config, &methods, NULL) != ERR_OK) return 0;
     kv_methods_pack(&methods, &wire);
     err_info info = {0};
@@ -308,6 +312,10 @@ static uint32_t check_packed(const char *routing, const char *scheduling, const 
     ck_assert_ptr_eq(methods.routing, again.routing);
     ck_assert_ptr_eq(methods.codec, again.codec);
     ck_assert_uint_eq(methods.codec_index, again.codec_index);
+    ck_assert_str_eq(methods.rewritings.name, again.rewritings.name);
+    ck_assert_ptr_eq(methods.rewritings.list[0], again.rewritings.list[0]);
+    if (kv_methods_by_laziness(&methods))
+        ck_assert_double_eq(methods.policy.lazy_threshold, again.policy.lazy_threshold);
     ck_assert(methods.reads_all == again.reads_all);
     ck_assert(methods.is_exact == again.is_exact);
     ck_assert_double_eq(methods.route.k, again.route.k);
@@ -333,7 +341,8 @@ START_TEST(methods_survive_the_way_to_another_process)
 {
     static const char *const others[] = {"none",      "quest", "flexgen",         "adakv",
                                          "pyramidkv", "fastv", "snapkv+adakv",    "duo_attention",
-                                         "lru",       "kvzip", "keydiff+pyramid", "tova"};
+                                         "lru",       "kvzip", "keydiff+pyramid", "tova",
+                                         "simlayerkv"};
     uint32_t n = 0;
     for (uint32_t i = 0; i < sizeof others / sizeof *others; i++) {
         char selection[64];
@@ -358,6 +367,12 @@ START_TEST(packed_methods_without_an_end_are_refused)
     kv_methods_pack(&methods, &wire);
     memset(wire.compression, 'x', sizeof wire.compression);
     ck_assert_int_eq(kv_methods_unpack(&wire, 16, &methods, &info), ERR_BAD_CONFIG);
+    methods = methods_of(&choices[0]);
+    kv_methods_pack(&methods, &wire);
+    memset(wire.rewrite, 'x', sizeof wire.rewrite);
+    info = (err_info){0};
+    ck_assert_int_eq(kv_methods_unpack(&wire, 16, &methods, &info), ERR_BAD_CONFIG);
+    ck_assert_str_eq(info.message, "methods: a name has no end");
 }
 END_TEST
 
