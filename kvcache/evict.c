@@ -457,25 +457,40 @@ static void drop_empty(kv_seq *seq, uint32_t list)
     }
 }
 
-/* ERR_KV_FULL: nothing has gone. */
-static err_t evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
+/* Lists the layer's entries; false if all of them stay. */
+static bool begin_layer(evict_loop *loop, uint32_t n_heads)
+{
+    parallel_for(loop->seq->cache->d->pool, n_heads, 1, list_jobs, loop);
+    return plan_layer(loop, n_heads);
+}
+
+/* The pages of what stays, if it will be written: of all layers before anything goes, since scores of some
+ * layers may decide what others keep, and must be the same when room is found later. */
+static err_t own_layers(kv_seq *seq, const kv_policy *policy)
+{
+    const kv_cache *cache = seq->cache;
+    if (!policy->scorer->is_fitted && !has_rewritings(seq)) return ERR_OK;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        evict_loop loop = {.seq = seq, .policy = policy, .layer = l};
+        if (begin_layer(&loop, cache->n_kv_heads[l])) TRY(kv_own_pages(seq, l));
+    }
+    return ERR_OK;
+}
+
+static void evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
 {
     kv_cache *cache = seq->cache;
     const uint32_t n_heads = cache->n_kv_heads[layer];
-    thread_pool *pool = cache->d->pool;
     evict_loop loop = {.seq = seq, .policy = policy, .layer = layer};
-    parallel_for(pool, n_heads, 1, list_jobs, &loop);
-    if (!plan_layer(&loop, n_heads)) return ERR_OK;
-    if (policy->scorer->is_fitted || has_rewritings(seq)) TRY(kv_own_pages(seq, layer));
+    if (!begin_layer(&loop, n_heads)) return;
     score_layer(&loop, n_heads);
     split_layer(&loop, n_heads);
-    parallel_for(pool, n_heads, 1, evict_jobs, &loop);
+    parallel_for(cache->d->pool, n_heads, 1, evict_jobs, &loop);
     for (uint32_t h = 0; h < n_heads; h++) {
         cache->stats.entries_evicted += head_view(&loop, h)->n_evicted;
         cache->stats.entries_rewritten += head_view(&loop, h)->n_rewritten;
         seq->is_thinned = seq->is_thinned || head_view(&loop, h)->n_evicted > 0;
     }
-    return ERR_OK;
 }
 
 /* ---- settling ------------------------------------------------------------------------------------ */
@@ -508,17 +523,17 @@ static bool asks_replay(const kv_policy *policy)
     return policy->evicts && (policy->scorer->needs & KV_SCORE_REPLAY) != 0;
 }
 
-/* ERR_KV_FULL: the layers before have chosen, and have nothing to choose when it is called again. */
+/* ERR_KV_FULL: nothing has gone. */
 static err_t choose(kv_seq *seq)
 {
     kv_cache *cache = seq->cache;
     const kv_policy *policy = policy_now(seq);
     const uint64_t start_ns = clock_mono_ns();
-    err_t err = ERR_OK;
-    if (policy != NULL && policy->scorer->from != KV_FROM_OWN_LAYER) share_scores(seq, policy);
     if (policy != NULL && kv_policy_by_laziness(policy)) find_laziness(seq, policy);
-    for (uint32_t l = 0; l < cache->n_layers && policy != NULL && err == ERR_OK; l++)
-        err = evict_layer(seq, policy, l);
+    if (policy != NULL) TRY(own_layers(seq, policy));
+    if (policy != NULL && policy->scorer->from != KV_FROM_OWN_LAYER) share_scores(seq, policy);
+    for (uint32_t l = 0; l < cache->n_layers && policy != NULL; l++)
+        evict_layer(seq, policy, l);
     for (uint32_t l = 0; l < cache->n_layers && seq->is_thinned; l++) {
         for (uint32_t i = 0; i < cache->n_kv_heads[l] * cache->n_shards; i++) {
             drop_passed(seq, l, kv_list(cache, l, 0, 0) + i);
@@ -527,7 +542,6 @@ static err_t choose(kv_seq *seq)
         kv_scatter_find_ends(seq, l);
     }
     cache->stats.score_seconds += clock_seconds_since(start_ns);
-    if (err != ERR_OK) return err;
     seq->chosen_length = seq->length;
     if (seq->length < seq->n_prompt_tokens) return ERR_OK;
     if (!asks_replay(&seq->methods.policy)) kv_replay_drop(seq);

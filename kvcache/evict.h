@@ -25,8 +25,8 @@
  *
  * That it waits for the next step has a use: between the two kv_seq_share_prompt can share the prompt.
  *
- * Evicting needs no room, the rest may. If there is none, the sequence is consistent, and settling it again
- * goes on where it stopped. Once thinned it cannot be cut any more: kv_seq_truncate returns 0. */
+ * Evicting needs no room, but for copies of shared pages whose entries are written; the rest may. If there is
+ * none, the sequence is consistent, and settling it again goes on where it stopped. Once thinned it cannot be cut any more: kv_seq_truncate returns 0. */
 #ifndef KVCACHE_EVICT_H
 #define KVCACHE_EVICT_H
 

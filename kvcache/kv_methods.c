@@ -206,8 +206,8 @@ err_t kv_methods_unpack(const kv_methods_wire *wire, uint32_t page_tokens, kv_me
     kv_methods_wire own = *wire;
     if (!has_end(own.routing, sizeof own.routing) ||
         !has_end(own.scheduling, sizeof own.scheduling) ||
-        !has_end(own.rewrite, sizeof own.rewrite) ||
-        !has_end(own.compression, sizeof own.compression))
+        !has_end(own.compression, sizeof own.compression) ||
+        !has_end(own.rewrite, sizeof own.rewrite))
         return err_set(info, ERR_BAD_CONFIG, "methods: a name has no end");
     const kv_config config = {.page_tokens = page_tokens,
                               .routing = own.routing,

@@ -1,6 +1,7 @@
 /* kvcache/rewrite.c - see rewrite.h. */
 #include "kvcache/rewrite.h"
 
+#include "kvcache/compact.h"
 #include "kvcache/encode.h"
 #include "kvcache/score_view.h"
 
@@ -92,10 +93,12 @@ static row_place find_row(const kv_rewrite_head_args *args, uint32_t i)
 {
     const kv_cache *cache = args->seq->cache;
     const uint32_t layer = args->layer, position = args->view->positions[i];
-    if (args->view->entry[i] != KV_ENTRY_NONE)
+    if (args->view->entry[i] != KV_ENTRY_NONE) {
+        assert(kv_page_is_own(cache, page_of(args, i)));
         return (row_place){.strip = &cache->layout[cache->layer_class[layer]].strip,
                            .base = kv_pool_data(cache->pool, page_of(args, i)),
                            .slot = args->view->slot[i]};
+    }
     assert(position < cache->sink_tokens); /* recent entries stay as they are */
     return (row_place){
         .strip = &cache->rings.strips.strip[layer],

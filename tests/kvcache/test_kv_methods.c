@@ -285,24 +285,23 @@ static void check_policies_equal(const kv_policy *a, const kv_policy *b)
     ck_assert(a->limits_reads == b->limits_reads);
     ck_assert(a->limits_pool == b->limits_pool);
     ck_assert_double_eq(a->budget, b->budget);
-    ck_assert_double_eq(a->lazy_threshold, b->lazy_threshold);
 }
 
 /* What a rank is told of a sequence's methods is what rank 0 resolved. */
 static uint32_t check_packed(const char *routing, const char *scheduling, const char *compression,
                              double number)
 {
-    static const char *const rewritings[] = {"none", "merge", "merge,rerotate"};
-    static uint32_t n_calls;
     kv_config config = fake_coded(compression);
     kv_methods methods, again;
     kv_methods_wire wire;
     config.routing = (char *)(uintptr_t)routing;
     config.scheduling = (char *)(uintptr_t)scheduling;
-    config.rewrite = (char *)(uintptr_t)rewritings[n_calls++ % 3]; /* refused where nothing goes */
-    config.lazy_threshold = 0.75;
     config.routing_k = config.routing_eps = config.routing_tau = config.budget = number;
     if (number > 1) config.routing_eps = config.routing_tau = 0.5;
+    config.lazy_threshold = 0.7;
+    config.rewrite = (char *)(uintptr_t) "rerotate"; /* if they go with it */
+    if (kv_methods_resolve(&config, &methods, NULL) != ERR_OK)
+        config.rewrite = (char *)(uintptr_t) "none";
     if (kv_methods_resolve(&config, &methods, NULL) != ERR_OK) return 0;
     kv_methods_pack(&methods, &wire);
     err_info info = {0};
@@ -310,10 +309,13 @@ static uint32_t check_packed(const char *routing, const char *scheduling, const 
                   "%s, %s, %s: %s", routing, scheduling, compression, info.message);
     check_policies_equal(&methods.policy, &again.policy);
     check_policies_equal(&methods.selection, &again.selection);
-    ck_assert_str_eq(methods.rewritings.name, again.rewritings.name);
     ck_assert_ptr_eq(methods.routing, again.routing);
     ck_assert_ptr_eq(methods.codec, again.codec);
     ck_assert_uint_eq(methods.codec_index, again.codec_index);
+    ck_assert_str_eq(methods.rewritings.name, again.rewritings.name);
+    ck_assert_ptr_eq(methods.rewritings.list[0], again.rewritings.list[0]);
+    if (kv_methods_by_laziness(&methods))
+        ck_assert_double_eq(methods.policy.lazy_threshold, again.policy.lazy_threshold);
     ck_assert(methods.reads_all == again.reads_all);
     ck_assert(methods.is_exact == again.is_exact);
     ck_assert_double_eq(methods.route.k, again.route.k);
@@ -337,10 +339,10 @@ static uint32_t check_all_packed(const char *scheduling, const char *compression
 
 START_TEST(methods_survive_the_way_to_another_process)
 {
-    static const char *const others[] = {"none",          "simlayerkv", "quest", "flexgen",
-                                         "adakv",         "pyramidkv",  "fastv", "snapkv+adakv",
-                                         "duo_attention", "lru",        "kvzip", "keydiff+pyramid",
-                                         "tova"};
+    static const char *const others[] = {"none",      "quest", "flexgen",         "adakv",
+                                         "pyramidkv", "fastv", "snapkv+adakv",    "duo_attention",
+                                         "lru",       "kvzip", "keydiff+pyramid", "tova",
+                                         "simlayerkv"};
     uint32_t n = 0;
     for (uint32_t i = 0; i < sizeof others / sizeof *others; i++) {
         char selection[64];
@@ -365,6 +367,12 @@ START_TEST(packed_methods_without_an_end_are_refused)
     kv_methods_pack(&methods, &wire);
     memset(wire.compression, 'x', sizeof wire.compression);
     ck_assert_int_eq(kv_methods_unpack(&wire, 16, &methods, &info), ERR_BAD_CONFIG);
+    methods = methods_of(&choices[0]);
+    kv_methods_pack(&methods, &wire);
+    memset(wire.rewrite, 'x', sizeof wire.rewrite);
+    info = (err_info){0};
+    ck_assert_int_eq(kv_methods_unpack(&wire, 16, &methods, &info), ERR_BAD_CONFIG);
+    ck_assert_str_eq(info.message, "methods: a name has no end");
 }
 END_TEST
 

@@ -477,27 +477,31 @@ END_TEST
 static const kv_layer_shape wide = {
     .n_heads = 1, .n_kv_heads = 1, .k_dim = 64, .v_dim = 64, .scale = 0.1f, .rope = &fake_rope};
 
-static fake *open_wide(uint32_t n_slabs)
+static fake *open_wide(uint32_t n_layers, const char *scheduling, uint32_t n_slabs)
 {
+    static kv_layer_shape same[3];
     fake_options options = options_of("merge,rerotate", "none");
-    options.layers = &wide;
-    options.n_layers = 1;
+    for (uint32_t l = 0; l < n_layers; l++)
+        same[l] = wide;
+    options.layers = same;
+    options.n_layers = n_layers;
+    options.config.scheduling = text(scheduling);
     options.config.page_tokens = 64;
     options.config.window_tokens = options.config.sink_tokens = 0;
     options.config.memory_bytes = n_slabs * KV_SLAB_BYTES;
     return fake_open(&options);
 }
 
-START_TEST(without_room_for_copies_the_step_is_refused_and_nothing_is_written)
+/* With another sequence that shares its prompt, and alone; free_pool has room for all. */
+static void check_refused_step(fake *f, fake *free_pool)
 {
-    fake *f = open_wide(3), *free_pool = open_wide(20); /* six pages, and more than enough */
     fake_seq s = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 256}), *row = &s;
     fake_seq want = fake_seq_open(free_pool, (fake_ids){.seed = 1, .n_prompt = 256});
     fake_run(free_pool, &want, 300, 64);
     fake_run(f, &s, 256, 64);
     kv_seq_share_prompt(s.seq, s.tokens, 256);
     fake_seq other = fake_seq_open(f, (fake_ids){.seed = 1, .n_prompt = 400});
-    ck_assert_uint_eq(take(&other, 256), 255); /* three pages, and a copy in its ring */
+    ck_assert_uint_eq(take(&other, 256), 255); /* three pages a layer, and a copy in its ring */
     for (uint32_t i = 0; i < 2; i++) {
         ck_assert_int_eq(fake_step(f, &row, (uint32_t[]){1}, 1), ERR_KV_FULL);
         ck_assert_uint_eq(fake_stats(f).entries_evicted, 0);
@@ -514,6 +518,21 @@ START_TEST(without_room_for_copies_the_step_is_refused_and_nothing_is_written)
     fake_close(f);
     fake_close(free_pool);
 }
+
+START_TEST(without_room_for_copies_the_step_is_refused_and_nothing_is_written)
+{
+    /* Six pages, and more than enough. */
+    check_refused_step(open_wide(1, "knorm+adakv", 3), open_wide(1, "knorm+adakv", 20));
+}
+END_TEST
+
+/* Of twelve pages and room for six more three are copied in every layer. */
+START_TEST(nor_is_it_where_only_some_layers_find_room)
+{
+    static const char *const policies[] = {"knorm", "fastv", "paper_duo_attention"};
+    for (uint32_t i = 0; i < 3; i++)
+        check_refused_step(open_wide(3, policies[i], 9), open_wide(3, policies[i], 60));
+}
 END_TEST
 
 const test_case test_cases[] = {
@@ -525,5 +544,6 @@ const test_case test_cases[] = {
     TEST_CASE(a_shared_prompt_is_not_written),
     TEST_CASE(what_was_computed_under_one_rewriting_is_not_taken_under_another),
     TEST_CASE(without_room_for_copies_the_step_is_refused_and_nothing_is_written),
+    TEST_CASE(nor_is_it_where_only_some_layers_find_room),
     TEST_CASES_END,
 };
