@@ -90,7 +90,7 @@ def test_usage_speaks_of_kv_when_the_request_does(free):
     assert set(ask(free, {}, "u0")["usage"]["kv"]) == \
            {"resident_bytes", "uncompressed_bytes", "pages_evicted", "pages_demoted", "methods"}
     usage = ask(free, CHOICES[4], "u1")["usage"]["kv"]
-    assert usage["methods"] == {"scheduling": "none", **CHOICES[4]}
+    assert usage["methods"] == {"scheduling": "none", "rewrite": "none", **CHOICES[4]}
     assert 0 < usage["mean_certificate"] <= 1
     assert 0 < usage["resident_bytes"] < usage["uncompressed_bytes"]
     exact = ask(free, EXACT, "u2")["usage"]["kv"]
