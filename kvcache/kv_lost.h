@@ -1,5 +1,7 @@
 /* kvcache/kv_lost.h - sequences that a failing disk has taken pages from.
  *
+ * Over ranks one that cannot read it has lost it for all, which they know at the end of the step.
+ *
  * Threads: the owner, between steps. */
 #ifndef KVCACHE_KV_LOST_H
 #define KVCACHE_KV_LOST_H

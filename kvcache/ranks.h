@@ -13,15 +13,21 @@
  * and every rank merges them in rank order, so all have the same bits, the same for every run of a number
  * of ranks. Another number rounds differently. A layer's sink logit is the home rank's.
  *
- * Codecs, tiers and eviction work on what the rank holds. A policy's budget is dealt: of the entries that a
- * head may keep beside sinks and ring, each rank keeps its share of those that it has. So scorers that
- * compare an entry with others, and all that needs the entries of other ranks, are refused
- * (kv_ranks_check_methods), as is a prefix cache, whose hits would differ, and the file tier, whose losses
- * would.
+ * Codecs, tiers, routing and eviction work on what the rank holds. What comes out differently must not show:
  *
- * A step begins on all ranks or on none. A rank that fails elsewhere - kv_seq_open without memory - has left
- * the others: abort the group. So has one whose comm has failed: kv_attend is void, what it returns is zeros
- * from then on, the next kv_step_begin says so, and comm_status at any time. */
+ *   routing    chooses among own pages; what it leaves out is bounded and goes with the part, so that all
+ *              know the certificate of the whole (routing.h: why a promise of each is one of all)
+ *   losses     a page that the file does not give back loses its sequence on all ranks: that goes with the
+ *              parts, too, of the step in which it was read
+ *   prefixes   prefix_ranks.h
+ *   budgets    are dealt: of the entries that a head may keep beside sinks and ring, each rank keeps its share
+ *              of those that it has. So scorers that compare an entry with others are refused, as is all else
+ *              that needs the entries of other ranks (kv_ranks_check_methods)
+ *
+ * A step begins on all ranks or on none, and a sequence opens on all or on none. Collective are kv_cache_open,
+ * kv_seq_open, kv_step_begin and kv_attend, and with prefix caching kv_seq_take_prefix, _share_prompt and
+ * _close. A rank whose comm has failed has left the others: kv_attend is void, what it returns is zeros from
+ * then on, nothing is taken or left, the next kv_step_begin says so, and comm_status at any time. */
 #ifndef KVCACHE_RANKS_H
 #define KVCACHE_RANKS_H
 

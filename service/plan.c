@@ -58,8 +58,11 @@ static uint64_t reduce_bytes(uint64_t n_values, uint64_t n_ranks)
 static void count_collectives(const plan_input *in, plan_step *out)
 {
     const uint64_t n_others = in->n_ranks - 1;
+    const kv_methods *methods = &in->cache.methods;
+    const uint64_t n_bounds =
+        methods->routing != NULL && !methods->reads_all; /* of what is unread */
     out->gather.bytes_per_token =
-        sizeof(float) * (uint64_t)in->n_heads * ((uint64_t)in->head_dim + 1) * n_others;
+        sizeof(float) * in->n_heads * ((uint64_t)in->head_dim + 1 + n_bounds) * n_others;
     out->reduce.bytes_per_token = reduce_bytes(in->d_model, in->n_ranks);
     plan_collective *const both[] = {&out->gather, &out->reduce};
     for (size_t i = 0; i < 2; i++) {

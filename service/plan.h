@@ -6,7 +6,8 @@
  * cache. Per layer
  *
  *   all_gather   every rank's attention over its own entries, per token n_heads * (head_dim + 1) floats: output and
- *                log-sum-exp, from which every rank merges the whole
+ *                log-sum-exp, from which every rank merges the whole; one more per head where routing leaves
+ *                something unread, of what that may be
  *   all_reduce   the sum over ranks of what their experts give, per token d_model floats, added in rank order
  *
  * Bound: every byte that a step must read is read once, equally by all ranks, at full bandwidth, and

@@ -55,6 +55,32 @@ START_TEST(placements_over_ranks_return_the_logits_and_tokens_of_one)
 }
 END_TEST
 
+/* Prompts by themselves are in the cache by then, but for their last tokens. */
+START_TEST(prefixes_over_ranks_return_the_logits_and_tokens_of_one)
+{
+    static const char *const *const placements[] = {by_block, by_expert, by_hash};
+    size_t n_cached = 0; /* none where windows have freed what a shorter prefix needs */
+    for (int f = 0; f < N_FIXTURES; f++) {
+        const golden_setup one = setup_of(f, by_block);
+        rank_run alone = run_alone(&one, false);
+        for (int i = 0; i < 3; i++) {
+            rank_run runs[RANKS_MAX];
+            golden_setup setup = setup_of(f, placements[i]);
+            const uint32_t n = 2 + (uint32_t)i % 2;
+            setup.prefix_caching = true;
+            run_ranks(&setup, false, n, runs);
+            n_cached += runs[0].out.n_cached;
+            for (uint32_t r = 1; r < n; r++)
+                check_same_bits(&runs[0].out, &runs[r].out);
+            check_close(&alone.out, &runs[0].out, 1e-5f);
+            forget(runs, n);
+        }
+        forget(&alone, 1);
+    }
+    ck_assert_uint_gt(n_cached, 3000);
+}
+END_TEST
+
 START_TEST(one_rank_has_the_bits_of_none)
 {
     const golden_setup setup = setup_of(0, by_expert);
@@ -101,6 +127,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(ranks_return_the_logits_and_tokens_of_one),
     TEST_CASE(placements_over_ranks_return_the_logits_and_tokens_of_one),
+    TEST_CASE(prefixes_over_ranks_return_the_logits_and_tokens_of_one),
     TEST_CASE(one_rank_has_the_bits_of_none),
     TEST_CASE(ranks_have_the_same_bits_in_every_run),
     TEST_CASE(codecs_and_budgets_run_over_ranks),

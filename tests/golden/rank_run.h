@@ -13,9 +13,10 @@ extern const char *const fixtures[N_FIXTURES];
 
 /* What a script computed: one sequence after the other, in the order of positions. */
 typedef struct record {
-    float *logits;    /* [n_rows][n_vocab] */
+    float *logits;    /* [n_rows][n_vocab]; NaN of rows that came from the prefix cache */
     uint32_t *tokens; /* [n_rows]: at the position, chosen ones too */
     size_t n_rows, n_vocab;
+    size_t n_cached; /* rows */
 } record;
 
 typedef struct rank_run {
@@ -40,7 +41,7 @@ void run_ranks(const golden_setup *setup, bool is_short, uint32_t n, rank_run *r
 void forget(rank_run *runs, uint32_t n);
 
 void check_same_bits(const record *a, const record *b);
-/* Tokens exactly, logits within `tolerance` of the row's largest. */
+/* Tokens exactly, logits within `tolerance` of the row's largest, as far as b computed them. */
 void check_close(const record *a, const record *b, float tolerance);
 
 #endif

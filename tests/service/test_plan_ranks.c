@@ -53,7 +53,7 @@ static void *run_rank(void *ctx)
     return NULL;
 }
 
-static void run_ranks(uint32_t n, rank_run *runs)
+static void run_ranks(uint32_t n, const char *const *settings, rank_run *runs)
 {
     comm *comms[RANKS_MAX];
     ck_assert_int_eq(comm_open_local(n, TIMEOUT_MS, comms, NULL), ERR_OK);
@@ -63,6 +63,7 @@ static void run_ranks(uint32_t n, rank_run *runs)
                                        .n_threads = 1,
                                        .cache_type = KV_DTYPE_F32,
                                        .small_pages = true,
+                                       .settings = settings,
                                        .comm = comms[r]}};
         ck_assert_int_eq(pthread_create(&runs[r].thread, NULL, run_rank, &runs[r]), 0);
     }
@@ -72,10 +73,13 @@ static void run_ranks(uint32_t n, rank_run *runs)
         comm_close(comms[r]);
 }
 
-static plan_step planned(const model_config *shape, uint32_t n_ranks)
+static plan_step planned(const model_config *shape, uint32_t n_ranks, bool is_routed)
 {
     plan_result out;
+    const kv_methods methods = {.routing = kv_routing_find(is_routed ? "topk" : "full"),
+                                .reads_all = !is_routed};
     const plan_input in = {.n_layers = shape->n_layers,
+                           .cache.methods = methods,
                            .d_model = shape->d_model,
                            .n_heads = shape->n_heads,
                            .head_dim = shape->head_dim,
@@ -95,16 +99,18 @@ static plan_step planned(const model_config *shape, uint32_t n_ranks)
 START_TEST(collectives_move_the_bytes_of_the_plan)
 {
     static const uint32_t n_ranks[] = {2, 3, 4, 8};
-    for (int i = 0; i < 4; i++) {
+    static const char *const routed[] = {"kv-routing", "topk", "kv-routing-k", "0.5", NULL};
+    for (int i = 0; i < 8; i++) {
         rank_run runs[RANKS_MAX];
-        const uint32_t n = n_ranks[i];
-        run_ranks(n, runs);
-        const plan_step step = planned(&runs[0].shape, n);
+        const uint32_t n = n_ranks[i / 2], n_floats = 1 + (uint32_t)i % 2; /* beside the output */
+        run_ranks(n, i % 2 == 0 ? NULL : routed, runs);
+        const plan_step step = planned(&runs[0].shape, n, i % 2 != 0);
         const uint64_t n_layers = runs[0].shape.n_layers;
         ck_assert_uint_eq(step.gather.n_per_step, n_layers);
         ck_assert_uint_eq(step.reduce.n_per_step, n_layers);
         ck_assert_uint_eq(step.gather.bytes_per_token, 4 * (uint64_t)runs[0].shape.n_heads *
-                                                           (runs[0].shape.head_dim + 1) * (n - 1));
+                                                           (runs[0].shape.head_dim + n_floats) *
+                                                           (n - 1));
         uint64_t reduced = 0;
         for (uint32_t r = 0; r < n; r++) {
             const rank_run *run = &runs[r];
