@@ -113,12 +113,13 @@ static uint64_t page_bytes(const kv_cache *cache, uint32_t page)
     return kv_pool_share_bytes(cache->pool, kv_pool_class(cache->pool, page));
 }
 
-/* Adds the pages of one KV head, as they are and as raw ones would be. */
+/* Adds the pages of one KV head, as they are and as raw ones would be. Over ranks these are counted at home, so
+ * that the ranks' sum has them once. */
 static void add_head(const kv_seq *seq, uint32_t layer, uint32_t head, kv_usage *usage)
 {
     const kv_cache *cache = seq->cache;
     const uint64_t raw_bytes = kv_pool_share_bytes(cache->pool, cache->layer_class[layer]);
-    for (uint32_t b = 0; b < seq->n_blocks; b++) {
+    for (uint32_t b = 0; b < seq->n_blocks && kv_is_home(seq); b++) {
         if (!kv_block_passed(cache, layer, b, seq->length)) usage->uncompressed_bytes += raw_bytes;
     }
     for (uint32_t s = 0; s < cache->n_shards; s++) {

@@ -156,6 +156,20 @@ def test_flags_that_make_no_sense_are_refused_by_name(flags, named):
     assert code == 2 and named in err, err
 
 
+@pytest.mark.parametrize("kv,param", [
+    ({"scheduling": "snapkv", "budget": 0.5}, "kv.scheduling"),
+    ({"scheduling": "kvzip", "budget": 0.5}, "kv.scheduling"),
+    ({"compression": "chunkkv,int4", "budget": 0.5}, "kv.compression"),
+    ({"compression": "svd"}, "kv.compression"),
+])
+def test_methods_that_need_entries_of_other_ranks_are_refused_by_name(kv, param):
+    with Server("--ranks", 2, "--kv-request-methods") as server:
+        reply = server.post("/v1/completions", {"prompt": "a", "kv": kv})
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"]) == (400, param)
+        assert "not supported over ranks" in error["message"]
+
+
 def test_every_rank_is_on_the_metrics():
     with Server("--ranks", 4) as server:
         server.text(STORY, max_tokens=200, ignore_eos=True)

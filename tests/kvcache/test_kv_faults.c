@@ -205,13 +205,15 @@ START_TEST(a_failed_allocation_costs_no_more_than_what_asked_for_it)
 }
 END_TEST
 
-/* Queries, sums, mass and uses: what scorers need is allocated with the sequence and its table. */
+/* Queries, sums, mass, local sums, laziness and uses: what scorers need is allocated with the sequence and its table. */
 START_TEST(a_failed_allocation_for_a_scorer_costs_no_more_either)
 {
-    static const char *const policies[] = {"h2o+adakv", "snapkv", "expected_attention", "lru"};
-    for (uint32_t i = 0; i < 4; i++)
+    static const char *const policies[] = {"h2o+adakv", "snapkv",     "expected_attention",
+                                           "lru",       "non_causal", "h2o+simlayer"};
+    for (uint32_t i = 0; i < sizeof policies / sizeof *policies; i++)
         fail_each_allocation(evicting(policies[i]));
     fail_each_allocation(selecting("h2o,none"));
+    fail_each_allocation(selecting("non_causal+simlayer,none"));
     fail_each_allocation(selecting("chunkkv+pyramid,none"));
 }
 END_TEST
@@ -245,6 +247,8 @@ START_TEST(nothing_is_allocated_inside_a_step)
     check_steps(&(fake_options){.config = evicting("snapkv+pyramid"), .n_threads = 2});
     check_steps(&(fake_options){.config = evicting("expected_attention")});
     check_steps(&(fake_options){.config = selecting("paper_duo_attention,none")});
+    check_steps(&(fake_options){.config = evicting("non_causal+adakv"), .n_threads = 2});
+    check_steps(&(fake_options){.config = evicting("cap+simlayer")});
     check_steps(&(fake_options){
         .layers = fake_coded_layers, .n_layers = 2, .config = fake_coded("int4"), .n_threads = 2});
     check_steps(&(fake_options){
