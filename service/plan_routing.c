@@ -68,6 +68,7 @@ err_t plan_routing_ask(const plan_routing *r, uint32_t n, plan_reads *out)
                           .n_pages = n,
                           .n_open = n,
                           .group = 1,
+                          .n_ranks = 1, /* all pages are asked about at once */
                           .n_shards = r->n_shards,
                           .is_scattered = r->is_scattered,
                           .shard = c.shard,
