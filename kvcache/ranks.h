@@ -25,9 +25,10 @@
  *              that needs the entries of other ranks (kv_ranks_check_methods)
  *
  * A step begins on all ranks or on none, and a sequence opens on all or on none. Collective are kv_cache_open,
- * kv_seq_open, kv_step_begin and kv_attend, and with prefix caching kv_seq_take_prefix, _share_prompt and
- * _close. A rank whose comm has failed has left the others: kv_attend is void, what it returns is zeros from
- * then on, nothing is taken or left, the next kv_step_begin says so, and comm_status at any time. */
+ * kv_seq_open, kv_step_begin, kv_attend and kv_map_take, and with prefix caching kv_seq_take_prefix,
+ * _share_prompt and _close. A rank whose comm has failed has left the others: kv_attend is void, what it
+ * returns is zeros from then on, nothing is taken or left, the next kv_step_begin says so, and comm_status at
+ * any time. */
 #ifndef KVCACHE_RANKS_H
 #define KVCACHE_RANKS_H
 

@@ -44,8 +44,10 @@ if OVER_RANKS:  # what compares entries of several ranks is refused: see test_ra
 
 @pytest.fixture(scope="module")
 def free():
-    """A server whose requests choose."""
-    with Server("--kv-request-methods", "--kv-page-tokens", 16, "--kv-window", 16) as started:
+    """A server whose requests choose. Its pool keeps few prefixes: debug builds walk over all of them in every
+    step."""
+    with Server("--kv-request-methods", "--kv-page-tokens", 16, "--kv-window", 16,
+                "--kv-cache-memory-bytes", "12Mi") as started:
         yield started
 
 
