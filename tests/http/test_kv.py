@@ -115,7 +115,10 @@ def test_usage_counts_pages_that_went():
             Server("--kv-request-methods", "--kv-page-tokens", 16, "--kv-window", 16,
                    "--kv-disk-path", folder, "--kv-disk-bytes", "64Mi") as tiered:
         evicting = ask(tiered, {"scheduling": "knorm", "budget": 0.4}, "e")["usage"]["kv"]
-        assert evicting["pages_evicted"] > 0 and evicting["pages_demoted"] == 0
+        assert evicting["resident_bytes"] < evicting["uncompressed_bytes"]
+        if not OVER_RANKS:  # of two ranks each may close its holes without a page to spare
+            assert evicting["pages_evicted"] > 0
+        assert evicting["pages_demoted"] == 0
         moving = ask(tiered, {"scheduling": "flexgen", "budget": 0.4}, "f", n=2)
         assert moving["usage"]["kv"]["pages_demoted"] > 0
         assert moving["usage"]["kv"]["pages_evicted"] == 0
