@@ -19,6 +19,7 @@
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -47,8 +48,9 @@ typedef struct local_comm {
 struct group {
     pthread_mutex_t mutex;
     uint32_t n_ranks, n_open, n_here;
-    _Atomic uint64_t n_met;  /* meetings at which all were; grows under mutex */
-    _Atomic uint32_t n_news; /* changes of n_met and has_failed; the futex of those that sleep */
+    _Atomic uint64_t n_met;     /* meetings at which all were; grows under mutex */
+    _Atomic uint32_t n_news;    /* changes of n_met and has_failed; the futex of those that sleep */
+    _Atomic uint32_t n_reading; /* members that read buffers of others */
     atomic_bool has_failed;
     local_comm *members; /* [n_ranks] */
     const void **parts;  /* [n_ranks][n_ranks] */
@@ -75,8 +77,11 @@ static void fail_all(group *g, const err_info *failure)
     wake_all(g);
 }
 
+/* What a call returns that has failed: its caller may change or free buffers then, so nobody reads any more. */
 static err_t failure_of(local_comm *c)
 {
+    while (atomic_load(&c->group->n_reading) > 0)
+        sched_yield(); /* for as long as a copy takes */
     return comm_status(&c->base, NULL);
 }
 
@@ -158,7 +163,7 @@ static err_t meet(local_comm *c)
     look_for_left(g, c);
     pthread_mutex_unlock(&g->mutex);
     sleep_until_met(c, n_met);
-    /* Whoever was at the meeting goes on from it, even if the group has failed since. */
+    /* Whoever was at the meeting goes on from it, even if the group has failed since: see begin_reading. */
     return atomic_load_explicit(&g->n_met, memory_order_acquire) != n_met ? ERR_OK : failure_of(c);
 }
 
@@ -201,6 +206,20 @@ static err_t show_and_meet(local_comm *c, slot shown)
     return check_same(c);
 }
 
+/* Others' buffers stay as they are until end_reading. False: the group has failed, and they may not. */
+static bool begin_reading(local_comm *c)
+{
+    atomic_fetch_add(&c->group->n_reading, 1);
+    if (!atomic_load(&c->group->has_failed)) return true;
+    atomic_fetch_sub(&c->group->n_reading, 1);
+    return false;
+}
+
+static void end_reading(local_comm *c)
+{
+    atomic_fetch_sub(&c->group->n_reading, 1);
+}
+
 static void copy(local_comm *c, uint32_t from, void *out, const void *in, size_t bytes)
 {
     if (bytes == 0 || out == in) return;
@@ -216,19 +235,23 @@ static err_t local_all_reduce(comm *base, const void *in, void *out, size_t n, d
     TRY(show_and_meet(c, (slot){.in = in, .out = out, .type = type}));
     const size_t begin = comm_slice_begin(n, base->rank, g->n_ranks);
     const size_t n_own = comm_slice_begin(n, base->rank + 1, g->n_ranks) - begin;
+    if (!begin_reading(c)) return failure_of(c);
     if (n_own > 0) {
         for (uint32_t r = 0; r < g->n_ranks; r++)
             c->parts[r] = (const uint8_t *)slot_of(c, r)->in + begin * each;
         comm_sum(c->parts, g->n_ranks, n_own, type, (uint8_t *)out + begin * each);
         comm_count(base, n_own * each * (g->n_ranks - 1));
     }
+    end_reading(c);
     TRY(meet(c));
+    if (!begin_reading(c)) return failure_of(c);
     for (uint32_t r = 0; r < g->n_ranks; r++) {
         const size_t from = comm_slice_begin(n, r, g->n_ranks) * each;
         const size_t to = comm_slice_begin(n, r + 1, g->n_ranks) * each;
         if (r == base->rank || from == to) continue;
         copy(c, r, (uint8_t *)out + from, (const uint8_t *)slot_of(c, r)->out + from, to - from);
     }
+    end_reading(c);
     return meet(c);
 }
 
@@ -236,8 +259,10 @@ static err_t local_all_gather(comm *base, const void *in, void *out, size_t byte
 {
     local_comm *c = local_of(base);
     TRY(show_and_meet(c, (slot){.in = in}));
+    if (!begin_reading(c)) return failure_of(c);
     for (uint32_t r = 0; r < base->n_ranks && bytes > 0; r++)
         copy(c, r, (uint8_t *)out + r * bytes, slot_of(c, r)->in, bytes);
+    end_reading(c);
     return meet(c);
 }
 
@@ -245,10 +270,12 @@ static err_t local_all_to_all(comm *base, const void *in, void *out, size_t byte
 {
     local_comm *c = local_of(base);
     TRY(show_and_meet(c, (slot){.in = in}));
+    if (!begin_reading(c)) return failure_of(c);
     for (uint32_t r = 0; r < base->n_ranks && bytes > 0; r++) {
         const uint8_t *theirs = slot_of(c, r)->in;
         copy(c, r, (uint8_t *)out + r * bytes, theirs + base->rank * bytes, bytes);
     }
+    end_reading(c);
     return meet(c);
 }
 
@@ -256,7 +283,9 @@ static err_t local_broadcast(comm *base, void *data, size_t bytes, uint32_t root
 {
     local_comm *c = local_of(base);
     TRY(show_and_meet(c, (slot){.in = data, .root = root}));
+    if (!begin_reading(c)) return failure_of(c);
     if (base->rank != root) copy(c, root, data, slot_of(c, root)->in, bytes);
+    end_reading(c);
     return meet(c);
 }
 
