@@ -71,7 +71,7 @@ def main():
     arguments = parser.parse_args()
     with open(arguments.text, encoding="utf-8") as file:
         text = file.read(arguments.prompts * PROMPT_TOKENS * 8)
-    print(f"| placement | entries by rank | of a share | bytes by rank | of a share |\n|---|---|---:|---|---:|")
+    print("| placement | entries by rank | of a share | bytes by rank | of a share |\n|---|---|---:|---|---:|")
     for name, flags in PLACEMENTS:
         found = measure(arguments, flags, text)
         cells = []
