@@ -40,7 +40,7 @@ check:
 	ctest --test-dir build/$(PRESET) --output-on-failure --parallel 2
 
 format:
-	git ls-files '*.c' '*.h' '*.cc' | xargs clang-format -i
+	git ls-files '*.c' '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
 
 clean:
 	rm -rf build

@@ -45,6 +45,10 @@ typedef struct err_info {
     char message[ERR_MESSAGE_BYTES]; /* NUL-terminated, one line, valid only when code != ERR_OK */
 } err_info;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The sentence of a code; never NULL. */
 const char *err_sentence(err_t code);
 
@@ -63,5 +67,9 @@ err_t err_set(err_info *info, err_t code, const char *format, ...)
         const err_t try_err_ = (expression);     \
         if (try_err_ != ERR_OK) return try_err_; \
     } while (0)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

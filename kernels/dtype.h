@@ -17,6 +17,10 @@ static inline uint32_t dtype_bytes(dtype type)
     return type == DTYPE_F32 ? 4 : 2;
 }
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 const char *dtype_name(dtype type); /* "f32", "bf16", "f16" */
 
 static inline float f32_from_bits(uint32_t bits)
@@ -53,5 +57,9 @@ uint16_t f16_from_f32(float x);
  * nearest even; what is too large becomes 448. */
 float f32_from_fp8(uint8_t code);
 uint8_t fp8_from_f32(float x);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -43,8 +43,16 @@ typedef struct moe_args {
     void *scratch;            /* moe_scratch_bytes(n_tokens max, ...), aligned to 64 */
 } moe_args;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Scratch for batches of up to n_tokens; 0 when the size overflows. */
 size_t moe_scratch_bytes(uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t n_experts,
                          uint32_t top_k);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -10,7 +10,7 @@ deny() {
     folder=$1
     shift
     for layer in "$@"; do
-        if grep -rnE "#[[:space:]]*include \"$layer/" "$folder" --include='*.[ch]' --include='*.cc' --include='*.cu'; then
+        if grep -rnE "#[[:space:]]*include \"$layer/" "$folder" --include='*.[ch]' --include='*.cc' --include='*.cu' --include='*.cuh'; then
             echo "^ $folder must not include $layer" >&2
             status=1
         fi
@@ -36,7 +36,7 @@ home 'cjson/' 'model/[a-z_]*_json\.c'
 home 'sentencepiece' 'model/tokenizer_spm\.cc'
 home 'sodium' 'base/hash\.c'
 home 'yaml' 'service/config_yaml\.c'
-home 'cuda' 'kernels/[a-z_]*cuda[a-z_]*\.(c|cu|h)'
+home 'cuda' 'kernels/[a-z_]*cuda[a-z_]*\.(c|cu|cuh|h)'
 home 'nccl' 'kernels/comm_nccl\.c'
 home 'mpi' 'kernels/comm_mpi\.c'
 exit $status

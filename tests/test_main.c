@@ -1,12 +1,19 @@
 /* Runs the test_cases of the file that it is linked with, each as a Check test of its own. */
 #include "tests/test_main.h"
 
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* A test that hangs ends; one that is merely slow - instrumented, on a busy machine - does not. */
 enum { DEFAULT_SECONDS = 240 };
+
+enum { SKIPPED = 77 };
+
+/* Weak: for all binaries that need nothing. */
+__attribute__((weak)) bool test_can_run(void)
+{
+    return true;
+}
 
 static bool is_wanted(const char *name, int argc, char **argv)
 {
@@ -19,6 +26,7 @@ static bool is_wanted(const char *name, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    if (!test_can_run()) return SKIPPED;
     Suite *suite = suite_create(argv[0]);
     for (const test_case *c = test_cases; c->name != NULL; c++) {
         if (!is_wanted(c->name, argc, argv)) continue;

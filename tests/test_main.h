@@ -7,6 +7,7 @@
 #define TESTS_TEST_MAIN_H
 
 #include <check.h>
+#include <stdbool.h>
 
 typedef struct test_case {
     const char *name;       /* "a_pinned_page_is_never_evicted" */
@@ -15,6 +16,10 @@ typedef struct test_case {
 } test_case;
 
 extern const test_case test_cases[];
+
+/* A file whose tests need what a machine may lack defines it; if false, the binary is skipped (77), and
+ * has printed why. */
+bool test_can_run(void);
 
 /* Check makes a test's name a variable that points to its TTest, and C takes no variable in a static
  * table; so here the table holds the address of the TTest itself. */

@@ -1,0 +1,150 @@
+/* kernels/cuda_elementwise.cu - embed, rms_norm, rope and store.
+ *
+ * All move bytes and hardly compute: a thread per element, or per four of them where rows allow it, and one
+ * block per token where there is a sum. Formulas and rounding are those of elementwise_cpu.c; the norm's
+ * sum is of double, as there, in an order that follows from `dim` alone. */
+#include "kernels/cuda_device.cuh"
+
+enum { THREADS = 256, N_WARPS = THREADS / WARP };
+
+/* Blocks of THREADS for n items, each thread striding by the grid: a grid's size is limited. */
+static cuda_shape shape_for(size_t n)
+{
+    const size_t n_blocks = (n + THREADS - 1) / THREADS, most = 1u << 20;
+    return {dim3(static_cast<unsigned>(n_blocks < most ? n_blocks : most)), THREADS, 0};
+}
+
+static __device__ __forceinline__ size_t first_item()
+{
+    return static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x;
+}
+
+static __device__ __forceinline__ size_t item_stride()
+{
+    return static_cast<size_t>(gridDim.x) * THREADS;
+}
+
+static __global__ void embed_kernel(embed_args args)
+{
+    const size_t dim = args.table.cols, n = args.n_tokens * dim;
+    for (size_t i = first_item(); i < n; i += item_stride())
+        args.out[i] = cuda_load(args.table.data, args.table.type, args.id[i / dim] * dim + i % dim);
+}
+
+void embed_cuda(dev_cuda *d, const embed_args *args)
+{
+    const size_t n = static_cast<size_t>(args->n_tokens) * args->table.cols;
+    if (n > 0) cuda_launch(d, shape_for(n), embed_kernel, *args);
+}
+
+/* One block per token. Threads own channels, so the second pass reads what the same thread wrote. */
+static __global__ void norm_kernel(rms_norm_args args, const float *add)
+{
+    CUDA_SHARED(double, sums); /* [N_WARPS] */
+    const size_t row = static_cast<size_t>(blockIdx.x) * args.dim;
+    float *x = const_cast<float *>(args.x) + row; /* written only where something is added */
+    float *out = args.out + row;
+    double sum = 0;
+    for (uint32_t i = threadIdx.x; i < args.dim; i += THREADS) {
+        const float value = add != NULL ? x[i] + add[row + i] : x[i];
+        if (add != NULL) x[i] = value;
+        sum = fma(static_cast<double>(value), static_cast<double>(value), sum);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = sum;
+    __syncthreads();
+    double total = 0;
+    for (int w = 0; w < N_WARPS; w++)
+        total += sums[w];
+    const double scale = 1 / sqrt(total / args.dim + static_cast<double>(args.eps));
+    for (uint32_t i = threadIdx.x; i < args.dim; i += THREADS) {
+        const double w = static_cast<double>(cuda_load(args.w, args.w_type, i));
+        out[i] = static_cast<float>(w * (static_cast<double>(x[i]) * scale));
+    }
+}
+
+void add_norm_cuda(dev_cuda *d, const add_norm_args *args)
+{
+    if (args->norm.n_tokens == 0) return;
+    const cuda_shape shape = {dim3(args->norm.n_tokens), THREADS, N_WARPS * sizeof(double)};
+    cuda_launch(d, shape, norm_kernel, args->norm, args->add);
+}
+
+void rms_norm_cuda(dev_cuda *d, const rms_norm_args *args)
+{
+    const add_norm_args alone = {*args, NULL};
+    add_norm_cuda(d, &alone);
+}
+
+/* Rounds one element of a row to where the row is kept. */
+static __device__ __forceinline__ void keep(void *to, dtype type, size_t i, float x)
+{
+    if (type == DTYPE_F32) {
+        static_cast<float *>(to)[i] = x;
+    } else {
+        static_cast<uint16_t *>(to)[i] = cuda_bf16_from_f32(x);
+    }
+}
+
+/* A thread per pair (c, c + half). Products in double, as the definition's. */
+static __global__ void rope_kernel(rope_args args, void *const *to, dtype type)
+{
+    const size_t half = args.dim / 2, n = static_cast<size_t>(args.n_tokens) * args.n_heads * half;
+    for (size_t i = first_item(); i < n; i += item_stride()) {
+        const size_t c = i % half, row = i / half, t = row / args.n_heads;
+        const double cos = static_cast<double>(args.cos[t * half + c]);
+        const double sin = static_cast<double>(args.sin[t * half + c]);
+        float *x = args.x + row * args.dim;
+        const double a = static_cast<double>(x[c]), b = static_cast<double>(x[c + half]);
+        const float low = static_cast<float>(a * cos - b * sin);
+        const float high = static_cast<float>(b * cos + a * sin);
+        x[c] = low;
+        x[c + half] = high;
+        if (to == NULL || to[row] == NULL) continue;
+        keep(to[row], type, c, low);
+        keep(to[row], type, c + half, high);
+    }
+}
+
+void rope_cuda(dev_cuda *d, const rope_args *args)
+{
+    assert(args->dim % 2 == 0);
+    const size_t n = static_cast<size_t>(args->n_tokens) * args->n_heads * (args->dim / 2);
+    void *const *nowhere = NULL;
+    if (n > 0) cuda_launch(d, shape_for(n), rope_kernel, *args, nowhere, DTYPE_F32);
+}
+
+static __global__ void append_kernel(rope_append_args args)
+{
+    const size_t n = static_cast<size_t>(args.rope.n_tokens) * args.rope.n_heads * args.dim;
+    for (size_t i = first_item(); i < n; i += item_stride()) {
+        void *to = args.to[i / args.dim];
+        if (to != NULL) keep(to, args.type, i % args.dim, args.rope.x[i]);
+    }
+}
+
+void rope_append_cuda(dev_cuda *d, const rope_append_args *args)
+{
+    assert(args->type != DTYPE_F16);
+    const size_t n = static_cast<size_t>(args->rope.n_tokens) * args->rope.n_heads * args->dim;
+    if (n == 0) return;
+    if (args->rope.dim == 0) {
+        cuda_launch(d, shape_for(n), append_kernel, *args);
+        return;
+    }
+    assert(args->rope.dim == args->dim);
+    assert(args->dim % 2 == 0);
+    cuda_launch(d, shape_for(n / 2), rope_kernel, args->rope, args->to, args->type);
+}
+
+static __global__ void store_kernel(const float *x, size_t n, dtype type, void *out)
+{
+    for (size_t i = first_item(); i < n; i += item_stride())
+        keep(out, type, i, x[i]);
+}
+
+void store_cuda(dev_cuda *d, const float *x, size_t n, dtype type, void *out)
+{
+    assert(type != DTYPE_F16);
+    if (n > 0) cuda_launch(d, shape_for(n), store_kernel, x, n, type, out);
+}

@@ -1,0 +1,3 @@
+set(PIKV_CUDA_SOURCES
+    ${CMAKE_CURRENT_LIST_DIR}/cuda_elementwise.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda_matmul.cu)

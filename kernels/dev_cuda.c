@@ -1,0 +1,192 @@
+/* kernels/dev_cuda.c - one GPU through the CUDA runtime: see dev_cuda.h.
+ *
+ * In C, as everything of the runtime that is no kernel. The order in open is that of what can be missing:
+ * a driver, a GPU, that GPU, a recent one, memory. Errors of the runtime are sticky or not as it likes; what
+ * went wrong first is kept here, so that the cause is reported and not its consequences. */
+#include "kernels/dev_cuda.h"
+
+#include "base/check.h"
+#include "kernels/dev_cuda_impl.h"
+
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { COMPUTE_MAJOR_MIN = 8 }; /* bf16 products and 16-byte asynchronous copies */
+
+/* One allocation, so that its bytes can be given back; in front of nothing, in a list of its own. */
+typedef struct allocation {
+    void *data;
+    size_t bytes;
+    struct allocation *next;
+} allocation;
+
+struct dev_cuda {
+    cuda_queue queue; /* first: cuda_queue_of */
+    dev_cuda_about about;
+    allocation *allocations;
+    size_t allocated_bytes;
+    int index;
+};
+
+static err_t fail(err_info *info, err_t code, const char *what, cudaError_t error)
+{
+    (void)cudaGetLastError(); /* reported: not to be found again by a later launch */
+    return err_set(info, code, "cuda: %s: %s", what, cudaGetErrorString(error));
+}
+
+static err_t find_gpu(const dev_cuda_config *config, dev_cuda_about *about, err_info *info)
+{
+    int n_gpus = 0;
+    struct cudaDeviceProp properties;
+    cudaError_t error = cudaGetDeviceCount(&n_gpus);
+    if (error != cudaSuccess) return fail(info, ERR_UNSUPPORTED, "no usable GPU", error);
+    if (config->index >= (uint32_t)n_gpus) {
+        return err_set(info, ERR_UNSUPPORTED, "cuda: there is no GPU %u, the driver knows %d",
+                       config->index, n_gpus);
+    }
+    error = cudaGetDeviceProperties(&properties, (int)config->index);
+    if (error != cudaSuccess) return fail(info, ERR_SYSTEM, "properties", error);
+    if (properties.major < COMPUTE_MAJOR_MIN) {
+        return err_set(info, ERR_UNSUPPORTED,
+                       "cuda: %.64s has compute capability %d.%d, 8.0 is needed", properties.name,
+                       properties.major, properties.minor);
+    }
+    snprintf(about->name, sizeof about->name, "%.63s", properties.name);
+    about->compute_major = (uint32_t)properties.major;
+    about->compute_minor = (uint32_t)properties.minor;
+    about->n_multiprocessors = (uint32_t)properties.multiProcessorCount;
+    return ERR_OK;
+}
+
+/* What others use is taken off first: the share is of the whole GPU. */
+static err_t measure_memory(const dev_cuda_config *config, dev_cuda_about *about, err_info *info)
+{
+    const cudaError_t error = cudaMemGetInfo(&about->memory_free, &about->memory_total);
+    if (error != cudaSuccess) return fail(info, ERR_SYSTEM, "memory", error);
+    const size_t used = about->memory_total - about->memory_free;
+    const size_t allowed = (size_t)((double)about->memory_total * (double)config->memory_share);
+    about->memory_limit = allowed > used ? allowed - used : 0;
+    return ERR_OK;
+}
+
+static err_t open_queue(dev_cuda *d, const dev_cuda_config *config, err_info *info)
+{
+    cudaStream_t stream;
+    cudaError_t error = cudaSetDevice(d->index);
+    if (error != cudaSuccess) return fail(info, ERR_SYSTEM, "cannot use the GPU", error);
+    error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (error != cudaSuccess) return fail(info, ERR_SYSTEM, "cannot make a stream", error);
+    d->queue.stream = stream;
+    d->queue.n_multiprocessors = d->about.n_multiprocessors;
+    TRY(measure_memory(config, &d->about, info));
+    if (config->scratch_bytes == 0) return ERR_OK;
+    TRY(dev_cuda_alloc(d, config->scratch_bytes, &d->queue.scratch, info));
+    d->queue.scratch_bytes = config->scratch_bytes;
+    return ERR_OK;
+}
+
+err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *info)
+{
+    *out = NULL;
+    if (!(config->memory_share > 0 && config->memory_share <= 1)) {
+        return err_set(info, ERR_BAD_CONFIG, "cuda: a memory share of %g is outside (0, 1]",
+                       (double)config->memory_share);
+    }
+    dev_cuda *d = calloc(1, sizeof *d);
+    if (d == NULL) return err_set(info, ERR_NO_MEMORY, "cuda: out of memory");
+    d->index = (int)config->index;
+    err_t err = find_gpu(config, &d->about, info);
+    if (err == ERR_OK) err = open_queue(d, config, info);
+    if (err != ERR_OK) {
+        dev_cuda_close(d);
+        return err;
+    }
+    *out = d;
+    return ERR_OK;
+}
+
+void dev_cuda_close(dev_cuda *d)
+{
+    if (d == NULL) return;
+    if (d->queue.stream != NULL) (void)cudaStreamSynchronize(d->queue.stream);
+    while (d->allocations != NULL)
+        dev_cuda_free(d, d->allocations->data);
+    if (d->queue.stream != NULL) (void)cudaStreamDestroy(d->queue.stream);
+    free(d);
+}
+
+const dev_cuda_about *dev_cuda_get_about(const dev_cuda *d)
+{
+    return &d->about;
+}
+
+const cuda_ops *dev_cuda_get_ops(const dev_cuda *d)
+{
+    (void)d; /* one table for all GPUs; kernels choose by shape */
+    return &cuda_ops_table;
+}
+
+err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info)
+{
+    *out = NULL;
+    const size_t wanted = bytes > 0 ? bytes : 1;
+    if (wanted > d->about.memory_limit - d->allocated_bytes) {
+        return err_set(info, ERR_NO_MEMORY,
+                       "cuda: %zu more bytes do not fit: %zu of %zu allowed are in use", wanted,
+                       d->allocated_bytes, d->about.memory_limit);
+    }
+    allocation *a = calloc(1, sizeof *a);
+    if (a == NULL) return err_set(info, ERR_NO_MEMORY, "cuda: out of memory");
+    const cudaError_t error = cudaMalloc(&a->data, wanted);
+    if (error != cudaSuccess) {
+        free(a);
+        return fail(info, ERR_NO_MEMORY, "cannot allocate", error);
+    }
+    a->bytes = wanted;
+    a->next = d->allocations;
+    d->allocations = a;
+    d->allocated_bytes += wanted;
+    *out = a->data;
+    return ERR_OK;
+}
+
+void dev_cuda_free(dev_cuda *d, void *data)
+{
+    if (data == NULL) return;
+    allocation **link = &d->allocations;
+    while (*link != NULL && (*link)->data != data)
+        link = &(*link)->next;
+    assert(*link != NULL); /* of another device, or freed before */
+    allocation *a = *link;
+    *link = a->next;
+    d->allocated_bytes -= a->bytes;
+    (void)cudaFree(a->data); /* a failure is an earlier kernel's, which dev_cuda_wait reports */
+    free(a);
+}
+
+static err_t copy(dev_cuda *d, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
+                  err_info *info)
+{
+    const cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, d->queue.stream);
+    if (error != cudaSuccess && d->queue.failure == 0) d->queue.failure = (int)error;
+    return dev_cuda_wait(d, info);
+}
+
+err_t dev_cuda_upload(dev_cuda *d, void *to, const void *from, size_t bytes, err_info *info)
+{
+    return copy(d, to, from, bytes, cudaMemcpyHostToDevice, info);
+}
+
+err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes, err_info *info)
+{
+    return copy(d, to, from, bytes, cudaMemcpyDeviceToHost, info);
+}
+
+err_t dev_cuda_wait(dev_cuda *d, err_info *info)
+{
+    const cudaError_t error = cudaStreamSynchronize(d->queue.stream);
+    if (error != cudaSuccess && d->queue.failure == 0) d->queue.failure = (int)error;
+    if (d->queue.failure == 0) return ERR_OK;
+    return fail(info, ERR_SYSTEM, "the GPU failed", (cudaError_t)d->queue.failure);
+}

@@ -1,0 +1,63 @@
+/* kernels/dev_cuda.h - one NVIDIA GPU: its memory, its stream, and its table of ops.
+ *
+ * A build without the CUDA toolkit has dev_cuda_open all the same, which says so; with it, the runtime is
+ * linked statically, so the binary starts where no driver is, and open says what is missing.
+ *
+ * Ops are queued on the device's one stream, in order; none waits, allocates or looks at a result. The
+ * structs are those of the CPU's ops (contracts in their headers), with every pointer into the GPU's memory,
+ * arrays of descriptors (moe_args.expert, spans, blocks) included; the args themselves are read before
+ * the call returns. A failed launch is kept, and returned by the next dev_cuda_wait.
+ *
+ * Threads: one caller at a time. */
+#ifndef KERNELS_DEV_CUDA_H
+#define KERNELS_DEV_CUDA_H
+
+#include "base/error.h"
+#include "kernels/ops_cuda.h"
+
+typedef struct dev_cuda_config {
+    uint32_t index; /* which GPU, as the driver counts them */
+    float
+        memory_share; /* (0, 1]: of its memory, what this process and all others may use together */
+    size_t scratch_bytes; /* for ops that need room: see ops_cuda.h; 0 is allowed */
+} dev_cuda_config;
+
+/* What there is; measured when the device was opened. */
+typedef struct dev_cuda_about {
+    char name[64];
+    uint32_t compute_major, compute_minor;
+    uint32_t n_multiprocessors;
+    size_t memory_total, memory_free;
+    size_t memory_limit; /* bytes that dev_cuda_alloc gives, all together */
+} dev_cuda_about;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ERR_UNSUPPORTED: no toolkit in this build, no driver, no such GPU, or one older than sm_80.
+ * ERR_BAD_CONFIG: memory_share. ERR_NO_MEMORY: scratch does not fit. */
+err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *info) MUST_CHECK;
+void dev_cuda_close(dev_cuda *d); /* NULL is fine; frees what was allocated through it */
+
+const dev_cuda_about *dev_cuda_get_about(const dev_cuda *d);
+const cuda_ops *dev_cuda_get_ops(const dev_cuda *d);
+
+/* Aligned to 256. ERR_NO_MEMORY names the bytes wanted, in use and allowed. Waits: not inside a step. */
+err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info) MUST_CHECK;
+void dev_cuda_free(dev_cuda *d, void *data); /* NULL is fine */
+
+/* In stream order. When they return, `from` may be reused, and `to` of a download is filled. */
+err_t dev_cuda_upload(dev_cuda *d, void *to, const void *from, size_t bytes,
+                      err_info *info) MUST_CHECK;
+err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes,
+                        err_info *info) MUST_CHECK;
+
+/* Until all that was queued is done; the first failure of any of it, now and ever after. */
+err_t dev_cuda_wait(dev_cuda *d, err_info *info) MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,45 @@
+/* kernels/dev_cuda_impl.h - what the .cu files and the device share, private to this folder. C and C++. */
+#ifndef KERNELS_DEV_CUDA_IMPL_H
+#define KERNELS_DEV_CUDA_IMPL_H
+
+#include "kernels/ops_cuda.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What an op sees of its device: the first member of struct dev_cuda. */
+typedef struct cuda_queue {
+    void *stream; /* cudaStream_t */
+    void *scratch;
+    size_t scratch_bytes;
+    uint32_t n_multiprocessors;
+    int failure; /* cudaError_t of the first launch that failed, 0: none */
+} cuda_queue;
+
+static inline cuda_queue *cuda_queue_of(dev_cuda *d)
+{
+    return (cuda_queue *)(void *)d;
+}
+
+void embed_cuda(dev_cuda *d, const embed_args *args);
+void rms_norm_cuda(dev_cuda *d, const rms_norm_args *args);
+void add_norm_cuda(dev_cuda *d, const add_norm_args *args);
+void rope_cuda(dev_cuda *d, const rope_args *args);
+void rope_append_cuda(dev_cuda *d, const rope_append_args *args);
+void store_cuda(dev_cuda *d, const float *x, size_t n, dtype type, void *out);
+void matmul_cuda(dev_cuda *d, const matmul_args *args);
+void router_cuda(dev_cuda *d, const router_args *args);
+void moe_cuda(dev_cuda *d, const moe_args *args);
+void attend_cuda(dev_cuda *d, const attn_batch *batch);
+void attend_mass_cuda(dev_cuda *d, const attn_shares_batch *batch);
+void attend_max_cuda(dev_cuda *d, const attn_shares_batch *batch);
+void attn_merge_cuda(dev_cuda *d, const attn_merge_rows_args *args);
+void key_bounds_cuda(dev_cuda *d, const key_bounds_args *args);
+extern const cuda_ops cuda_ops_table;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,12 @@
+/* kernels/ops_cuda.c - the table of ops_cuda.h. */
+#include "kernels/dev_cuda_impl.h"
+
+const cuda_ops cuda_ops_table = {
+    .embed = embed_cuda,
+    .rms_norm = rms_norm_cuda,
+    .add_norm = add_norm_cuda,
+    .rope = rope_cuda,
+    .rope_append = rope_append_cuda,
+    .store = store_cuda,
+    .matmul = matmul_cuda,
+};
