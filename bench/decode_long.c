@@ -152,8 +152,8 @@ static err_t open_turn(bench *b, size_t i, err_info *info)
 static err_t open_parts(bench *b, err_info *info)
 {
     char isa[] = "auto";
-    const cli_parts_config config = {
-        .isa = isa, .n_threads = b->n_threads, .load_format = MODEL_LOAD_DUMMY};
+    const cli_parts_config config = {.device = {.isa = isa, .n_threads = b->n_threads},
+                                     .load_format = MODEL_LOAD_DUMMY};
     const cli_parts_wanted wanted = {
         .config = &config, .model_dir = b->model_dir, .n_step_tokens_max = CHUNK_TOKENS};
     TRY(cli_parts_open(&wanted, &b->parts, info));

@@ -1,4 +1,4 @@
-/* kernels/cuda_elementwise.cu - embed, rms_norm, rope and store.
+/* kernels/cuda_elementwise.cu - embed, rms_norm, rope, add and store.
  *
  * All move bytes and hardly compute: a thread per element, or per four of them where rows allow it, and one
  * block per token where there is a sum. Formulas and rounding are those of elementwise_cpu.c; the norm's
@@ -35,6 +35,17 @@ void embed_cuda(dev_cuda *d, const embed_args *args)
 {
     const size_t n = static_cast<size_t>(args->n_tokens) * args->table.cols;
     if (n > 0) cuda_launch(d, shape_for(n), embed_kernel, *args);
+}
+
+static __global__ void add_kernel(add_args args)
+{
+    for (size_t i = first_item(); i < args.n; i += item_stride())
+        args.x[i] += args.y[i];
+}
+
+void add_cuda(dev_cuda *d, const add_args *args)
+{
+    if (args->n > 0) cuda_launch(d, shape_for(args->n), add_kernel, *args);
 }
 
 /* One block per token. Threads own channels, so the second pass reads what the same thread wrote. */

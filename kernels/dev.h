@@ -65,12 +65,21 @@ struct dev {
     const dev_memory *memory; /* NULL: the host's */
 };
 
+typedef enum dev_kind { DEV_CPU, DEV_CUDA, DEV_AUTO } dev_kind;
+
 typedef struct dev_config {
-    const char *isa;    /* "auto", "ref", "avx2", "avx512" */
+    const char *isa;    /* "auto", "ref", "avx2", "avx512": of the host */
     uint32_t n_threads; /* 0: threads_available() */
+    dev_kind
+        kind; /* of dev_open; auto: a GPU if there is one, else the CPU, and a line in the log says why */
+    uint32_t gpu; /* which one, modulo how many there are */
+    float
+        gpu_memory_share; /* (0, 1]: of its memory, what this process and all others may use together */
 } dev_config;
 
-/* ERR_UNSUPPORTED names an instruction set that this processor lacks, ERR_BAD_CONFIG one that nobody knows. */
+/* ERR_UNSUPPORTED names an instruction set that this processor lacks, or says what stands between this program and a
+ * GPU; ERR_BAD_CONFIG: an instruction set that nobody knows, or the share. */
+err_t dev_open(const dev_config *config, dev **out, err_info *info) MUST_CHECK;
 err_t dev_open_cpu(const dev_config *config, dev **out, err_info *info) MUST_CHECK;
 void dev_close(dev *d); /* NULL is fine */
 

@@ -86,6 +86,14 @@ static err_t open_queue(dev_cuda *d, const dev_cuda_config *config, err_info *in
     return ERR_OK;
 }
 
+uint32_t dev_cuda_count(void)
+{
+    int n = 0;
+    if (cudaGetDeviceCount(&n) == cudaSuccess) return (uint32_t)n;
+    (void)cudaGetLastError();
+    return 0;
+}
+
 err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *info)
 {
     *out = NULL;
@@ -168,7 +176,8 @@ void dev_cuda_free(dev_cuda *d, void *data)
 static err_t copy(dev_cuda *d, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
                   err_info *info)
 {
-    const cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, d->queue.stream);
+    cudaError_t error = cudaSetDevice(d->index);
+    if (error == cudaSuccess) error = cudaMemcpyAsync(to, from, bytes, kind, d->queue.stream);
     if (error != cudaSuccess && d->queue.failure == 0) d->queue.failure = (int)error;
     return dev_cuda_wait(d, info);
 }
@@ -181,6 +190,13 @@ err_t dev_cuda_upload(dev_cuda *d, void *to, const void *from, size_t bytes, err
 err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes, err_info *info)
 {
     return copy(d, to, from, bytes, cudaMemcpyDeviceToHost, info);
+}
+
+err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info)
+{
+    const cudaError_t error = cudaMemsetAsync(data, 0, bytes, d->queue.stream);
+    if (error != cudaSuccess && d->queue.failure == 0) d->queue.failure = (int)error;
+    return error == cudaSuccess ? ERR_OK : dev_cuda_wait(d, info);
 }
 
 err_t dev_cuda_wait(dev_cuda *d, err_info *info)

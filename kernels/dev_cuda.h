@@ -35,6 +35,9 @@ typedef struct dev_cuda_about {
 extern "C" {
 #endif
 
+/* GPUs that the driver shows; 0 without toolkit or driver. */
+uint32_t dev_cuda_count(void);
+
 /* ERR_UNSUPPORTED: no toolkit in this build, no driver, no such GPU, or one older than sm_80.
  * ERR_BAD_CONFIG: memory_share. ERR_NO_MEMORY: scratch does not fit. */
 err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *info) MUST_CHECK;
@@ -47,11 +50,14 @@ const cuda_ops *dev_cuda_get_ops(const dev_cuda *d);
 err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info) MUST_CHECK;
 void dev_cuda_free(dev_cuda *d, void *data); /* NULL is fine */
 
-/* In stream order. When they return, `from` may be reused, and `to` of a download is filled. */
+/* In stream order. When they return, `from` may be reused, and `to` of a download is filled. An upload also makes
+ * the GPU the calling thread's: a step begins with one. */
 err_t dev_cuda_upload(dev_cuda *d, void *to, const void *from, size_t bytes,
                       err_info *info) MUST_CHECK;
 err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes,
                         err_info *info) MUST_CHECK;
+
+err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info) MUST_CHECK;
 
 /* Until all that was queued is done; the first failure of any of it, now and ever after. */
 err_t dev_cuda_wait(dev_cuda *d, err_info *info) MUST_CHECK;

@@ -27,6 +27,7 @@ void rms_norm_cuda(dev_cuda *d, const rms_norm_args *args);
 void add_norm_cuda(dev_cuda *d, const add_norm_args *args);
 void rope_cuda(dev_cuda *d, const rope_args *args);
 void rope_append_cuda(dev_cuda *d, const rope_append_args *args);
+void add_cuda(dev_cuda *d, const add_args *args);
 void store_cuda(dev_cuda *d, const float *x, size_t n, dtype type, void *out);
 void matmul_cuda(dev_cuda *d, const matmul_args *args);
 void router_cuda(dev_cuda *d, const router_args *args);

@@ -7,6 +7,7 @@ const cuda_ops cuda_ops_table = {
     .add_norm = add_norm_cuda,
     .rope = rope_cuda,
     .rope_append = rope_append_cuda,
+    .add = add_cuda,
     .store = store_cuda,
     .matmul = matmul_cuda,
 };

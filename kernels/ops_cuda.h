@@ -72,6 +72,7 @@ typedef struct cuda_ops {
     void (*add_norm)(dev_cuda *d, const add_norm_args *args);
     void (*rope)(dev_cuda *d, const rope_args *args);
     void (*rope_append)(dev_cuda *d, const rope_append_args *args);
+    void (*add)(dev_cuda *d, const add_args *args);
     void (*store)(dev_cuda *d, const float *x, size_t n, dtype type, void *out);
     void (*matmul)(dev_cuda *d, const matmul_args *args);
     void (*router)(dev_cuda *d, const router_args *args);

@@ -13,9 +13,7 @@ static const char *const LOAD_FORMATS[] = {[MODEL_LOAD_AUTO] = "auto",
                                            NULL};
 
 static const cfg_field parts_fields[] = {
-    CFG_TEXT(cli_parts_config, isa, "isa", "auto", "NAME",
-             "instruction set: auto, ref, avx2, avx512"),
-    CFG_NUM32(cli_parts_config, n_threads, "threads", 0, 1024, "0", "compute threads; 0: all"),
+    DEVICE_CONFIG_FIELDS(cli_parts_config),
     CFG_PICK(cli_parts_config, load_format, "load-format", LOAD_FORMATS, "auto",
              "where weights come from: auto, safetensors, dummy"),
     CFG_FLAG(cli_parts_config, help, "help", "false", "print this and exit"),
@@ -89,8 +87,8 @@ err_t cli_parts_open(const cli_parts_wanted *wanted, cli_parts *out, err_info *i
 {
     *out = (cli_parts){0};
     const uint64_t start_ns = clock_mono_ns();
-    const dev_config device = {.isa = wanted->config->isa, .n_threads = wanted->config->n_threads};
-    TRY(dev_open_cpu(&device, &out->d, info));
+    const device_config *device = &wanted->config->device;
+    TRY(device_open(device, device->n_threads, 0, &out->d, info));
     if (wanted->with_tokenizer) TRY(tokenizer_open(wanted->model_dir, &out->t, info));
     const model_options options = {.load = (model_load)wanted->config->load_format,
                                    .n_step_tokens_max = wanted->n_step_tokens_max,

@@ -11,12 +11,12 @@
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "service/cli.h"
+#include "service/device_config.h"
 
 #include <stdbool.h>
 
 typedef struct cli_parts_config {
-    char *isa;            /* --isa */
-    uint32_t n_threads;   /* --threads; 0: all */
+    device_config device;
     uint32_t load_format; /* --load-format, a model_load */
     bool help;
 } cli_parts_config;

@@ -30,12 +30,13 @@ struct rank_group {
 
 /* ---- the parts of a rank -------------------------------------------------------------------------- */
 
-static err_t open_device(const server_settings *settings, rank_share *share, err_info *info)
+/* The ranks of a machine, which launchers number one after the other, take its GPUs in turn. */
+static err_t open_device(const server_settings *settings, uint32_t rank, rank_share *share,
+                         err_info *info)
 {
-    const serve_config *serve = &settings->serve;
-    const dev_config device = {.isa = serve->isa,
-                               .n_threads = rank_place_threads(&settings->place, serve->n_threads)};
-    return dev_open_cpu(&device, &share->d, info);
+    const device_config *device = &settings->serve.device;
+    const uint32_t n_threads = rank_place_threads(&settings->place, device->n_threads);
+    return device_open(device, n_threads, rank % settings->place.n_here, &share->d, info);
 }
 
 err_t rank_share_load(const server_settings *settings, rank_share *share, err_info *info)
@@ -116,7 +117,7 @@ static void *local_main(void *ctx)
     local_rank *rank = ctx;
     err_info info = {0};
     rank_share share = {.comm = rank->comm};
-    err_t err = open_device(rank->settings, &share, &info);
+    err_t err = open_device(rank->settings, comm_rank(rank->comm), &share, &info);
     if (err != ERR_OK) comm_abort(share.comm, info.message);
     if (err == ERR_OK) err = live(rank->settings, &share, &info);
     share_close(&share); /* rank 0 says why, if there is something to say */
@@ -217,7 +218,7 @@ err_t rank_group_open(const server_settings *settings, rank_share *share, rank_g
     *share = (rank_share){0};
     *out = calloc(1, sizeof **out);
     if (*out == NULL) return err_set(info, ERR_NO_MEMORY, "ranks: out of memory");
-    TRY(open_device(settings, share, info));
+    TRY(open_device(settings, settings->place.rank, share, info));
     return come_together(settings, *out, share, info);
 }
 
@@ -239,7 +240,7 @@ static err_t follow(const server_settings *settings, signal_watch *watch, err_in
 {
     rank_share share = {0};
     if (hash_init() != ERR_OK) return err_set(info, ERR_SYSTEM, "no source of random numbers");
-    err_t err = open_device(settings, &share, info);
+    err_t err = open_device(settings, settings->place.rank, &share, info);
     if (err == ERR_OK) err = come_together(settings, NULL, &share, info);
     if (err == ERR_OK) {
         signal_watch_set_busy(watch);

@@ -7,6 +7,7 @@
 
 #include "base/config.h"
 #include "kvcache/kv_config.h"
+#include "service/device_config.h"
 #include "service/engine.h"
 #include "service/rank_place.h"
 
@@ -17,12 +18,11 @@ typedef struct serve_config {
     bool monitor;            /* --monitor: second listener, health and metrics only; on */
     char *monitor_host;      /* NULL: host */
     char *monitor_port_text; /* --monitor-port: "auto" (port + 1), or a number; 0: any, printed */
-    cfg_strings served_model_names;  /* --served-model-name; default: last part of model_dir */
-    cfg_strings api_keys;            /* --api-key */
-    char *api_key_file;              /* one key a line */
-    uint32_t load_format;            /* model_load: auto, safetensors, dummy */
-    char *isa;                       /* auto, ref, avx2, avx512 */
-    uint32_t n_threads;              /* 0: all */
+    cfg_strings served_model_names; /* --served-model-name; default: last part of model_dir */
+    cfg_strings api_keys;           /* --api-key */
+    char *api_key_file;             /* one key a line */
+    uint32_t load_format;           /* model_load: auto, safetensors, dummy */
+    device_config device;
     uint64_t body_bytes_max;         /* --max-body-bytes */
     uint32_t n_connections_max;      /* --max-connections */
     uint32_t request_timeout_s;      /* --request-timeout; 0: none */

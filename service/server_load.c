@@ -258,7 +258,8 @@ int server_check(const server_settings *settings)
     err_info info = {0};
     server_parts parts;
     err_t err = server_prepare(&parts, settings, &info);
-    const dev_config device = {.isa = settings->serve.isa, .n_threads = settings->serve.n_threads};
+    const dev_config device = {.isa = settings->serve.device.isa,
+                               .n_threads = settings->serve.device.n_threads};
     const model_options options = {.load = (model_load)settings->serve.load_format,
                                    .n_step_tokens_max = 1,
                                    .n_positions_max = settings->engine.n_context_max,

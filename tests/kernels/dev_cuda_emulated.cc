@@ -78,6 +78,17 @@ err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes, e
     return dev_cuda_wait(d, info);
 }
 
+err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info)
+{
+    memset(data, 0, bytes);
+    return dev_cuda_wait(d, info);
+}
+
+uint32_t dev_cuda_count(void)
+{
+    return 1;
+}
+
 err_t dev_cuda_wait(dev_cuda *d, err_info *info)
 {
     if (d->queue.failure == 0) return ERR_OK;

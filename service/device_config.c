@@ -1,0 +1,16 @@
+/* service/device_config.c - see device_config.h. */
+#include "service/device_config.h"
+
+const char *const device_kinds[] = {
+    [DEV_CPU] = "cpu", [DEV_CUDA] = "cuda", [DEV_AUTO] = "auto", NULL};
+
+err_t device_open(const device_config *config, uint32_t n_threads, uint32_t gpu, dev **out,
+                  err_info *info)
+{
+    const dev_config device = {.isa = config->isa,
+                               .n_threads = n_threads,
+                               .kind = (dev_kind)config->kind,
+                               .gpu = gpu,
+                               .gpu_memory_share = (float)config->gpu_memory_share};
+    return dev_open(&device, out, info);
+}
