@@ -97,6 +97,8 @@ typedef struct kv_evict {
     const float **scores;     /* [n_kv_heads_max] */
     uint32_t *n_keep;         /* [n_kv_heads_max] */
     float *split_work;
+    float *lse; /* [n_kv_heads_max][lse_stride]: over ranks, see kv_scorer.lse; NULL alone */
+    size_t lse_stride;
     double
         *shared; /* [n_seq_tokens_max]: scores of other layers, by position; NULL: none are asked */
 } kv_evict;

@@ -3,6 +3,7 @@
 
 #include "kvcache/blocks.h"
 #include "kvcache/kv_lost.h"
+#include "kvcache/ranks.h"
 #include "kvcache/scatter.h"
 
 #include <math.h>
@@ -69,7 +70,9 @@ void kv_replay_need(const kv_cache *cache, const kv_methods *methods, uint32_t l
     if (!kv_methods_replay(methods)) return;
     const uint32_t page_tokens = cache->page_tokens;
     const uint64_t n_chunk = cache->replay_tokens / page_tokens + 1;
-    const uint64_t n = (n_blocks < n_chunk ? n_blocks : n_chunk) + KV_REPLAY_LEAD / page_tokens + 2;
+    const uint64_t n_all =
+        (n_blocks < n_chunk ? n_blocks : n_chunk) + KV_REPLAY_LEAD / page_tokens + 2;
+    const uint64_t n = kv_own_blocks_max(cache, layer, n_all);
     need[cache->layer_class[layer]] += kv_pages_most(cache, layer, n) * cache->n_kv_heads[layer];
 }
 

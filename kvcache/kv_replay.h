@@ -45,7 +45,8 @@ typedef struct kv_replay_chunk {
 bool kv_seq_wants_replay(const kv_seq *seq, kv_replay_chunk *out);
 
 /* The chunk has been read again: cuts the sequence to its prompt. Returns the tokens held then: those of the
- * prompt, or 0, to be computed again, all of it, if pages can no longer be read or owned. */
+ * prompt, or 0, to be computed again, all of it, if pages can no longer be read or owned. Over ranks collective, the same on
+ * all. */
 uint32_t kv_seq_end_replay(kv_seq *seq);
 
 /* Most positions behind a prompt that its replay takes; 0: there is none. */

@@ -55,6 +55,9 @@ static kv_goal goal_after(const kv_row *row)
 
 static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 {
+    for (uint32_t r = 0; r < n_rows && cache->ranks.n > 1; r++) {
+        if (!rows[r].is_replay) TRY(kv_seq_choose(rows[r].seq));
+    }
     for (uint32_t r = 0; r < n_rows; r++)
         TRY(rows[r].is_replay ? kv_replay_take(rows[r].seq) : kv_seq_settle(rows[r].seq));
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);

@@ -51,6 +51,17 @@ err_t kv_ranks_agree(const kv_cache *cache, err_t err, err_info *info) MUST_CHEC
  * out[n][bytes]; false: the comm has failed. */
 bool kv_ranks_gather(const kv_cache *cache, const void *in, void *out, size_t bytes) MUST_CHECK;
 
+/* n_rows rows of n logs of sums, one row `stride` floats behind the other: each becomes that of all ranks' sums
+ * together. Between the attention of layers, or between steps; a failed comm leaves them as they are. */
+typedef struct kv_lse_rows {
+    float *lse; /* [n_rows][stride] */
+    size_t stride, n_rows, n;
+} kv_lse_rows;
+void kv_ranks_merge_lse(const kv_cache *cache, const kv_lse_rows *rows);
+
+/* x[n] becomes the sum over all ranks, in rank order. The same. */
+void kv_ranks_sum(const kv_cache *cache, double *x, size_t n);
+
 /* Where this rank writes its part of a layer's attention in the present step. */
 typedef struct kv_part {
     float *o;   /* [n_tokens][n_heads][v_dim] */

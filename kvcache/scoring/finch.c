@@ -44,4 +44,5 @@ const kv_scorer kv_scorer_finch = {.name = "finch",
                                    .needs = KV_SCORE_QUERIES,
                                    .n_queries = KV_SNAPKV_WINDOW,
                                    .work_floats = kv_window_floats,
+                                   .lse = kv_window_lse,
                                    .score = score_window};

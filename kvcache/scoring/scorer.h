@@ -66,7 +66,7 @@ typedef struct kv_score_args {
     uint32_t group, k_dim, v_dim;
     float scale;     /* of attention scores */
     uint32_t length; /* positions so far, evicted ones too: the next query is at this position */
-    uint32_t n_keep; /* entries that the head may keep if all heads keep the same */
+    uint32_t n_keep; /* of the view, that the head may keep if all heads keep the same */
     uint64_t seed;   /* for `random`; of the cache, the same for all sequences */
     kv_score_queries queries; /* valid under KV_SCORE_QUERIES */
     kv_query_stats stats;     /* valid under KV_SCORE_STATS */
@@ -86,6 +86,7 @@ typedef struct kv_score_args {
     const uint32_t *n_uses;   /* [n], under KV_SCORE_USES */
     uint32_t now;             /* this step, in the same count */
     const matrix *out_proj;   /* [d_model][n_heads * v_dim], under KV_SCORE_OUT_PROJ */
+    const float *lse;         /* see kv_scorer.lse; NULL: there is nothing but the view */
     float *work;              /* [work_floats], aligned for doubles */
 } kv_score_args;
 
@@ -120,12 +121,17 @@ typedef struct kv_scorer {
     bool by_page;    /* entries of a page stay or go together: their mean counts */
     bool
         is_fitted; /* under KV_SCORE_QUERIES: what is kept is fitted to what there was; distill.h */
-    bool
-        is_by_entry; /* scores an entry by itself, whatever else there is: ranks may score what they hold */
     kv_score_from from; /* other layers' go by position: scores are at least 0, and over_heads */
 
     /* Floats that score needs to work in; NULL: none. At open, and for every growth. */
     size_t (*work_floats)(const kv_score_shape *shape);
+
+    /* Where the entries of a head are spread over ranks (kvcache/ranks.h), each scores those that it has, with
+     * sinks and ring, and keeps the best. What normalises a softmax can be that of all entries all the same:
+     * this writes the log of every sum of exponentials over the entries of the view, -inf of none - at most
+     * max(n_queries, 1) * group of them, as score has them in args->lse, where those of all ranks are added. NULL:
+     * the scorer goes by what the rank has. Called as score is. */
+    void (*lse)(const kv_score_args *args, float *out);
 
     /* Writes out[n]: finite, higher is kept; equal scores are kept in the order of their positions, oldest
      * first. Called from any worker, several heads at a time; pure: the same arguments give the same

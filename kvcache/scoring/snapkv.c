@@ -45,4 +45,5 @@ const kv_scorer kv_scorer_snapkv = {.name = "snapkv",
                                     .needs = KV_SCORE_QUERIES,
                                     .n_queries = KV_SNAPKV_WINDOW,
                                     .work_floats = kv_snapkv_floats,
+                                    .lse = kv_window_lse,
                                     .score = score_default};
