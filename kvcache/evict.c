@@ -83,18 +83,33 @@ static void rewrite_head(const kv_evict_layer *loop, uint32_t head, uint32_t n_k
     view->n_rewritten = kv_rewrite_head(&args);
 }
 
+/* Which candidates stay of a head. */
+static void choose_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const kv_evict_layer *loop = ctx;
+    (void)worker;
+    for (size_t h = begin; h < end; h++) {
+        kv_head_view *view = kv_evict_head(loop, h);
+        view->n_kept = loop->seq->cache->evict.n_keep[h];
+        assert(view->n_kept <= view->n_open);
+        for (uint32_t i = 0; i < view->n_kept; i++)
+            view->kept[i] = i;
+        if (view->n_kept == view->n_open) continue;
+        kv_keep_best(view->score + view->first, view->n_open, view->n_kept, view->kept);
+        if (!loop->policy->scorer->by_page) continue;
+        view->n_kept = kv_pages_keep_whole(&view->pages, view->first, view->kept, view->n_kept);
+    }
+}
+
 static void evict_head(const kv_evict_layer *loop, uint32_t head, uint32_t worker)
 {
     kv_seq *seq = loop->seq;
     kv_head_view *view = kv_evict_head(loop, head);
-    uint32_t n = seq->cache->evict.n_keep[head];
-    assert(n <= view->n_open);
-    if (n == view->n_open) return;
-    kv_keep_best(view->score + view->first, view->n_open, n, view->kept);
-    if (loop->policy->scorer->by_page)
-        n = kv_pages_keep_whole(&view->pages, view->first, view->kept, n);
-    if (loop->policy->scorer->is_fitted) fit_head(loop, head, n, worker);
-    if (has_rewritings(seq) && n < view->n_open) rewrite_head(loop, head, n, worker);
+    const uint32_t n = view->n_kept;
+    const bool any_goes = n < view->n_open;
+    if (any_goes && loop->policy->scorer->is_fitted) fit_head(loop, head, n, worker);
+    if (has_rewritings(seq) && (any_goes || kv_rewrite_is_joint(seq)))
+        rewrite_head(loop, head, n, worker);
     view->n_evicted = view->n_open - n;
     for (uint32_t i = 0, next = 0; i < view->n_open;) {
         const uint32_t at = view->first + i, entry = view->entry[at], shard = view->shard[at];
@@ -173,11 +188,14 @@ static bool plan_layer(kv_evict_layer *loop, uint32_t n_heads)
     return loop->policy->heads != NULL ? n_open > (uint64_t)loop->n_granted * n_heads : is_over;
 }
 
-static void split_layer(const kv_evict_layer *loop, uint32_t n_heads)
+/* How many candidates each head keeps; all, if the layer has no more than it may. */
+static void split_layer(const kv_evict_layer *loop, uint32_t n_heads, bool is_over)
 {
     kv_cache *cache = loop->seq->cache;
     const kv_allocator *heads = loop->policy->heads;
-    if (heads == NULL) return;
+    for (uint32_t h = 0; h < n_heads && !is_over; h++)
+        cache->evict.n_keep[h] = cache->evict.n_open[h];
+    if (heads == NULL || !is_over) return;
     for (uint32_t h = 0; h < n_heads; h++)
         cache->evict.scores[h] = kv_evict_head(loop, h)->score + kv_evict_head(loop, h)->first;
     const kv_split_args args = {.layer = loop->layer,
@@ -209,6 +227,12 @@ static bool begin_layer(kv_evict_layer *loop, uint32_t n_heads)
     return plan_layer(loop, n_heads);
 }
 
+/* May something go on another rank that this one must hear of? */
+static bool hears_of_others(const kv_evict_layer *loop)
+{
+    return loop->n_keep < loop->seq->length && kv_rewrite_is_joint(loop->seq);
+}
+
 static bool writes_pages(const kv_seq *seq, const kv_policy *policy)
 {
     return policy->scorer->is_fitted || has_rewritings(seq);
@@ -221,7 +245,8 @@ static err_t own_layers(kv_seq *seq, const kv_policy *policy)
     const kv_cache *cache = seq->cache;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         kv_evict_layer loop = {.seq = seq, .policy = policy, .layer = l};
-        if (begin_layer(&loop, cache->n_kv_heads[l])) TRY(kv_own_pages(seq, l));
+        const bool is_over = begin_layer(&loop, cache->n_kv_heads[l]);
+        if (is_over || hears_of_others(&loop)) TRY(kv_own_pages(seq, l));
     }
     return ERR_OK;
 }
@@ -232,10 +257,12 @@ static void evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
     const uint32_t n_heads = cache->n_kv_heads[layer];
     kv_evict_layer loop = {.seq = seq, .policy = policy, .layer = layer};
     const bool is_over = begin_layer(&loop, n_heads);
-    const bool is_over_somewhere = loop.n_keep < seq->length && kv_scores_together(&loop);
-    if (is_over || is_over_somewhere) kv_score_layer(&loop);
-    if (!is_over) return;
-    split_layer(&loop, n_heads);
+    const bool is_scored = loop.n_keep < seq->length && kv_scores_together(&loop);
+    if (is_over || is_scored) kv_score_layer(&loop);
+    if (!is_over && !hears_of_others(&loop)) return;
+    split_layer(&loop, n_heads, is_over);
+    parallel_for(cache->d->pool, n_heads, 1, choose_jobs, &loop);
+    if (hears_of_others(&loop)) kv_rewrite_meet(seq, layer);
     parallel_for(cache->d->pool, n_heads, 1, evict_jobs, &loop);
     for (uint32_t h = 0; h < n_heads; h++) {
         cache->stats.entries_evicted += kv_evict_head(&loop, h)->n_evicted;

@@ -465,7 +465,6 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     TRY(place(cache, place_work, &cache->work_memory));
     TRY(kv_demote_check(cache, &cache->methods, info));
     TRY(kv_evict_check(cache, &cache->methods, info));
-    TRY(kv_ranks_check_methods(cache, &cache->methods, info));
     init_seqs(cache);
     kv_expert_map_init(&cache->experts);
     weigh_values(cache);

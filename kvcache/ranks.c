@@ -75,21 +75,6 @@ err_t kv_ranks_place(arena *a, kv_cache *cache)
     return ERR_OK;
 }
 
-/* ---- methods ------------------------------------------------------------------------------------- */
-
-err_t kv_ranks_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
-{
-    for (const kv_rewriting *const *at = methods->rewritings.list; *at != NULL; at++) {
-        if (cache->ranks.n > 1 && (*at)->turns_keys)
-            return err_set(
-                info, ERR_UNSUPPORTED,
-                "kv-rewrite: %s needs all entries of a head, which is not supported over "
-                "ranks",
-                (*at)->name);
-    }
-    return ERR_OK;
-}
-
 /* ---- agreeing ------------------------------------------------------------------------------------ */
 
 err_t kv_ranks_agree(const kv_cache *cache, err_t err, err_info *info)

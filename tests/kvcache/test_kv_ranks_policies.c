@@ -7,6 +7,7 @@
 #include "tests/kvcache/rank_group.h"
 #include "tests/test_main.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,7 @@ enum { PROMPT = 110, TOKENS = 148, SECTION = 48, LOCAL = 36, CHUNK = 64, LEAD = 
 static const char *const suffixes[] = {"",      "+adakv",         "+pyramid",  "+uniform",
                                        "+deep", "+duo_attention", "+simlayer", "+pyramid+adakv"};
 static const char *const codecs[] = {"none", "int8", "svd", "think", "none", "pikv"};
-static const char *const rewrites[] = {"none", "merge", "none", "merge", "merge"};
+static const char *const rewrites[] = {"none", "merge", "none", "rerotate", "merge,rerotate"};
 static const char *const placements[] = {"block", "expert", "hash"};
 static const double budgets[] = {0.5, 0.3, 60};
 enum { N_SUFFIXES = 8, N_CODECS = 6, N_REWRITES = 5 };
@@ -282,6 +283,206 @@ START_TEST(a_budget_for_everything_over_ranks_keeps_everything)
 }
 END_TEST
 
+/* ---- scores --------------------------------------------------------------------------------------- */
+
+/* One layer, whose scores are those of the end. */
+static void run_prompt(rank_test *t)
+{
+    plan *p = (plan *)(uintptr_t)t->ctx;
+    t->f->cache->local_tokens = LOCAL;
+    t->f->cache->replay_tokens = CHUNK;
+    t->seqs[0] = fake_seq_open(t->f, (fake_ids){.seed = 3, .n_prompt = PROMPT});
+    t->seqs[0].n_prompt = PROMPT;
+    fake_run(t->f, &t->seqs[0], PROMPT, 31);
+    if (p->is_fed) read_again(t, &t->seqs[0]);
+    ck_assert_int_eq(kv_seq_choose(t->seqs[0].seq), ERR_OK);
+}
+
+typedef struct rank_setup {
+    const char *scheduling, *rewrite, *placement;
+    double budget;
+} rank_setup;
+
+static fake_options one_layer(const rank_setup *x, char text[KV_COMPRESSION_BYTES])
+{
+    const method m = {x->scheduling, "none"};
+    fake_options options = options_of(&m, "none", x->placement, text);
+    options.n_layers = 1;
+    options.isa = "ref";
+    options.config.budget = x->budget;
+    options.config.rewrite = (char *)(uintptr_t)x->rewrite;
+    options.config.sink_tokens = 4; /* which some scorers would keep in any case */
+    return options;
+}
+
+static const kv_head_view *view_of(const rank_test *t, uint32_t head)
+{
+    return &t->f->cache->evict.heads[head];
+}
+
+static float score_at(const kv_head_view *view, uint32_t position)
+{
+    uint32_t i = 0;
+    while (view->positions[i] != position)
+        i++;
+    return view->score[i];
+}
+
+/* Candidates have the scores that one rank gives them, before the queries that some go by. */
+static void check_scores(const rank_test *alone, const rank_test *ranks, const char *name)
+{
+    const uint32_t end = PROMPT - kv_scorer_find(name)->n_queries;
+    for (uint32_t h = 0; h < 2; h++) {
+        const kv_head_view *whole = view_of(alone, h);
+        uint32_t n = 0;
+        float most = 0;
+        for (uint32_t i = 0; i < whole->n_open && whole->positions[whole->first + i] < end; i++)
+            most = fmaxf(most, fabsf(whole->score[whole->first + i]));
+        for (uint32_t r = 0; r < 3; r++) {
+            const kv_head_view *view = view_of(&ranks[r], h);
+            n += view->n_open;
+            for (uint32_t i = view->first; i < view->first + view->n_open; i++) {
+                const float want = score_at(whole, view->positions[i]);
+                if (view->positions[i] >= end) continue;
+                ck_assert_msg(fabsf(view->score[i] - want) <= 1e-4f * most,
+                              "%s at %u: %g is not %g", name, view->positions[i],
+                              (double)view->score[i], (double)want);
+            }
+        }
+        ck_assert_uint_eq(n, whole->n_open);
+    }
+}
+
+/* Those that look at one entry at a time, and at what normalises it. */
+START_TEST(an_entry_has_the_score_over_ranks_that_it_has_on_one)
+{
+    static const char *const names[] = {"distill",
+                                        "tova",
+                                        "expected_attention",
+                                        "knorm",
+                                        "h2o",
+                                        "observed_attention",
+                                        "fastv",
+                                        "kvzip",
+                                        "kvzip_plus",
+                                        "lru",
+                                        "paper_duo_attention",
+                                        "streaming_llm"};
+    for (uint32_t i = 0; i < 3 * (sizeof names / sizeof names[0]); i++) {
+        char text[KV_COMPRESSION_BYTES];
+        const rank_setup x = {names[i / 3], "none", placements[i % 3], 0.5};
+        const fake_options options = one_layer(&x, text);
+        const bool is_by_page = strcmp(x.scheduling, "lru") == 0;
+        plan p = {.is_fed = true};
+        rank_test alone, ranks[3];
+        if (is_by_page && i % 3 != 0) continue; /* other pages */
+        run_group(&alone, &(rank_run){.n = 1, .options = options, .body = run_prompt, .ctx = &p});
+        run_group(ranks, &(rank_run){.n = 3, .options = options, .body = run_prompt, .ctx = &p});
+        check_scores(&alone, ranks, x.scheduling);
+        close_ranks(&alone, 1);
+        close_ranks(ranks, 3);
+    }
+}
+END_TEST
+
+static bool is_kept(const kv_head_view *view, uint32_t position)
+{
+    for (uint32_t i = 0; i < view->n_kept; i++) {
+        if (view->positions[view->first + view->kept[i]] == position) return true;
+    }
+    return false;
+}
+
+/* Of what one rank keeps, the share that three keep, too. */
+static double overlap(const rank_test *alone, const rank_test *ranks)
+{
+    uint32_t n = 0, n_both = 0;
+    for (uint32_t h = 0; h < 2; h++) {
+        const kv_head_view *whole = view_of(alone, h);
+        for (uint32_t i = 0; i < whole->n_kept; i++) {
+            const uint32_t position = whole->positions[whole->first + whole->kept[i]];
+            n++;
+            for (uint32_t r = 0; r < 3; r++)
+                n_both += is_kept(view_of(&ranks[r], h), position);
+        }
+    }
+    ck_assert_uint_gt(n, 20);
+    return (double)n_both / n;
+}
+
+/* Neighbours, means and products are of what a rank has: of others, but much the same. */
+START_TEST(ranks_keep_about_what_one_keeps)
+{
+    static const struct {
+        const char *name;
+        double least;
+    } scorers[] = {{"snapkv", 0.75},  {"criticalkv", 0.8}, {"finch", 0.75},
+                   {"h2o", 0.7},      {"keydiff", 0.6},    {"cap", 0.8},
+                   {"dropkv", 0.75},  {"non_causal", 0.6}, {"kvzip", 0.8},
+                   {"distill", 0.75}, {"cur", 0.75},       {"expected_attention", 0.8}};
+    for (uint32_t i = 0; i < 2 * (sizeof scorers / sizeof scorers[0]); i++) {
+        char text[KV_COMPRESSION_BYTES];
+        const rank_setup x = {scorers[i / 2].name, "none", placements[i % 2 * 2], 0.5};
+        const fake_options options = one_layer(&x, text);
+        plan p = {.is_fed = true};
+        rank_test alone, ranks[3];
+        run_group(&alone, &(rank_run){.n = 1, .options = options, .body = run_prompt, .ctx = &p});
+        run_group(ranks, &(rank_run){.n = 3, .options = options, .body = run_prompt, .ctx = &p});
+        const double share = overlap(&alone, ranks);
+        ck_assert_msg(share >= scorers[i / 2].least, "%s, %s: %g", x.scheduling, x.placement,
+                      share);
+        close_ranks(&alone, 1);
+        close_ranks(ranks, 3);
+    }
+}
+END_TEST
+
+/* ---- rewriting ------------------------------------------------------------------------------------ */
+
+/* Up to where the next block leaves the ring, and something goes again. */
+enum { REWRITTEN = 116 };
+
+static void run_rewritten(rank_test *t)
+{
+    run_prompt(t);
+    fake_run(t->f, &t->seqs[0], REWRITTEN, 1);
+}
+
+/* Of 92 candidates the newest 48 stay, which are six pages: on one rank, and on three, two on each. So keys must
+ * stand where they do on one. */
+START_TEST(keys_turn_past_what_goes_on_all_ranks)
+{
+    static const rank_setup setups[] = {{"streaming_llm", "none", "block", 66},
+                                        {"streaming_llm", "rerotate", "block", 66}};
+    double largest[2] = {0};
+    rank_test alone[2];
+    for (int i = 0; i < 2; i++) {
+        char text[KV_COMPRESSION_BYTES];
+        rank_test ranks[3];
+        plan p = {0};
+        fake_options options = one_layer(&setups[i], text);
+        options.config.n_shards = 3;
+        run_group(&alone[i],
+                  &(rank_run){.n = 1, .options = options, .body = run_rewritten, .ctx = &p});
+        run_group(ranks, &(rank_run){.n = 3, .options = options, .body = run_rewritten, .ctx = &p});
+        const size_t n_out = alone[i].f->n_out, first = PROMPT * n_out;
+        for (size_t k = first; k < REWRITTEN * n_out; k++) {
+            const float want = alone[i].seqs[0].out[k];
+            ck_assert_float_eq_tol(ranks[1].seqs[0].out[k], want, 1e-5f);
+            largest[i] = fmax(largest[i], fabs((double)(want - alone[0].seqs[0].out[k])));
+        }
+        close_ranks(ranks, 3);
+    }
+    ck_assert_double_gt(largest[1], 1e-3); /* it makes a difference */
+    close_ranks(&alone[0], 1);
+    close_ranks(&alone[1], 1);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(no_policy_over_ranks_exceeds_its_budget_or_leaves_a_page_behind, 600),
-    TEST_CASE_SECONDS(a_budget_for_everything_over_ranks_keeps_everything, 600), TEST_CASES_END};
+    TEST_CASE_SECONDS(a_budget_for_everything_over_ranks_keeps_everything, 600),
+    TEST_CASE(an_entry_has_the_score_over_ranks_that_it_has_on_one),
+    TEST_CASE(ranks_keep_about_what_one_keeps),
+    TEST_CASE(keys_turn_past_what_goes_on_all_ranks),
+    TEST_CASES_END};
