@@ -43,6 +43,13 @@ bool kv_seq_wants_replay(const kv_seq *seq, kv_replay_chunk *out)
     return true;
 }
 
+uint32_t kv_seq_replay_tokens_max(const kv_seq *seq)
+{
+    kv_replay_chunk chunk;
+    if (!kv_seq_wants_replay(seq, &chunk)) return 0;
+    return chunk.end - chunk.first + KV_REPLAY_LEAD - (seq->length - seq->n_prompt_tokens);
+}
+
 uint32_t kv_cache_replay_tokens(const kv_cache *cache, const kv_methods *methods, uint32_t n_prompt)
 {
     if (!kv_replay_is_due(cache, methods, n_prompt)) return 0;

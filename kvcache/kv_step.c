@@ -14,11 +14,7 @@ enum { SERIAL_BYTES_MAX = 64 * 1024 };
 /* Tokens of the chunk that is due, and of no other. */
 static void check_replay(const kv_row *row)
 {
-    kv_replay_chunk chunk;
-    const bool is_wanted = kv_seq_wants_replay(row->seq, &chunk);
-    assert(is_wanted);
-    const uint32_t n_held = row->seq->length - row->seq->n_prompt_tokens;
-    assert(n_held + row->n_tokens <= chunk.end - chunk.first + KV_REPLAY_LEAD);
+    assert(row->n_tokens <= kv_seq_replay_tokens_max(row->seq));
     assert(!row->is_decode);
 }
 
