@@ -144,6 +144,24 @@ static uint32_t count_protected(const kv_seq *seq, uint32_t layer)
     return (n_sinks > oldest ? n_sinks - oldest : 0) + (length > recent ? length - recent : 0);
 }
 
+/* Every rank keeps as large a part of what it has as the others, rounded so that all together keep what one would.
+ * Placement need not deal entries evenly. */
+static void deal_to_ranks(kv_evict_layer *loop)
+{
+    const kv_cache *cache = loop->seq->cache;
+    uint64_t own = 0, all[KV_SHARDS_MAX], n_before = 0, n_all = 0;
+    for (uint32_t h = 0; h < cache->n_kv_heads[loop->layer]; h++)
+        own += kv_evict_head(loop, h)->n_open;
+    if (!kv_ranks_gather(cache, &own, all, sizeof own)) return;
+    for (uint32_t r = 0; r < cache->ranks.n; r++) {
+        if (r == cache->ranks.rank) n_before = n_all;
+        n_all += all[r];
+    }
+    const uint64_t n = loop->n_granted, n_heads = cache->n_kv_heads[loop->layer];
+    if (n_all == 0 || (loop->policy->heads != NULL && n_all <= n * n_heads)) return;
+    loop->n_granted = (uint32_t)(n * (n_before + own) / n_all - n * n_before / n_all);
+}
+
 /* What a head of the layer may keep on average, and of that how many candidates on this rank. */
 static void deal_layer(kv_evict_layer *loop)
 {
@@ -166,8 +184,7 @@ static void deal_layer(kv_evict_layer *loop)
     }
     if (loop->n_keep < n_protected) loop->n_keep = n_protected;
     loop->n_granted = loop->n_keep - n_protected;
-    /* Where all may stay, no rank has too many. */
-    if (loop->n_keep < seq->length) loop->n_granted = kv_ranks_share(cache, loop->n_granted);
+    if (cache->ranks.n > 1 && loop->n_keep < seq->length) deal_to_ranks(loop);
 }
 
 /* How many candidates each head keeps; false if all of them. */
@@ -243,12 +260,13 @@ static bool writes_pages(const kv_seq *seq, const kv_policy *policy)
 static err_t own_layers(kv_seq *seq, const kv_policy *policy)
 {
     const kv_cache *cache = seq->cache;
+    err_t err = ERR_OK;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         kv_evict_layer loop = {.seq = seq, .policy = policy, .layer = l};
         const bool is_over = begin_layer(&loop, cache->n_kv_heads[l]);
-        if (is_over || hears_of_others(&loop)) TRY(kv_own_pages(seq, l));
+        if (err == ERR_OK && (is_over || hears_of_others(&loop))) err = kv_own_pages(seq, l);
     }
-    return ERR_OK;
+    return err;
 }
 
 static void evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)

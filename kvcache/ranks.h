@@ -20,9 +20,9 @@
  *   losses     a page that the file does not give back loses its sequence on all ranks: that goes with the
  *              parts, too, of the step in which it was read
  *   prefixes   prefix_ranks.h
- *   budgets    are dealt: of the entries that a head may keep beside sinks and ring, each rank keeps its share
- *              of those that it has, the best of them. Allocators deal a rank's shares to its heads; layers'
- *              shares are the same on all. Where everything may stay, nothing is dealt
+ *   budgets    are dealt by what ranks have: of the entries that a head may keep beside sinks and ring, each rank
+ *              keeps the best of its own, as large a part of them as the others. Allocators deal a rank's part
+ *              to its heads; layers' shares are the same on all
  *   scores     are of what a rank has, sinks and ring among it, but measured by what all have: a softmax has
  *              the normaliser of all ranks (kv_scorer.lse; of attention that has been paid, that of the
  *              merge), scores of other layers are added up, and so is how lazy a layer is. By the rank's own
@@ -88,12 +88,6 @@ kv_misses kv_ranks_misses(const kv_cache *cache, uint32_t layer, const kv_row *r
 static inline bool kv_is_home(const kv_seq *seq)
 {
     return seq->id % seq->cache->ranks.n == seq->cache->ranks.rank;
-}
-
-/* Of n entries that all ranks keep together, those of this one. */
-static inline uint32_t kv_ranks_share(const kv_cache *cache, uint32_t n)
-{
-    return n / cache->ranks.n + (cache->ranks.rank < n % cache->ranks.n);
 }
 
 /* Of n_blocks of a sequence, those that lie on one rank at most: where entries are placed one by one, all. */
