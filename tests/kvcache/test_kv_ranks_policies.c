@@ -385,6 +385,36 @@ START_TEST(an_entry_has_the_score_over_ranks_that_it_has_on_one)
 }
 END_TEST
 
+/* Scores that layers go by together, in which an entry lies on other ranks: the second is placed by blocks. */
+START_TEST(scores_of_layers_add_up_over_ranks)
+{
+    static const char *const names[] = {"fastv", "paper_duo_attention"};
+    for (uint32_t i = 0; i < 6; i++) {
+        char text[KV_COMPRESSION_BYTES];
+        const rank_setup x = {names[i / 3], "none", placements[i % 3], 0.5};
+        fake_options options = one_layer(&x, text);
+        plan p = {0};
+        rank_test alone, ranks[3];
+        options.n_layers = 2;
+        run_group(&alone, &(rank_run){.n = 1, .options = options, .body = run_prompt, .ctx = &p});
+        run_group(ranks, &(rank_run){.n = 3, .options = options, .body = run_prompt, .ctx = &p});
+        const double *want = alone.f->cache->evict.shared;
+        for (uint32_t position = 4; position < PROMPT - 1; position++) {
+            /* Where nothing is placed by itself, a rank needs to know its own. */
+            const uint32_t owner = position / 8 % SHARDS % 3;
+            for (uint32_t r = 0; r < 3; r++) {
+                const double score = ranks[r].f->cache->evict.shared[position];
+                if (i % 3 == 0 && r != owner) continue;
+                if (i % 3 == 0 && position >= 96) continue; /* in the ring */
+                ck_assert_double_le(fabs(score - want[position]), 1e-4 * want[position]);
+            }
+        }
+        close_ranks(&alone, 1);
+        close_ranks(ranks, 3);
+    }
+}
+END_TEST
+
 static bool is_kept(const kv_head_view *view, uint32_t position)
 {
     for (uint32_t i = 0; i < view->n_kept; i++) {
@@ -485,6 +515,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(no_policy_over_ranks_exceeds_its_budget_or_leaves_a_page_behind, 600),
     TEST_CASE_SECONDS(a_budget_for_everything_over_ranks_keeps_everything, 600),
     TEST_CASE(an_entry_has_the_score_over_ranks_that_it_has_on_one),
+    TEST_CASE(scores_of_layers_add_up_over_ranks),
     TEST_CASE(ranks_keep_about_what_one_keeps),
     TEST_CASE(keys_turn_past_what_goes_on_all_ranks),
     TEST_CASES_END};
