@@ -239,15 +239,16 @@ static void lazy_lse_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     }
 }
 
-/* Normalisers of all heads over what all ranks hold. */
-static void find_lse(kv_evict_layer *loop, parallel_body *jobs)
+/* Normalisers of all heads over what all ranks hold, for n_queries queries of every head of a group. */
+static void find_lse(kv_evict_layer *loop, parallel_body *jobs, uint32_t n_queries)
 {
     kv_cache *cache = loop->seq->cache;
     const uint32_t n_heads = cache->n_kv_heads[loop->layer];
     const kv_lse_rows rows = {.lse = cache->evict.lse,
                               .stride = cache->evict.lse_stride,
                               .n_rows = n_heads,
-                              .n = cache->evict.lse_stride};
+                              .n = n_queries * group_of(&cache->layer[loop->layer])};
+    assert(rows.n <= rows.stride);
     for (size_t i = 0; i < n_heads * cache->evict.lse_stride; i++)
         cache->evict.lse[i] = -INFINITY;
     parallel_for(cache->d->pool, n_heads, 1, jobs, loop);
@@ -261,7 +262,8 @@ static void prepare_layer(kv_evict_layer *loop)
     const kv_scorer *scorer = loop->policy->scorer;
     loop->has_lse = false;
     if ((scorer->needs & KV_SCORE_LOCAL) != 0) kv_local_finish(loop->seq, loop->layer);
-    if (loop->seq->cache->ranks.n > 1 && scorer->lse != NULL) find_lse(loop, lse_jobs);
+    if (loop->seq->cache->ranks.n > 1 && scorer->lse != NULL)
+        find_lse(loop, lse_jobs, scorer->n_queries > 0 ? scorer->n_queries : 1);
 }
 
 /* ---- scores ---------------------------------------------------------------------------------------- */
@@ -387,7 +389,7 @@ void kv_find_laziness(kv_seq *seq, const kv_policy *policy)
         const uint32_t n_heads = cache->n_kv_heads[l];
         kv_evict_layer loop = {.seq = seq, .policy = policy, .layer = l};
         kv_list_layer(&loop);
-        if (cache->ranks.n > 1) find_lse(&loop, lazy_lse_jobs);
+        if (cache->ranks.n > 1) find_lse(&loop, lazy_lse_jobs, 1);
         parallel_for(cache->d->pool, n_heads, 1, lazy_jobs, &loop);
         o->lazy[l] = 0;
         for (uint32_t h = 0; h < n_heads; h++)
