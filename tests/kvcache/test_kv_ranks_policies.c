@@ -3,7 +3,9 @@
  * nothing left behind; and where nothing goes, what one rank returns. On one rank: tests/conformance. */
 #include "kvcache/evict.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/observed.h"
 #include "kvcache/ranks.h"
+#include "kvcache/score_view.h"
 #include "tests/kvcache/rank_group.h"
 #include "tests/test_main.h"
 
@@ -385,6 +387,78 @@ START_TEST(an_entry_has_the_score_over_ranks_that_it_has_on_one)
 }
 END_TEST
 
+/* ---- what is noted while a sequence runs ---------------------------------------------------------- */
+
+static void run_noted(rank_test *t)
+{
+    t->f->cache->local_tokens = LOCAL;
+    t->seqs[0] = fake_seq_open(t->f, (fake_ids){.seed = 3, .n_prompt = PROMPT});
+    t->seqs[0].n_prompt = PROMPT;
+    fake_run(t->f, &t->seqs[0], PROMPT, 31);
+    fake_run(t->f, &t->seqs[0], TOKENS, 1);
+}
+
+static const float *noted(const rank_test *t, uint32_t head)
+{
+    const kv_seq *seq = t->seqs[0].seq;
+    const bool is_local = (seq->observed.needs & KV_SCORE_LOCAL) != 0;
+    return is_local ? kv_observed_local(seq, 0, head) : kv_observed_mass(seq, 0, head);
+}
+
+/* Of an entry its rank knows what it got, of recent ones all do. */
+static void check_noted(const rank_test *alone, const rank_test *ranks, const char *name)
+{
+    uint32_t n = 0;
+    for (uint32_t h = 0; h < 2; h++) {
+        const float *want = noted(alone, h);
+        for (uint32_t r = 0; r < 3; r++) {
+            kv_head_view *view = &ranks[r].f->cache->evict.heads[h];
+            const float *got = noted(&ranks[r], h);
+            kv_view_list(ranks[r].seqs[0].seq, 0, h, view);
+            n += view->n_open;
+            for (uint32_t i = 0; i < view->n; i++) {
+                const uint32_t p = view->positions[i];
+                ck_assert_msg(fabsf(got[p] - want[p]) <= 1e-4f * fabsf(want[p]) + 1e-7f,
+                              "%s at %u: %g is not %g", name, p, (double)got[p], (double)want[p]);
+            }
+        }
+    }
+    ck_assert_uint_gt(n, 200);
+}
+
+/* Also where decode queries choose pages, and it is only known of all ranks' parts what normalises them: here the
+ * choice is of all pages. */
+START_TEST(what_entries_get_over_ranks_is_what_they_get_on_one)
+{
+    static const char *const routings[] = {"full", "adaptive"};
+    static const char *const names[] = {"h2o", "non_causal"};
+    for (uint32_t i = 0; i < 12; i++) {
+        char text[KV_COMPRESSION_BYTES];
+        const rank_setup x = {names[i / 6], "none", placements[i % 3], 4000};
+        fake_options options = one_layer(&x, text);
+        rank_test alone, ranks[3];
+        run_group(&alone, &(rank_run){.n = 1, .options = options, .body = run_noted});
+        options.config.routing = (char *)(uintptr_t)routings[i / 3 % 2];
+        options.config.routing_tau = 1 - 1e-15;
+        run_group(ranks, &(rank_run){.n = 3, .options = options, .body = run_noted});
+        check_noted(&alone, ranks, x.scheduling);
+        for (uint32_t r = 0; r < 3; r++) {
+            const kv_stats stats = fake_stats(ranks[r].f);
+            ck_assert_uint_eq(stats.pages_read, stats.pages_open); /* each counted once */
+            ck_assert_uint_gt(stats.pages_read, 0);
+        }
+        uint64_t n_read = 0;
+        for (uint32_t r = 0; r < 3; r++)
+            n_read += fake_stats(ranks[r].f).pages_read;
+        if (i % 3 == 0) ck_assert_uint_eq(n_read, fake_stats(alone.f).pages_read);
+        close_ranks(&alone, 1);
+        close_ranks(ranks, 3);
+    }
+}
+END_TEST
+
+/* ---- scores, continued ---------------------------------------------------------------------------- */
+
 /* Scores that layers go by together, in which an entry lies on other ranks: the second is placed by blocks. */
 START_TEST(scores_of_layers_add_up_over_ranks)
 {
@@ -515,6 +589,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(no_policy_over_ranks_exceeds_its_budget_or_leaves_a_page_behind, 600),
     TEST_CASE_SECONDS(a_budget_for_everything_over_ranks_keeps_everything, 600),
     TEST_CASE(an_entry_has_the_score_over_ranks_that_it_has_on_one),
+    TEST_CASE(what_entries_get_over_ranks_is_what_they_get_on_one),
     TEST_CASE(scores_of_layers_add_up_over_ranks),
     TEST_CASE(ranks_keep_about_what_one_keeps),
     TEST_CASE(keys_turn_past_what_goes_on_all_ranks),
