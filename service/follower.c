@@ -217,6 +217,7 @@ static err_t run_step(follower *f, const rank_head *head, err_info *info)
         return comm_status(f->parts.comm, info);
     model_forward(f->parts.m, f->parts.cache, &batch);
     kv_step_end(f->parts.cache);
+    TRY(model_status(f->parts.m, info));
     return comm_status(f->parts.comm, info);
 }
 
