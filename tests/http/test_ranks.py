@@ -236,6 +236,21 @@ def test_a_rank_that_cannot_load_ends_the_others_with_its_reason():
             assert "kv-cache-memory-bytes" in group.errors(rank)[0]
 
 
+def test_a_warm_up_that_fails_ends_every_rank_with_its_cause(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "models/storyteller", model)
+    with open(model / "model.safetensors", "r+b") as file:
+        n_header = int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(n_header))["model.norm.weight"]["data_offsets"]
+        file.seek(8 + n_header + begin)
+        file.write(b"\xc0\x7f" * ((end - begin) // 2))  # NaN in bf16
+    with Group(2, "--model", model, waits=False) as group:
+        for rank in range(2):
+            assert group.wait(rank, 30) == 1, f"rank {rank}"
+            assert len(group.errors(rank)) == 1, group.log(rank)
+            assert "warm-up" in group.errors(rank)[0], group.log(rank)
+
+
 @pytest.mark.parametrize("env,named", [
     ({"WORLD_SIZE": "2"}, "RANK"),
     ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "x"}, "RANK"),
