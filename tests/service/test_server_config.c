@@ -75,7 +75,7 @@ START_TEST(arguments_beat_variables_beat_the_file)
                                   WORDS("PIKV_PORT=2", "PIKV_HOST=variable", "HOME=/"));
     ck_assert_uint_eq(s.serve.port, 3);
     ck_assert_str_eq(s.serve.host, "variable");
-    ck_assert_str_eq(s.serve.isa, "ref");
+    ck_assert_str_eq(s.serve.device.isa, "ref");
     ck_assert_uint_eq(s.serve.served_model_names.n_items, 2);
     ck_assert_uint_eq(s.serve.n_logprobs_max, 20);
     ck_assert_uint_eq(s.serve.monitor_port, 4);
