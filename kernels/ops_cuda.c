@@ -9,4 +9,6 @@ const cuda_ops cuda_ops_table = {
     .rope_append = rope_append_cuda,
     .store = store_cuda,
     .matmul = matmul_cuda,
+    .router = router_cuda,
+    .moe = moe_cuda,
 };
