@@ -61,6 +61,12 @@ err_t arena_init(arena *a, size_t bytes)
     return ERR_OK;
 }
 
+void arena_init_over(arena *a, void *base, size_t bytes)
+{
+    assert((uintptr_t)base % ARENA_ALIGN == 0);
+    *a = (arena){.base = base, .capacity_bytes = bytes};
+}
+
 void arena_deinit(arena *a)
 {
     if (a->block != NULL) unpoison(a->base, a->capacity_bytes);
@@ -95,13 +101,13 @@ void *arena_take(arena *a, size_t n, size_t each_bytes)
     }
     uint8_t *piece = a->base + a->used_bytes;
     a->used_bytes = used_bytes;
-    unpoison(piece, n * each_bytes);
+    if (a->block != NULL) unpoison(piece, n * each_bytes);
     return piece;
 }
 
 void arena_reset(arena *a)
 {
-    if (a->base != NULL) poison(a->base, a->capacity_bytes);
+    if (a->block != NULL) poison(a->base, a->capacity_bytes);
     a->used_bytes = 0;
     a->err = ERR_OK;
 }

@@ -17,7 +17,7 @@
 enum { ARENA_ALIGN = 64 }; /* bytes: a cache line, and the widest vector load */
 
 typedef struct arena {
-    void *block;           /* what is freed; NULL while measuring */
+    void *block;           /* what is freed; NULL while measuring, and over borrowed memory */
     uint8_t *base;         /* first aligned byte of block; NULL while measuring */
     size_t capacity_bytes; /* SIZE_MAX while measuring */
     size_t used_bytes;     /* of both kinds; what arena_open needs after a measuring pass */
@@ -29,6 +29,10 @@ void arena_init_measure(arena *a);
 
 /* An arena over one fresh zeroed block of `bytes`. Close with arena_deinit. */
 err_t arena_init(arena *a, size_t bytes) MUST_CHECK;
+
+/* An arena over memory that is borrowed, which the host may not be able to reach: it is neither read nor
+ * written. `base` is aligned to ARENA_ALIGN. */
+void arena_init_over(arena *a, void *base, size_t bytes);
 
 /* Frees the block. A zeroed arena is fine. */
 void arena_deinit(arena *a);

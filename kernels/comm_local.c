@@ -112,7 +112,7 @@ static void look_for_left(group *g, const local_comm *waiting)
 static void fail_late(local_comm *c)
 {
     err_info failure = {.code = ERR_OK};
-    err_set(&failure, ERR_PEER_LOST, "rank %u did not come to %s within %u ms",
+    err_set(&failure, ERR_PEER_LOST, "rank %u is lost: it did not come to %s within %u ms",
             first_missing(c->group)->base.rank, comm_kind_name(c->base.call.kind),
             atomic_load(&c->base.timeout_ms));
     fail_all(c->group, &failure);

@@ -124,7 +124,8 @@ static err_t fail_late(mpi_comm *c, int n)
         if (MPI_Test(&c->requests[i], &is_done, MPI_STATUS_IGNORE) != MPI_SUCCESS) is_done = 0;
         rank = c->ranks[i];
     }
-    return comm_fail(&c->mesh.base, ERR_PEER_LOST, "rank %u did not come to %s within %u ms", rank,
+    return comm_fail(&c->mesh.base, ERR_PEER_LOST,
+                     "rank %u is lost: it did not come to %s within %u ms", rank,
                      comm_kind_name(c->mesh.base.call.kind), atomic_load(&c->mesh.base.timeout_ms));
 }
 

@@ -155,7 +155,7 @@ static uint32_t list_waits(tcp_comm *c)
 static err_t fail_late(tcp_comm *c, uint32_t rank)
 {
     return fail_and_tell(c, comm_fail(&c->mesh.base, ERR_PEER_LOST,
-                                      "rank %u did not come to %s within %u ms", rank,
+                                      "rank %u is lost: it did not come to %s within %u ms", rank,
                                       comm_kind_name(c->mesh.base.call.kind),
                                       atomic_load(&c->mesh.base.timeout_ms)));
 }

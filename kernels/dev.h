@@ -1,4 +1,4 @@
-/* kernels/dev.h - a device: its threads and its table of ops.
+/* kernels/dev.h - a device: its threads, its table of ops, its memory.
  *
  * The model and the cache call d->ops->NAME(d, &args) and know nothing of the device behind it. The
  * table is chosen once, at open. On the CPU there are three: `ref` (plain C, the definition of
@@ -6,7 +6,11 @@
  * processor has. Contracts are in each op's header.
  *
  * Threads: one caller at a time; ops run on the device's pool, except those marked serial, which
- * are pure functions that any worker may call. */
+ * are pure functions that any worker may call, and work on the host's memory on every device.
+ *
+ * Memory: of ops that are not serial all pointers lead into the device's memory, arrays of descriptors
+ * (moe_args.expert) included, and what they give is there once a dev_download has returned. The CPU's is the
+ * host's: there an upload of a thing to itself is nothing. */
 #ifndef KERNELS_DEV_H
 #define KERNELS_DEV_H
 
@@ -28,6 +32,10 @@ typedef struct dev_ops {
     void (*matmul)(dev *d, const matmul_args *args);
     void (*router)(dev *d, const router_args *args);
     void (*moe)(dev *d, const moe_args *args);
+    size_t (*moe_scratch_bytes)(
+        uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t n_experts,
+        uint32_t top_k); /* of moe_args.scratch; 0 when the size overflows */
+    void (*add)(dev *d, const add_args *args);
     /* Serial: folds `blocks` into `state`. */
     void (*attend)(const attn_query *query, const attn_blocks *blocks, attn_state *state);
     /* Serial. */
@@ -40,9 +48,21 @@ typedef struct dev_ops {
     void (*store)(const float *x, size_t n, dtype type, void *out);
 } dev_ops;
 
+/* How a device whose memory is not the host's does what the functions below promise. */
+typedef struct dev_memory {
+    err_t (*alloc)(dev *d, size_t bytes, void **out, err_info *info);
+    void (*free)(dev *d, void *data);
+    void (*upload)(dev *d, void *to, const void *from, size_t bytes);
+    void (*download)(dev *d, void *to, const void *from, size_t bytes);
+    void (*zero)(dev *d, void *data, size_t bytes);
+    err_t (*status)(dev *d, err_info *info);
+    void (*close)(dev *d);
+} dev_memory;
+
 struct dev {
     const dev_ops *ops;
     thread_pool *pool;
+    const dev_memory *memory; /* NULL: the host's */
 };
 
 typedef struct dev_config {
@@ -53,6 +73,18 @@ typedef struct dev_config {
 /* ERR_UNSUPPORTED names an instruction set that this processor lacks, ERR_BAD_CONFIG one that nobody knows. */
 err_t dev_open_cpu(const dev_config *config, dev **out, err_info *info) MUST_CHECK;
 void dev_close(dev *d); /* NULL is fine */
+
+/* Zeroed, aligned to 64 bytes. ERR_NO_MEMORY names the bytes. */
+err_t dev_alloc(dev *d, size_t bytes, void **out, err_info *info) MUST_CHECK;
+void dev_free(dev *d, void *data); /* NULL is fine */
+
+/* In the order of the ops around them, and done when they return. The first failure of a device is kept:
+ * what is downloaded behind it is zeros, so that indices stay in their range, and dev_status tells, without
+ * waiting, any thread that comes after the owner's last call. */
+void dev_upload(dev *d, void *to, const void *from, size_t bytes);
+void dev_download(dev *d, void *to, const void *from, size_t bytes);
+void dev_zero(dev *d, void *data, size_t bytes);
+err_t dev_status(dev *d, err_info *info) MUST_CHECK;
 
 /* The tables of this build that this processor can run, best last, ending with NULL: tests compare
  * each of them with the first, the reference. */

@@ -21,6 +21,8 @@ const dev_ops dev_ops_ref = {.name = "ref",
                              .matmul = matmul_cpu,
                              .router = router_cpu,
                              .moe = moe_cpu,
+                             .moe_scratch_bytes = moe_scratch_bytes,
+                             .add = add_cpu,
                              .attend = attend_cpu,
                              .attend_mass = attend_mass_cpu,
                              .attend_max = attend_max_cpu,
@@ -107,6 +109,7 @@ err_t dev_open_cpu(const dev_config *config, dev **out, err_info *info)
 void dev_close(dev *d)
 {
     if (d == NULL) return;
+    if (d->memory != NULL) d->memory->close(d);
     thread_pool_close(d->pool);
     free(d);
 }

@@ -4,6 +4,7 @@
  * rms_norm  out[t][i] = w[i] * (x[t][i] / sqrt(mean_i x[t][i]^2 + eps))      (Zhang, Sennrich 2019)
  * rope      half-split pairs (c, c + dim/2) rotated by angle[t][c], as Hugging Face's Llama and
  *           Mixtral do: x'[c] = x[c] cos - x[c+dim/2] sin, x'[c+dim/2] = x[c+dim/2] cos + x[c] sin
+ * add       x[i] += y[i]
  * Sums run in a fixed order per row, so results do not depend on the batch. */
 #ifndef KERNELS_ELEMENTWISE_H
 #define KERNELS_ELEMENTWISE_H
@@ -33,5 +34,11 @@ typedef struct rope_args {
     const float *sin; /* [n_tokens][dim / 2] */
     uint32_t n_tokens, n_heads, dim;
 } rope_args;
+
+typedef struct add_args {
+    float *x;
+    const float *y;
+    size_t n;
+} add_args;
 
 #endif

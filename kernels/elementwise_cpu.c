@@ -1,4 +1,4 @@
-/* kernels/elementwise_cpu.c - embed, rms_norm, rope and store: the definition. */
+/* kernels/elementwise_cpu.c - embed, rms_norm, rope, add and store: the definition. */
 #include "base/check.h"
 #include "kernels/ops_cpu.h"
 
@@ -63,4 +63,19 @@ void store_cpu(const float *x, size_t n, dtype type, void *out)
         const uint16_t half = bf16_from_f32(x[i]);
         memcpy((char *)out + 2 * i, &half, sizeof half);
     }
+}
+
+/* For all tables: it is bound by memory. */
+static void add_part(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const add_args *args = ctx;
+    (void)worker;
+    for (size_t i = begin; i < end; i++)
+        args->x[i] += args->y[i];
+}
+
+void add_cpu(dev *d, const add_args *args)
+{
+    enum { GRAIN = 16384 };
+    parallel_for(d->pool, args->n, GRAIN, add_part, (void *)(uintptr_t)args);
 }

@@ -82,7 +82,7 @@ void kv_basis_need_blocks(const kv_cache *cache, uint32_t layer, uint64_t n_bloc
     uint64_t n = 0;
     for (; n_blocks > 0; n_blocks /= 2)
         n++;
-    need[kv_basis_class(cache, layer)] += n * cache->n_kv_heads[layer] * cache->n_shards;
+    need[kv_basis_class(cache, layer)] += n * cache->n_kv_heads[layer] * kv_n_own_shards(cache);
 }
 
 /* The basis of the last encoded page among blocks [0, end), or KV_PAGE_NONE. */
@@ -110,6 +110,7 @@ void kv_basis_need(const kv_seq *seq, uint32_t end)
     const kv_cache *cache = seq->cache;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         for (uint32_t i = 0; i < cache->n_kv_heads[l] * cache->n_shards; i++) {
+            if (!kv_is_own_shard(cache, i % cache->n_shards)) continue;
             const uint32_t before = basis_before(seq, kv_list(cache, l, 0, 0) + i, end);
             cache->need[kv_basis_class(cache, l)] += !is_good(cache, before, end);
         }

@@ -8,6 +8,7 @@
  * A list of pages - every shard's of a head has its own - gets its first basis when its first blocks are
  * encoded, from those, and a new one when the entries have doubled since, from what the old one saw and
  * from the blocks that are encoded then. The others lean on the basis of the encoded block before them.
+ * Over ranks every rank makes those of its lists.
  * So which basis a page has follows from positions alone, and there are at most 1 + log2 of the blocks.
  * A sequence that takes a prefix goes on with the bases of its pages. */
 #ifndef KVCACHE_BASIS_H

@@ -23,6 +23,11 @@ static inline bool kv_is_own_shard(const kv_cache *cache, uint32_t shard)
     return shard % cache->ranks.n == cache->ranks.rank;
 }
 
+static inline uint32_t kv_n_own_shards(const kv_cache *cache)
+{
+    return (cache->n_shards - cache->ranks.rank + cache->ranks.n - 1) / cache->ranks.n;
+}
+
 /* The same of a block, in a layer that is placed by blocks. */
 static inline bool kv_is_own_block(const kv_cache *cache, uint32_t block)
 {

@@ -8,7 +8,7 @@
  *   scatter.c       the same for layers whose entries are placed one by one
  *   encode.c        which blocks are encoded, and when (basis.c: in which basis; heat.c: by which codec)
  *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
- *   evict.c         which entries stay (score_view.c: what scorers see; observe*.c, local_mass.c: what is kept)
+ *   evict.c         which entries stay (evict_score.c: by what; score_view.c: seen how; observe*.c, local_mass.c: kept)
  *   distill.c       what stays is made to stand for what goes (rewrite.c: or is rewritten; own_pages.c: where)
  *   compact.c       pages with holes become fewer
  *   reader.c        attention (read_blocks.c: over what; low_reader.c: over coefficients; ranks.c: over ranks)

@@ -7,6 +7,9 @@
  * would cost accuracy. So under a lossy codec the entries since the last multiple of 2048 are fitted
  * around older ones; under `none` all are fitted anew.
  *
+ * Over ranks the block is what the rank has of it. Its mass and output are preserved, and those of the ranks add up
+ * to the head's.
+ *
  * Work is bounded by what is there: a pass over n entries with 64 queries is less than the attention of
  * the 2048 that came since the last one. Nothing depends on more than the entries and the queries, so the
  * bits are the same however the sequence was cut. */

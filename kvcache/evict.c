@@ -7,44 +7,18 @@
 #include "kvcache/commit.h"
 #include "kvcache/compact.h"
 #include "kvcache/distill.h"
+#include "kvcache/evict_score.h"
 #include "kvcache/kv_replay.h"
-#include "kvcache/local_mass.h"
 #include "kvcache/observed.h"
 #include "kvcache/own_pages.h"
 #include "kvcache/ranks.h"
 #include "kvcache/rewrite.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
-#include "kvcache/score_view.h"
-#include "kvcache/scoring/whole_pages.h"
 
 #include "base/clock.h"
 
-#include <math.h>
 #include <string.h>
-
-/* Of `random`: the same in every process. */
-static const uint64_t SEED = 0x70696b76;
-
-static uint32_t group_of(const kv_layer_shape *shape)
-{
-    return shape->n_heads / shape->n_kv_heads;
-}
-
-/* ---- a layer ------------------------------------------------------------------------------------- */
-
-typedef struct evict_loop {
-    kv_seq *seq;
-    const kv_policy *policy; /* that chooses now */
-    uint32_t layer;
-    uint32_t n_keep;    /* entries that a head of this layer keeps on average, */
-    uint32_t n_granted; /* candidates among them */
-} evict_loop;
-
-static kv_head_view *head_view(const evict_loop *loop, size_t h)
-{
-    return &loop->seq->cache->evict.heads[h];
-}
 
 static void see_without(kv_seq *seq, uint32_t list, uint32_t entry, uint64_t gone)
 {
@@ -73,271 +47,20 @@ static void drop_passed(kv_seq *seq, uint32_t layer, uint32_t list)
     }
 }
 
-static void list_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
-{
-    const evict_loop *loop = ctx;
-    (void)worker;
-    for (size_t h = begin; h < end; h++)
-        kv_view_list(loop->seq, loop->layer, (uint32_t)h, head_view(loop, h));
-}
-
-/* Last use and number of uses of every entry's page, by decode queries. Appending is a use. Where routing
- * leaves nothing out, every query behind the prompt uses everything, and nothing had to be noted. */
-static void list_uses(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view *view)
-{
-    const uint32_t n_prompt = seq->n_prompt_tokens;
-    for (uint32_t i = 0; i < view->n; i++) {
-        const uint32_t position = view->positions[i];
-        const uint32_t first = position < n_prompt ? n_prompt : position + 1;
-        kv_uses uses = {.last_use = position};
-        if (seq->methods.reads_all && first < seq->length)
-            uses = (kv_uses){.last_use = seq->length - 1, .n_uses = seq->length - first};
-        if (view->entry[i] != KV_ENTRY_NONE) {
-            const uint32_t list = kv_list(seq->cache, layer, head, view->shard[i]);
-            kv_uses_join(&uses, kv_observed_uses(seq, list, view->entry[i]));
-        }
-        view->last_use[i] = uses.last_use;
-        view->n_uses[i] = uses.n_uses;
-    }
-}
-
-/* The largest share of every entry when the prompt was read again. */
-static void list_replay(const kv_seq *seq, uint32_t layer, uint32_t head, kv_head_view *view)
-{
-    const float *scores = kv_replay_scores(seq, layer, head);
-    const uint32_t n = view->n;
-    const uint32_t n_rows = kv_replay_has_norms(seq) ? group_of(&seq->cache->layer[layer]) : 1;
-    for (uint32_t g = 0; g < n_rows; g++, scores += seq->n_prompt_tokens) {
-        for (uint32_t i = 0; i < n; i++) {
-            const uint32_t position = view->positions[i];
-            view->replay[g * n + i] = position < seq->n_prompt_tokens ? expf(scores[position]) : 0;
-        }
-    }
-}
-
-/* The newest n_wanted, as far as there are so many. */
-static kv_score_queries latest_queries(const evict_loop *loop, uint32_t head, uint32_t n_wanted,
-                                       const kv_evict_worker *worker)
-{
-    const size_t n = min_size(kv_observed_n_queries(loop->seq), n_wanted);
-    const kv_observed_window window = {.layer = loop->layer, .head = head, .n = (uint32_t)n};
-    const kv_observed_rows rows = {.q = worker->queries,
-                                   .input_norm = worker->query_norms,
-                                   .positions = worker->query_positions};
-    kv_observed_queries(loop->seq, &window, &rows);
-    return (kv_score_queries){
-        .n = window.n, .q = rows.q, .positions = rows.positions, .input_norm = rows.input_norm};
-}
-
-/* What the scorer asked for beside the entries. */
-static void add_observed(const evict_loop *loop, kv_score_args *args, uint32_t w)
-{
-    const kv_seq *seq = loop->seq;
-    kv_evict_worker *worker = &seq->cache->evict.workers[w];
-    const kv_scorer *scorer = loop->policy->scorer;
-    const uint32_t needs = scorer->needs;
-    kv_head_view *view = head_view(loop, args->head);
-    if ((needs & KV_SCORE_QUERIES) != 0)
-        args->queries = latest_queries(loop, args->head, scorer->n_queries, worker);
-    if ((needs & KV_SCORE_STATS) != 0) {
-        kv_observed_stats(seq, args->layer, args->head, worker->mean, worker->cov);
-        args->stats =
-            (kv_query_stats){.n = seq->observed.n_summed, .mean = worker->mean, .cov = worker->cov};
-    }
-    if ((needs & KV_SCORE_MASS) != 0) {
-        const float *mass = kv_observed_mass(seq, args->layer, args->head);
-        for (uint32_t i = 0; i < view->n; i++)
-            view->mass[i] = mass[view->positions[i]];
-        args->mass = view->mass;
-    }
-    if ((needs & KV_SCORE_LOCAL) != 0) {
-        const kv_local_place at = {args->layer, args->head, w};
-        const float *local = kv_local_finish(loop->seq, &at);
-        for (uint32_t i = 0; i < view->n; i++)
-            view->local[i] = local[view->positions[i]];
-        args->local = view->local;
-    }
-    if ((needs & KV_SCORE_REPLAY) != 0 && kv_replay_is_done(seq)) {
-        list_replay(seq, args->layer, args->head, view);
-        args->replay = view->replay;
-    }
-    if ((needs & KV_SCORE_USES) != 0) {
-        list_uses(seq, args->layer, args->head, view);
-        args->last_use = view->last_use;
-        args->n_uses = view->n_uses;
-    }
-}
-
-/* A head as scorers see it; the parts point at each other, so it must not move. */
-typedef struct head_input {
-    uint32_t page;
-    attn_span span;
-    kv_view_source source;
-    kv_score_view entries;
-    kv_score_args args; /* without what observers keep */
-} head_input;
-
-static void begin_head(const evict_loop *loop, uint32_t head, uint32_t w, head_input *in)
-{
-    kv_seq *seq = loop->seq;
-    const kv_cache *cache = seq->cache;
-    const kv_layer_shape *shape = &cache->layer[loop->layer];
-    const kv_head_view *view = head_view(loop, head);
-    in->page = KV_PAGE_NONE;
-    in->source = (kv_view_source){.seq = seq,
-                                  .layer = loop->layer,
-                                  .head = head,
-                                  .view = view,
-                                  .worker = w,
-                                  .page = &in->page,
-                                  .span = &in->span};
-    in->entries = (kv_score_view){.n = view->n,
-                                  .positions = view->positions,
-                                  .bias = view->bias,
-                                  .load = kv_view_load,
-                                  .ctx = &in->source};
-    in->args = (kv_score_args){.view = &in->entries,
-                               .layer = loop->layer,
-                               .head = head,
-                               .n_layers = cache->n_layers,
-                               .n_kv_heads = shape->n_kv_heads,
-                               .group = group_of(shape),
-                               .k_dim = shape->k_dim,
-                               .v_dim = shape->v_dim,
-                               .scale = shape->scale,
-                               .length = seq->length,
-                               .n_keep = loop->n_keep,
-                               .n_prompt = seq->n_prompt_tokens,
-                               .seed = SEED,
-                               .rope = shape->rope,
-                               .now = seq->length,
-                               .out_proj = shape->out_proj,
-                               .work = cache->evict.workers[w].work};
-}
-
-static void score_head(const evict_loop *loop, uint32_t head, uint32_t w)
-{
-    head_input in;
-    begin_head(loop, head, w, &in);
-    add_observed(loop, &in.args, w);
-    loop->policy->scorer->score(&in.args, head_view(loop, head)->score);
-}
-
-static void score_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
-{
-    const evict_loop *loop = ctx;
-    for (size_t h = begin; h < end; h++)
-        score_head(loop, (uint32_t)h, worker);
-}
-
-/* All heads get the mean of their scores. They have the same entries, having kept the same so far. */
-static void average_heads(const evict_loop *loop, uint32_t n_heads)
-{
-    for (uint32_t i = 0; i < head_view(loop, 0)->n; i++) {
-        double sum = 0;
-        for (uint32_t h = 0; h < n_heads; h++) {
-            assert(head_view(loop, h)->positions[i] == head_view(loop, 0)->positions[i]);
-            sum += (double)head_view(loop, h)->score[i];
-        }
-        for (uint32_t h = 0; h < n_heads; h++)
-            head_view(loop, h)->score[i] = (float)(sum / n_heads);
-    }
-}
-
-/* Scores that all layers go by, at their positions. */
-static void share_scores(kv_seq *seq, const kv_policy *policy)
-{
-    kv_cache *cache = seq->cache;
-    const bool is_one = policy->scorer->from == KV_FROM_SECOND_LAYER;
-    const uint32_t first = is_one && cache->n_layers > 2 ? 1 : 0;
-    const uint32_t end = is_one ? first + 1 : cache->n_layers;
-    memset(cache->evict.shared, 0, seq->length * sizeof *cache->evict.shared);
-    for (uint32_t l = first; l < end; l++) {
-        const uint32_t n_heads = cache->n_kv_heads[l];
-        evict_loop loop = {.seq = seq, .policy = policy, .layer = l};
-        parallel_for(cache->d->pool, n_heads, 1, list_jobs, &loop);
-        parallel_for(cache->d->pool, n_heads, 1, score_jobs, &loop);
-        for (uint32_t h = 0; h < n_heads; h++) {
-            const kv_head_view *view = head_view(&loop, h);
-            for (uint32_t i = 0; i < view->n; i++)
-                cache->evict.shared[view->positions[i]] += (double)view->score[i] / n_heads;
-        }
-    }
-}
-
-static void take_shared(const evict_loop *loop, uint32_t n_heads)
-{
-    for (uint32_t h = 0; h < n_heads; h++) {
-        kv_head_view *view = head_view(loop, h);
-        for (uint32_t i = 0; i < view->n; i++)
-            view->score[i] = (float)loop->seq->cache->evict.shared[view->positions[i]];
-    }
-}
-
-/* Of all heads of the layer, whose entries are listed. */
-static void score_layer(evict_loop *loop, uint32_t n_heads)
-{
-    const kv_scorer *scorer = loop->policy->scorer;
-    if (scorer->from != KV_FROM_OWN_LAYER) {
-        take_shared(loop, n_heads);
-    } else {
-        parallel_for(loop->seq->cache->d->pool, n_heads, 1, score_jobs, loop);
-        if (scorer->over_heads) average_heads(loop, n_heads);
-    }
-    for (uint32_t h = 0; h < n_heads && scorer->by_page; h++) {
-        kv_head_view *view = head_view(loop, h);
-        kv_pages_average(&view->pages, view->first, view->n_open, view->score);
-    }
-}
-
-/* ---- how lazy layers are --------------------------------------------------------------------------- */
-
-static void lazy_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
-{
-    const evict_loop *loop = ctx;
-    for (size_t h = begin; h < end; h++) {
-        kv_head_view *view = head_view(loop, h);
-        head_input in;
-        begin_head(loop, (uint32_t)h, worker, &in);
-        in.args.queries =
-            latest_queries(loop, (uint32_t)h, 1, &loop->seq->cache->evict.workers[worker]);
-        view->lazy =
-            loop->policy->layers->laziness(&in.args, view->first, view->first + view->n_open);
-    }
-}
-
-/* Of all layers, before anything goes: what has gone at this length already would show. */
-static void find_laziness(kv_seq *seq, const kv_policy *policy)
-{
-    const kv_cache *cache = seq->cache;
-    kv_observed *o = &seq->observed;
-    if (o->lazy_length == seq->length) return;
-    for (uint32_t l = 0; l < cache->n_layers; l++) {
-        const uint32_t n_heads = cache->n_kv_heads[l];
-        evict_loop loop = {.seq = seq, .policy = policy, .layer = l};
-        parallel_for(cache->d->pool, n_heads, 1, list_jobs, &loop);
-        parallel_for(cache->d->pool, n_heads, 1, lazy_jobs, &loop);
-        o->lazy[l] = 0;
-        for (uint32_t h = 0; h < n_heads; h++)
-            o->lazy[l] += head_view(&loop, h)->lazy / n_heads;
-    }
-    o->lazy_length = seq->length;
-}
-
 /* ---- what stays ---------------------------------------------------------------------------------- */
 
 /* What is kept is made to stand for all candidates while they are still there. */
-static void fit_head(const evict_loop *loop, uint32_t head, uint32_t n_kept, uint32_t worker)
+static void fit_head(const kv_evict_layer *loop, uint32_t head, uint32_t n_kept, uint32_t worker)
 {
     const kv_distill_args args = {.seq = loop->seq,
                                   .layer = loop->layer,
                                   .head = head,
-                                  .view = head_view(loop, head),
+                                  .view = kv_evict_head(loop, head),
                                   .n_kept = n_kept,
                                   .worker = worker,
                                   .queries =
-                                      latest_queries(loop, head, loop->policy->scorer->n_queries,
-                                                     &loop->seq->cache->evict.workers[worker])};
+                                      kv_latest_queries(loop, head, loop->policy->scorer->n_queries,
+                                                        &loop->seq->cache->evict.workers[worker])};
     kv_distill_head(&args);
 }
 
@@ -347,9 +70,10 @@ static bool has_rewritings(const kv_seq *seq)
 }
 
 /* What is kept is written anew, while the others are still there to be read. */
-static void rewrite_head(const evict_loop *loop, uint32_t head, uint32_t n_kept, uint32_t worker)
+static void rewrite_head(const kv_evict_layer *loop, uint32_t head, uint32_t n_kept,
+                         uint32_t worker)
 {
-    kv_head_view *view = head_view(loop, head);
+    kv_head_view *view = kv_evict_head(loop, head);
     const kv_rewrite_head_args args = {.seq = loop->seq,
                                        .layer = loop->layer,
                                        .head = head,
@@ -359,18 +83,33 @@ static void rewrite_head(const evict_loop *loop, uint32_t head, uint32_t n_kept,
     view->n_rewritten = kv_rewrite_head(&args);
 }
 
-static void evict_head(const evict_loop *loop, uint32_t head, uint32_t worker)
+/* Which candidates stay of a head. */
+static void choose_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const kv_evict_layer *loop = ctx;
+    (void)worker;
+    for (size_t h = begin; h < end; h++) {
+        kv_head_view *view = kv_evict_head(loop, h);
+        view->n_kept = loop->seq->cache->evict.n_keep[h];
+        assert(view->n_kept <= view->n_open);
+        for (uint32_t i = 0; i < view->n_kept; i++)
+            view->kept[i] = i;
+        if (view->n_kept == view->n_open) continue;
+        kv_keep_best(view->score + view->first, view->n_open, view->n_kept, view->kept);
+        if (!loop->policy->scorer->by_page) continue;
+        view->n_kept = kv_pages_keep_whole(&view->pages, view->first, view->kept, view->n_kept);
+    }
+}
+
+static void evict_head(const kv_evict_layer *loop, uint32_t head, uint32_t worker)
 {
     kv_seq *seq = loop->seq;
-    kv_head_view *view = head_view(loop, head);
-    uint32_t n = seq->cache->evict.n_keep[head];
-    assert(n <= view->n_open);
-    if (n == view->n_open) return;
-    kv_keep_best(view->score + view->first, view->n_open, n, view->kept);
-    if (loop->policy->scorer->by_page)
-        n = kv_pages_keep_whole(&view->pages, view->first, view->kept, n);
-    if (loop->policy->scorer->is_fitted) fit_head(loop, head, n, worker);
-    if (has_rewritings(seq) && n < view->n_open) rewrite_head(loop, head, n, worker);
+    kv_head_view *view = kv_evict_head(loop, head);
+    const uint32_t n = view->n_kept;
+    const bool any_goes = n < view->n_open;
+    if (any_goes && loop->policy->scorer->is_fitted) fit_head(loop, head, n, worker);
+    if (has_rewritings(seq) && (any_goes || kv_rewrite_is_joint(seq)))
+        rewrite_head(loop, head, n, worker);
     view->n_evicted = view->n_open - n;
     for (uint32_t i = 0, next = 0; i < view->n_open;) {
         const uint32_t at = view->first + i, entry = view->entry[at], shard = view->shard[at];
@@ -393,16 +132,44 @@ static void evict_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
         evict_head(ctx, (uint32_t)h, worker);
 }
 
-/* How many candidates each head keeps; false if all of them. Sets what the layer may keep. */
-static bool plan_layer(evict_loop *loop, uint32_t n_heads)
+/* Sinks and newest entries of a head, those that the layer's window shows: they stay. */
+static uint32_t count_protected(const kv_seq *seq, uint32_t layer)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t length = seq->length, window = cache->layer[layer].window;
+    const uint32_t oldest = window != 0 && length >= window ? length - window + 1 : 0;
+    const uint32_t n_sinks = (uint32_t)min_size(cache->sink_tokens, length);
+    uint32_t recent = kv_blocks_left(cache, length) * cache->page_tokens;
+    recent = (uint32_t)max_size(recent, max_size(n_sinks, oldest));
+    return (n_sinks > oldest ? n_sinks - oldest : 0) + (length > recent ? length - recent : 0);
+}
+
+/* Every rank keeps as large a part of what it has as the others, rounded so that all together keep what one would.
+ * Placement need not deal entries evenly. */
+static void deal_to_ranks(kv_evict_layer *loop)
+{
+    const kv_cache *cache = loop->seq->cache;
+    uint64_t own = 0, all[KV_SHARDS_MAX], n_before = 0, n_all = 0;
+    for (uint32_t h = 0; h < cache->n_kv_heads[loop->layer]; h++)
+        own += kv_evict_head(loop, h)->n_open;
+    if (!kv_ranks_gather(cache, &own, all, sizeof own)) return;
+    for (uint32_t r = 0; r < cache->ranks.n; r++) {
+        if (r == cache->ranks.rank) n_before = n_all;
+        n_all += all[r];
+    }
+    const uint64_t n = loop->n_granted, n_heads = cache->n_kv_heads[loop->layer];
+    if (n_all == 0 || (loop->policy->heads != NULL && n_all <= n * n_heads)) return;
+    loop->n_granted = (uint32_t)(n * (n_before + own) / n_all - n * n_before / n_all);
+}
+
+/* What a head of the layer may keep on average, and of that how many candidates on this rank. */
+static void deal_layer(kv_evict_layer *loop)
 {
     const kv_seq *seq = loop->seq;
-    kv_cache *cache = seq->cache;
+    const kv_cache *cache = seq->cache;
     const kv_policy *policy = loop->policy;
     const uint32_t n_recent = seq->length - kv_blocks_left(cache, seq->length) * cache->page_tokens;
-    uint32_t n_protected = 0;
-    uint64_t n_open = 0;
-    bool is_over = false;
+    const uint32_t n_protected = count_protected(seq, loop->layer);
     loop->n_keep = kv_policy_n_keep(policy, seq->length);
     if (policy->layers != NULL) {
         const kv_layer_share_args args = {.layer = loop->layer,
@@ -415,26 +182,39 @@ static bool plan_layer(evict_loop *loop, uint32_t n_heads)
                                           .lazy_threshold = policy->lazy_threshold};
         loop->n_keep = policy->layers->layer_share(&args);
     }
-    for (uint32_t h = 0; h < n_heads; h++)
-        n_protected = head_view(loop, h)->n - head_view(loop, h)->n_open; /* the same for all */
     if (loop->n_keep < n_protected) loop->n_keep = n_protected;
-    loop->n_granted = kv_ranks_share(cache, loop->n_keep - n_protected);
-    for (uint32_t h = 0; h < n_heads; h++) {
-        cache->evict.n_open[h] = head_view(loop, h)->n_open;
-        cache->evict.n_keep[h] = (uint32_t)min_size(cache->evict.n_open[h], loop->n_granted);
-        is_over = is_over || cache->evict.n_open[h] > loop->n_granted;
-        n_open += cache->evict.n_open[h];
-    }
-    return policy->heads != NULL ? n_open > (uint64_t)loop->n_granted * n_heads : is_over;
+    loop->n_granted = loop->n_keep - n_protected;
+    if (cache->ranks.n > 1 && loop->n_keep < seq->length) deal_to_ranks(loop);
 }
 
-static void split_layer(const evict_loop *loop, uint32_t n_heads)
+/* How many candidates each head keeps; false if all of them. */
+static bool plan_layer(kv_evict_layer *loop, uint32_t n_heads)
+{
+    kv_cache *cache = loop->seq->cache;
+    uint64_t n_open = 0;
+    bool is_over = false;
+    deal_layer(loop);
+    for (uint32_t h = 0; h < n_heads; h++) {
+        const kv_head_view *view = kv_evict_head(loop, h);
+        if (cache->ranks.n == 1) assert(view->n - view->n_open + loop->n_granted == loop->n_keep);
+        cache->evict.n_open[h] = view->n_open;
+        cache->evict.n_keep[h] = (uint32_t)min_size(view->n_open, loop->n_granted);
+        is_over = is_over || view->n_open > loop->n_granted;
+        n_open += view->n_open;
+    }
+    return loop->policy->heads != NULL ? n_open > (uint64_t)loop->n_granted * n_heads : is_over;
+}
+
+/* How many candidates each head keeps; all, if the layer has no more than it may. */
+static void split_layer(const kv_evict_layer *loop, uint32_t n_heads, bool is_over)
 {
     kv_cache *cache = loop->seq->cache;
     const kv_allocator *heads = loop->policy->heads;
-    if (heads == NULL) return;
+    for (uint32_t h = 0; h < n_heads && !is_over; h++)
+        cache->evict.n_keep[h] = cache->evict.n_open[h];
+    if (heads == NULL || !is_over) return;
     for (uint32_t h = 0; h < n_heads; h++)
-        cache->evict.scores[h] = head_view(loop, h)->score + head_view(loop, h)->first;
+        cache->evict.scores[h] = kv_evict_head(loop, h)->score + kv_evict_head(loop, h)->first;
     const kv_split_args args = {.layer = loop->layer,
                                 .n_layers = cache->n_layers,
                                 .n_heads = n_heads,
@@ -458,10 +238,21 @@ static void drop_empty(kv_seq *seq, uint32_t list)
 }
 
 /* Lists the layer's entries; false if all of them stay. */
-static bool begin_layer(evict_loop *loop, uint32_t n_heads)
+static bool begin_layer(kv_evict_layer *loop, uint32_t n_heads)
 {
-    parallel_for(loop->seq->cache->d->pool, n_heads, 1, list_jobs, loop);
+    kv_list_layer(loop);
     return plan_layer(loop, n_heads);
+}
+
+/* May something go on another rank that this one must hear of? */
+static bool hears_of_others(const kv_evict_layer *loop)
+{
+    return loop->n_keep < loop->seq->length && kv_rewrite_is_joint(loop->seq);
+}
+
+static bool writes_pages(const kv_seq *seq, const kv_policy *policy)
+{
+    return policy->scorer->is_fitted || has_rewritings(seq);
 }
 
 /* The pages of what stays, if it will be written: of all layers before anything goes, since scores of some
@@ -469,27 +260,32 @@ static bool begin_layer(evict_loop *loop, uint32_t n_heads)
 static err_t own_layers(kv_seq *seq, const kv_policy *policy)
 {
     const kv_cache *cache = seq->cache;
-    if (!policy->scorer->is_fitted && !has_rewritings(seq)) return ERR_OK;
+    err_t err = ERR_OK;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
-        evict_loop loop = {.seq = seq, .policy = policy, .layer = l};
-        if (begin_layer(&loop, cache->n_kv_heads[l])) TRY(kv_own_pages(seq, l));
+        kv_evict_layer loop = {.seq = seq, .policy = policy, .layer = l};
+        const bool is_over = begin_layer(&loop, cache->n_kv_heads[l]);
+        if (err == ERR_OK && (is_over || hears_of_others(&loop))) err = kv_own_pages(seq, l);
     }
-    return ERR_OK;
+    return err;
 }
 
 static void evict_layer(kv_seq *seq, const kv_policy *policy, uint32_t layer)
 {
     kv_cache *cache = seq->cache;
     const uint32_t n_heads = cache->n_kv_heads[layer];
-    evict_loop loop = {.seq = seq, .policy = policy, .layer = layer};
-    if (!begin_layer(&loop, n_heads)) return;
-    score_layer(&loop, n_heads);
-    split_layer(&loop, n_heads);
+    kv_evict_layer loop = {.seq = seq, .policy = policy, .layer = layer};
+    const bool is_over = begin_layer(&loop, n_heads);
+    const bool is_scored = loop.n_keep < seq->length && kv_scores_together(&loop);
+    if (is_over || is_scored) kv_score_layer(&loop);
+    if (!is_over && !hears_of_others(&loop)) return;
+    split_layer(&loop, n_heads, is_over);
+    parallel_for(cache->d->pool, n_heads, 1, choose_jobs, &loop);
+    if (hears_of_others(&loop)) kv_rewrite_meet(seq, layer);
     parallel_for(cache->d->pool, n_heads, 1, evict_jobs, &loop);
     for (uint32_t h = 0; h < n_heads; h++) {
-        cache->stats.entries_evicted += head_view(&loop, h)->n_evicted;
-        cache->stats.entries_rewritten += head_view(&loop, h)->n_rewritten;
-        seq->is_thinned = seq->is_thinned || head_view(&loop, h)->n_evicted > 0;
+        cache->stats.entries_evicted += kv_evict_head(&loop, h)->n_evicted;
+        cache->stats.entries_rewritten += kv_evict_head(&loop, h)->n_rewritten;
+        seq->is_thinned = seq->is_thinned || kv_evict_head(&loop, h)->n_evicted > 0;
     }
 }
 
@@ -523,15 +319,16 @@ static bool asks_replay(const kv_policy *policy)
     return policy->evicts && (policy->scorer->needs & KV_SCORE_REPLAY) != 0;
 }
 
-/* ERR_KV_FULL: nothing has gone. */
+/* ERR_KV_FULL: nothing has gone, on no rank. */
 static err_t choose(kv_seq *seq)
 {
     kv_cache *cache = seq->cache;
     const kv_policy *policy = policy_now(seq);
     const uint64_t start_ns = clock_mono_ns();
-    if (policy != NULL && kv_policy_by_laziness(policy)) find_laziness(seq, policy);
-    if (policy != NULL) TRY(own_layers(seq, policy));
-    if (policy != NULL && policy->scorer->from != KV_FROM_OWN_LAYER) share_scores(seq, policy);
+    if (policy != NULL && kv_policy_by_laziness(policy)) kv_find_laziness(seq, policy);
+    if (policy != NULL && writes_pages(seq, policy))
+        TRY(kv_ranks_agree(cache, own_layers(seq, policy), NULL));
+    if (policy != NULL && policy->scorer->from != KV_FROM_OWN_LAYER) kv_share_scores(seq, policy);
     for (uint32_t l = 0; l < cache->n_layers && policy != NULL; l++)
         evict_layer(seq, policy, l);
     for (uint32_t l = 0; l < cache->n_layers && seq->is_thinned; l++) {
@@ -561,11 +358,16 @@ static err_t encode(kv_seq *seq)
     return ERR_OK;
 }
 
+err_t kv_seq_choose(kv_seq *seq)
+{
+    const bool is_due = kv_methods_evict(&seq->methods) && seq->chosen_length < last_due(seq);
+    return is_due ? choose(seq) : ERR_OK;
+}
+
 err_t kv_seq_settle(kv_seq *seq)
 {
-    const uint32_t due = last_due(seq);
-    if (!kv_methods_evict(&seq->methods) || seq->settled_length >= due) return ERR_OK;
-    err_t err = seq->chosen_length < due ? choose(seq) : ERR_OK;
+    if (!kv_methods_evict(&seq->methods) || seq->settled_length >= last_due(seq)) return ERR_OK;
+    err_t err = kv_seq_choose(seq);
     if (err == ERR_OK && seq->is_thinned) err = kv_compact(seq);
     if (err == ERR_OK && !seq->methods.codec->is_exact) err = encode(seq);
     /* Also of what was packed before room ran out: pages have changed places between runs. */

@@ -23,6 +23,8 @@
  *
  * A prompt that is read again before its entries are chosen (kv_replay.h) is settled at its end alone.
  *
+ * Over ranks each scores, chooses and packs what it holds (ranks.h).
+ *
  * That it waits for the next step has a use: between the two kv_seq_share_prompt can share the prompt.
  *
  * Evicting needs no room, but for copies of shared pages whose entries are written; the rest may. If there is
@@ -43,6 +45,11 @@ void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict);
 
 /* Has the cache what scorers and allocators ask for? ERR_UNSUPPORTED says what it lacks. */
 err_t kv_evict_check(const kv_cache *cache, const kv_methods *methods, err_info *info) MUST_CHECK;
+
+/* Chooses what stays, if that is due at the present length. Over ranks collective, and fails on all or on none:
+ * of all rows of a step before any of them is settled, which one rank may have no room for. ERR_KV_FULL: nothing has
+ * gone. */
+err_t kv_seq_choose(kv_seq *seq) MUST_CHECK;
 
 /* Does what is due at the present length; nothing if all has been done. ERR_KV_FULL: see above. */
 err_t kv_seq_settle(kv_seq *seq) MUST_CHECK;

@@ -160,6 +160,10 @@ void kv_evict_place(arena *a, const kv_cache *cache, kv_evict *evict)
         evict->needs |= KV_SCORE_QUERIES;
         evict->n_queries = evict->n_queries > 0 ? evict->n_queries : 1;
     }
+    evict->lse_stride = max_size(evict->n_queries, 1) * widest_group(cache);
+    if (cache->ranks.n > 1) kv_rewrite_place_joint(a, cache, evict);
+    if (cache->ranks.n > 1)
+        evict->lse = arena_take(a, cache->n_kv_heads_max, evict->lse_stride * sizeof *evict->lse);
     if (has_shared)
         evict->shared = arena_take(a, cache->limits.n_seq_tokens_max, sizeof *evict->shared);
     place_heads(a, cache, evict);

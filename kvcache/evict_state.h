@@ -33,6 +33,7 @@ typedef struct kv_head_view {
     kv_page_sums pages;
     uint32_t n;
     uint32_t first, n_open; /* candidates: [first, first + n_open) */
+    uint32_t n_kept;        /* of them, once that is chosen: kept[n_kept] */
     uint32_t n_evicted;     /* of them */
     uint32_t n_rewritten;   /* keys and values that were written again */
     double lazy;            /* see kv_allocator.laziness; valid where it was asked */
@@ -97,6 +98,12 @@ typedef struct kv_evict {
     const float **scores;     /* [n_kv_heads_max] */
     uint32_t *n_keep;         /* [n_kv_heads_max] */
     float *split_work;
+    float *lse; /* [n_kv_heads_max][lse_stride]: over ranks, see kv_scorer.lse; NULL alone */
+    size_t lse_stride;
+    /* Over ranks, of a rewriting that is told what goes on the others (rewrite.c); NULL: */
+    uint8_t *gone;       /* [n_kv_heads_max][n_seq_tokens_max] */
+    uint32_t *fixed_end; /* [n_kv_heads_max] */
+    uint32_t *gone_here; /* [n_seq_tokens_max] */
     double
         *shared; /* [n_seq_tokens_max]: scores of other layers, by position; NULL: none are asked */
 } kv_evict;

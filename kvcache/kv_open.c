@@ -332,7 +332,6 @@ static err_t place_work(kv_cache *cache, arena *a)
     kv_own_bases_place(a, cache, &cache->own_bases);
     kv_heats_place(a, cache, &cache->heats);
     kv_reader_place(a, cache, &cache->reader);
-    TRY(kv_ranks_place(a, cache));
     kv_prefix_place(a, &cache->prefix);
     cache->bases_offset = round_up(page_bytes, ARENA_ALIGN);
     cache->decoded_bytes = cache->bases_offset +
@@ -348,6 +347,7 @@ static err_t place_work(kv_cache *cache, arena *a)
     cache->seqs = arena_take(a, n_seqs, sizeof *cache->seqs);
     kv_expert_map_place(a, &cache->experts);
     kv_evict_place(a, cache, &cache->evict);
+    TRY(kv_ranks_place(a, cache));
     kv_observers_place(a, cache, &cache->observers);
     return ERR_OK;
 }
@@ -415,8 +415,6 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
         config.box_bytes = max_size(config.box_bytes, kv_box_bytes(&cache->heads[l]));
     cache->run_box_bytes = config.box_bytes;
     if (memory_bytes == 0) config.budget_bytes = choose_budget(cache, settings, &config);
-    const uint32_t n_own_shards =
-        (cache->n_shards - cache->ranks.rank + cache->ranks.n - 1) / cache->ranks.n;
     need_all(cache, 1, 1);
     const uint64_t least = kv_pool_least_bytes(&config, cache->need);
     if (config.budget_bytes < least)
@@ -427,7 +425,7 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
     if (err != ERR_OK)
         return err_set(info, err, "kv-cache-memory-bytes: cannot reserve %llu bytes",
                        (unsigned long long)config.budget_bytes);
-    cache->quota_bytes = kv_pool_count(cache->pool).budget_bytes / n_own_shards;
+    cache->quota_bytes = kv_pool_count(cache->pool).budget_bytes / kv_n_own_shards(cache);
     if (!cache->has_tiers) return ERR_OK;
     TRY(check_tier_bytes(cache, settings, info));
     return kv_tiers_open(cache->pool, cache->has_file ? settings->disk_path : NULL, &cache->tiers,
@@ -467,7 +465,6 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     TRY(place(cache, place_work, &cache->work_memory));
     TRY(kv_demote_check(cache, &cache->methods, info));
     TRY(kv_evict_check(cache, &cache->methods, info));
-    TRY(kv_ranks_check_methods(cache, &cache->methods, info));
     init_seqs(cache);
     kv_expert_map_init(&cache->experts);
     weigh_values(cache);

@@ -95,8 +95,7 @@ err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, e
         return err_set(info, ERR_UNSUPPORTED, "kv-routing: the cache keeps no bounds for %s",
                        methods->routing->name);
     TRY(kv_demote_check(cache, methods, info));
-    TRY(kv_evict_check(cache, methods, info));
-    return kv_ranks_check_methods(cache, methods, info);
+    return kv_evict_check(cache, methods, info);
 }
 
 size_t kv_cache_bytes_per_token(const kv_cache *cache)

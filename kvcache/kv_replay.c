@@ -3,6 +3,7 @@
 
 #include "kvcache/blocks.h"
 #include "kvcache/kv_lost.h"
+#include "kvcache/ranks.h"
 #include "kvcache/scatter.h"
 
 #include <math.h>
@@ -42,6 +43,13 @@ bool kv_seq_wants_replay(const kv_seq *seq, kv_replay_chunk *out)
     return true;
 }
 
+uint32_t kv_seq_replay_tokens_max(const kv_seq *seq)
+{
+    kv_replay_chunk chunk;
+    if (!kv_seq_wants_replay(seq, &chunk)) return 0;
+    return chunk.end - chunk.first + KV_REPLAY_LEAD - (seq->length - seq->n_prompt_tokens);
+}
+
 uint32_t kv_cache_replay_tokens(const kv_cache *cache, const kv_methods *methods, uint32_t n_prompt)
 {
     if (!kv_replay_is_due(cache, methods, n_prompt)) return 0;
@@ -69,7 +77,9 @@ void kv_replay_need(const kv_cache *cache, const kv_methods *methods, uint32_t l
     if (!kv_methods_replay(methods)) return;
     const uint32_t page_tokens = cache->page_tokens;
     const uint64_t n_chunk = cache->replay_tokens / page_tokens + 1;
-    const uint64_t n = (n_blocks < n_chunk ? n_blocks : n_chunk) + KV_REPLAY_LEAD / page_tokens + 2;
+    const uint64_t n_all =
+        (n_blocks < n_chunk ? n_blocks : n_chunk) + KV_REPLAY_LEAD / page_tokens + 2;
+    const uint64_t n = kv_own_blocks_max(cache, layer, n_all);
     need[cache->layer_class[layer]] += kv_pages_most(cache, layer, n) * cache->n_kv_heads[layer];
 }
 

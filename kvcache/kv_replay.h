@@ -44,8 +44,12 @@ typedef struct kv_replay_chunk {
  * chunk's replay are held. Chunks are of one size, but for the last. */
 bool kv_seq_wants_replay(const kv_seq *seq, kv_replay_chunk *out);
 
+/* Tokens that the chunk's replay may still take, lead included; 0 if none is wanted. */
+uint32_t kv_seq_replay_tokens_max(const kv_seq *seq);
+
 /* The chunk has been read again: cuts the sequence to its prompt. Returns the tokens held then: those of the
- * prompt, or 0, to be computed again, all of it, if pages can no longer be read or owned. */
+ * prompt, or 0, to be computed again, all of it, if pages can no longer be read or owned. Over ranks collective, the same on
+ * all. */
 uint32_t kv_seq_end_replay(kv_seq *seq);
 
 /* Most positions behind a prompt that its replay takes; 0: there is none. */

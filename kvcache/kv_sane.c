@@ -44,9 +44,10 @@ static bool is_class_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     return is_coded == (block < v->n_coded && (block > 0 || cache->sink_tokens == 0));
 }
 
-/* No live key lies outside the box of its page. */
+/* No live key lies outside the box of its page; looked at when it is the page's turn. */
 static bool is_box_sane(const kv_cache *cache, const kv_page_place *at)
 {
+    if (!cache->has_boxes || !kv_pool_check_has_turn(cache->pool, at->page)) return true;
     const kv_pages *pages = kv_pool_pages(cache->pool);
     const uint8_t *data = cache->tiers != NULL
                               ? kv_tiers_peek(cache->tiers, at->page, kv_landing(cache, 0))
@@ -100,7 +101,7 @@ static bool is_entry_sane(const kv_cache *cache, const view *v, uint32_t layer, 
     if (!is_class_sane(cache, v, layer, block, page)) return false;
     if (block >= v->n_blocks) return live == 0 && pages->n_slots[page] == 0;
     const kv_page_place at = {layer, (list - cache->first_list[layer]) / cache->n_shards, page};
-    if (cache->has_boxes && !is_box_sane(cache, &at)) return false;
+    if (!is_box_sane(cache, &at)) return false;
     if (!v->is_thinned && kv_pool_biases(cache->pool, page) != NULL) return false;
     if (v->is_thinned)
         return pages->owner[page] < cache->n_shards &&
@@ -164,7 +165,7 @@ static bool is_scattered_rest_sane(const kv_cache *cache, const view *v, const k
                        pages->n_refs[KV_HELD_BY_SEQ][page->page] > 1 ||
                        pages->n_refs[KV_HELD_BY_OBJECT][page->page] > 0))
         return false;
-    if (cache->has_boxes && is_sealed && !is_box_sane(cache, &place)) return false;
+    if (is_sealed && !is_box_sane(cache, &place)) return false;
     return is_thinned_page_sane(cache, v, page->page, live, next);
 }
 
@@ -191,7 +192,7 @@ static bool is_scattered_page_sane(const kv_cache *cache, const view *v, const k
     if (!is_scattered_class_sane(cache, v, at->layer, page->page)) return false;
     const bool is_sealed = n_slots == cache->page_tokens;
     const kv_page_place place = {at->layer, at->head, page->page};
-    if (cache->has_boxes && is_sealed && !is_box_sane(cache, &place)) return false;
+    if (is_sealed && !is_box_sane(cache, &place)) return false;
     for (uint32_t i = 0; i < n; i++) {
         if (positions[i] >= at->position) add_position(sums, positions[i]);
     }

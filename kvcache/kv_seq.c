@@ -1,6 +1,7 @@
 /* kvcache/kv_seq.c - sequences: open, share, cut, close. */
 #include "kvcache/away.h"
 #include "kvcache/kv_replay.h"
+#include "kvcache/prefix_ranks.h"
 #include "kvcache/ranks.h"
 #include "kvcache/scatter.h"
 
@@ -127,6 +128,13 @@ static void start_again(kv_seq *seq)
     kv_observed_forget(seq);
 }
 
+/* What has gone back to the ring from this rank's pages goes to the others', and theirs comes. */
+static bool fill_ring(kv_seq *seq, uint32_t first, uint32_t end)
+{
+    const kv_ring_filling filling = {.seq = seq, .table = &seq->table, .first = first, .end = end};
+    return seq->cache->ranks.n == 1 || kv_ranks_fill_ring(&filling);
+}
+
 /* To its first n_tokens, n_blocks blocks of them in pages. Returns what is left of it: that or nothing. */
 static uint32_t cut(kv_seq *seq, uint32_t n_tokens, uint32_t n_blocks)
 {
@@ -136,7 +144,8 @@ static uint32_t cut(kv_seq *seq, uint32_t n_tokens, uint32_t n_blocks)
             const size_t n_left = n_tokens - b * cache->page_tokens;
             unseal_block(seq, b, (uint32_t)min_size(n_left, cache->page_tokens));
         }
-        if (kv_seq_is_lost(seq)) n_blocks = n_tokens = 0;
+        const bool is_filled = fill_ring(seq, n_blocks * cache->page_tokens, n_tokens);
+        if (kv_seq_is_lost(seq) || !is_filled) n_blocks = n_tokens = 0;
         kv_seq_cut_pages(seq, n_blocks);
         if (!kv_scatter_own_tails(seq) || kv_seq_is_lost(seq)) kv_seq_cut_pages(seq, n_tokens = 0);
     }
@@ -184,8 +193,10 @@ uint32_t kv_seq_end_replay(kv_seq *seq)
     assert(is_wanted);
     assert(!cache->step.is_open);
     seq->n_replayed = chunk.end;
-    const uint32_t n_tokens =
-        cut(seq, seq->n_prompt_tokens, kv_blocks_left(cache, seq->n_prompt_tokens));
+    uint32_t n_tokens = cut(seq, seq->n_prompt_tokens, kv_blocks_left(cache, seq->n_prompt_tokens));
+    /* Another rank may have had no room. */
+    if (kv_ranks_agree(cache, n_tokens > 0 ? ERR_OK : ERR_KV_FULL, NULL) != ERR_OK)
+        n_tokens = cut(seq, 0, 0);
     kv_publish(cache);
     return n_tokens;
 }

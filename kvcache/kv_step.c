@@ -14,11 +14,7 @@ enum { SERIAL_BYTES_MAX = 64 * 1024 };
 /* Tokens of the chunk that is due, and of no other. */
 static void check_replay(const kv_row *row)
 {
-    kv_replay_chunk chunk;
-    const bool is_wanted = kv_seq_wants_replay(row->seq, &chunk);
-    assert(is_wanted);
-    const uint32_t n_held = row->seq->length - row->seq->n_prompt_tokens;
-    assert(n_held + row->n_tokens <= chunk.end - chunk.first + KV_REPLAY_LEAD);
+    assert(row->n_tokens <= kv_seq_replay_tokens_max(row->seq));
     assert(!row->is_decode);
 }
 
@@ -55,6 +51,9 @@ static kv_goal goal_after(const kv_row *row)
 
 static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 {
+    for (uint32_t r = 0; r < n_rows && cache->ranks.n > 1; r++) {
+        if (!rows[r].is_replay) TRY(kv_seq_choose(rows[r].seq));
+    }
     for (uint32_t r = 0; r < n_rows; r++)
         TRY(rows[r].is_replay ? kv_replay_take(rows[r].seq) : kv_seq_settle(rows[r].seq));
     memset(cache->need, 0, cache->n_classes * sizeof *cache->need);

@@ -2,16 +2,22 @@
 #include "kvcache/local_mass.h"
 
 #include "kvcache/observed.h"
+#include "kvcache/ranks.h"
 #include "kvcache/read_blocks.h"
 
 #include <string.h>
 
-/* Positions [first, end) of one part, in one head. */
+typedef struct part_place {
+    uint32_t layer, head;
+    uint32_t worker; /* whose scratch of attention is free */
+} part_place;
+
+/* Positions [first, end) of one part, in one head, or in all of the layer. */
 typedef struct part {
     kv_seq *seq;
     const kv_attend_args *args; /* of the step that is open, or NULL: there is none */
     uint32_t first_token;       /* of the sequence in it; valid with args */
-    kv_local_place at;
+    part_place at;
     uint32_t first, end;
 } part;
 
@@ -80,38 +86,86 @@ static kv_read_job make_job(const part *p, const query_run *run, uint32_t seen)
                                    .type = seq->cache->type}};
 }
 
-/* First what normalises the queries, then what they give. */
-static void add_queries(const part *p, const query_run *run, uint32_t seen, float *local)
+static float *lse_of(const part *p)
+{
+    const kv_observers *observers = &p->seq->cache->observers;
+    return observers->local_lse + p->at.head * observers->local_stride;
+}
+
+/* What normalises the queries of a run. */
+static void find_lse(const part *p, const query_run *run, uint32_t seen, float *lse)
 {
     kv_read_job j = make_job(p, run, seen);
-    float *lse = j.worker->lse;
     const attn_result result = {.o = j.state->acc, .lse = lse};
     attn_state_reset(j.state, (size_t)run->n * j.query.group, 0);
     kv_read_blocks(&j);
     attn_finish(&j.query, j.state, &result);
+}
+
+/* What they give. */
+static void add_queries(const part *p, const query_run *run, uint32_t seen, const float *lse)
+{
+    kv_read_job j = make_job(p, run, seen);
     j.lse = lse;
-    j.mass = local;
+    j.mass = kv_observed_local(p->seq, p->at.layer, p->at.head);
     kv_read_blocks(&j);
 }
 
-static void sum_part(const part *p)
+typedef enum pass { FIND_LSE, ADD_MASS } pass;
+
+/* Run by run, in the order of the queries. */
+static void walk_part(const part *p, pass what)
 {
-    float *local = kv_observed_local(p->seq, p->at.layer, p->at.head);
-    const uint32_t seen = first_seen(p), n_max = kv_tile_queries(shape_of(p));
-    memset(local + p->first, 0, (p->end - p->first) * sizeof *local);
+    const kv_layer_shape *shape = shape_of(p);
+    const uint32_t seen = first_seen(p), n_max = kv_tile_queries(shape);
+    float *lse = lse_of(p);
     if (seen == p->end) return;
     for (uint32_t position = p->first; position < p->end;) {
         query_run run = find_queries(p, position);
         run.n = run.n < n_max ? run.n : n_max;
-        add_queries(p, &run, seen, local);
+        if (what == FIND_LSE) find_lse(p, &run, seen, lse);
+        if (what == ADD_MASS) add_queries(p, &run, seen, lse);
+        lse += (size_t)run.n * (shape->n_heads / shape->n_kv_heads);
         position += run.n;
     }
 }
 
-typedef struct note_loop {
-    kv_cache *cache;
-    const kv_attend_args *args;
-} note_loop;
+static void lse_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    for (size_t h = begin; h < end; h++) {
+        part p = *(const part *)ctx;
+        p.at.head = (uint32_t)h;
+        p.at.worker = worker;
+        walk_part(&p, FIND_LSE);
+    }
+}
+
+static void mass_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    for (size_t h = begin; h < end; h++) {
+        part p = *(const part *)ctx;
+        p.at.head = (uint32_t)h;
+        p.at.worker = worker;
+        float *local = kv_observed_local(p.seq, p.at.layer, p.at.head);
+        memset(local + p.first, 0, (p.end - p.first) * sizeof *local);
+        walk_part(&p, ADD_MASS);
+    }
+}
+
+/* In all heads of the layer. Over ranks each has some of the entries, and all know what normalises the queries. */
+static void sum_part(part *p)
+{
+    const kv_cache *cache = p->seq->cache;
+    const kv_layer_shape *shape = shape_of(p);
+    const kv_lse_rows rows = {.lse = cache->observers.local_lse,
+                              .stride = cache->observers.local_stride,
+                              .n_rows = shape->n_kv_heads,
+                              .n = (p->end - p->first) * (shape->n_heads / shape->n_kv_heads)};
+    const bool is_empty = first_seen(p) == p->end;
+    parallel_for(cache->d->pool, shape->n_kv_heads, 1, lse_jobs, p);
+    if (!is_empty) kv_ranks_merge_lse(cache, &rows);
+    parallel_for(cache->d->pool, shape->n_kv_heads, 1, mass_jobs, p);
+}
 
 /* Where the first part ends that has not been summed when the row begins. */
 static uint32_t next_end(const kv_row *row)
@@ -126,18 +180,16 @@ static bool completes_part(const kv_row *row)
            next_end(row) <= row->seq->length + row->n_tokens;
 }
 
-/* Job i: head i / n_rows of row i mod n_rows. */
-static void part_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+void kv_local_note(kv_cache *cache, const kv_attend_args *args)
 {
-    const note_loop *loop = ctx;
-    const kv_step *step = &loop->cache->step;
-    const uint32_t n = loop->cache->local_tokens;
-    for (size_t i = begin; i < end; i++) {
-        const kv_row *row = &step->rows[i % step->n_rows];
+    const kv_step *step = &cache->step;
+    const uint32_t n = cache->local_tokens;
+    for (uint32_t r = 0; r < step->n_rows; r++) {
+        const kv_row *row = &step->rows[r];
         part p = {.seq = row->seq,
-                  .args = loop->args,
+                  .args = args,
                   .first_token = row->first_token,
-                  .at = {loop->args->layer, (uint32_t)(i / step->n_rows), worker}};
+                  .at.layer = args->layer};
         if (!completes_part(row)) continue;
         for (p.end = next_end(row); p.end <= row->seq->length + row->n_tokens; p.end += n) {
             p.first = p.end - n;
@@ -146,24 +198,11 @@ static void part_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     }
 }
 
-void kv_local_note(kv_cache *cache, const kv_attend_args *args)
-{
-    const kv_step *step = &cache->step;
-    bool any = false;
-    for (uint32_t r = 0; r < step->n_rows; r++)
-        any = any || completes_part(&step->rows[r]);
-    if (!any) return;
-    note_loop loop = {.cache = cache, .args = args};
-    parallel_for(cache->d->pool, (size_t)step->n_rows * cache->n_kv_heads[args->layer], 1,
-                 part_jobs, &loop);
-}
-
-const float *kv_local_finish(kv_seq *seq, const kv_local_place *at)
+void kv_local_finish(kv_seq *seq, uint32_t layer)
 {
     const uint32_t n = seq->cache->local_tokens;
-    const part p = {
-        .seq = seq, .at = *at, .first = seq->length - seq->length % n, .end = seq->length};
+    part p = {
+        .seq = seq, .at.layer = layer, .first = seq->length - seq->length % n, .end = seq->length};
     assert(!seq->cache->step.is_open);
     if (p.first < p.end) sum_part(&p);
-    return kv_observed_local(seq, at->layer, at->head);
 }

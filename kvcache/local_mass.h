@@ -9,7 +9,8 @@
  * A part is summed when its last token has come, inside that step, while its queries are at hand: those of the
  * step, and before them what observe.h keeps. The newest part, of which there is only a beginning, is summed
  * whenever it is asked for. Entries that have gone, or that the layer's window will not show to the next query,
- * take no part. Sums of a part are written whole, so an aborted step leaves none that a later one does not
+ * take no part. Over ranks every rank sums what it has, with sinks and ring, and the softmax is over what all
+ * have: both calls are collective. Sums of a part are written whole, so an aborted step leaves none that a later one does not
  * write again, and neither cuts nor neighbours change a bit: queries are added in their order. */
 #ifndef KVCACHE_LOCAL_MASS_H
 #define KVCACHE_LOCAL_MASS_H
@@ -21,13 +22,7 @@ enum { KV_LOCAL_TOKENS = 256 };
 /* Sums the parts that this step completes. Behind attention, which must have appended the keys. */
 void kv_local_note(kv_cache *cache, const kv_attend_args *args);
 
-typedef struct kv_local_place {
-    uint32_t layer, head;
-    uint32_t worker; /* whose scratch of attention is free */
-} kv_local_place;
-
-/* Between steps: sums what there is of the newest part. Returns local, by position. Any worker, a head at a
- * time. */
-const float *kv_local_finish(kv_seq *seq, const kv_local_place *at);
+/* Between steps: sums what there is of the newest part, in all heads of a layer. */
+void kv_local_finish(kv_seq *seq, uint32_t layer);
 
 #endif

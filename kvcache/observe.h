@@ -70,8 +70,12 @@ typedef struct kv_observers {
     size_t *first_square; /* [n_layers + 1]: floats of one position in the layers before */
     size_t *first_sum;    /* [n_layers + 1]: doubles of the layers before */
     float *
-        lse; /* [n_kv_heads_max][lse_stride], of one layer; NULL unless mass or replays are asked for */
+        lse; /* [n_kv_heads_max][lse_stride], of one layer, over what all ranks hold; NULL unless mass or
+              * replays are asked for */
     size_t lse_stride; /* of a KV head: one for each token of a step and query head of its group */
+    float *
+        local_lse; /* [n_kv_heads_max][local_stride]: of a part (local_mass.h); NULL: nobody asks */
+    size_t local_stride;
     uint32_t group_max;
 } kv_observers;
 

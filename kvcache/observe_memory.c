@@ -36,8 +36,12 @@ void kv_observers_place(arena *a, const kv_cache *cache, kv_observers *observers
         observers->first_square[l + 1] = first_square;
         observers->first_sum[l + 1] = first_sum;
     }
-    if ((cache->evict.needs & (KV_SCORE_MASS | KV_SCORE_REPLAY)) == 0) return;
     observers->group_max = (uint32_t)group_max;
+    observers->local_stride = group_max * KV_LOCAL_TOKENS;
+    if ((cache->evict.needs & KV_SCORE_LOCAL) != 0)
+        observers->local_lse =
+            arena_take(a, cache->n_kv_heads_max, observers->local_stride * sizeof(float));
+    if ((cache->evict.needs & (KV_SCORE_MASS | KV_SCORE_REPLAY)) == 0) return;
     observers->lse_stride = group_max * cache->limits.n_step_tokens_max;
     observers->lse = arena_take(a, cache->n_kv_heads_max, observers->lse_stride * sizeof(float));
 }

@@ -132,6 +132,9 @@ const kv_pool_shard *kv_pool_shards(const kv_pool *pool); /* [n_shards] */
  * and is false if anything disagrees. No allocation. */
 void kv_pool_check_begin(const kv_pool *pool);
 void kv_pool_check_ref(const kv_pool *pool, uint32_t page, kv_holder holder);
+/* What a page holds is dear to check, so pages take turns, an eighth of them in a step; asked after a page's
+ * reference was told, true for the first one of the walk. */
+bool kv_pool_check_has_turn(const kv_pool *pool, uint32_t page);
 bool kv_pool_check_end(const kv_pool *pool);
 
 #endif

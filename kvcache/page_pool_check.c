@@ -24,6 +24,15 @@ void kv_pool_check_ref(const kv_pool *pool, uint32_t page, kv_holder holder)
     if (on != KV_PAGE_NONE) pool->pages.seen[holder][on]++;
 }
 
+bool kv_pool_check_has_turn(const kv_pool *pool, uint32_t page)
+{
+    enum { N_TURNS = 8 };
+    uint32_t n_seen = 0;
+    for (int i = 0; i < KV_N_HOLDERS; i++)
+        n_seen += pool->pages.seen[i][page];
+    return n_seen == 1 && (page + pool->now) % N_TURNS == 0;
+}
+
 /* The counts that a walk over the slabs of a tier finds. */
 typedef struct walk {
     uint64_t n_held[2];

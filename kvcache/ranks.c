@@ -5,6 +5,7 @@
 #include "kvcache/ranks.h"
 
 #include "kvcache/away.h"
+#include "kvcache/local_mass.h"
 #include "kvcache/prefix_ranks.h"
 
 #include <math.h>
@@ -47,6 +48,16 @@ static size_t flag_floats(const kv_cache *cache, uint32_t n_rows)
     return cache->has_file ? n_rows : 0;
 }
 
+/* What normalises the scores of a layer at once: of windows of queries, or of a part (local_mass.h). */
+static size_t score_floats(const kv_cache *cache)
+{
+    size_t n_heads_max = 0;
+    if (!cache->evict.is_open) return 0;
+    for (uint32_t l = 0; l < cache->n_layers; l++)
+        n_heads_max = max_size(n_heads_max, cache->layer[l].n_heads);
+    return max_size(n_heads_max * KV_LOCAL_TOKENS, cache->n_kv_heads_max * cache->evict.lse_stride);
+}
+
 err_t kv_ranks_place(arena *a, kv_cache *cache)
 {
     size_t row_bytes = 0, bytes;
@@ -56,37 +67,12 @@ err_t kv_ranks_place(arena *a, kv_cache *cache)
     TRY(size_mul(row_bytes, cache->limits.n_step_tokens_max, &bytes));
     TRY(size_add(bytes, flag_floats(cache, cache->limits.n_seqs_max) * sizeof(float), &bytes));
     cache->ranks.part_bytes = max_size(bytes, kv_ranks_ring_bytes(cache));
+    TRY(size_mul(score_floats(cache), sizeof(float), &bytes));
+    cache->ranks.part_bytes = max_size(cache->ranks.part_bytes, bytes);
     TRY(size_mul(cache->ranks.part_bytes, cache->ranks.n, &bytes));
     if (bytes > COMM_BYTES_MAX) return ERR_OVERFLOW;
     cache->ranks.parts = arena_take(a, bytes, 1);
     return ERR_OK;
-}
-
-/* ---- methods ------------------------------------------------------------------------------------- */
-
-static err_t check_policy(const kv_policy *policy, const char *key, err_info *info)
-{
-    const bool is_by_entry = !policy->evicts || policy->scorer->is_by_entry;
-    if (is_by_entry && !(policy->evicts && kv_policy_by_laziness(policy))) return ERR_OK;
-    return err_set(info, ERR_UNSUPPORTED,
-                   "%s: %s compares entries, which is not supported over ranks", key, policy->name);
-}
-
-err_t kv_ranks_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)
-{
-    if (cache->ranks.n == 1) return ERR_OK;
-    if (methods->codec->has_own_bases)
-        return err_set(info, ERR_UNSUPPORTED,
-                       "kv-compression: %s needs a sequence's whole prompt, which is not supported "
-                       "over ranks",
-                       methods->codec->name);
-    if (methods->rewritings.list[0] != NULL)
-        return err_set(info, ERR_UNSUPPORTED,
-                       "kv-rewrite: %s needs all entries of a head, which is not supported over "
-                       "ranks",
-                       methods->rewritings.name);
-    TRY(check_policy(&methods->policy, "kv-scheduling", info));
-    return check_policy(&methods->selection, "kv-compression", info);
 }
 
 /* ---- agreeing ------------------------------------------------------------------------------------ */
@@ -111,6 +97,53 @@ bool kv_ranks_gather(const kv_cache *cache, const void *in, void *out, size_t by
         return comm_all_gather(cache->ranks.comm, in, out, bytes, NULL) == ERR_OK;
     memcpy(out, in, bytes);
     return true;
+}
+
+/* ---- sums ---------------------------------------------------------------------------------------- */
+
+/* The float at the same place of all parts. */
+static float merge_lse(const float *part, size_t stride, uint32_t n_ranks)
+{
+    double top = -INFINITY, sum = 0;
+    for (uint32_t r = 0; r < n_ranks; r++)
+        top = fmax(top, (double)part[r * stride]);
+    if (top == -INFINITY) return -INFINITY;
+    for (uint32_t r = 0; r < n_ranks; r++)
+        sum += exp((double)part[r * stride] - top);
+    return (float)(top + log(sum));
+}
+
+void kv_ranks_merge_lse(const kv_cache *cache, const kv_lse_rows *rows)
+{
+    const kv_ranks *ranks = &cache->ranks;
+    const size_t n_floats = rows->n_rows * rows->n;
+    if (ranks->n == 1) return;
+    assert(n_floats * sizeof(float) <= ranks->part_bytes);
+    float *own = ranks->parts + ranks->rank * n_floats;
+    for (size_t i = 0; i < rows->n_rows; i++)
+        memcpy(own + i * rows->n, rows->lse + i * rows->stride, rows->n * sizeof *own);
+    if (!kv_ranks_gather(cache, own, ranks->parts, n_floats * sizeof *own)) return;
+    for (size_t i = 0; i < n_floats; i++)
+        rows->lse[i / rows->n * rows->stride + i % rows->n] =
+            merge_lse(ranks->parts + i, n_floats, ranks->n);
+}
+
+void kv_ranks_sum(const kv_cache *cache, double *x, size_t n)
+{
+    const kv_ranks *ranks = &cache->ranks;
+    if (ranks->n == 1) return;
+    for (size_t at = 0; at < n;) {
+        const size_t count = min_size(n - at, ranks->part_bytes / sizeof *x);
+        double *parts = (double *)(void *)ranks->parts, *own = parts + ranks->rank * count;
+        memcpy(own, x + at, count * sizeof *x);
+        if (!kv_ranks_gather(cache, own, parts, count * sizeof *x)) return;
+        for (size_t i = 0; i < count; i++) {
+            x[at + i] = 0;
+            for (uint32_t r = 0; r < ranks->n; r++)
+                x[at + i] += parts[r * count + i];
+        }
+        at += count;
+    }
 }
 
 /* ---- attention ----------------------------------------------------------------------------------- */
@@ -146,6 +179,14 @@ typedef struct merge_loop {
     float *out;
 } merge_loop;
 
+/* Where the lse of all ranks is kept for those that note what entries get; NULL: nobody does. */
+static float *whole_lse(const kv_cache *cache, size_t head, size_t token, size_t group)
+{
+    const kv_observers *observers = &cache->observers;
+    if (observers->lse == NULL) return NULL;
+    return observers->lse + head / group * observers->lse_stride + token * group + head % group;
+}
+
 /* Row i: head i mod n_heads of token i / n_heads. */
 static void merge_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
@@ -167,7 +208,8 @@ static void merge_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
                                       .lse = lse,
                                       .n_parts = cache->ranks.n,
                                       .v_dim = shape->v_dim,
-                                      .out = loop->out + i * shape->v_dim});
+                                      .out = loop->out + i * shape->v_dim,
+                                      .out_lse = whole_lse(cache, head, token, group)});
     }
 }
 

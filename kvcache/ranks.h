@@ -20,13 +20,22 @@
  *   losses     a page that the file does not give back loses its sequence on all ranks: that goes with the
  *              parts, too, of the step in which it was read
  *   prefixes   prefix_ranks.h
- *   budgets    are dealt: of the entries that a head may keep beside sinks and ring, each rank keeps its share
- *              of those that it has. So scorers that compare an entry with others are refused, as is all else
- *              that needs the entries of other ranks (kv_ranks_check_methods)
+ *   budgets    are dealt by what ranks have: of the entries that a head may keep beside sinks and ring, each rank
+ *              keeps the best of its own, as large a part of them as the others. Allocators deal a rank's part
+ *              to its heads; layers' shares are the same on all
+ *   scores     are of what a rank has, sinks and ring among it, but measured by what all have: a softmax has
+ *              the normaliser of all ranks (kv_scorer.lse; of attention that has been paid, that of the
+ *              merge), scores of other layers are added up, and so is how lazy a layer is. By the rank's own
+ *              entries go neighbours (`snapkv`, `non_causal`), means of keys and products of values
+ *              (`keydiff`, `cap`, `lagkv`, `cur`), outputs (`dropkv`), and whole pages
+ *   rewriting  `distill` and `merge` make a rank's kept entries stand for what goes there: attention adds up
+ *              over ranks, so what each preserves is preserved. `rerotate` counts what goes on all
+ *   bases      of `svd` are of lists, which are of one rank
+ *   replays    at whose end the ring gets back what is in the pages of all, as it does with a prefix
  *
  * A step begins on all ranks or on none, and a sequence opens on all or on none. Collective are kv_cache_open,
- * kv_seq_open, kv_step_begin, kv_attend and kv_map_take, and with prefix caching kv_seq_take_prefix,
- * _share_prompt and _close. A rank whose comm has failed has left the others: kv_attend is void, what it
+ * kv_seq_open, kv_seq_end_replay, kv_step_begin (kv_seq_choose), kv_attend and kv_map_take, and with prefix
+ * caching kv_seq_take_prefix, _share_prompt and _close. A rank whose comm has failed has left the others: kv_attend is void, what it
  * returns is zeros from then on, nothing is taken or left, the next kv_step_begin says so, and comm_status at
  * any time. */
 #ifndef KVCACHE_RANKS_H
@@ -40,16 +49,23 @@ err_t kv_ranks_init(kv_cache *cache, const kv_config *config, err_info *info) MU
 /* Run over a measuring and then a real arena. ERR_OVERFLOW: a step's parts are more than a comm carries. */
 err_t kv_ranks_place(arena *a, kv_cache *cache) MUST_CHECK;
 
-/* ERR_UNSUPPORTED names a method that needs what other ranks hold. */
-err_t kv_ranks_check_methods(const kv_cache *cache, const kv_methods *methods,
-                             err_info *info) MUST_CHECK;
-
 /* What every rank returns when this one would return `err`: the first failure in rank order, or the comm's. */
 err_t kv_ranks_agree(const kv_cache *cache, err_t err, err_info *info) MUST_CHECK;
 
 /* Small exchanges between steps, which all ranks come to in the same order; a rank alone asks nobody.
  * out[n][bytes]; false: the comm has failed. */
 bool kv_ranks_gather(const kv_cache *cache, const void *in, void *out, size_t bytes) MUST_CHECK;
+
+/* n_rows rows of n logs of sums, one row `stride` floats behind the other: each becomes that of all ranks' sums
+ * together. Between the attention of layers, or between steps; a failed comm leaves them as they are. */
+typedef struct kv_lse_rows {
+    float *lse; /* [n_rows][stride] */
+    size_t stride, n_rows, n;
+} kv_lse_rows;
+void kv_ranks_merge_lse(const kv_cache *cache, const kv_lse_rows *rows);
+
+/* x[n] becomes the sum over all ranks, in rank order. The same. */
+void kv_ranks_sum(const kv_cache *cache, double *x, size_t n);
 
 /* Where this rank writes its part of a layer's attention in the present step. */
 typedef struct kv_part {
@@ -72,12 +88,6 @@ kv_misses kv_ranks_misses(const kv_cache *cache, uint32_t layer, const kv_row *r
 static inline bool kv_is_home(const kv_seq *seq)
 {
     return seq->id % seq->cache->ranks.n == seq->cache->ranks.rank;
-}
-
-/* Of n entries that all ranks keep together, those of this one. */
-static inline uint32_t kv_ranks_share(const kv_cache *cache, uint32_t n)
-{
-    return n / cache->ranks.n + (cache->ranks.rank < n % cache->ranks.n);
 }
 
 /* Of n_blocks of a sequence, those that lie on one rank at most: where entries are placed one by one, all. */

@@ -119,11 +119,18 @@ static void add_block(kv_read_job *j, const attn_span *spans, uint32_t n_spans)
     if (j->n_blocks == KV_READ_BLOCKS) fold_blocks(j);
 }
 
+/* Ranks all have sinks, ring and staging. What is added up over them reads those at home; what a rank notes of
+ * entries it notes of these, too, since they may go to its pages. */
+static bool reads_ring(const kv_read_job *j)
+{
+    return kv_is_home(j->seq) || j->lse != NULL;
+}
+
 /* The sinks, from the ring: the beginning of block 0. */
 static uint32_t sink_span(const kv_read_job *j, attn_span *out)
 {
     const kv_cache *cache = j->cache;
-    if (cache->sink_tokens == 0 || !kv_is_home(j->seq)) return 0;
+    if (cache->sink_tokens == 0 || !reads_ring(j)) return 0;
     *out = kv_ring_sink_span(&cache->rings, j->seq->ring, j->layer, j->head, cache->sink_tokens);
     return 1;
 }
@@ -212,11 +219,11 @@ static void add_page_block(kv_read_job *j, uint32_t block)
     add_block(j, spans, n);
 }
 
-/* Blocks that begin at or after `first` and hold positions below `end`, in ring and staging: the home rank's. */
+/* Blocks that begin at or after `first` and hold positions below `end`, in ring and staging. */
 static void add_recent_blocks(kv_read_job *j, uint32_t first, uint32_t end)
 {
     const uint32_t page_tokens = j->cache->page_tokens;
-    if (!kv_is_home(j->seq)) return;
+    if (!reads_ring(j)) return;
     for (uint32_t b = first; b * page_tokens < end; b++) {
         attn_span spans[2];
         const kv_ring_place at = {j->layer, j->head, b * page_tokens};
@@ -295,14 +302,15 @@ static void choose_pages(kv_read_job *j, const kv_choice_range *range, uint32_t 
     probe.state = &j->worker->probe;
     probe.query.v_dim = 0;
     probe.is_probe = true;
+    probe.lse = NULL;
     kv_choice_list(choice, range, &j->query);
     if (j->seq->methods.routing->needs_log_read && choice->n_pages > 0)
         probe_recent(&probe, range, end);
     kv_choice_make(choice, range, j->query.group, probe_page, &probe);
     j->worker->bytes_read +=
         (choice->n_pages + choice->runs.n) * kv_box_bytes(&j->cache->heads[j->layer]);
-    j->worker->pages_open += choice->n_open;
-    j->worker->pages_read += choice->n_chosen;
+    j->worker->pages_open += j->is_again ? 0 : choice->n_open;
+    j->worker->pages_read += j->is_again ? 0 : choice->n_chosen;
 }
 
 /* Pages of the range as far as they were chosen. */
@@ -352,7 +360,7 @@ static uint32_t read_pages(kv_read_job *j, const kv_choice_range *range, uint32_
     const bool is_chosen = j->is_decode && !j->seq->methods.reads_all;
     uint32_t first = range->first;
     if (is_chosen) {
-        if (j->lse == NULL) choose_pages(j, range, end);
+        if (j->lse == NULL || j->is_again) choose_pages(j, range, end);
         j->worker->low.has_begun = false; /* a probe may have used it */
         add_chosen_blocks(j, range);
         first += n_open;
@@ -369,7 +377,7 @@ static uint32_t read_scattered(kv_read_job *j, const kv_choice_range *range, uin
 {
     const uint32_t n_blocks = j->seq->n_blocks;
     const bool is_chosen = j->is_decode && !j->seq->methods.reads_all;
-    if (is_chosen && j->lse == NULL) choose_pages(j, range, end);
+    if (is_chosen && (j->lse == NULL || j->is_again)) choose_pages(j, range, end);
     j->worker->low.has_begun = false; /* a probe may have used it */
     if (range->first == 0 && n_blocks > 0) add_sinks(j);
     const uint32_t n = add_scattered(j, range, is_chosen ? &j->worker->choice : NULL);

@@ -20,6 +20,7 @@ typedef struct kv_read_job {
     attn_query query;
     uint32_t layer, head;
     bool is_decode, is_probe;
+    bool is_again;     /* with lse: pages are chosen once more, the first choice being forgotten */
     bool has_low;      /* the sequence has pages of coefficients */
     kv_misses *misses; /* the job's own; written if is_decode */
     const float
@@ -33,7 +34,7 @@ typedef struct kv_read_job {
 } kv_read_job;
 
 /* Reads, in position order, what the job's queries see. The second time, for mass, a decode query reads what
- * was chosen the first time. */
+ * was chosen the first time, or, the same, what is chosen again. */
 void kv_read_blocks(kv_read_job *j);
 
 /* What a decode query has missed. */

@@ -141,7 +141,18 @@ static bool wants_mass(const kv_row *row)
     return !row->is_replay && (row->seq->observed.needs & KV_SCORE_MASS) != 0;
 }
 
-/* Where the lse of a tile's queries is kept; NULL if nobody asks: other ranks, or for shares. */
+/* Where the lse of a tile's queries over all ranks is kept; NULL if no scorer may ask for what entries get. */
+static float *noted_lse(const attend_loop *loop, const kv_tile *tile, uint32_t head)
+{
+    const kv_cache *cache = loop->cache;
+    const kv_layer_shape *shape = &cache->layer[loop->args->layer];
+    const size_t token = (size_t)cache->step.rows[tile->row].first_token + tile->first;
+    if (cache->observers.lse == NULL) return NULL;
+    return cache->observers.lse + head * cache->observers.lse_stride +
+           token * (shape->n_heads / shape->n_kv_heads);
+}
+
+/* Where attention writes it: over ranks to this one's part. NULL: nobody asks. */
 static float *lse_of(const attend_loop *loop, const kv_tile *tile, uint32_t head)
 {
     const kv_cache *cache = loop->cache;
@@ -153,28 +164,34 @@ static float *lse_of(const attend_loop *loop, const kv_tile *tile, uint32_t head
         return loop->part.lse + ((size_t)head * cache->step.n_tokens + token) * group;
     }
     if (!wants_mass(row) && !row->is_replay) return NULL;
-    return cache->observers.lse + head * cache->observers.lse_stride +
-           token * (shape->n_heads / shape->n_kv_heads);
+    return noted_lse(loop, tile, head);
 }
 
-/* The lse of a replay's queries over what its scores compare: the first entries, the chunk's and its own. If
- * the chunk is the whole prompt that is everything, and attention has found it, unless it added a logit. The
- * state is free again. */
+/* Is the lse of a replay's queries over what its scores compare another than that of attention? Not if the chunk
+ * is the whole prompt, unless attention added a logit. */
+static bool must_normalise(const kv_cache *cache, const kv_row *row, uint32_t layer)
+{
+    kv_replay_chunk chunk;
+    if (!row->is_replay) return false;
+    const bool is_wanted = kv_seq_wants_replay(row->seq, &chunk);
+    assert(is_wanted);
+    return chunk.first > 0 || chunk.end < row->seq->n_prompt_tokens ||
+           cache->layer[layer].sink_logit != NULL;
+}
+
+/* Finds it: over the first entries, the chunk's and its own. The state is free again. */
 static void normalise_tile(const attend_loop *loop, const kv_tile *tile, uint32_t head,
                            kv_reader_worker *worker)
 {
     kv_replay_chunk chunk;
     kv_read_job j = make_job(loop, tile, head, worker);
-    const uint32_t n_prompt = j.seq->n_prompt_tokens;
-    const bool has_logit = loop->cache->layer[j.layer].sink_logit != NULL;
     const bool is_wanted = kv_seq_wants_replay(j.seq, &chunk);
     assert(is_wanted);
-    if (chunk.first == 0 && chunk.end == n_prompt && !has_logit) return;
     const kv_read_ranges compared = {.first_end = (uint32_t)min_size(KV_REPLAY_SINKS, chunk.first),
                                      .first = chunk.first,
                                      .end = chunk.end,
-                                     .behind = n_prompt};
-    const attn_result result = {.o = j.state->acc, .lse = lse_of(loop, tile, head)};
+                                     .behind = j.seq->n_prompt_tokens};
+    const attn_result result = {.o = j.state->acc, .lse = noted_lse(loop, tile, head)};
     j.only = &compared;
     j.query.v_dim = 0;
     attn_state_reset(j.state, (size_t)tile->n_queries * j.query.group, 0);
@@ -217,7 +234,8 @@ static void attend_tile(const attend_loop *loop, const kv_tile *tile, uint32_t h
         .sink_logit = sink_logit,
     };
     attn_finish(&j.query, &worker->state, &result);
-    if (row->is_replay) normalise_tile(loop, tile, head, worker);
+    if (loop->cache->ranks.n > 1) return; /* what follows needs the lse of all */
+    if (must_normalise(loop->cache, row, j.layer)) normalise_tile(loop, tile, head, worker);
     if (!j.is_decode || !wants_mass(row)) return;
     j.lse = result.lse; /* now, while the choice of pages is known */
     j.mass = kv_observe_mass(j.seq, j.layer, head);
@@ -246,8 +264,9 @@ static void add_row_mass(const attend_loop *loop, uint32_t row, uint32_t head,
         if (tile->row != row) continue;
         kv_read_job j = make_job(loop, tile, head, worker);
         if (mass == NULL) mass = kv_observe_mass(j.seq, j.layer, head);
-        j.lse = lse_of(loop, tile, head);
+        j.lse = noted_lse(loop, tile, head);
         j.mass = mass;
+        j.is_again = true;
         kv_read_blocks(&j);
     }
 }
@@ -289,14 +308,14 @@ static void raise_row_scores(const attend_loop *loop, uint32_t row, uint32_t hea
         if (tile->row != row) continue;
         kv_read_job j = make_job(loop, tile, head, worker);
         j.only = &scored;
-        j.lse = lse_of(loop, tile, head);
+        j.lse = noted_lse(loop, tile, head);
         j.most = kv_replay_scores(seq, j.layer, head);
         if (has_norms) raise_by_head(loop, tile, &j);
         if (!has_norms) kv_read_blocks(&j);
     }
 }
 
-/* Job i: row i mod n_rows of head i / n_rows. Decode rows have been dealt with. */
+/* Job i: row i mod n_rows of head i / n_rows. A rank alone has dealt with decode rows. */
 static void share_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
     const attend_loop *loop = ctx;
@@ -306,7 +325,44 @@ static void share_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
         const uint32_t r = (uint32_t)(i % step->n_rows), head = (uint32_t)(i / step->n_rows);
         kv_reader_worker *scratch = &loop->cache->reader.workers[worker];
         if (row->is_replay) raise_row_scores(loop, r, head, scratch);
-        if (!row->is_decode && wants_mass(row)) add_row_mass(loop, r, head, scratch);
+        const bool is_left = !row->is_decode || loop->cache->ranks.n > 1;
+        if (is_left && wants_mass(row)) add_row_mass(loop, r, head, scratch);
+    }
+}
+
+typedef struct normalise_loop {
+    const attend_loop *loop;
+    uint32_t row;
+} normalise_loop;
+
+static void normalise_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    const normalise_loop *n = ctx;
+    const kv_reader *reader = &n->loop->cache->reader;
+    for (size_t head = begin; head < end; head++) {
+        for (uint32_t t = 0; t < n->loop->n_tiles; t++) {
+            if (reader->tiles[t].row != n->row) continue;
+            normalise_tile(n->loop, &reader->tiles[t], (uint32_t)head, &reader->workers[worker]);
+        }
+    }
+}
+
+/* Over ranks: what the scores of replays compare lies on all of them. */
+static void normalise_over_ranks(const attend_loop *loop)
+{
+    const kv_cache *cache = loop->cache;
+    const kv_layer_shape *shape = &cache->layer[loop->args->layer];
+    const size_t group = shape->n_heads / shape->n_kv_heads;
+    for (uint32_t r = 0; r < cache->step.n_rows; r++) {
+        const kv_row *row = &cache->step.rows[r];
+        if (!must_normalise(cache, row, loop->args->layer)) continue;
+        normalise_loop each = {.loop = loop, .row = r};
+        const kv_lse_rows rows = {.lse = cache->observers.lse + row->first_token * group,
+                                  .stride = cache->observers.lse_stride,
+                                  .n_rows = shape->n_kv_heads,
+                                  .n = row->n_tokens * group};
+        parallel_for(cache->d->pool, shape->n_kv_heads, 1, normalise_jobs, &each);
+        kv_ranks_merge_lse(cache, &rows);
     }
 }
 
@@ -362,9 +418,11 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     kv_hint_layer(cache, args->layer + 1); /* a call that starts reading and does not wait for it */
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, attend_jobs, &loop);
     const bool is_whole = cache->ranks.n == 1 || kv_ranks_merge(cache, args->layer, args->out);
-    if (is_whole) gather_misses(cache, args->layer);
+    if (!is_whole) return;
+    gather_misses(cache, args->layer);
     kv_local_note(cache, args);
     if (cache->observers.lse == NULL) return;
+    if (cache->ranks.n > 1) normalise_over_ranks(&loop);
     const size_t n_row_jobs = (size_t)cache->step.n_rows * shape->n_kv_heads;
     parallel_for(cache->d->pool, n_row_jobs, is_small ? n_row_jobs : 1, share_jobs, &loop);
 }

@@ -3,7 +3,10 @@
 
 #include "kvcache/compact.h"
 #include "kvcache/encode.h"
+#include "kvcache/ranks.h"
 #include "kvcache/score_view.h"
+
+#include <string.h>
 
 /* ---- at open ------------------------------------------------------------------------------------- */
 
@@ -65,6 +68,18 @@ void kv_rewrite_place(arena *a, const kv_cache *cache, kv_rewrite_worker *out)
     out->fate = arena_take(a, cache->limits.n_seq_tokens_max, sizeof *out->fate);
     out->work = (kv_rewrite_work){.index = arena_take(a, n_indices, sizeof *out->work.index),
                                   .rows = arena_take(a, n_floats, sizeof *out->work.rows)};
+}
+
+void kv_rewrite_place_joint(arena *a, const kv_cache *cache, kv_evict *out)
+{
+    const size_t n_heads = cache->n_kv_heads_max, n_max = cache->limits.n_seq_tokens_max;
+    bool is_asked = false;
+    for (uint32_t i = 0; kv_rewritings[i] != NULL; i++)
+        is_asked |= kv_rewritings[i]->turns_keys && may_be_asked(cache, kv_rewritings[i]);
+    if (!is_asked) return;
+    out->gone = arena_take(a, n_heads, n_max * sizeof *out->gone);
+    out->fixed_end = arena_take(a, n_heads, sizeof *out->fixed_end);
+    out->gone_here = arena_take(a, n_max, sizeof *out->gone_here);
 }
 
 /* ---- a head -------------------------------------------------------------------------------------- */
@@ -140,6 +155,109 @@ static void find_fates(const kv_rewrite_head_args *args, uint8_t *fate)
     }
 }
 
+/* ---- over ranks ---------------------------------------------------------------------------------- */
+
+bool kv_rewrite_is_joint(const kv_seq *seq)
+{
+    const kv_rewriting *const *at = seq->methods.rewritings.list;
+    while (*at != NULL && !(*at)->turns_keys)
+        at++;
+    return seq->cache->ranks.n > 1 && *at != NULL;
+}
+
+static uint8_t *gone_of(const kv_cache *cache, uint32_t head)
+{
+    return cache->evict.gone + (size_t)head * cache->limits.n_seq_tokens_max;
+}
+
+/* What a rank says of one head before it names what goes. */
+typedef struct head_news {
+    uint32_t n_gone, fixed_end;
+} head_news;
+
+/* Writes the positions of what goes to `out`, unless it is NULL. */
+static head_news list_gone(const kv_rewrite_head_args *args, uint32_t *out)
+{
+    const kv_cache *cache = args->seq->cache;
+    const kv_head_view *view = args->view;
+    head_news news = {0};
+    for (uint32_t c = 0, next = 0; c < view->n_open; c++) {
+        const uint32_t i = view->first + c;
+        const bool is_kept = next < args->n_kept && view->kept[next] == c;
+        next += is_kept;
+        if (!is_kept && out != NULL) out[news.n_gone] = view->positions[i];
+        news.n_gone += !is_kept;
+        if (is_kept && kv_is_coded_page(cache, page_of(args, i)))
+            news.fixed_end = view->positions[i] + 1;
+    }
+    return news;
+}
+
+static kv_rewrite_head_args head_args(const kv_seq *seq, uint32_t layer, uint32_t head)
+{
+    const kv_head_view *view = &seq->cache->evict.heads[head];
+    return (kv_rewrite_head_args){.seq = (kv_seq *)(uintptr_t)seq,
+                                  .layer = layer,
+                                  .head = head,
+                                  .view = view,
+                                  .n_kept = view->n_kept};
+}
+
+/* Of all heads and ranks: what is fixed. Returns how many go of one head on one rank, at most. */
+static uint32_t share_news(const kv_seq *seq, uint32_t layer)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t n_heads = cache->n_kv_heads[layer];
+    head_news *all = (head_news *)(void *)cache->ranks.parts;
+    head_news *own = all + (size_t)cache->ranks.rank * n_heads;
+    uint32_t most = 0;
+    for (uint32_t h = 0; h < n_heads; h++) {
+        const kv_rewrite_head_args args = head_args(seq, layer, h);
+        own[h] = list_gone(&args, NULL);
+        cache->evict.fixed_end[h] = 0;
+    }
+    if (!kv_ranks_gather(cache, own, all, n_heads * sizeof *own)) return 0;
+    for (uint32_t i = 0; i < n_heads * cache->ranks.n; i++) {
+        uint32_t *end = &cache->evict.fixed_end[i % n_heads];
+        *end = (uint32_t)max_size(*end, all[i].fixed_end);
+        most = (uint32_t)max_size(most, all[i].n_gone);
+    }
+    return most;
+}
+
+/* Of one head, as many at a time as a part holds. */
+static void share_gone(const kv_rewrite_head_args *args, uint32_t n_most)
+{
+    const kv_cache *cache = args->seq->cache;
+    const kv_ranks *ranks = &cache->ranks;
+    uint8_t *gone = gone_of(cache, args->head);
+    uint32_t *own = cache->evict.gone_here, *all = (uint32_t *)(void *)ranks->parts;
+    const size_t n_max = ranks->part_bytes / sizeof *own;
+    const uint32_t n_own = list_gone(args, own).n_gone;
+    for (uint32_t i = n_own; i < n_most; i++)
+        own[i] = UINT32_MAX; /* nothing: others have more */
+    for (size_t at = 0; at < n_most; at += n_max) {
+        const size_t n = min_size(n_max, n_most - at);
+        if (!kv_ranks_gather(cache, own + at, all, n * sizeof *own)) return;
+        for (size_t i = 0; i < n * ranks->n; i++) {
+            if (all[i] < args->seq->length) gone[all[i]] = 1;
+        }
+    }
+}
+
+void kv_rewrite_meet(const kv_seq *seq, uint32_t layer)
+{
+    const kv_cache *cache = seq->cache;
+    const uint32_t n_most = share_news(seq, layer);
+    for (uint32_t h = 0; h < cache->n_kv_heads[layer]; h++) {
+        const kv_rewrite_head_args args = head_args(seq, layer, h);
+        memset(gone_of(cache, h), 0, seq->length);
+        if (n_most > 0) share_gone(&args, n_most);
+    }
+}
+
+/* ---- a head, continued --------------------------------------------------------------------------- */
+
 /* Of the raw pages of a head, whose keys are others now. */
 static void write_boxes(const kv_rewrite_head_args *args)
 {
@@ -160,6 +278,7 @@ uint32_t kv_rewrite_head(const kv_rewrite_head_args *args)
     const kv_cache *cache = args->seq->cache;
     const kv_layer_shape *shape = &cache->layer[args->layer];
     const kv_rewrite_worker *worker = &cache->evict.workers[args->worker].rewrite;
+    const bool is_joint = kv_rewrite_is_joint(args->seq);
     uint32_t page = KV_PAGE_NONE;
     attn_span span;
     const kv_view_source source = {.seq = args->seq,
@@ -181,6 +300,9 @@ uint32_t kv_rewrite_head(const kv_rewrite_head_args *args)
                                   .k_dim = shape->k_dim,
                                   .v_dim = shape->v_dim,
                                   .rope = shape->rope,
+                                  .gone = is_joint ? gone_of(cache, args->head) : NULL,
+                                  .gone_end = is_joint ? args->seq->length : 0,
+                                  .fixed_end = is_joint ? cache->evict.fixed_end[args->head] : 0,
                                   .work = worker->work,
                                   .put_key = put_key,
                                   .put_value = put_value,

@@ -9,6 +9,9 @@
  * Boxes of pages follow their keys. Nothing depends on more than the entries, so the bits are the same
  * however the sequence was cut.
  *
+ * Over ranks each rewrites what it has: values are blended into those of the same rank, and keys turn past what
+ * goes on any.
+ *
  * Only with methods that evict, and not with a scorer that is fitted: what it has fitted would be spoilt. */
 #ifndef KVCACHE_REWRITE_H
 #define KVCACHE_REWRITE_H
@@ -21,6 +24,15 @@ err_t kv_rewrite_check(const kv_cache *cache, const kv_methods *methods, err_inf
 
 /* Run over a measuring and then a real arena: the scratch of one worker. */
 void kv_rewrite_place(arena *a, const kv_cache *cache, kv_rewrite_worker *out);
+
+/* And over ranks what they tell each other. */
+void kv_rewrite_place_joint(arena *a, const kv_cache *cache, kv_evict *out);
+
+/* Over ranks: does a rewriting need to know what goes on the others, so that all must rewrite at once? */
+bool kv_rewrite_is_joint(const kv_seq *seq);
+
+/* Then, collective: tells the ranks what goes of a layer, of whose heads kept[n_kept] is known. */
+void kv_rewrite_meet(const kv_seq *seq, uint32_t layer);
 
 /* What one head keeps of its candidates. */
 typedef struct kv_rewrite_head_args {

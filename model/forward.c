@@ -8,7 +8,6 @@
 #include "base/check.h"
 
 #include <math.h>
-#include <string.h>
 
 typedef struct rope_step {
     model *m;
@@ -26,8 +25,8 @@ static void fill_rope(void *ctx, size_t begin, size_t end, uint32_t worker)
     for (size_t t = begin; t < end; t++) {
         for (size_t i = 0; i < half; i++) {
             const float angle = (float)step->positions[t] * m->inv_freq[i];
-            m->scratch.cos[t * half + i] = cosf(angle);
-            m->scratch.sin[t * half + i] = sinf(angle);
+            m->host.cos[t * half + i] = cosf(angle);
+            m->host.sin[t * half + i] = sinf(angle);
         }
     }
 }
@@ -45,22 +44,43 @@ static bool ranks_routed_alike(const model *m)
     return are_alike;
 }
 
+static void send_rope(model *m, uint32_t n_tokens)
+{
+    const size_t bytes = (size_t)n_tokens * (m->config.head_dim / 2) * sizeof(float);
+    dev_upload(m->d, m->scratch.cos, m->host.cos, bytes);
+    dev_upload(m->d, m->scratch.sin, m->host.sin, bytes);
+}
+
+/* Where ops find so many ids. */
+static const uint32_t *send_ids(model *m, const uint32_t *ids, uint32_t n)
+{
+    if (m->scratch.ids == NULL) return ids;
+    dev_upload(m->d, m->scratch.ids, ids, n * sizeof *ids);
+    return m->scratch.ids;
+}
+
 void model_forward(model *m, kv_cache *cache, const model_batch *batch)
 {
     const uint32_t n_tokens = batch->n_tokens;
     assert(n_tokens > 0);
     assert(n_tokens <= m->n_step_tokens_max);
-    m->d->ops->embed(m->d, &(embed_args){.table = m->weights.embedding,
-                                         .id = batch->tokens,
+    m->d->ops->embed(m->d, &(embed_args){.table = m->device.embedding,
+                                         .id = send_ids(m, batch->tokens, n_tokens),
                                          .n_tokens = n_tokens,
                                          .out = m->scratch.x});
     rope_step rope = {m, batch->positions};
     parallel_for(m->d->pool, n_tokens, 16, fill_rope, &rope);
+    send_rope(m, n_tokens);
     for (uint32_t l = 0; l < m->config.n_layers; l++) {
         layer_attention(m, cache, l, n_tokens);
         layer_moe(m, cache, l, batch);
     }
     m->n_last_tokens = n_tokens;
+    err_info failure = {0};
+    if (m->comm != NULL && model_status(m, &failure) != ERR_OK) {
+        comm_abort(m->comm, failure.message);
+        return;
+    }
     /* After a failure hidden states are anything, and differ. */
     paranoid_assert(ranks_routed_alike(m) || comm_status(m->comm, NULL) != ERR_OK);
     if (expert_placement_end_step(m->placement)) model_follow_placement(m);
@@ -72,14 +92,16 @@ void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits
     const model_scratch *const s = &m->scratch;
     assert(n_rows > 0);
     assert(n_rows <= MODEL_LOGIT_ROWS_MAX);
-    for (uint32_t i = 0; i < n_rows; i++) {
+    for (uint32_t i = 0; i < n_rows; i++)
         assert(rows[i] < m->n_last_tokens);
-        memcpy(s->rows + (size_t)i * c->d_model, s->x + (size_t)rows[i] * c->d_model,
-               c->d_model * sizeof *s->x);
-    }
+    float *const out = s->logits != NULL ? s->logits : logits;
+    m->d->ops->embed(m->d, &(embed_args){.table = {s->x, DTYPE_F32, m->n_last_tokens, c->d_model},
+                                         .id = send_ids(m, rows, n_rows),
+                                         .n_tokens = n_rows,
+                                         .out = s->rows});
     m->d->ops->rms_norm(m->d, &(rms_norm_args){.x = s->rows,
-                                               .w = m->weights.final_norm.data,
-                                               .w_type = m->weights.final_norm.type,
+                                               .w = m->device.final_norm.data,
+                                               .w_type = m->device.final_norm.type,
                                                .n_tokens = n_rows,
                                                .dim = c->d_model,
                                                .eps = c->norm_eps,
@@ -88,5 +110,6 @@ void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits
                                            .x_stride = c->d_model,
                                            .n_tokens = n_rows,
                                            .n_parts = 1,
-                                           .part = {{m->weights.head, logits, c->n_vocab}}});
+                                           .part = {{m->device.head, out, c->n_vocab}}});
+    dev_download(m->d, logits, out, (size_t)n_rows * c->n_vocab * sizeof *logits);
 }

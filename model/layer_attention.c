@@ -5,7 +5,6 @@
 #include "model/model_internal.h"
 
 #include <math.h>
-#include <string.h>
 
 static void project_qkv(model *m, const model_layer *layer, uint32_t n_tokens)
 {
@@ -38,23 +37,29 @@ static void measure_inputs(void *ctx, size_t begin, size_t end, uint32_t worker)
     const uint32_t dim = m->config.d_model;
     (void)worker;
     for (size_t t = begin; t < end; t++) {
-        const float *x = m->scratch.x + t * dim;
+        const float *x = m->host.x + t * dim;
         double sum = 0;
         for (uint32_t i = 0; i < dim; i++)
             sum += (double)x[i] * (double)x[i];
-        m->scratch.input_norm[t] = (float)sqrt(sum);
+        m->host.input_norm[t] = (float)sqrt(sum);
     }
 }
 
 void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
 {
     const model_config *const c = &m->config;
-    const model_layer *const layer = &m->weights.layer[l];
+    const model_layer *const layer = &m->device.layer[l];
     const model_scratch *const s = &m->scratch;
+    const model_mirror *const h = &m->host;
     const dev_ops *const ops = m->d->ops;
+    const size_t q_bytes = (size_t)n_tokens * c->n_heads * c->head_dim * sizeof *s->q,
+                 kv_bytes = (size_t)n_tokens * c->n_kv_heads * c->head_dim * sizeof *s->k;
     const bool wants_input_norm = kv_cache_wants_input_norm(cache);
 
-    if (wants_input_norm) parallel_for(m->d->pool, n_tokens, 1, measure_inputs, m);
+    if (wants_input_norm) {
+        dev_download(m->d, h->x, s->x, (size_t)n_tokens * c->d_model * sizeof *s->x);
+        parallel_for(m->d->pool, n_tokens, 1, measure_inputs, m);
+    }
     ops->rms_norm(m->d, &(rms_norm_args){.x = s->x,
                                          .w = layer->attention_norm.data,
                                          .w_type = layer->attention_norm.type,
@@ -65,17 +70,20 @@ void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
     project_qkv(m, layer, n_tokens);
     /* The queries before they are turned lie where the output of attention will. */
     const bool wants_q_nope = kv_cache_wants_q_nope(cache);
-    if (wants_q_nope)
-        memcpy(s->attended, s->q, (size_t)n_tokens * c->n_heads * c->head_dim * sizeof *s->q);
+    if (wants_q_nope) dev_download(m->d, h->attended, s->q, q_bytes);
     rotate(m, s->q, c->n_heads, n_tokens);
     rotate(m, s->k, c->n_kv_heads, n_tokens);
 
-    kv_append(cache, &(kv_append_args){.layer = l, .k = s->k, .v = s->v});
+    dev_download(m->d, h->q, s->q, q_bytes);
+    dev_download(m->d, h->k, s->k, kv_bytes);
+    dev_download(m->d, h->v, s->v, kv_bytes);
+    kv_append(cache, &(kv_append_args){.layer = l, .k = h->k, .v = h->v});
     kv_attend(cache, &(kv_attend_args){.layer = l,
-                                       .q = s->q,
-                                       .q_nope = wants_q_nope ? s->attended : NULL,
-                                       .input_norm = wants_input_norm ? s->input_norm : NULL,
-                                       .out = s->attended});
+                                       .q = h->q,
+                                       .q_nope = wants_q_nope ? h->attended : NULL,
+                                       .input_norm = wants_input_norm ? h->input_norm : NULL,
+                                       .out = h->attended});
+    dev_upload(m->d, s->attended, h->attended, q_bytes);
 
     ops->matmul(m->d, &(matmul_args){.x = s->attended,
                                      .x_stride = (size_t)c->n_heads * c->head_dim,

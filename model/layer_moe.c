@@ -2,8 +2,6 @@
  * placement by expert goes by, and why it is told after attention and not before. */
 #include "model/model_internal.h"
 
-#include <string.h>
-
 static void route(model *m, const model_layer *layer, uint32_t n_tokens)
 {
     const model_config *const c = &m->config;
@@ -28,7 +26,7 @@ static void mark_routes(model *m, size_t n_choices)
 {
     static const uint64_t prime = 0x100000001b3; /* of FNV-1a */
     for (size_t i = 0; m->comm != NULL && i < n_choices; i++)
-        m->route_mark = (m->route_mark ^ m->scratch.chosen[i]) * prime;
+        m->route_mark = (m->route_mark ^ m->host.chosen[i]) * prime;
 }
 
 /* Adds what the experts give; over ranks, what all ranks' experts give together. */
@@ -38,7 +36,7 @@ static void add_experts(model *m, const model_layer *layer, uint32_t n_tokens)
     const model_scratch *const s = &m->scratch;
     const size_t n = (size_t)n_tokens * c->d_model;
     float *const out = m->comm != NULL ? s->moe_sum : s->x;
-    if (m->comm != NULL) memset(out, 0, n * sizeof *out);
+    if (m->comm != NULL) dev_zero(m->d, out, n * sizeof *out);
     m->d->ops->moe(m->d, &(moe_args){.x = s->normed,
                                      .n_tokens = n_tokens,
                                      .dim = c->d_model,
@@ -51,15 +49,17 @@ static void add_experts(model *m, const model_layer *layer, uint32_t n_tokens)
                                      .out = out,
                                      .scratch = s->moe});
     if (m->comm == NULL) return;
-    if (comm_all_reduce(m->comm, out, out, n, DTYPE_F32, NULL) != ERR_OK) return; /* it keeps why */
-    for (size_t i = 0; i < n; i++)
-        s->x[i] += out[i];
+    float *const sum = m->host.moe_sum;
+    dev_download(m->d, sum, out, n * sizeof *out);
+    if (comm_all_reduce(m->comm, sum, sum, n, DTYPE_F32, NULL) != ERR_OK) return; /* it keeps why */
+    dev_upload(m->d, out, sum, n * sizeof *out);
+    m->d->ops->add(m->d, &(add_args){.x = s->x, .y = out, .n = n});
 }
 
 void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
 {
     const model_config *const c = &m->config;
-    const model_layer *const layer = &m->weights.layer[l];
+    const model_layer *const layer = &m->device.layer[l];
     const model_scratch *const s = &m->scratch;
     const uint32_t n_tokens = batch->n_tokens;
 
@@ -71,15 +71,19 @@ void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
                                                .eps = c->norm_eps,
                                                .out = s->normed});
     route(m, layer, n_tokens);
+    const model_mirror *const h = &m->host;
+    const size_t choice_bytes = (size_t)n_tokens * c->top_k * sizeof *s->chosen;
+    dev_download(m->d, h->chosen, s->chosen, choice_bytes);
     mark_routes(m, (size_t)n_tokens * c->top_k);
-    kv_note_experts(cache, l, s->chosen, c->top_k);
+    kv_note_experts(cache, l, h->chosen, c->top_k);
     if (batch->on_experts != NULL)
-        batch->on_experts(batch->on_experts_ctx, l, s->chosen, n_tokens, c->top_k);
+        batch->on_experts(batch->on_experts_ctx, l, h->chosen, n_tokens, c->top_k);
     expert_placement_deal(m->placement, l,
-                          &(expert_choices){.chosen = s->chosen,
+                          &(expert_choices){.chosen = h->chosen,
                                             .positions = batch->positions,
                                             .n_tokens = n_tokens,
                                             .top_k = c->top_k},
-                          m->rank, s->served);
+                          m->rank, h->served);
+    dev_upload(m->d, s->served, h->served, choice_bytes);
     add_experts(m, layer, n_tokens);
 }

@@ -7,52 +7,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* ---- scratch ------------------------------------------------------------------------------------- */
-
-/* Cuts all arrays from `a`: once while it measures, once to place them. */
-static void place_scratch(arena *a, const model_config *c, size_t n, size_t moe_bytes,
-                          bool has_ranks, model_scratch *s)
-{
-    const size_t q_dim = (size_t)c->n_heads * c->head_dim,
-                 kv_dim = (size_t)c->n_kv_heads * c->head_dim;
-    s->x = arena_take(a, n, c->d_model * sizeof(float));
-    s->normed = arena_take(a, n, c->d_model * sizeof(float));
-    s->input_norm = arena_take(a, n, sizeof(float));
-    s->q = arena_take(a, n, q_dim * sizeof(float));
-    s->k = arena_take(a, n, kv_dim * sizeof(float));
-    s->v = arena_take(a, n, kv_dim * sizeof(float));
-    s->attended = arena_take(a, n, q_dim * sizeof(float));
-    s->cos = arena_take(a, n, c->head_dim / 2 * sizeof(float));
-    s->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
-    s->router_logits = arena_take(a, n, c->n_experts * sizeof(float));
-    s->chosen = arena_take(a, n, c->top_k * sizeof(uint32_t));
-    s->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
-    s->gate = arena_take(a, n, c->top_k * sizeof(float));
-    s->moe = arena_take(a, moe_bytes, 1);
-    s->moe_sum = has_ranks ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
-    s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->d_model * sizeof(float));
-}
-
-static err_t alloc_scratch(model *m, err_info *info)
-{
-    const model_config *const c = &m->config;
-    const size_t moe_bytes =
-        moe_scratch_bytes(m->n_step_tokens_max, c->d_model, c->d_ffn, c->n_experts, c->top_k);
-    if (moe_bytes == 0)
-        return err_set(info, ERR_OVERFLOW, "model: the size of a step's memory overflows");
-    arena measure;
-    arena_init_measure(&measure);
-    place_scratch(&measure, c, m->n_step_tokens_max, moe_bytes, m->comm != NULL, &m->scratch);
-    err_t err = measure.err;
-    if (err == ERR_OK) err = arena_init(&m->memory, measure.used_bytes);
-    if (err != ERR_OK)
-        return err_set(info, err, "model: no memory for %u tokens in a step (%zu bytes)",
-                       m->n_step_tokens_max, measure.used_bytes);
-    place_scratch(&m->memory, c, m->n_step_tokens_max, moe_bytes, m->comm != NULL, &m->scratch);
-    assert(m->memory.err == ERR_OK);
-    return ERR_OK;
-}
-
 /* ---- opening ------------------------------------------------------------------------------------- */
 
 void model_follow_placement(model *m)
@@ -159,7 +113,9 @@ err_t model_open(dev *d, const char *dir, const model_options *options, model **
     if (err != ERR_OK) goto fail;
     err = model_kv_bases_load(dir, m->kv_layer, m->config.n_layers, &m->kv_bases, info);
     if (err != ERR_OK) goto fail;
-    err = alloc_scratch(m, info);
+    err = model_weights_to_device(m->d, m->family, &m->config, &m->weights, &m->device, info);
+    if (err != ERR_OK) goto fail;
+    err = model_scratch_alloc(m, info);
     if (err != ERR_OK) goto fail;
     *out = m;
     return ERR_OK;
@@ -171,7 +127,8 @@ fail:
 void model_close(model *m)
 {
     if (m == NULL) return;
-    arena_deinit(&m->memory);
+    model_scratch_free(m);
+    model_weights_leave_device(m->d, &m->device);
     expert_placement_close(m->placement);
     model_weights_deinit(&m->weights);
     free(m->kv_layer);
@@ -181,6 +138,11 @@ void model_close(model *m)
 }
 
 /* ---- queries ------------------------------------------------------------------------------------- */
+
+err_t model_status(const model *m, err_info *info)
+{
+    return dev_status(m->d, info);
+}
 
 const model_config *model_get_config(const model *m)
 {
@@ -199,7 +161,7 @@ size_t model_weight_bytes(const model *m)
 
 size_t model_scratch_bytes(const model *m)
 {
-    return m->memory.capacity_bytes;
+    return m->scratch_bytes;
 }
 
 void model_expert_stats(const model *m, expert_stats *out)

@@ -9,7 +9,10 @@
  * batch. Each rank has some of a layer's experts, perhaps none (model/expert_placement.h); the sums of all
  * are added in rank order. The rest is computed by every rank, to the same bits if they have the same
  * instruction set. A failure of the comm leaves hidden states that are worthless: see comm_status after a
- * step.
+ * step. So does one of the device: see model_status.
+ *
+ * On a device with memory of its own (kernels/dev.h) weights are copied there once; the cache and what it
+ * attends stay on the host, to which q, k, v and the routers' choices come in every layer.
  *
  * Threads: one owner calls forward and logits; the const queries may be called by any thread.
  * Memory: weights are mapped and used in place; scratch is allocated in model_open for
@@ -65,6 +68,10 @@ typedef struct model_batch {
 /* Runs all layers between kv_step_begin and kv_step_end; leaves the hidden states inside,
  * where model_logits finds them until the next forward. */
 void model_forward(model *m, kv_cache *cache, const model_batch *batch);
+
+/* The first failure of the device; all that was computed since is worthless. Over ranks model_forward aborts the
+ * comm then, so that none goes on. */
+err_t model_status(const model *m, err_info *info) MUST_CHECK;
 
 /* Logits of chosen tokens of the last forward: rows[i] is a token's index in the batch. n_rows <=
  * MODEL_LOGIT_ROWS_MAX; logits [n_rows][n_vocab]. */

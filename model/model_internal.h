@@ -6,15 +6,14 @@
 #include "model/expert_placement.h"
 #include "model/family.h"
 #include "model/model.h"
-#include "model/weights.h"
+#include "model/weights_device.h"
 
 #include <stdatomic.h>
 
-/* Working memory of a step, placed once in one arena. n = n_step_tokens_max. */
+/* Working memory of a step, in the device's memory: cut from one block. n = n_step_tokens_max. */
 typedef struct model_scratch {
     float *x;             /* [n][d_model] the residual stream */
     float *normed;        /* [n][d_model] */
-    float *input_norm;    /* [n] lengths of x, where the cache asks for them */
     float *q;             /* [n][n_heads][head_dim] */
     float *k, *v;         /* [n][n_kv_heads][head_dim] */
     float *attended;      /* [n][n_heads][head_dim] */
@@ -23,16 +22,30 @@ typedef struct model_scratch {
     uint32_t *chosen;     /* [n][top_k] */
     uint32_t *served; /* [n][top_k] those of `chosen` that this rank computes, else MOE_ELSEWHERE */
     float *gate;      /* [n][top_k] weights of the chosen experts */
-    void *moe;        /* moe_scratch_bytes */
+    void *moe;        /* dev_ops.moe_scratch_bytes */
     float *moe_sum;   /* [n][d_model] of the ranks' experts; NULL alone */
     float *rows;      /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */
+    /* NULL if the device works on the host's memory, which has these: */
+    uint32_t *ids; /* [max(n, MODEL_LOGIT_ROWS_MAX)] tokens, or rows for logits */
+    float *logits; /* [MODEL_LOGIT_ROWS_MAX][n_vocab] */
 } model_scratch;
+
+/* What the host reads or writes of that, as large; the same arrays where the device's memory is the host's. */
+typedef struct model_mirror {
+    float *x;
+    float *input_norm; /* [n] lengths of x, where the cache asks for them; of the host alone */
+    float *q, *k, *v, *attended;
+    float *cos, *sin;
+    uint32_t *chosen, *served;
+    float *moe_sum;
+} model_mirror;
 
 struct model {
     dev *d;
     model_config config;
     const model_family *family;
-    model_weights weights;
+    model_weights weights;       /* on the host */
+    model_device_weights device; /* the same, where ops read them */
     kv_shape kv;
     kv_layer_shape *kv_layer; /* [n_layers] */
     float *kv_bases;          /* what kv_layer's bases point into, or NULL */
@@ -41,13 +54,20 @@ struct model {
     uint32_t n_step_tokens_max;
     uint32_t n_last_tokens; /* of the last forward, whose x is still there */
     arena memory;           /* everything in scratch */
+    void *scratch_block;    /* of dev_alloc, what `memory` is over if the device has its own */
     model_scratch scratch;
-    comm *comm;          /* NULL: alone, or with nobody */
-    uint64_t route_mark; /* of the choices of all routers in this step; the same on every rank */
-    uint32_t rank;       /* of comm; 0 alone */
+    arena host_memory;
+    model_mirror host;
+    size_t scratch_bytes; /* of both */
+    comm *comm;           /* NULL: alone, or with nobody */
+    uint64_t route_mark;  /* of the choices of all routers in this step; the same on every rank */
+    uint32_t rank;        /* of comm; 0 alone */
     expert_placement *placement;
     atomic_size_t weight_bytes; /* changes with the placement */
 };
+
+err_t model_scratch_alloc(model *m, err_info *info) MUST_CHECK;
+void model_scratch_free(model *m);
 
 /* Weights that are read are those of the experts that this rank has now. */
 void model_follow_placement(model *m);

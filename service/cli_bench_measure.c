@@ -144,7 +144,7 @@ static err_t run_step(bench_run *r, uint32_t n_rows)
     TRY(kv_step_begin(r->parts->cache, r->rows, n_rows));
     model_forward(r->parts->m, r->parts->cache, &batch);
     kv_step_end(r->parts->cache);
-    return ERR_OK;
+    return model_status(r->parts->m, NULL);
 }
 
 /* Appends n_tokens to one sequence, in chunks. */

@@ -11,7 +11,7 @@
 #include "service/cli_parts.h"
 #include "service/eval/eval_compare.h"
 
-enum { EVAL_ROWS_MAX = 64 };
+enum { EVAL_ROWS_MAX = 128 };
 
 typedef struct eval_config {
     char *text, *tasks, *contexts, *compare, *against, *json; /* NULL: not given */

@@ -92,7 +92,8 @@ static void apply_result(engine *e, const job *j, const sampler_result *result, 
     }
 }
 
-static void run_jobs(engine *e)
+/* False: the device has failed. */
+static bool run_jobs(engine *e)
 {
     uint32_t rows[MODEL_LOGIT_ROWS_MAX];
     for (uint32_t first = 0; first < e->batch.n_jobs; first += MODEL_LOGIT_ROWS_MAX) {
@@ -102,12 +103,14 @@ static void run_jobs(engine *e)
         for (uint32_t i = 0; i < n_rows; i++)
             rows[i] = jobs[i].batch_row;
         model_logits(e->parts.m, rows, n_rows, e->logits);
+        if (model_status(e->parts.m, NULL) != ERR_OK) return false;
         group g = {.e = e, .jobs = jobs};
         parallel_for(e->parts.d->pool, n_rows, 1, sample_rows, &g);
         const uint64_t now_ns = clock_mono_ns();
         for (uint32_t i = 0; i < n_rows; i++)
             apply_result(e, &jobs[i], &e->results[i], now_ns);
     }
+    return true;
 }
 
 /* Chunks of prompts that have been read again to their end are taken away. */
@@ -180,7 +183,7 @@ void engine_run_step(engine *e)
     metrics *m = e->parts.metrics;
     forward(e);
     if (leader_status(e->ranks, NULL) != ERR_OK) return; /* what the step gave is worthless */
-    run_jobs(e);
+    if (!run_jobs(e)) return;
     end_replays(e);
     publish_rows(e);
     metrics_observe(m, METRIC_BATCH_TOKENS, e->batch.n_tokens);

@@ -123,7 +123,8 @@ static err_t close_seq(follower *f, const rank_head *head, err_info *info)
 
 static err_t end_replay(follower *f, const rank_head *head, err_info *info)
 {
-    (void)info;
+    kv_replay_chunk chunk;
+    if (!kv_seq_wants_replay(f->seqs[head->slot], &chunk)) return refuse(head, info);
     (void)kv_seq_end_replay(f->seqs[head->slot]);
     return ERR_OK;
 }
@@ -156,6 +157,15 @@ static err_t look(follower *f, const rank_head *head, err_info *info)
 
 /* ---- steps ---------------------------------------------------------------------------------------- */
 
+/* May the sequence take the row's tokens? */
+static bool fits(const kv_seq *seq, const rank_row *row, const kv_limits *limits)
+{
+    const bool is_replay = (row->flags & RANK_ROW_REPLAYS) != 0;
+    if (row->n_tokens > limits->n_seq_tokens_max - kv_seq_length(seq)) return false;
+    if (!is_replay) return row->n_tokens <= kv_seq_step_tokens_max(seq);
+    return row->n_tokens <= kv_seq_replay_tokens_max(seq) && (row->flags & RANK_ROW_DECODES) == 0;
+}
+
 /* One row of the step, from token `first` of the batch on. */
 static bool read_row(follower *f, const rank_row *from, uint32_t first, const uint32_t *tokens,
                      kv_row *out)
@@ -164,9 +174,7 @@ static bool read_row(follower *f, const rank_row *from, uint32_t first, const ui
     kv_seq *seq = from->slot < limits->n_seqs_max ? f->seqs[from->slot] : NULL;
     if (seq == NULL || from->n_tokens == 0) return false;
     const uint32_t start = kv_seq_length(seq);
-    if (from->n_tokens > limits->n_seq_tokens_max - start ||
-        from->n_tokens > kv_seq_step_tokens_max(seq))
-        return false;
+    if (!fits(seq, from, limits)) return false;
     *out = (kv_row){.seq = seq,
                     .first_token = first,
                     .n_tokens = from->n_tokens,
@@ -209,6 +217,7 @@ static err_t run_step(follower *f, const rank_head *head, err_info *info)
         return comm_status(f->parts.comm, info);
     model_forward(f->parts.m, f->parts.cache, &batch);
     kv_step_end(f->parts.cache);
+    TRY(model_status(f->parts.m, info));
     return comm_status(f->parts.comm, info);
 }
 

@@ -88,7 +88,8 @@ bool leader_is_alone(const leader *l)
 
 err_t leader_status(const leader *l, err_info *info)
 {
-    return l->parts.comm != NULL ? comm_status(l->parts.comm, info) : ERR_OK;
+    if (l->parts.comm != NULL) TRY(comm_status(l->parts.comm, info));
+    return model_status(l->parts.m, info);
 }
 
 /* ---- sequences ------------------------------------------------------------------------------------ */

@@ -242,6 +242,10 @@ void server_unload(server_parts *parts)
 {
     const bool are_let_go = parts->e != NULL; /* the other ranks, by the engine */
     const char *reason = parts->failure != NULL ? parts->failure : "it does not serve";
+    comm *c = parts->own.comm;
+    /* An engine that lets them go means that all is well: of a failure they hear first. */
+    if (parts->failure != NULL && c != NULL && comm_status(c, NULL) == ERR_OK)
+        comm_abort(c, parts->failure);
     engine_close(parts->e);
     tokenizer_close(parts->t);
     rank_group_close(parts->group, &parts->own, are_let_go ? NULL : reason);

@@ -6,6 +6,8 @@
  *   a_i  = max(cos, 0) |v_i| / (|v_i| + |v_j| + 1e-6)
  *   v_j := (v_j + sum_i a_i v_i) / (1 + sum_i a_i), over the i that go to j
  *
+ * Over ranks what goes is blended into what stays on the same rank.
+ *
  * Threshold 0 and all entries that go, as are the published defaults. Keys stay, and so does the attention
  * that they get: the mass of what went is lost all the same (compression/matching.h finds biases for it).
  *

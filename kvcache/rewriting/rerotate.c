@@ -14,7 +14,10 @@
  * rounds it to the cache type once more.
  *
  * A fixed key cannot move, and none may pass another. So an entry that goes moves the keys between it and
- * the next fixed one before it, and those before that stay as far away as they were. */
+ * the next fixed one before it, and those before that stay as far away as they were.
+ *
+ * Over ranks what goes on any of them is counted, so that distances are those of one. Keys before the newest fixed
+ * one of any rank do not move. */
 #include "kvcache/rewriting/rewriting.h"
 
 #include <math.h>
@@ -49,18 +52,32 @@ static void turn_key(const turn *by, uint32_t half, float *key)
     }
 }
 
+/* The walk goes from the newest entry to the oldest. */
+typedef struct walk {
+    uint32_t delta; /* entries that go behind the present one, as far as they move it */
+    uint32_t end;   /* over ranks: positions from here on have been counted */
+} walk;
+
+static void step_to(const kv_rewrite_args *args, uint32_t i, walk *w)
+{
+    const uint32_t position = args->view->positions[i];
+    for (; args->gone != NULL && w->end > position + 1; w->end--)
+        w->delta += args->gone[w->end - 1] != 0;
+    if (args->gone == NULL && args->fate[i] == KV_FATE_GOES) w->delta++;
+    if (args->fate[i] == KV_FATE_FIXED) w->delta = 0;
+}
+
 static void rerotate(const kv_rewrite_args *args)
 {
     const uint32_t half = args->rope->n / 2;
     float *key = args->work.rows;
     turn by = {.cos = key + args->k_dim, .sin = key + args->k_dim + half};
-    uint32_t delta = 0;
+    walk w = {.end = args->gone_end};
     for (uint32_t i = args->view->n; i-- > 0;) {
-        const uint8_t fate = args->fate[i];
-        if (fate == KV_FATE_GOES) delta++;
-        if (fate == KV_FATE_FIXED) delta = 0;
-        if (fate == KV_FATE_GOES || delta == 0) continue;
-        find_turn(args->rope, delta, &by);
+        if (args->gone != NULL && args->view->positions[i] < args->fixed_end) return;
+        step_to(args, i, &w);
+        if (args->fate[i] == KV_FATE_GOES || w.delta == 0) continue;
+        find_turn(args->rope, w.delta, &by);
         args->view->load(args->view, i, 1, key, NULL);
         turn_key(&by, half, key);
         args->put_key(args->ctx, i, key);

@@ -38,6 +38,10 @@ typedef struct kv_rewrite_args {
     const uint8_t *fate;       /* [view->n]: kv_fate */
     uint32_t k_dim, v_dim;
     const kv_rope *rope; /* valid under turns_keys */
+    /* Valid under turns_keys where the view is a part of the head, the rest being other ranks'; NULL: it is not. */
+    const uint8_t *gone; /* by position: not 0 where an entry of some rank goes */
+    uint32_t gone_end;   /* positions */
+    uint32_t fixed_end;  /* behind entries at positions below, one of some rank is fixed */
     kv_rewrite_work work;
     /* The key [k_dim] or the value [v_dim] of entry i, which may be written; rounded to the cache type. */
     void (*put_key)(void *ctx, uint32_t i, const float *key);

@@ -7,6 +7,8 @@
  * the capacity that the entry alone adds, a ridge leverage score. tau = 5, 512 positions ahead. The first 4
  * positions are in neither and come first.
  *
+ * Over ranks the entries are those that the rank has: what others hold stands in for none of them.
+ *
  * A is summed and solved in double precision: A = L L', and v' A^-1 v = |L^-1 v|^2. Every pivot is at least 1,
  * A being I and more; what rounding takes below that is put back. */
 #include "kvcache/scoring/future_queries.h"

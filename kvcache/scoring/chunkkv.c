@@ -7,6 +7,7 @@
  * the published trunc(chunks * (1 - r)) when the length is a multiple of the chunk. The paper also
  * reuses the choice of a layer in the next one, to save time, which is not done. */
 #include "kvcache/scoring/methods.h"
+#include "kvcache/scoring/window_attention.h"
 
 static void score_chunks(const kv_score_args *args, float *out)
 {
@@ -20,4 +21,5 @@ const kv_scorer kv_scorer_chunkkv = {.name = "chunkkv",
                                      .over_heads = true,
                                      .by_page = true,
                                      .work_floats = kv_snapkv_floats,
+                                     .lse = kv_window_lse,
                                      .score = score_chunks};

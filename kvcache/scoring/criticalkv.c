@@ -12,6 +12,7 @@
 #include "kvcache/scoring/output_weights.h"
 #include "kvcache/scoring/score_math.h"
 #include "kvcache/scoring/selection.h"
+#include "kvcache/scoring/window_attention.h"
 
 #include <float.h>
 #include <math.h>
@@ -134,6 +135,7 @@ const kv_scorer kv_scorer_criticalkv = {.name = "criticalkv",
                                         .needs = KV_SCORE_QUERIES | KV_SCORE_OUT_PROJ,
                                         .n_queries = KV_SNAPKV_WINDOW,
                                         .work_floats = critical_floats,
+                                        .lse = kv_window_lse,
                                         .score = score_by_product};
 
 extern const kv_scorer kv_scorer_criticalkv_l2;
@@ -141,4 +143,5 @@ const kv_scorer kv_scorer_criticalkv_l2 = {.name = "criticalkv_l2",
                                            .needs = KV_SCORE_QUERIES | KV_SCORE_OUT_PROJ,
                                            .n_queries = KV_SNAPKV_WINDOW,
                                            .work_floats = critical_l2_floats,
+                                           .lse = kv_window_lse,
                                            .score = score_by_gram};

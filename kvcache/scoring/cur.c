@@ -2,7 +2,7 @@
  * CurDKV, 2025; leverage scores approximated by lengths).
  *
  * |k|^2 and |v|^2, each divided by its sum over the window of 16 entries; their product, divided by
- * the sum of all. The first 4 positions score 1. Windows begin at multiples of 16 entries. */
+ * the sum of all; over ranks, of all that the rank has. The first 4 positions score 1. Windows begin at multiples of 16 entries. */
 #include "kvcache/scoring/methods.h"
 #include "kvcache/scoring/score_math.h"
 

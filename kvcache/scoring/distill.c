@@ -31,4 +31,5 @@ const kv_scorer kv_scorer_distill = {.name = "distill",
                                      .n_queries = WINDOW,
                                      .is_fitted = true,
                                      .work_floats = kv_window_floats,
+                                     .lse = kv_window_lse,
                                      .score = score_squares};

@@ -4,7 +4,9 @@
  * Without entry j the output o of a query becomes o + p_j / (1 - p_j) (o - v_j), exactly. So
  *     score_j = mean over the group of  sum over the window of  (p_j / (1 - p_j))^2 |v_j - o|^2.
  * Errors of different heads are in one unit, which makes it a good match for adakv. The window itself
- * comes first. The window's size is not settled there; ours is snapkv's. */
+ * comes first. The window's size is not settled there; ours is snapkv's.
+ *
+ * Over ranks p and o are of what the rank holds: the error of its part of the output. */
 #include "kvcache/scoring/methods.h"
 #include "kvcache/scoring/score_math.h"
 #include "kvcache/scoring/window_attention.h"

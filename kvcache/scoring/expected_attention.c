@@ -15,6 +15,8 @@
 
 #include <math.h>
 
+enum { N_FUTURE = 512 };
+
 typedef struct expected {
     float *rows, *columns; /* [KV_SCORE_CHUNK][max(k_dim, v_dim)], [k_dim][KV_SCORE_CHUNK] */
     float *turn;           /* [2][rope.n / 2]: mean cosine and sine of the angle to come */
@@ -59,8 +61,8 @@ static void prepare_head(const kv_score_args *args, const expected *e, uint32_t 
         kv_future_rotate(args->rope, e->turn, e->cov + (size_t)r * k_dim, 1);
 }
 
-/* out += p / group over the entries from n_sinks on. */
-static void add_head(const kv_score_args *args, const expected *e, uint32_t n_sinks, float *out)
+/* z of the entries from n_sinks on. */
+static void find_logits(const kv_score_args *args, const expected *e, uint32_t n_sinks)
 {
     const uint32_t n = args->view->n;
     for (uint32_t first = n_sinks; first < n; first += KV_SCORE_CHUNK) {
@@ -73,9 +75,19 @@ static void add_head(const kv_score_args *args, const expected *e, uint32_t n_si
         for (uint32_t i = 0; i < count; i++)
             e->z[first + i] = kv_score_logit(dot[i] + form[i]);
     }
-    kv_score_softmax(e->z + n_sinks, n - n_sinks);
-    for (uint32_t i = n_sinks; i < n; i++)
-        out[i] += e->z[i] / (float)args->group;
+}
+
+/* out += p / group over the same. */
+static void add_head(const kv_score_args *args, const expected *e, uint32_t g, float *out)
+{
+    const uint32_t n = args->view->n, n_sinks = kv_score_n_before(args->view, KV_SCORE_SINKS);
+    prepare_head(args, e, g);
+    find_logits(args, e, n_sinks);
+    if (args->lse == NULL) kv_score_softmax(e->z + n_sinks, n - n_sinks);
+    for (uint32_t i = n_sinks; i < n; i++) {
+        const float p = args->lse == NULL ? e->z[i] : expf(e->z[i] - args->lse[g]);
+        out[i] += p / (float)args->group;
+    }
 }
 
 static void weight_by_values(const kv_score_args *args, const expected *e, float eps, float *out)
@@ -98,23 +110,45 @@ void kv_expected_score(const kv_score_args *args, const kv_expected_settings *se
     if (args->rope != NULL) kv_future_turn(args->rope, args->length, settings->n_future, e.turn);
     for (uint32_t i = 0; i < n; i++)
         out[i] = 0;
-    for (uint32_t g = 0; g < args->group; g++) {
-        prepare_head(args, &e, g);
-        add_head(args, &e, n_sinks, out);
-    }
+    for (uint32_t g = 0; g < args->group; g++)
+        add_head(args, &e, g, out);
     weight_by_values(args, &e, settings->eps, out);
     const float top = kv_score_above(kv_score_max(out + n_sinks, n - n_sinks));
     for (uint32_t i = 0; i < n_sinks; i++)
         out[i] = top;
 }
 
+/* Of the softmax of every query head. */
+static void find_lse(const kv_score_args *args, uint32_t n_future, float *out)
+{
+    const expected e = take_work(args);
+    const uint32_t n = args->view->n, n_sinks = kv_score_n_before(args->view, KV_SCORE_SINKS);
+    if (args->rope != NULL) kv_future_turn(args->rope, args->length, n_future, e.turn);
+    for (uint32_t g = 0; g < args->group; g++) {
+        double top = -INFINITY, sum = 0;
+        prepare_head(args, &e, g);
+        find_logits(args, &e, n_sinks);
+        for (uint32_t i = n_sinks; i < n; i++)
+            top = fmax(top, (double)e.z[i]);
+        for (uint32_t i = n_sinks; i < n; i++)
+            sum += exp((double)e.z[i] - top);
+        out[g] = sum > 0 ? (float)(top + log(sum)) : -INFINITY;
+    }
+}
+
+static void lse_default(const kv_score_args *args, float *out)
+{
+    find_lse(args, N_FUTURE, out);
+}
+
 static void score_default(const kv_score_args *args, float *out)
 {
-    kv_expected_score(args, &(kv_expected_settings){.n_future = 512, .eps = 0.01f}, out);
+    kv_expected_score(args, &(kv_expected_settings){.n_future = N_FUTURE, .eps = 0.01f}, out);
 }
 
 extern const kv_scorer kv_scorer_expected_attention;
 const kv_scorer kv_scorer_expected_attention = {.name = "expected_attention",
                                                 .needs = KV_SCORE_STATS,
                                                 .work_floats = expected_floats,
+                                                .lse = lse_default,
                                                 .score = score_default};

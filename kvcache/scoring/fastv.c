@@ -24,4 +24,5 @@ const kv_scorer kv_scorer_fastv = {.name = "fastv",
                                    .over_heads = true,
                                    .from = KV_FROM_SECOND_LAYER,
                                    .work_floats = kv_window_floats,
+                                   .lse = kv_window_lse,
                                    .score = score_last_query};

@@ -2,7 +2,7 @@
  * even spread (Corallo and Papotti, FINCH, TACL 2024; scores as in NVIDIA's kvpress).
  *
  *     score = mean over the window and the group of  n_i p_i,   n_i = entries before query i,
- * so that a query which has more to look at counts as much as an earlier one. No neighbours are averaged; the
+ * so that a query which has more to look at counts as much as an earlier one (over ranks, more on its rank). No neighbours are averaged; the
  * window itself comes first.
  *
  * The paper's window is the question, which a delimiter sets apart; requests have none here, and the window is
@@ -44,4 +44,5 @@ const kv_scorer kv_scorer_finch = {.name = "finch",
                                    .needs = KV_SCORE_QUERIES,
                                    .n_queries = KV_SNAPKV_WINDOW,
                                    .work_floats = kv_window_floats,
+                                   .lse = kv_window_lse,
                                    .score = score_window};

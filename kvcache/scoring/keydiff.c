@@ -2,7 +2,7 @@
  *
  * score = -cos(k, a), a = mean of k / |k| over the entries. The paper selects in rounds of 128 new
  * entries; here a round is what comes between two selections of the cache, up to 2048 of a prompt and
- * one block of a decode. */
+ * one block of a decode. Over ranks the mean is over what the rank has. */
 #include "kvcache/scoring/score_math.h"
 
 #include <math.h>

@@ -26,4 +26,4 @@ static void score_norms(const kv_score_args *args, float *out)
 
 extern const kv_scorer kv_scorer_knorm;
 const kv_scorer kv_scorer_knorm = {
-    .name = "knorm", .is_by_entry = true, .work_floats = chunk_floats, .score = score_norms};
+    .name = "knorm", .work_floats = chunk_floats, .score = score_norms};

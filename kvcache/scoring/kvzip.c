@@ -53,4 +53,5 @@ const kv_scorer kv_scorer_kvzip = {.name = "kvzip",
                                    .needs = KV_SCORE_REPLAY | KV_SCORE_QUERIES,
                                    .n_queries = N_LATEST,
                                    .work_floats = kv_window_floats,
+                                   .lse = kv_window_lse,
                                    .score = score_replay};

@@ -88,4 +88,5 @@ const kv_scorer kv_scorer_kvzip_plus = {.name = "kvzip_plus",
                                                  KV_SCORE_OUT_PROJ | KV_SCORE_INPUT_NORM,
                                         .n_queries = N_LATEST,
                                         .work_floats = plus_floats,
+                                        .lse = kv_window_lse,
                                         .score = score_default};

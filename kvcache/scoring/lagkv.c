@@ -5,7 +5,7 @@
  * next partition, f(x) = standard deviation over the channels of (x - mn) / (mx - mn); softmax of f over
  * the partition, mean of keys' and values', and then the rank within the partition: score = rank / lag.
  * The last partition and what follows have no successor and score 1; shorter sequences score by
- * recency.
+ * recency. Over ranks partitions are of what the rank has.
  *
  * Different from the paper: where it lets all protected entries tie, sinks come first and then the
  * newest, lest sinks are dropped; a channel that is constant in the next partition says nothing, where

@@ -3,7 +3,7 @@
  *
  *     score = mean of  local |v|  over the entry and its two neighbours,
  * local being the attention that the entry gets in its part of 256 positions without causality and without
- * scale (local_mass.h), and neighbours those that are still there; beside the first and the last stand zeros.
+ * scale (local_mass.h), and neighbours those that are still there, over ranks those that the rank has; beside the first and the last stand zeros.
  *
  * The paper turns scores into distances from their mean, in deviations over all heads of the layer. That is one
  * rising straight line for all of them, so no comparison within a layer changes, and it is left out. Its other

@@ -13,4 +13,4 @@ static void score_chance(const kv_score_args *args, float *out)
 }
 
 extern const kv_scorer kv_scorer_random;
-const kv_scorer kv_scorer_random = {.name = "random", .is_by_entry = true, .score = score_chance};
+const kv_scorer kv_scorer_random = {.name = "random", .score = score_chance};

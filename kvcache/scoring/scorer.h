@@ -66,7 +66,7 @@ typedef struct kv_score_args {
     uint32_t group, k_dim, v_dim;
     float scale;     /* of attention scores */
     uint32_t length; /* positions so far, evicted ones too: the next query is at this position */
-    uint32_t n_keep; /* entries that the head may keep if all heads keep the same */
+    uint32_t n_keep; /* of the view, that the head may keep if all heads keep the same */
     uint64_t seed;   /* for `random`; of the cache, the same for all sequences */
     kv_score_queries queries; /* valid under KV_SCORE_QUERIES */
     kv_query_stats stats;     /* valid under KV_SCORE_STATS */
@@ -86,6 +86,7 @@ typedef struct kv_score_args {
     const uint32_t *n_uses;   /* [n], under KV_SCORE_USES */
     uint32_t now;             /* this step, in the same count */
     const matrix *out_proj;   /* [d_model][n_heads * v_dim], under KV_SCORE_OUT_PROJ */
+    const float *lse;         /* see kv_scorer.lse; NULL: the view is all there is */
     float *work;              /* [work_floats], aligned for doubles */
 } kv_score_args;
 
@@ -118,14 +119,16 @@ typedef struct kv_scorer {
     uint32_t n_queries; /* window under KV_SCORE_QUERIES */
     bool over_heads; /* the cache averages scores over the KV heads of the layer: one set for all */
     bool by_page;    /* entries of a page stay or go together: their mean counts */
-    bool
-        is_fitted; /* under KV_SCORE_QUERIES: what is kept is fitted to what there was; distill.h */
-    bool
-        is_by_entry; /* scores an entry by itself, whatever else there is: ranks may score what they hold */
+    bool is_fitted;  /* under KV_SCORE_QUERIES: what is kept stands for all; distill.h */
     kv_score_from from; /* other layers' go by position: scores are at least 0, and over_heads */
 
-    /* Floats that score needs to work in; NULL: none. At open, and for every growth. */
+    /* Floats that score needs to work in; NULL: none. */
     size_t (*work_floats)(const kv_score_shape *shape);
+
+    /* Over ranks (kvcache/ranks.h) each scores the entries that it has, sinks and ring among them. What normalises
+     * a softmax can be that of all: this writes the logs of its sums of exponentials over the view, -inf of none,
+     * max(n_queries, 1) * group at most; score has those of all ranks in args->lse. NULL: it goes by its own. */
+    void (*lse)(const kv_score_args *args, float *out);
 
     /* Writes out[n]: finite, higher is kept; equal scores are kept in the order of their positions, oldest
      * first. Called from any worker, several heads at a time; pure: the same arguments give the same
@@ -140,9 +143,8 @@ typedef struct kv_scorer {
     X(observed_attention) X(h2o) X(kvzip) X(kvzip_plus) X(streaming_llm) X(lru) X(lru_plus) X(random) X(paper_lru_plus) X(paper_duo_attention)
 /* clang-format on */
 
-extern const kv_scorer *const kv_scorers[]; /* ends with NULL */
-extern const char kv_scorer_names[];        /* " snapkv ..." for messages */
-
+extern const kv_scorer *const kv_scorers[];        /* ends with NULL */
+extern const char kv_scorer_names[];               /* " snapkv ..." for messages */
 const kv_scorer *kv_scorer_find(const char *name); /* NULL if unknown */
 
 #endif

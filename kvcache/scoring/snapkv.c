@@ -2,7 +2,8 @@
  *
  * score = mean over the group and the window of p, averaged over 5 neighbours; beyond either end lie
  * zeros, and the divisor is always 5. Neighbours are those that are still there, whatever their distance
- * in positions: the paper selects once and does not meet gaps. The window itself comes first. */
+ * in positions: the paper selects once and does not meet gaps. Over ranks they are those that the rank has. The
+ * window itself comes first. */
 #include "kvcache/scoring/methods.h"
 #include "kvcache/scoring/score_math.h"
 #include "kvcache/scoring/window_attention.h"
@@ -45,4 +46,5 @@ const kv_scorer kv_scorer_snapkv = {.name = "snapkv",
                                     .needs = KV_SCORE_QUERIES,
                                     .n_queries = KV_SNAPKV_WINDOW,
                                     .work_floats = kv_snapkv_floats,
+                                    .lse = kv_window_lse,
                                     .score = score_default};

@@ -13,5 +13,4 @@ static void score_recency(const kv_score_args *args, float *out)
 }
 
 extern const kv_scorer kv_scorer_streaming_llm;
-const kv_scorer kv_scorer_streaming_llm = {
-    .name = "streaming_llm", .is_by_entry = true, .score = score_recency};
+const kv_scorer kv_scorer_streaming_llm = {.name = "streaming_llm", .score = score_recency};

@@ -19,4 +19,5 @@ const kv_scorer kv_scorer_tova = {.name = "tova",
                                   .n_queries = 1,
                                   .over_heads = true,
                                   .work_floats = kv_window_floats,
+                                  .lse = kv_window_lse,
                                   .score = score_last_query};

@@ -60,14 +60,25 @@ void kv_window_init(kv_window *w, const kv_score_args *args)
     if (n_rows == 0) return;
     w->n_open = kv_score_n_before(args->view, args->queries.positions[0]);
     for (uint32_t row = 0; row < n_rows; row++) {
-        w->most[row] = -FLT_MAX;
-        w->sum[row] = 0;
+        w->most[row] = args->lse != NULL ? args->lse[row] : -FLT_MAX;
+        w->sum[row] = args->lse != NULL ? 1 : 0;
     }
+    if (args->lse != NULL) return;
     for (uint32_t first = 0; first < args->view->n; first += KV_SCORE_CHUNK) {
         kv_window_read(w, first);
         for (uint32_t row = 0; row < n_rows; row++)
             add_chunk(w, row, first);
     }
+}
+
+void kv_window_lse(const kv_score_args *args, float *out)
+{
+    kv_window w;
+    kv_score_args here = *args;
+    here.lse = NULL;
+    kv_window_init(&w, &here);
+    for (uint32_t row = 0; row < w.n_rows; row++)
+        out[row] = w.sum[row] > 0 ? w.most[row] + logf(w.sum[row]) : -INFINITY;
 }
 
 void kv_window_shares(const kv_window *w, uint32_t row, uint32_t first, float p[KV_SCORE_CHUNK])

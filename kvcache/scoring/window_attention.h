@@ -15,12 +15,15 @@ typedef struct kv_window {
     uint32_t n_open; /* entries before the first query's position; 0 without queries */
     float *keys,
         *columns;      /* [KV_SCORE_CHUNK][k_dim] and turned over: the chunk that was read last */
-    float *most, *sum; /* [n_rows]: largest score, and sum of exp(score - most) */
+    float *most, *sum; /* [n_rows]: largest score, and sum of exp(score - most); or lse, and 1 */
 } kv_window;
 
 size_t kv_window_floats(const kv_score_shape *shape);
 
-/* The first pass. Takes its floats from args->work. */
+/* kv_scorer.lse of scorers that go by these shares: of every row. */
+void kv_window_lse(const kv_score_args *args, float *out);
+
+/* The first pass, unless args->lse has what it would find. Takes its floats from args->work. */
 void kv_window_init(kv_window *w, const kv_score_args *args);
 
 /* Reads the keys from `first` on into the chunk; returns how many. */

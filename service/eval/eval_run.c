@@ -256,6 +256,7 @@ static err_t answer_asks(eval_run *r, err_info *info)
         for (uint32_t i = 0; i < n; i++)
             rows[i] = r->asks[first + i].row;
         model_logits(r->options.m, rows, n, r->logits);
+        TRY(model_status(r->options.m, info));
         reading in = {.r = r, .first_ask = first};
         parallel_for(r->options.d->pool, n, 1, read_logits, &in);
         for (uint32_t i = 0; i < n; i++)
@@ -287,6 +288,7 @@ static err_t run_step(eval_run *r, err_info *info)
     if (err != ERR_OK) return err_set(info, err, "a step: %s", err_sentence(err));
     model_forward(r->options.m, r->cache, &batch);
     kv_step_end(r->cache);
+    TRY(model_status(r->options.m, info));
     for (uint32_t i = 0; i < r->n_rows; i++) {
         lane *l = &r->lanes[r->row_lane[i]];
         if (kv_seq_is_lost(l->seq)) return lost(info);

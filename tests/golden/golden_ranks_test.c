@@ -111,8 +111,11 @@ START_TEST(codecs_and_budgets_run_over_ranks)
     static const char *const streaming[] = {"kv-scheduling", "streaming_llm", "kv-budget", "0.5",
                                             NULL};
     static const char *const knorm[] = {"kv-scheduling", "knorm", "kv-budget", "0.5", NULL};
-    static const char *const *const settings[] = {none, streaming, knorm};
-    for (int i = 0; i < 3; i++) {
+    static const char *const snapkv[] = {"kv-scheduling", "snapkv+adakv", "kv-budget", "0.5", NULL};
+    static const char *const h2o[] = {"kv-scheduling",  "h2o", "kv-budget", "0.5", "kv-rewrite",
+                                      "merge,rerotate", NULL};
+    static const char *const *const settings[] = {none, streaming, knorm, snapkv, h2o};
+    for (int i = 0; i < 5; i++) {
         rank_run runs[3];
         golden_setup setup = setup_of(0, settings[i]);
         setup.compression = "int8";

@@ -62,8 +62,8 @@ void golden_open(const golden_setup *setup, golden *out)
     *out = (golden){0};
     (void)snprintf(dir, sizeof dir, "%s/%s", folder, setup->fixture);
     (void)snprintf(path, sizeof path, "%s/reference.safetensors", dir);
-    must(dev_open_cpu(&(dev_config){.isa = setup->isa, .n_threads = setup->n_threads}, &out->d,
-                      &info),
+    const dev_config device = {.isa = setup->isa, .n_threads = setup->n_threads};
+    must((setup->open_dev != NULL ? setup->open_dev : dev_open_cpu)(&device, &out->d, &info),
          &info);
     const model_options options = {.n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,
                                    .check_values = true,

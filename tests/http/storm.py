@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 
-from server import N_RANKS, Server
+from server import Server
 from wire import Closed, Connection, completion_bytes, sse_events
 
 FLAGS = ("--max-num-seqs", 12, "--max-num-batched-tokens", 64, "--max-num-queued-reqs", 64,
@@ -47,10 +47,6 @@ SCHEDULINGS = [{}, {}, {"scheduling": "adakv", "budget": 0.5}, {"scheduling": "h
                {"scheduling": "streaming_llm", "budget": 0.5, "rewrite": "rerotate"}]
 COMPRESSIONS = [{}, {}, {"compression": "int8"}, {"compression": "int4"}, {"compression": "fp8"},
                 {"compression": "think"}, {"compression": "svd"}, {"compression": "pikv"}]
-if int(N_RANKS) > 1:  # others compare entries of several ranks, and are refused
-    SCHEDULINGS = [{}, {}, {"scheduling": "knorm", "budget": 0.3}, {"scheduling": "knorm", "budget": 80},
-                   {"scheduling": "streaming_llm", "budget": 0.5}, {"scheduling": "flexgen", "budget": 0.5}]
-    COMPRESSIONS.remove({"compression": "svd"})
 WORK_DONE = ("kv_pages_evicted_total", "kv_pages_compacted_total", "kv_encoded_blocks_total",
              "kv_demoted_blocks_total", "kv_disk_read_bytes_total", "prefix_cache_hit_tokens_total")
 

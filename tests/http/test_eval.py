@@ -188,7 +188,7 @@ def test_text_and_tasks_go_together(story, tmp_path):
     (("--text", "README.md", "--compare", ";;enable-prefix-caching=on"), "config 3: enable-prefix-caching"),
     (("--text", "README.md", "--compare", "default;kv-routing=nonsense"), "config 2: "),
     (("--text", "README.md", "--compare", "default;kv-sink=64"), "config 2: kv-sink"),
-    (("--text", "README.md", "--compare", ";" * 64), "more than 64 configs"),
+    (("--text", "README.md", "--compare", ";" * 128), "more than 128 configs"),
     (("--text", "README.md", "--temperature", "1"), "temperature"),
 ])
 def test_a_bad_setting_is_named_before_anything_runs(words, named):

@@ -36,10 +36,6 @@ CHOICES = [EXACT,
            {"scheduling": "kvzip_plus", "budget": 0.5}]
 READ_AGAIN = CHOICES[-3:]
 OVER_RANKS = int(N_RANKS) > 1
-if OVER_RANKS:  # what compares entries of several ranks is refused: see test_ranks.py
-    CHOICES = CHOICES[:9] + [{"scheduling": "knorm", "budget": 0.5},
-                             {"scheduling": "streaming_llm", "budget": 0.4, "compression": "int4"}]
-    READ_AGAIN = []
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +189,6 @@ def test_a_client_that_leaves_while_its_prompt_is_read_again_leaves_nothing(free
     assert said(ask(free, kv, "after it", logprobs=0))
 
 
-@pytest.mark.skipif(OVER_RANKS, reason="refused over ranks")
 def test_a_prompt_that_the_context_does_not_hold_twice_is_refused(free):
     for kv in READ_AGAIN:
         name = kv.get("scheduling", "kvzip")

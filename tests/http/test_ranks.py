@@ -156,18 +156,24 @@ def test_flags_that_make_no_sense_are_refused_by_name(flags, named):
     assert code == 2 and named in err, err
 
 
-@pytest.mark.parametrize("kv,param", [
-    ({"scheduling": "snapkv", "budget": 0.5}, "kv.scheduling"),
-    ({"scheduling": "kvzip", "budget": 0.5}, "kv.scheduling"),
-    ({"compression": "chunkkv,int4", "budget": 0.5}, "kv.compression"),
-    ({"compression": "svd"}, "kv.compression"),
-])
-def test_methods_that_need_entries_of_other_ranks_are_refused_by_name(kv, param):
-    with Server("--ranks", 2, "--kv-request-methods") as server:
-        reply = server.post("/v1/completions", {"prompt": "a", "kv": kv})
-        error = reply.json()["error"]
-        assert (reply.status_code, error["param"]) == (400, param)
-        assert "not supported over ranks" in error["message"]
+@pytest.mark.parametrize("kv", [
+    {"scheduling": "snapkv", "budget": 0.5},
+    {"scheduling": "kvzip", "budget": 0.5},
+    {"compression": "chunkkv,int4", "budget": 0.5},
+    {"compression": "svd"},
+    {"scheduling": "keydiff", "budget": 0.5, "rewrite": "merge,rerotate"},
+], ids=str)
+def test_a_request_over_ranks_has_its_own_methods_beside_others(kv):
+    with Server("--ranks", 3, "--kv-request-methods", "--kv-page-tokens", 16, "--kv-window", 16) as server:
+        asked = {"max_tokens": 30, "ignore_eos": True}
+        alone = server.text(STORY * 3, kv=kv, cache_salt="a", **asked)
+        with ThreadPoolExecutor(3) as pool:
+            beside = [pool.submit(server.text, STORY * 3, kv=own, cache_salt=f"b{i}", **asked)
+                      for i, own in enumerate([kv, {}, kv])]
+            texts = [each.result() for each in beside]
+        assert texts[0] == alone and texts[2] == alone
+        server.wait_idle()
+        assert server.metrics().get("kv_used_bytes") == 0
 
 
 def test_every_rank_is_on_the_metrics():
@@ -230,6 +236,21 @@ def test_a_rank_that_cannot_load_ends_the_others_with_its_reason():
             assert "kv-cache-memory-bytes" in group.errors(rank)[0]
 
 
+def test_a_warm_up_that_fails_ends_every_rank_with_its_cause(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "models/storyteller", model)
+    with open(model / "model.safetensors", "r+b") as file:
+        n_header = int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(n_header))["model.norm.weight"]["data_offsets"]
+        file.seek(8 + n_header + begin)
+        file.write(b"\xc0\x7f" * ((end - begin) // 2))  # NaN in bf16
+    with Group(2, "--model", model, waits=False) as group:
+        for rank in range(2):
+            assert group.wait(rank, 30) == 1, f"rank {rank}"
+            assert len(group.errors(rank)) == 1, group.log(rank)
+            assert "warm-up" in group.errors(rank)[0], group.log(rank)
+
+
 @pytest.mark.parametrize("env,named", [
     ({"WORLD_SIZE": "2"}, "RANK"),
     ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "x"}, "RANK"),
@@ -277,7 +298,7 @@ def test_a_lost_rank_ends_an_idle_group(loss, lost):
         check_survivors(group, lost)
 
 
-@pytest.mark.parametrize("lost", [0, 2])
+@pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_lost_rank_ends_a_group_that_decodes(loss, lost):
     with Group(3) as group:
@@ -290,17 +311,19 @@ def test_a_lost_rank_ends_a_group_that_decodes(loss, lost):
             assert "could not finish this request" in events[-1]["error"]["message"]
 
 
+@pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_lost_rank_ends_a_group_that_reads_a_prompt(loss):
-    with Group(2, *SLOW) as group:
+def test_a_lost_rank_ends_a_group_that_reads_a_prompt(loss, lost):
+    with Group(3, *SLOW) as group:
         client = Connection(group.port)
         client.send(completion_bytes(LONG_PROMPT, max_tokens=5))
         wait_until(lambda: "pikv_requests_running" in group.metrics() and re.search(
             r"pikv_requests_running\{[^}]*\} 1", group.metrics()), 20, "it runs")
-        LOSSES[loss](group.ranks[1])
-        check_survivors(group, 1)
-        reply = client.read_reply()
-        assert reply.status == 500 and "could not finish" in reply.json()["error"]["message"]
+        LOSSES[loss](group.ranks[lost])
+        check_survivors(group, lost)
+        if lost != 0:
+            reply = client.read_reply()
+            assert reply.status == 500 and "could not finish" in reply.json()["error"]["message"]
 
 
 # ---- two machines, in miniature ----

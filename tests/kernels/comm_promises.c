@@ -308,8 +308,8 @@ static bool a_rank_that_does_not_come_is_named(comm *c)
 {
     const uint32_t absent = comm_n_ranks(c) - 1;
     char want[64];
-    snprintf(want, sizeof want, "rank %u did not come to all_gather within %d ms", absent,
-             COMM_ENDING_TIMEOUT_MS);
+    snprintf(want, sizeof want, "rank %u is lost: it did not come to all_gather within %d ms",
+             absent, COMM_ENDING_TIMEOUT_MS);
     float x = 0, all[64];
     EXPECT_OK(comm_barrier(c, info));
     if (comm_rank(c) == absent) {

@@ -102,7 +102,7 @@ static kv_config with_tiers(kv_config config)
 static void check_open(kv_config config)
 {
     dev *d;
-    ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "ref", .n_threads = 1}, &d, NULL), ERR_OK);
+    ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "auto", .n_threads = 1}, &d, NULL), ERR_OK);
     config.request_methods = true;
     const kv_shape shape = {.n_layers = 3, .layer = fake_layers, .n_experts = 8};
     const kv_limits limits = {4, 64, 512};

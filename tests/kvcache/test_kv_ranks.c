@@ -196,10 +196,11 @@ END_TEST
 
 START_TEST(codecs_have_the_same_bits_on_all_ranks_and_of_their_pages)
 {
-    static const char *const codecs[] = {"fp8",   "int8", "int4",      "int2", "prune",
-                                         "think", "lora", "lora_plus", "pikv", "paper_fastv"};
+    static const char *const codecs[] = {"fp8",   "int8",        "int4", "int2",
+                                         "prune", "think",       "lora", "lora_plus",
+                                         "pikv",  "paper_fastv", "svd"};
     static const char *const placements[] = {"block", "expert"};
-    for (int c = 0; c < 10; c++) {
+    for (int c = 0; c < 11; c++) {
         for (int p = 0; p < 2; p++) {
             rank_test ranks[3];
             fake_options options =
@@ -218,7 +219,7 @@ END_TEST
 
 START_TEST(a_budget_is_dealt_to_the_ranks)
 {
-    static const char *const policies[] = {"streaming_llm", "knorm", "random+adakv"};
+    static const char *const policies[] = {"streaming_llm", "snapkv", "h2o+adakv"};
     static const char *const placements[] = {"block", "expert", "hash"};
     for (int i = 0; i < 9; i++) {
         rank_test alone, ranks[4];
@@ -234,8 +235,8 @@ START_TEST(a_budget_is_dealt_to_the_ranks)
             ck_assert_uint_gt(ranks[r].evicted, 0);
             live += ranks[r].live;
         }
-        ck_assert_uint_le(live, alone.live); /* a rank may have less than its share, */
-        ck_assert_uint_ge(live, alone.live * 3 / 4);
+        ck_assert_uint_le(live, alone.live); /* what a rank may keep is rounded, */
+        ck_assert_uint_ge(live, alone.live * 19 / 20);
         close_ranks(&alone, 1);
         close_ranks(ranks, 4);
     }
@@ -288,27 +289,12 @@ static void *open_refused(void *ctx)
     config.placement = (char *)(uintptr_t) "hash"; /* 3 shards */
     check_refused(&limits, config, ERR_BAD_CONFIG, "power of two");
     config.placement = (char *)(uintptr_t) "block";
-    config.scheduling = (char *)(uintptr_t) "snapkv";
-    config.budget = 0.5;
-    check_refused(&limits, config, ERR_UNSUPPORTED, "kv-scheduling: snapkv");
-    config.scheduling = (char *)(uintptr_t) "simlayerkv"; /* whose scorer needs no others */
-    check_refused(&limits, config, ERR_UNSUPPORTED, "kv-scheduling: streaming_llm+simlayer");
-    config.scheduling = (char *)(uintptr_t) "knorm";
-    config.rewrite = (char *)(uintptr_t) "merge";
-    check_refused(&limits, config, ERR_UNSUPPORTED, "kv-rewrite: merge needs all entries");
-    config.rewrite = (char *)(uintptr_t) "none";
-    config.scheduling = (char *)(uintptr_t) "none";
-    config.compression = (char *)(uintptr_t) "kvzip,none";
-    check_refused(&limits, config, ERR_UNSUPPORTED, "kv-compression: kvzip");
-    config.compression = (char *)(uintptr_t) "svd";
-    check_refused(&limits, config, ERR_UNSUPPORTED, "kv-compression: svd");
-    config.compression = (char *)(uintptr_t) "none";
     if (comm_rank(ctx) == 1) config.memory_bytes = 1; /* what one cannot do, none does */
     check_refused(&limits, config, ERR_BAD_CONFIG, comm_rank(ctx) == 1 ? "kv-cache" : "rank 1");
     return NULL;
 }
 
-START_TEST(what_needs_other_ranks_entries_is_refused)
+START_TEST(what_one_rank_cannot_open_none_does)
 {
     comm *comms[3];
     pthread_t threads[3];
@@ -356,6 +342,6 @@ const test_case test_cases[] = {
     TEST_CASE(codecs_have_the_same_bits_on_all_ranks_and_of_their_pages),
     TEST_CASE(a_budget_is_dealt_to_the_ranks),
     TEST_CASE(tiers_work_on_every_rank),
-    TEST_CASE(what_needs_other_ranks_entries_is_refused),
+    TEST_CASE(what_one_rank_cannot_open_none_does),
     TEST_CASE(a_lost_rank_ends_the_steps_of_all),
     TEST_CASES_END};

@@ -301,27 +301,45 @@ START_TEST(a_storm_over_ranks_and_windows_is_the_same_on_all)
 }
 END_TEST
 
-/* Codecs, routing, and policies that score an entry by itself; prefixes of all these. */
+/* Codecs, routing, policies and rewritings, which own pages that prefixes share; prefixes of all these. */
 START_TEST(a_storm_of_lossy_settings_over_ranks_is_the_same_on_all)
 {
-    static const char *const codecs[] = {"int8", "pikv", "none", "int4", "lora"};
-    static const char *const policies[] = {"none", "none", "knorm+adakv", "streaming_llm", "none"};
-    static const char *const placements[] = {"expert", "block", "hash", "expert", "expert"};
+    static const struct {
+        const char *codec, *policy, *rewrite, *placement;
+        uint32_t memory_bytes; /* slabs */
+    } setups[] = {{"int8", "none", "none", "expert", 4},
+                  {"pikv", "none", "none", "block", 7},
+                  {"none", "knorm+adakv", "none", "hash", 4},
+                  {"int4", "streaming_llm", "rerotate", "expert", 4},
+                  {"lora", "none", "none", "expert", 4},
+                  {"svd", "none", "none", "block", 6},
+                  {"svd", "h2o+adakv", "merge", "expert", 6},
+                  {"none", "distill+simlayer", "none", "block", 4},
+                  {"int8", "non_causal", "none", "hash", 4},
+                  {"none", "tova", "merge,rerotate", "expert", 4},
+                  {"none", "paper_duo_attention", "rerotate", "hash", 4},
+                  {"int4", "lru_plus", "none", "block", 4},
+                  {"none", "kvzip_plus", "merge", "expert", 4}};
     storm_notes all = {0};
-    for (uint32_t i = 0; i < 5; i++) {
+    for (uint32_t i = 0; i < sizeof setups / sizeof setups[0]; i++) {
         kv_layer_shape layers[2] = {fake_coded_layers[0], fake_coded_layers[1]};
         layers[1].window = i % 2 == 0 ? 0 : 120;
-        fake_options options = storm_options(placements[i], layers, fake_coded(codecs[i]));
-        options.config.scheduling = (char *)(uintptr_t)policies[i];
+        layers[0].rope = layers[1].rope = &fake_rope;
+        fake_options options = storm_options(setups[i].placement, fake_projecting(layers, 2),
+                                             fake_coded(setups[i].codec));
+        options.config.scheduling = (char *)(uintptr_t)setups[i].policy;
+        options.config.rewrite = (char *)(uintptr_t)setups[i].rewrite;
         options.config.budget = 0.5;
+        options.config.lazy_threshold = 0.7;
         options.config.routing = (char *)(uintptr_t)(i % 2 == 0 ? "hierarchical" : "certified");
         options.config.routing_k = 0.5;
         options.config.routing_eps = 0.1;
-        options.config.memory_bytes = i == 1 ? 7 : 4;
+        options.config.memory_bytes = setups[i].memory_bytes;
         const storm_notes notes = storm_of(50 + i, 2 + i % 2, options);
         add_notes(&all, &notes);
     }
-    ck_assert_uint_gt(all.n_hits, 30);
+    ck_assert_uint_gt(all.n_hits, 60);
+    ck_assert_uint_gt(all.n_full, 20);
 }
 END_TEST
 

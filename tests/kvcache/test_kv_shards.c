@@ -298,7 +298,8 @@ END_TEST
 static fake *open_small(const kv_layer_shape *layers, uint32_t n_layers, kv_config config,
                         uint32_t *n)
 {
-    fake_options options = {.layers = layers, .n_layers = n_layers, .config = config};
+    fake_options options = {
+        .isa = "auto", .layers = layers, .n_layers = n_layers, .config = config};
     options.config.memory_bytes = (n_layers + 4) * KV_SLAB_BYTES;
     options.limits.n_seq_tokens_max = 2000;
     fake *f = fake_open(&options);

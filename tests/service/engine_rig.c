@@ -77,7 +77,8 @@ static void open_model(const rig_options *options, comm *c, uint32_t n_threads, 
     const dev_config device = {.isa = "auto", .n_threads = n_threads};
     const model_options shape = {.n_step_tokens_max = config_of(options).n_batched_tokens_max,
                                  .comm = c};
-    ck_assert_int_eq(dev_open_cpu(&device, d, &info), ERR_OK);
+    ck_assert_int_eq(
+        (options->open_dev != NULL ? options->open_dev : dev_open_cpu)(&device, d, &info), ERR_OK);
     ck_assert_msg(model_open(*d, MODEL_DIR, &shape, m, &info) == ERR_OK, "%s", info.message);
 }
 

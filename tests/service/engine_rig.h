@@ -25,6 +25,7 @@ typedef struct rig_options {
     const char *compression; /* NULL: none */
     uint64_t host_bytes, disk_bytes;
     bool request_methods;
+    err_t (*open_dev)(const dev_config *config, dev **out, err_info *info); /* NULL: the CPU */
 } rig_options;
 
 /* A rank other than 0. */

@@ -165,6 +165,7 @@ START_TEST(messages_that_make_no_sense_end_the_follower)
         {.op = RANK_CLOSE, .slot = 4},
         {.op = RANK_CLOSE, .slot = UINT32_MAX},
         {.op = RANK_END_REPLAY, .slot = 3},
+        {.op = RANK_END_REPLAY, .slot = 0}, /* nothing was to be read again */
         {.op = RANK_SHARE, .slot = 0, .n_tokens = 41},
         {.op = RANK_LOOK, .payload_bytes = 1},
         open_head(0, 5), /* it is open */
@@ -182,12 +183,13 @@ END_TEST
 START_TEST(rows_that_make_no_sense_end_the_follower)
 {
     const rank_row rows[] = {
-        {2, 1, 0},              /* not open */
-        {9, 1, 0},              /* no slot */
-        {0, 0, 0},              /* nothing */
-        {0, 2, 0},              /* more than the step's tokens */
-        {UINT32_MAX, 1, 0},     /* no slot */
-        {0, UINT32_MAX - 1, 0}, /* would wrap */
+        {2, 1, 0},                /* not open */
+        {9, 1, 0},                /* no slot */
+        {0, 0, 0},                /* nothing */
+        {0, 1, RANK_ROW_REPLAYS}, /* nothing is to be read again */
+        {0, 2, 0},                /* more than the step's tokens */
+        {UINT32_MAX, 1, 0},       /* no slot */
+        {0, UINT32_MAX - 1, 0},   /* would wrap */
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         step s = {.rows = {rows[i]}};

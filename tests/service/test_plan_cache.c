@@ -59,6 +59,7 @@ typedef struct counted {
 static counted fill_cache(const job *j, uint64_t memory_bytes)
 {
     fake_options options = {.layers = j->layers,
+                            .isa = "auto",
                             .n_layers = j->n_layers,
                             .model_type = DTYPE_F32,
                             .limits = {SEQS, STEP_TOKENS, 2048},
@@ -116,6 +117,7 @@ START_TEST(a_planned_pool_is_the_smallest_that_does)
     const job j = {layers, 2, settings(), 700, 1};
     const plan_cache p = plan_of(&j);
     fake_options options = {.layers = layers,
+                            .isa = "auto",
                             .n_layers = 2,
                             .model_type = DTYPE_F32,
                             .limits = {SEQS, STEP_TOKENS, 2048},

@@ -116,6 +116,21 @@ def test_a_full_cache_that_knows_nothing_has_no_share():
     assert table[2][5] == "0.000 (-)"
 
 
+def test_the_best_are_those_that_lose_least_within_the_limits():
+    rows = [measured_row("full", 4.0, None, 0.8),
+            {**measured_row("forgets", 4.0, 0.01, 0.7), "resident_bytes_per_token": 250.0},
+            {**measured_row("good", 4.0, 0.02, 0.8), "resident_bytes_per_token": 250.0},
+            {**measured_row("better", 4.0, 0.01, 0.77), "resident_bytes_per_token": 333.0},
+            {**measured_row("loses", 4.0, 0.05, 0.8), "resident_bytes_per_token": 200.0}]
+    measured = {"text": {1024: rows}, "tasks": rows}
+    assert results.best_at(measured, [1024], 3) == "- 3x: better, 3.0x, NLL +0.25 %, look-up 0.770 at 1024"
+    assert results.best_at(measured, [1024], 4) == "- 4x: good, 4.0x, NLL +0.50 %, look-up 0.800 at 1024"
+    assert results.best_at(measured, [1024], 5) == (
+        "- 5x: none within these limits; least is lost by loses, 5.0x, NLL +1.25 %, look-up 0.800 at 1024")
+    assert results.best_at(measured, [1024], 8) == (
+        "- 8x: not reached; the smallest is loses, 5.0x, NLL +1.25 %, look-up 0.800 at 1024")
+
+
 def test_the_text_is_read_plain_or_compressed_without_what_parts_books(tmp_path):
     text = "One line.\n<|book|>\nAnother.\n"
     with lzma.open(tmp_path / "valid.txt.xz", "wt") as file:
@@ -126,6 +141,6 @@ def test_the_text_is_read_plain_or_compressed_without_what_parts_books(tmp_path)
 
 
 def test_the_list_is_what_eval_takes():
-    """64 rows at most, and the first one changes nothing."""
+    """128 rows at most, and the first one changes nothing."""
     settings = results.read_list(ROOT / "configs/results.txt")
-    assert len(settings) <= 64 and settings[0][1] == "default"
+    assert len(settings) <= 128 and settings[0][1] == "default"

@@ -1,0 +1,113 @@
+/* model/model_scratch.c - the working memory of a step, and what the host sees of it. */
+#include "model/model_internal.h"
+
+#include "base/check.h"
+
+static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scratch *s)
+{
+    const model_config *const c = &m->config;
+    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * c->head_dim,
+                 kv_dim = (size_t)c->n_kv_heads * c->head_dim;
+    const bool is_apart = m->d->memory != NULL;
+    s->x = arena_take(a, n, c->d_model * sizeof(float));
+    s->normed = arena_take(a, n, c->d_model * sizeof(float));
+    s->q = arena_take(a, n, q_dim * sizeof(float));
+    s->k = arena_take(a, n, kv_dim * sizeof(float));
+    s->v = arena_take(a, n, kv_dim * sizeof(float));
+    s->attended = arena_take(a, n, q_dim * sizeof(float));
+    s->cos = arena_take(a, n, c->head_dim / 2 * sizeof(float));
+    s->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
+    s->router_logits = arena_take(a, n, c->n_experts * sizeof(float));
+    s->chosen = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    s->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    s->gate = arena_take(a, n, c->top_k * sizeof(float));
+    s->moe = arena_take(a, moe_bytes, 1);
+    s->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
+    s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->d_model * sizeof(float));
+    if (!is_apart) return;
+    s->ids = arena_take(a, max_size(n, MODEL_LOGIT_ROWS_MAX), sizeof(uint32_t));
+    s->logits = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->n_vocab * sizeof(float));
+}
+
+/* Of a device whose memory is the host's there is nothing to mirror. */
+static void place_mirror(arena *a, const model *m, model_mirror *h)
+{
+    const model_config *const c = &m->config;
+    const model_scratch *const s = &m->scratch;
+    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * c->head_dim,
+                 kv_dim = (size_t)c->n_kv_heads * c->head_dim;
+    h->input_norm = arena_take(a, n, sizeof(float));
+    *h = (model_mirror){.input_norm = h->input_norm,
+                        .x = s->x,
+                        .q = s->q,
+                        .k = s->k,
+                        .v = s->v,
+                        .attended = s->attended,
+                        .cos = s->cos,
+                        .sin = s->sin,
+                        .chosen = s->chosen,
+                        .served = s->served,
+                        .moe_sum = s->moe_sum};
+    if (m->d->memory == NULL) return;
+    h->x = arena_take(a, n, c->d_model * sizeof(float));
+    h->q = arena_take(a, n, q_dim * sizeof(float));
+    h->k = arena_take(a, n, kv_dim * sizeof(float));
+    h->v = arena_take(a, n, kv_dim * sizeof(float));
+    h->attended = arena_take(a, n, q_dim * sizeof(float));
+    h->cos = arena_take(a, n, c->head_dim / 2 * sizeof(float));
+    h->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
+    h->chosen = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    h->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    h->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
+}
+
+static err_t no_memory(const model *m, err_t err, size_t bytes, err_info *info)
+{
+    return err_set(info, err, "model: no memory for %u tokens in a step (%zu bytes)",
+                   m->n_step_tokens_max, bytes);
+}
+
+static err_t alloc_mirror(model *m, err_info *info)
+{
+    arena measure;
+    arena_init_measure(&measure);
+    place_mirror(&measure, m, &m->host);
+    err_t err = measure.err;
+    if (err == ERR_OK) err = arena_init(&m->host_memory, measure.used_bytes);
+    if (err != ERR_OK) return no_memory(m, err, measure.used_bytes, info);
+    place_mirror(&m->host_memory, m, &m->host);
+    assert(m->host_memory.err == ERR_OK);
+    m->scratch_bytes += measure.used_bytes;
+    return ERR_OK;
+}
+
+err_t model_scratch_alloc(model *m, err_info *info)
+{
+    const model_config *const c = &m->config;
+    const size_t moe_bytes = m->d->ops->moe_scratch_bytes(m->n_step_tokens_max, c->d_model,
+                                                          c->d_ffn, c->n_experts, c->top_k);
+    if (moe_bytes == 0)
+        return err_set(info, ERR_OVERFLOW, "model: the size of a step's memory overflows");
+    arena pieces;
+    arena_init_measure(&pieces);
+    place_scratch(&pieces, m, moe_bytes, &m->scratch);
+    const size_t bytes = pieces.used_bytes;
+    err_t err = pieces.err;
+    if (err == ERR_OK && m->d->memory == NULL) err = arena_init(&m->memory, bytes);
+    if (err == ERR_OK && m->d->memory != NULL) {
+        TRY(dev_alloc(m->d, bytes, &m->scratch_block, info));
+        arena_init_over(&m->memory, m->scratch_block, bytes);
+    }
+    if (err != ERR_OK) return no_memory(m, err, bytes, info);
+    place_scratch(&m->memory, m, moe_bytes, &m->scratch);
+    assert(m->memory.err == ERR_OK);
+    m->scratch_bytes = bytes;
+    return alloc_mirror(m, info);
+}
+
+void model_scratch_free(model *m)
+{
+    arena_deinit(&m->memory);
+    arena_deinit(&m->host_memory);
+    dev_free(m->d, m->scratch_block);
+}

@@ -1,0 +1,141 @@
+/* model/weights_device.c - see weights_device.h. */
+#include "model/weights_device.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <stdlib.h>
+
+enum { ALIGN_BYTES = 256 };
+static const size_t PROGRESS_BYTES = (size_t)8 << 30; /* a line in the log for so many */
+
+/* One walk over all tensors, in the family's order. */
+typedef struct mover {
+    dev *d;
+    const model_config *config;
+    model_weights *host;
+    const matrix **from; /* [n] the host's matrices, in that order */
+    size_t n, at;
+    size_t used_bytes, moved_bytes, told_bytes;
+    uint8_t *base;
+    uint64_t start_ns;
+    model_weights *copy;
+} mover;
+
+static err_t note_matrix(void *ctx, const model_weight *weight)
+{
+    mover *const to = ctx;
+    if (to->from != NULL) to->from[to->n] = weight->into;
+    to->n++;
+    return ERR_OK;
+}
+
+static bool is_read(const mover *to, const matrix *m)
+{
+    const size_t expert = model_weights_expert_of(to->config, to->host, m);
+    return expert == SIZE_MAX || to->host->is_read[expert];
+}
+
+static err_t take(mover *to, size_t bytes, size_t *offset)
+{
+    size_t rounded;
+    *offset = to->used_bytes;
+    TRY(size_add(bytes, ALIGN_BYTES - 1, &rounded));
+    return size_add(to->used_bytes, rounded / ALIGN_BYTES * ALIGN_BYTES, &to->used_bytes);
+}
+
+static void tell_progress(mover *to, size_t bytes)
+{
+    to->moved_bytes += bytes;
+    if (to->moved_bytes - to->told_bytes < PROGRESS_BYTES) return;
+    to->told_bytes = to->moved_bytes;
+    log_info("model", "weights to the device gib=%.1f seconds=%.1f",
+             (double)to->moved_bytes / (1 << 30), (double)(clock_mono_ns() - to->start_ns) * 1e-9);
+}
+
+/* What is not read keeps its shape and has no data. */
+static err_t move_matrix(void *ctx, const model_weight *weight)
+{
+    mover *const to = ctx;
+    const matrix *const from = to->from[to->at++];
+    *weight->into = *from;
+    weight->into->data = NULL;
+    if (!is_read(to, from)) return ERR_OK;
+    size_t offset;
+    TRY(take(to, matrix_bytes(from), &offset));
+    if (to->base == NULL) return ERR_OK; /* measuring */
+    weight->into->data = to->base + offset;
+    dev_upload(to->d, to->base + offset, from->data, matrix_bytes(from));
+    tell_progress(to, matrix_bytes(from));
+    return ERR_OK;
+}
+
+/* Tensors, and behind them the arrays of experts; measures without a base. */
+static err_t move_all(mover *to, const model_family *family)
+{
+    size_t offset;
+    const model_config *const c = to->config;
+    to->used_bytes = to->at = 0;
+    TRY(family->each_weight(c, to->copy, move_matrix, to));
+    const size_t n_experts = (size_t)c->n_layers * c->n_experts;
+    TRY(take(to, n_experts * sizeof(moe_expert), &offset));
+    if (to->base == NULL) return ERR_OK;
+    dev_upload(to->d, to->base + offset, to->copy->experts, n_experts * sizeof(moe_expert));
+    if (c->tied_embeddings) to->copy->head = to->copy->embedding;
+    for (uint32_t l = 0; l < c->n_layers; l++)
+        to->copy->layer[l].expert =
+            (moe_expert *)(void *)(to->base + offset) + (size_t)l * c->n_experts;
+    return ERR_OK;
+}
+
+static err_t list_matrices(mover *to, const model_family *family, err_info *info)
+{
+    TRY(family->each_weight(to->config, to->host, note_matrix, to));
+    to->from = calloc(to->n, sizeof(const matrix *));
+    if (to->from == NULL) return err_set(info, ERR_NO_MEMORY, "weights: out of memory");
+    to->n = 0;
+    return family->each_weight(to->config, to->host, note_matrix, to);
+}
+
+static err_t copy_weights(mover *to, const model_family *family, model_device_weights *out,
+                          err_info *info)
+{
+    TRY(list_matrices(to, family, info));
+    TRY(model_weights_alloc(to->config, to->copy, info));
+    TRY(move_all(to, family));
+    out->block_bytes = to->used_bytes;
+    TRY(dev_alloc(to->d, to->used_bytes, &out->block, info));
+    to->base = out->block;
+    TRY(move_all(to, family));
+    return dev_status(to->d, info);
+}
+
+err_t model_weights_to_device(dev *d, const model_family *family, const model_config *config,
+                              model_weights *host, model_device_weights *out, err_info *info)
+{
+    *out = (model_device_weights){0};
+    if (d->memory != NULL) {
+        mover to = {.d = d,
+                    .config = config,
+                    .host = host,
+                    .copy = &out->copy,
+                    .start_ns = clock_mono_ns()};
+        const err_t err = copy_weights(&to, family, out, info);
+        free((void *)to.from);
+        if (err != ERR_OK) return err;
+    }
+    const model_weights *w = d->memory != NULL ? &out->copy : host;
+    out->embedding = w->embedding;
+    out->head = w->head;
+    out->final_norm = w->final_norm;
+    out->layer = w->layer;
+    return ERR_OK;
+}
+
+void model_weights_leave_device(dev *d, model_device_weights *w)
+{
+    dev_free(d, w->block);
+    model_weights_deinit(&w->copy);
+    *w = (model_device_weights){0};
+}

@@ -1,0 +1,25 @@
+/* model/weights_device.h - the weights where a device's ops read them.
+ *
+ * On the host they are views into mapped files, and a device that works on the host's memory reads them there. For
+ * others they are copied once, into one block: experts that this rank does not read are left out. */
+#ifndef MODEL_WEIGHTS_DEVICE_H
+#define MODEL_WEIGHTS_DEVICE_H
+
+#include "model/family.h"
+#include "model/weights.h"
+
+typedef struct model_device_weights {
+    matrix embedding, head, final_norm;
+    model_layer *layer; /* [n_layers]; their arrays of experts are in the device's memory, too */
+    void *block;        /* of dev_alloc; NULL: `layer` is the host's */
+    size_t block_bytes;
+    model_weights copy; /* owns `layer` if there is a block */
+} model_device_weights;
+
+/* Borrows *host. ERR_NO_MEMORY names the bytes wanted. */
+err_t model_weights_to_device(dev *d, const model_family *family, const model_config *config,
+                              model_weights *host, model_device_weights *out,
+                              err_info *info) MUST_CHECK;
+void model_weights_leave_device(dev *d, model_device_weights *w); /* a zeroed one is fine */
+
+#endif

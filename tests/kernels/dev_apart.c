@@ -1,0 +1,255 @@
+/* tests/kernels/dev_apart.c - see dev_apart.h. */
+#include "tests/kernels/dev_apart.h"
+
+#include "base/check.h"
+
+#include <limits.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { ALIGN_BYTES = 256 };
+
+typedef struct apart {
+    dev base; /* first: it is what others see */
+    dev *cpu;
+    dev_ops ops;
+    uint8_t *memory; /* without access, unless is_open */
+    size_t memory_bytes, used_bytes;
+    bool is_open;
+    atomic_bool has_failed;
+    atomic_uint n_ops_left; /* UINT_MAX: any number */
+} apart;
+
+static apart *apart_of(dev *d)
+{
+    return (apart *)(void *)d;
+}
+
+static void set_open(apart *a, bool is_open)
+{
+    assert(a->is_open != is_open);
+    a->is_open = is_open;
+    if (mprotect(a->memory, a->memory_bytes, is_open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0)
+        abort();
+}
+
+static void check(const apart *a, const void *data, size_t bytes)
+{
+    const uint8_t *const at = data;
+    assert(at >= a->memory);
+    assert(at + bytes <= a->memory + a->used_bytes);
+}
+
+/* False: the device has failed. */
+static bool begin(apart *a)
+{
+    const unsigned n_left = atomic_load(&a->n_ops_left);
+    if (n_left == 0) atomic_store(&a->has_failed, true);
+    if (atomic_load(&a->has_failed)) return false;
+    if (n_left != UINT_MAX) atomic_store(&a->n_ops_left, n_left - 1);
+    set_open(a, true);
+    return true;
+}
+
+static void check_matrix(const apart *a, const matrix *m)
+{
+    check(a, m->data, (size_t)m->rows * m->cols * dtype_bytes(m->type));
+}
+
+/* ---- ops ----------------------------------------------------------------------------------------- */
+
+static void embed(dev *d, const embed_args *args)
+{
+    apart *a = apart_of(d);
+    check_matrix(a, &args->table);
+    check(a, args->id, args->n_tokens * sizeof *args->id);
+    check(a, args->out, (size_t)args->n_tokens * args->table.cols * sizeof *args->out);
+    if (!begin(a)) return;
+    a->cpu->ops->embed(a->cpu, args);
+    set_open(a, false);
+}
+
+static void rms_norm(dev *d, const rms_norm_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t bytes = (size_t)args->n_tokens * args->dim * sizeof(float);
+    check(a, args->x, bytes);
+    check(a, args->w, args->dim * dtype_bytes(args->w_type));
+    check(a, args->out, bytes);
+    if (!begin(a)) return;
+    a->cpu->ops->rms_norm(a->cpu, args);
+    set_open(a, false);
+}
+
+static void rope(dev *d, const rope_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t angles = (size_t)args->n_tokens * (args->dim / 2) * sizeof(float);
+    check(a, args->x, 2 * angles * args->n_heads);
+    check(a, args->cos, angles);
+    check(a, args->sin, angles);
+    if (!begin(a)) return;
+    a->cpu->ops->rope(a->cpu, args);
+    set_open(a, false);
+}
+
+static void matmul(dev *d, const matmul_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t last = args->n_tokens - 1;
+    check(a, args->x, (last * args->x_stride + args->part[0].w.cols) * sizeof(float));
+    for (uint32_t p = 0; p < args->n_parts; p++) {
+        check_matrix(a, &args->part[p].w);
+        check(a, args->part[p].out,
+              (last * args->part[p].out_stride + args->part[p].w.rows) * sizeof(float));
+    }
+    if (!begin(a)) return;
+    a->cpu->ops->matmul(a->cpu, args);
+    set_open(a, false);
+}
+
+static void router(dev *d, const router_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t n_choices = (size_t)args->n_tokens * args->top_k;
+    check(a, args->logits, (size_t)args->n_tokens * args->n_experts * sizeof(float));
+    check(a, args->expert, n_choices * sizeof *args->expert);
+    check(a, args->weight, n_choices * sizeof *args->weight);
+    if (!begin(a)) return;
+    a->cpu->ops->router(a->cpu, args);
+    set_open(a, false);
+}
+
+static void moe(dev *d, const moe_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t n_choices = (size_t)args->n_tokens * args->top_k,
+                 bytes = (size_t)args->n_tokens * args->dim * sizeof(float);
+    check(a, args->x, bytes);
+    check(a, args->out, bytes);
+    check(a, args->expert, args->n_experts * sizeof *args->expert);
+    check(a, args->chosen, n_choices * sizeof *args->chosen);
+    check(a, args->weight, n_choices * sizeof *args->weight);
+    check(a, args->scratch, 1);
+    if (!begin(a)) return;
+    for (uint32_t e = 0; e < args->n_experts; e++) {
+        if (args->expert[e].gate.data != NULL) check_matrix(a, &args->expert[e].gate);
+    }
+    a->cpu->ops->moe(a->cpu, args);
+    set_open(a, false);
+}
+
+static void add(dev *d, const add_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->x, args->n * sizeof *args->x);
+    check(a, args->y, args->n * sizeof *args->y);
+    if (!begin(a)) return;
+    a->cpu->ops->add(a->cpu, args);
+    set_open(a, false);
+}
+
+/* ---- memory -------------------------------------------------------------------------------------- */
+
+static err_t alloc_apart(dev *d, size_t bytes, void **out, err_info *info)
+{
+    apart *a = apart_of(d);
+    if (bytes > a->memory_bytes - a->used_bytes)
+        return err_set(info, ERR_NO_MEMORY, "apart: %zu bytes do not fit", bytes);
+    *out = a->memory + a->used_bytes; /* zero, as it came from the system */
+    a->used_bytes += round_up(bytes, ALIGN_BYTES);
+    return ERR_OK;
+}
+
+static void free_apart(dev *d, void *data)
+{
+    check(apart_of(d), data, 0); /* it goes with the device */
+}
+
+static void upload(dev *d, void *to, const void *from, size_t bytes)
+{
+    apart *a = apart_of(d);
+    check(a, to, bytes);
+    if (!begin(a)) return;
+    memcpy(to, from, bytes);
+    set_open(a, false);
+}
+
+static void download(dev *d, void *to, const void *from, size_t bytes)
+{
+    apart *a = apart_of(d);
+    check(a, from, bytes);
+    memset(to, 0, bytes);
+    if (!begin(a)) return;
+    memcpy(to, from, bytes);
+    set_open(a, false);
+}
+
+static void zero(dev *d, void *data, size_t bytes)
+{
+    apart *a = apart_of(d);
+    check(a, data, bytes);
+    if (!begin(a)) return;
+    memset(data, 0, bytes);
+    set_open(a, false);
+}
+
+static err_t status(dev *d, err_info *info)
+{
+    return atomic_load(&apart_of(d)->has_failed)
+               ? err_set(info, ERR_SYSTEM, "apart: the device failed")
+               : ERR_OK;
+}
+
+static void close_apart(dev *d)
+{
+    apart *a = apart_of(d);
+    dev_close(a->cpu);
+    if (a->memory != NULL) munmap(a->memory, a->memory_bytes);
+    d->pool = NULL; /* the CPU's, which is gone */
+}
+
+static const dev_memory memory_apart = {.alloc = alloc_apart,
+                                        .free = free_apart,
+                                        .upload = upload,
+                                        .download = download,
+                                        .zero = zero,
+                                        .status = status,
+                                        .close = close_apart};
+
+err_t dev_apart_open(const dev_config *config, size_t memory_bytes, dev **out, err_info *info)
+{
+    *out = NULL;
+    apart *a = calloc(1, sizeof *a);
+    if (a == NULL) return err_set(info, ERR_NO_MEMORY, "apart: out of memory");
+    a->n_ops_left = UINT_MAX;
+    a->memory_bytes = round_up(memory_bytes, 4096);
+    a->base.memory = &memory_apart;
+    const err_t err = dev_open_cpu(config, &a->cpu, info);
+    if (err != ERR_OK) {
+        free(a);
+        return err;
+    }
+    a->memory =
+        mmap(NULL, a->memory_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (a->memory == MAP_FAILED) abort();
+    a->ops = *a->cpu->ops; /* serial ones stay: they work on the host's memory */
+    a->ops.embed = embed;
+    a->ops.rms_norm = rms_norm;
+    a->ops.rope = rope;
+    a->ops.matmul = matmul;
+    a->ops.router = router;
+    a->ops.moe = moe;
+    a->ops.add = add;
+    a->base.ops = &a->ops;
+    a->base.pool = a->cpu->pool;
+    *out = &a->base;
+    return ERR_OK;
+}
+
+void dev_apart_fail_after(dev *d, uint32_t n_ops)
+{
+    atomic_store(&apart_of(d)->n_ops_left, n_ops);
+}
