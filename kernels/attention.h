@@ -72,10 +72,6 @@ typedef struct attn_blocks {
     uint32_t n_blocks;
 } attn_blocks;
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 void attn_state_reset(attn_state *state, size_t n_rows, uint32_t v_dim);
 
 /* o[j][g] at o + j * o_stride + g * v_dim; lse [n_queries][group] or NULL. `sink_logit` [group] or
@@ -123,9 +119,5 @@ typedef struct attn_merge_args {
     float *out_lse; /* or NULL */
 } attn_merge_args;
 void attn_merge(const attn_merge_args *args);
-
-#ifdef __cplusplus
-}
-#endif
 
 #endif

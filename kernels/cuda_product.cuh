@@ -103,42 +103,6 @@ static __device__ __forceinline__ void step32(float d[4], uint4 w0, uint4 w1, co
     cuda_mma_bf16(d, b, x->low[2], x->low[3]);
 }
 
-/* One strand of TILE_ROWS rows and up to TILE_TOKENS items, by one warp, into a fragment of each of N matrices
- * that share x (gate and up; or one). */
-template <int N>
-static __device__ void strand_tile(const matrix *const w[N], uint32_t first_row,
-                                   const product_tokens *tokens, uint32_t strand, float d[N][4])
-{
-    const uint32_t lane = threadIdx.x % WARP, group = lane / 4, in_group = lane % 4;
-    const uint32_t n_columns = w[0]->cols, item = tokens->first + group;
-    const bool has_item = item < tokens->end;
-    const float *x = has_item ? token_row(tokens, item) : tokens->x;
-    const bool is_vector_x = (reinterpret_cast<uintptr_t>(x) & 15) == 0;
-    bool is_vector[N];
-    for (int m = 0; m < N; m++) {
-        is_vector[m] = is_vector_matrix(w[m]);
-        for (int i = 0; i < 4; i++)
-            d[m][i] = 0;
-    }
-    for (uint32_t from = strand * CHUNK; from < n_columns; from += STRANDS * CHUNK) {
-        uint4 weights[N][CHUNK / 32][2]; /* all loads of a chunk are under way together */
-        for (int m = 0; m < N; m++) {
-            for (uint32_t s = 0; s < CHUNK / 32; s++) {
-                const uint32_t column = from + 32 * s + 8 * in_group, row = first_row + group;
-                weights[m][s][0] = load_weights8(w[m], is_vector[m], row, column);
-                weights[m][s][1] = load_weights8(w[m], is_vector[m], row + 8, column);
-            }
-        }
-        for (uint32_t s = 0; s < CHUNK / 32; s++) {
-            float values[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-            if (has_item) load_x8(x, is_vector_x, from + 32 * s + 8 * in_group, n_columns, values);
-            const halves8 halves = split8(values);
-            for (int m = 0; m < N; m++)
-                step32(d[m], weights[m][s][0], weights[m][s][1], &halves);
-        }
-    }
-}
-
 /* Row and item, both counted from the tile's first, of element i of a lane's fragment. */
 static __device__ __forceinline__ uint32_t fragment_row(uint32_t lane, int i)
 {

@@ -5,7 +5,7 @@
  *
  * Ops are queued on the device's one stream, in order; none waits, allocates or looks at a result. The
  * structs are those of the CPU's ops (contracts in their headers), with every pointer into the GPU's memory,
- * arrays of descriptors (moe_args.expert, spans, blocks) included; the args themselves are read before
+ * arrays of descriptors (moe_args.expert) included; the args themselves are read before
  * the call returns. A failed launch is kept, and returned by the next dev_cuda_wait.
  *
  * Threads: one caller at a time. */

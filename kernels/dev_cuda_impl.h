@@ -32,11 +32,6 @@ void store_cuda(dev_cuda *d, const float *x, size_t n, dtype type, void *out);
 void matmul_cuda(dev_cuda *d, const matmul_args *args);
 void router_cuda(dev_cuda *d, const router_args *args);
 void moe_cuda(dev_cuda *d, const moe_args *args);
-void attend_cuda(dev_cuda *d, const attn_batch *batch);
-void attend_mass_cuda(dev_cuda *d, const attn_shares_batch *batch);
-void attend_max_cuda(dev_cuda *d, const attn_shares_batch *batch);
-void attn_merge_cuda(dev_cuda *d, const attn_merge_rows_args *args);
-void key_bounds_cuda(dev_cuda *d, const key_bounds_args *args);
 extern const cuda_ops cuda_ops_table;
 
 #ifdef __cplusplus

@@ -10,4 +10,6 @@ const cuda_ops cuda_ops_table = {
     .add = add_cuda,
     .store = store_cuda,
     .matmul = matmul_cuda,
+    .router = router_cuda,
+    .moe = moe_cuda,
 };

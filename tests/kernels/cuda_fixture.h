@@ -8,7 +8,7 @@
 #include "kernels/dev_cuda.h"
 #include "tests/kernels/fixture.h"
 
-enum { GPU_BUFFERS_MAX = 256 };
+enum { GPU_BUFFERS_MAX = 1024 };
 
 typedef struct gpu {
     dev_cuda *d;
