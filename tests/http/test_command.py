@@ -1,6 +1,7 @@
 """The words of the command line: settings from four sources, exit codes, --check, healthcheck."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -98,6 +99,17 @@ def test_a_bad_setting_is_named_and_the_code_is_2(words, named):
 def test_a_setting_that_does_not_suit_the_model_is_2_as_well(words, named):
     code, out, err = run_command("serve", "--port", 0, *words)
     assert code == 2 and out == "" and named in err
+
+
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # wherever this runs
+
+
+def test_without_a_gpu_cuda_is_refused_and_auto_takes_the_cpu():
+    code, out, err = run_command("serve", "--port", 0, "--device", "cuda", env=NO_GPU)
+    assert code != 0 and "cuda: " in err + out
+    with Server("--device", "auto", env=NO_GPU) as server:
+        assert re.search(r"device: the CPU is used cause=\"cuda: ", server.log()), server.log()
+        assert re.search(r"opened model=.* device=(ref|avx)", server.log()), server.log()
 
 
 def test_check_tells_a_bad_setting_from_a_bad_model():

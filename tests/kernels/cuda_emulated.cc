@@ -7,6 +7,7 @@
 #include "kernels/dev_cuda_impl.h"
 #include "tests/kernels/cuda_emulated_dev.h"
 
+#include <mutex>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -383,6 +384,9 @@ void emu_mma_bf16(emu_site site, float d[4], const uint32_t a[4], uint32_t b0, u
 void emu_launch(void *device, dim3 grid, unsigned n_threads, size_t shared_bytes,
                 const std::function<void()> &body)
 {
+    /* Ranks that are threads share this one multiprocessor. */
+    static std::mutex turn;
+    const std::lock_guard<std::mutex> mine(turn);
     emu.has_failed = false;
     if (emu.fibers.empty()) emu.fibers.resize(THREADS_MAX);
     if (is_legal(grid, n_threads, shared_bytes)) {
