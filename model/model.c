@@ -20,12 +20,16 @@ void model_follow_placement(model *m)
     atomic_store(&m->weight_bytes, model_weights_read_bytes(&m->config, &m->weights));
 }
 
+static bool experts_may_move(const model_options *options)
+{
+    return options->experts != NULL && options->experts->strategy != EXPERTS_LINEAR;
+}
+
 /* Experts that move bring values that nobody has looked at here: then all are checked. */
 static err_t check_values(model *m, const model_options *options, err_info *info)
 {
-    const bool may_move = options->experts != NULL && options->experts->strategy != EXPERTS_LINEAR;
     if (!options->check_values) return ERR_OK;
-    if (!may_move) model_follow_placement(m);
+    if (!experts_may_move(options)) model_follow_placement(m);
     return model_weights_check_values(m->d, m->family, &m->config, &m->weights, info);
 }
 
@@ -41,6 +45,15 @@ static err_t load_weights(model *m, const char *dir, const model_options *option
     }
     model_follow_placement(m);
     return ERR_OK;
+}
+
+static err_t send_weights(model *m, const model_options *options, err_info *info)
+{
+    const device_weights_args args = {.family = m->family,
+                                      .config = &m->config,
+                                      .host = &m->weights,
+                                      .all_experts = experts_may_move(options)};
+    return model_weights_to_device(m->d, &args, &m->device, info);
 }
 
 static err_t open_placement(model *m, const model_options *options, err_info *info)
@@ -113,7 +126,7 @@ err_t model_open(dev *d, const char *dir, const model_options *options, model **
     if (err != ERR_OK) goto fail;
     err = model_kv_bases_load(dir, m->kv_layer, m->config.n_layers, &m->kv_bases, info);
     if (err != ERR_OK) goto fail;
-    err = model_weights_to_device(m->d, m->family, &m->config, &m->weights, &m->device, info);
+    err = send_weights(m, options, info);
     if (err != ERR_OK) goto fail;
     err = model_scratch_alloc(m, info);
     if (err != ERR_OK) goto fail;

@@ -13,8 +13,7 @@ static const size_t PROGRESS_BYTES = (size_t)8 << 30; /* a line in the log for s
 /* One walk over all tensors, in the family's order. */
 typedef struct mover {
     dev *d;
-    const model_config *config;
-    model_weights *host;
+    const device_weights_args *args;
     const matrix **from; /* [n] the host's matrices, in that order */
     size_t n, at;
     size_t used_bytes, moved_bytes, told_bytes;
@@ -33,8 +32,9 @@ static err_t note_matrix(void *ctx, const model_weight *weight)
 
 static bool is_read(const mover *to, const matrix *m)
 {
-    const size_t expert = model_weights_expert_of(to->config, to->host, m);
-    return expert == SIZE_MAX || to->host->is_read[expert];
+    const model_weights *host = to->args->host;
+    const size_t expert = model_weights_expert_of(to->args->config, host, m);
+    return expert == SIZE_MAX || to->args->all_experts || host->is_read[expert];
 }
 
 static err_t take(mover *to, size_t bytes, size_t *offset)
@@ -72,12 +72,12 @@ static err_t move_matrix(void *ctx, const model_weight *weight)
 }
 
 /* Tensors, and behind them the arrays of experts; measures without a base. */
-static err_t move_all(mover *to, const model_family *family)
+static err_t move_all(mover *to)
 {
     size_t offset;
-    const model_config *const c = to->config;
+    const model_config *const c = to->args->config;
     to->used_bytes = to->at = 0;
-    TRY(family->each_weight(c, to->copy, move_matrix, to));
+    TRY(to->args->family->each_weight(c, to->copy, move_matrix, to));
     const size_t n_experts = (size_t)c->n_layers * c->n_experts;
     TRY(take(to, n_experts * sizeof(moe_expert), &offset));
     if (to->base == NULL) return ERR_OK;
@@ -89,43 +89,39 @@ static err_t move_all(mover *to, const model_family *family)
     return ERR_OK;
 }
 
-static err_t list_matrices(mover *to, const model_family *family, err_info *info)
+static err_t list_matrices(mover *to, err_info *info)
 {
-    TRY(family->each_weight(to->config, to->host, note_matrix, to));
+    const device_weights_args *const args = to->args;
+    TRY(args->family->each_weight(args->config, args->host, note_matrix, to));
     to->from = calloc(to->n, sizeof(const matrix *));
     if (to->from == NULL) return err_set(info, ERR_NO_MEMORY, "weights: out of memory");
     to->n = 0;
-    return family->each_weight(to->config, to->host, note_matrix, to);
+    return args->family->each_weight(args->config, args->host, note_matrix, to);
 }
 
-static err_t copy_weights(mover *to, const model_family *family, model_device_weights *out,
-                          err_info *info)
+static err_t copy_weights(mover *to, model_device_weights *out, err_info *info)
 {
-    TRY(list_matrices(to, family, info));
-    TRY(model_weights_alloc(to->config, to->copy, info));
-    TRY(move_all(to, family));
+    TRY(list_matrices(to, info));
+    TRY(model_weights_alloc(to->args->config, to->copy, info));
+    TRY(move_all(to));
     out->block_bytes = to->used_bytes;
     TRY(dev_alloc(to->d, to->used_bytes, &out->block, info));
     to->base = out->block;
-    TRY(move_all(to, family));
+    TRY(move_all(to));
     return dev_status(to->d, info);
 }
 
-err_t model_weights_to_device(dev *d, const model_family *family, const model_config *config,
-                              model_weights *host, model_device_weights *out, err_info *info)
+err_t model_weights_to_device(dev *d, const device_weights_args *args, model_device_weights *out,
+                              err_info *info)
 {
     *out = (model_device_weights){0};
     if (d->memory != NULL) {
-        mover to = {.d = d,
-                    .config = config,
-                    .host = host,
-                    .copy = &out->copy,
-                    .start_ns = clock_mono_ns()};
-        const err_t err = copy_weights(&to, family, out, info);
+        mover to = {.d = d, .args = args, .copy = &out->copy, .start_ns = clock_mono_ns()};
+        const err_t err = copy_weights(&to, out, info);
         free((void *)to.from);
         if (err != ERR_OK) return err;
     }
-    const model_weights *w = d->memory != NULL ? &out->copy : host;
+    const model_weights *w = d->memory != NULL ? &out->copy : args->host;
     out->embedding = w->embedding;
     out->head = w->head;
     out->final_norm = w->final_norm;

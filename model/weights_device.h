@@ -1,7 +1,7 @@
 /* model/weights_device.h - the weights where a device's ops read them.
  *
  * On the host they are views into mapped files, and a device that works on the host's memory reads them there. For
- * others they are copied once, into one block: experts that this rank does not read are left out. */
+ * others they are copied once, into one block. */
 #ifndef MODEL_WEIGHTS_DEVICE_H
 #define MODEL_WEIGHTS_DEVICE_H
 
@@ -16,9 +16,16 @@ typedef struct model_device_weights {
     model_weights copy; /* owns `layer` if there is a block */
 } model_device_weights;
 
-/* Borrows *host. ERR_NO_MEMORY names the bytes wanted. */
-err_t model_weights_to_device(dev *d, const model_family *family, const model_config *config,
-                              model_weights *host, model_device_weights *out,
+typedef struct device_weights_args {
+    const model_family *family;
+    const model_config *config;
+    model_weights *host; /* borrowed */
+    bool
+        all_experts; /* else those that this rank reads now; the others have no data: if none can move */
+} device_weights_args;
+
+/* ERR_NO_MEMORY names the bytes wanted. */
+err_t model_weights_to_device(dev *d, const device_weights_args *args, model_device_weights *out,
                               err_info *info) MUST_CHECK;
 void model_weights_leave_device(dev *d, model_device_weights *w); /* a zeroed one is fine */
 

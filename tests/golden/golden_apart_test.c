@@ -42,11 +42,12 @@ START_TEST(what_methods_of_the_cache_ask_for_comes_from_the_device)
 }
 END_TEST
 
-START_TEST(ranks_on_such_devices_give_the_bits_of_ranks_on_the_host)
+static uint64_t check_ranks(const experts_config *experts)
 {
     enum { N_RANKS = 3 };
     rank_run host[N_RANKS], apart[N_RANKS];
     golden_setup setup = setup_of(0, NULL);
+    setup.experts = experts;
     run_ranks(&setup, true, N_RANKS, host);
     setup.open_dev = open_apart;
     run_ranks(&setup, true, N_RANKS, apart);
@@ -54,6 +55,21 @@ START_TEST(ranks_on_such_devices_give_the_bits_of_ranks_on_the_host)
         check_same_bits(&host[r].out, &apart[r].out);
     forget(host, N_RANKS);
     forget(apart, N_RANKS);
+    return apart[0].experts.n_rebalanced;
+}
+
+START_TEST(ranks_on_such_devices_give_the_bits_of_ranks_on_the_host)
+{
+    check_ranks(NULL);
+}
+END_TEST
+
+/* A rank computes experts then that it did not have when its weights went up. */
+START_TEST(experts_may_move_between_such_devices)
+{
+    const experts_config experts = {
+        .strategy = EXPERTS_EPLB, .step_interval = 7, .imbalance_min = 1};
+    ck_assert_uint_gt(check_ranks(&experts), 0);
 }
 END_TEST
 
@@ -100,6 +116,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_device_with_memory_of_its_own_gives_the_bits_of_the_hosts, 600),
     TEST_CASE_SECONDS(what_methods_of_the_cache_ask_for_comes_from_the_device, 600),
     TEST_CASE_SECONDS(ranks_on_such_devices_give_the_bits_of_ranks_on_the_host, 600),
+    TEST_CASE_SECONDS(experts_may_move_between_such_devices, 600),
     TEST_CASE(a_device_that_fails_is_told_of),
     TEST_CASE(a_model_that_does_not_fit_is_refused),
     TEST_CASES_END,
