@@ -3,6 +3,9 @@
 # architecture, since each one costs as much again; ON compiles what runs: machine code for sm_80 and sm_90,
 # and PTX for what comes after.
 set(PIKV_HAS_CUDA OFF)
+if(PIKV_FUZZ AND PIKV_CUDA STREQUAL "AUTO") # nvcc's host compiler is not clang, whose flags fuzzers need
+    set(PIKV_CUDA OFF)
+endif()
 find_program(PIKV_NVCC nvcc PATHS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
 if(PIKV_CUDA STREQUAL "ON" AND NOT PIKV_NVCC)
     message(FATAL_ERROR "PIKV_CUDA is ON, and there is no nvcc here")
