@@ -254,7 +254,10 @@ int rank_follow(const server_settings *settings)
 {
     err_info info = {0};
     signal_watch watch;
-    err_t err = signal_watch_open(&watch, "ranks", "rank 0 decides when this one ends", &info);
+    const signal_watch_options signals = {.name = "ranks",
+                                          .on_stop = "rank 0 decides when this one ends",
+                                          .is_under_mpi = rank_place_is_mpi(&settings->place)};
+    err_t err = signal_watch_open(&watch, &signals, &info);
     if (err == ERR_OK) {
         err = follow(settings, &watch, &info);
         signal_watch_close(&watch);

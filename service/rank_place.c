@@ -137,3 +137,8 @@ uint32_t rank_place_threads(const rank_place *place, uint32_t n_threads)
     const uint32_t share = n_all / place->n_here > 0 ? n_all / place->n_here : 1;
     return share < n_free ? share : n_free;
 }
+
+bool rank_place_is_mpi(const rank_place *place)
+{
+    return place->transport != NULL && place->transport == comm_find("mpi");
+}

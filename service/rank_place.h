@@ -32,6 +32,9 @@ typedef struct rank_place {
 err_t rank_place_find(const ranks_config *config, char *const *environment, rank_place *out,
                       err_info *info) MUST_CHECK;
 
+/* Is this a process that mpirun has started? */
+bool rank_place_is_mpi(const rank_place *place);
+
 /* Threads for one rank; n_threads 0: its share of the processors. */
 uint32_t rank_place_threads(const rank_place *place, uint32_t n_threads);
 

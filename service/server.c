@@ -204,9 +204,11 @@ int server_run(const server_settings *settings)
     signal_watch watch;
     int code = 1;
     err_t err = server_prepare(&parts, settings, &info);
-    if (err == ERR_OK)
-        err = signal_watch_open(&watch, "server", "running requests are finished, new ones refused",
-                                &info);
+    const signal_watch_options signals = {.name = "server",
+                                          .on_stop =
+                                              "running requests are finished, new ones refused",
+                                          .is_under_mpi = rank_place_is_mpi(&settings->place)};
+    if (err == ERR_OK) err = signal_watch_open(&watch, &signals, &info);
     if (err == ERR_OK) {
         err = open_main(&parts, &info);
         if (err == ERR_OK) err = open_monitor(&parts, &info);

@@ -37,7 +37,7 @@ static void ask_to_stop(const signal_watch *watch, bool is_first)
     if (!atomic_load_explicit(&watch->is_busy, memory_order_acquire)) {
         log_info(watch->name,
                  "stopped while loading"); /* nothing is running that could be drained */
-        _exit(0);
+        _exit(watch->loading_code);
     }
     log_info(watch->name, "stopping: %s", watch->on_stop);
     if (write(watch->stop_event, &one, sizeof one) != (ssize_t)sizeof one) _exit(1);
@@ -59,10 +59,12 @@ static void *watch_signals(void *ctx)
     }
 }
 
-err_t signal_watch_open(signal_watch *watch, const char *name, const char *on_stop, err_info *info)
+err_t signal_watch_open(signal_watch *watch, const signal_watch_options *options, err_info *info)
 {
-    *watch =
-        (signal_watch){.stop_event = eventfd(0, EFD_CLOEXEC), .name = name, .on_stop = on_stop};
+    *watch = (signal_watch){.stop_event = eventfd(0, EFD_CLOEXEC),
+                            .name = options->name,
+                            .on_stop = options->on_stop,
+                            .loading_code = options->is_under_mpi ? 1 : 0};
     atomic_init(&watch->is_busy, false);
     if (watch->stop_event < 0) return err_set(info, ERR_SYSTEM, "no event for signals");
     if (pthread_create(&watch->thread, NULL, watch_signals, watch) == 0) return ERR_OK;

@@ -1,7 +1,8 @@
 /* service/signal_watch.h - SIGTERM, SIGINT and SIGHUP, taken by one thread with sigwait.
  *
  * Never by a handler: the thread may lock, log and end the process. Until signal_watch_set_busy nothing runs
- * that could be finished, and a signal ends the process at once with 0. Later the first one is a request to
+ * that could be finished, and a signal ends the process at once: with 0, or with 1 under mpirun, which takes a process
+ * that leaves early with 0 for one that will still come, and lets the others wait for it. Later the first one is a request to
  * stop, which whoever waits on stop_event sees, and a second one ends the process with 1. */
 #ifndef SERVICE_SIGNAL_WATCH_H
 #define SERVICE_SIGNAL_WATCH_H
@@ -10,13 +11,15 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 
 /* Opaque but for stop_event. */
 typedef struct signal_watch {
     int stop_event; /* eventfd: becomes readable, once, when the process shall stop */
     pthread_t thread;
     const char *name,
-        *on_stop; /* of the log's line, and what it says at the first request; borrowed */
+        *on_stop;     /* of the log's line, and what it says at the first request; borrowed */
+    int loading_code; /* of the exit while it loads */
     atomic_bool is_busy;
 } signal_watch;
 
@@ -24,7 +27,11 @@ typedef struct signal_watch {
  * process 1 no default action for them. SIGPIPE is ignored. */
 void signal_watch_block(void);
 
-err_t signal_watch_open(signal_watch *watch, const char *name, const char *on_stop,
+typedef struct signal_watch_options {
+    const char *name, *on_stop;
+    bool is_under_mpi;
+} signal_watch_options;
+err_t signal_watch_open(signal_watch *watch, const signal_watch_options *options,
                         err_info *info) MUST_CHECK;
 void signal_watch_set_busy(signal_watch *watch);
 void signal_watch_close(signal_watch *watch);
