@@ -209,6 +209,7 @@ static err_t come_together(const server_settings *settings, rank_group *group, r
                         : join_others(settings, share, info));
     log_info("ranks", "together rank=%u ranks=%u transport=%s seconds=%.3f", place->rank,
              place->n_ranks, place->transport->name, clock_seconds_since(start_ns));
+    signal_watch_set_met();
     return ERR_OK;
 }
 

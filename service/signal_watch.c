@@ -27,6 +27,21 @@ void signal_watch_block(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
+/* Has the group come together? Of the process: who finds out knows no watch. */
+static atomic_bool has_met;
+
+void signal_watch_set_met(void)
+{
+    atomic_store(&has_met, true);
+}
+
+static void wait_for_group(const signal_watch *watch)
+{
+    enum { STEP_US = 10000, N_STEPS = 3000 };
+    for (int i = 0; i < N_STEPS && watch->loading_code != 0 && !atomic_load(&has_met); i++)
+        usleep(STEP_US);
+}
+
 static void ask_to_stop(const signal_watch *watch, bool is_first)
 {
     const uint64_t one = 1;
@@ -34,6 +49,7 @@ static void ask_to_stop(const signal_watch *watch, bool is_first)
         log_warn(watch->name, "stopped at once by a second signal");
         _exit(1);
     }
+    if (!atomic_load_explicit(&watch->is_busy, memory_order_acquire)) wait_for_group(watch);
     if (!atomic_load_explicit(&watch->is_busy, memory_order_acquire)) {
         log_info(watch->name,
                  "stopped while loading"); /* nothing is running that could be drained */

@@ -34,6 +34,10 @@ typedef struct signal_watch_options {
 err_t signal_watch_open(signal_watch *watch, const signal_watch_options *options,
                         err_info *info) MUST_CHECK;
 void signal_watch_set_busy(signal_watch *watch);
+
+/* Under mpirun a signal waits for this, half a minute at most, before it ends a process that loads: mpirun itself may
+ * hang when a process leaves while another still comes. The one watch of the process. */
+void signal_watch_set_met(void);
 void signal_watch_close(signal_watch *watch);
 
 #endif
