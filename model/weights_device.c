@@ -104,7 +104,6 @@ static err_t copy_weights(mover *to, model_device_weights *out, err_info *info)
     TRY(list_matrices(to, info));
     TRY(model_weights_alloc(to->args->config, to->copy, info));
     TRY(move_all(to));
-    out->block_bytes = to->used_bytes;
     TRY(dev_alloc(to->d, to->used_bytes, &out->block, info));
     to->base = out->block;
     TRY(move_all(to));

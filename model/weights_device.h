@@ -12,7 +12,6 @@ typedef struct model_device_weights {
     matrix embedding, head, final_norm;
     model_layer *layer; /* [n_layers]; their arrays of experts are in the device's memory, too */
     void *block;        /* of dev_alloc; NULL: `layer` is the host's */
-    size_t block_bytes;
     model_weights copy; /* owns `layer` if there is a block */
 } model_device_weights;
 
