@@ -9,7 +9,7 @@ run_packages="gcc g++ libc6-dev cmake ninja-build pkg-config
     libmicrohttpd-dev libjansson-dev libcjson-dev libsentencepiece-dev libyaml-dev libsodium-dev"
 mpi_packages="libopenmpi-dev openmpi-bin"
 test_packages="xz-utils check clang clang-format libclang-rt-14-dev universal-ctags
-    python3 python3-venv prometheus curl procps iproute2"
+    python3 python3-venv prometheus curl procps iproute2 chromium"
 
 missing_of() {
     for package in "$@"; do

@@ -105,12 +105,20 @@ function openTurns() {
   };
 }
 
+// A turn, a pause, a turn. What it returns makes the pause end now.
 function repeat(turn, interval) {
+  let timer = null;
   const next = async () => {
+    timer = null;
     if (!isPaused && !document.hidden) await turn();
-    setTimeout(next, interval);
+    timer = setTimeout(next, interval);
   };
   next();
+  return () => {
+    if (timer === null) return; // it is at it
+    clearTimeout(timer);
+    next();
+  };
 }
 
 // ---- controls ----
@@ -131,7 +139,7 @@ function openTheme() {
   set(kept);
 }
 
-function openKey() {
+function openKey(wake) {
   byId("key").value = key.get();
   const use = value => {
     key.set(value);
@@ -140,6 +148,7 @@ function openKey() {
     notice("");
     openKeyForm(false);
     byId("key-button").focus();
+    wake();
   };
   byId("key-button").addEventListener("click", () => {
     openKeyForm(byId("key-form").hidden);
@@ -153,12 +162,15 @@ function openKey() {
 }
 
 openTheme();
-openKey();
 openPlayground();
+const turns = openTurns();
+const wakes = [repeat(turns.metrics, METRICS_MS), repeat(turns.cache, CACHE_MS)];
+const wake = () => wakes.forEach(turn => turn());
+openKey(wake);
 byId("pause").addEventListener("click", () => {
   isPaused = !isPaused;
   byId("pause").setAttribute("aria-pressed", String(isPaused));
+  wake();
 });
-const turns = openTurns();
-repeat(turns.metrics, METRICS_MS);
-repeat(turns.cache, CACHE_MS);
+document.addEventListener("visibilitychange", wake);
+for (const id of ["seq", "layer"]) byId(id).addEventListener("change", wake);

@@ -1,7 +1,7 @@
 // The map of the KV cache: how full each layer and head is, and the pages of one sequence.
 //
-// Two looks a turn: one at everything, one at the chosen sequence (and layer). Cells are a table, so they read as
-// numbers, too; strips are drawn, and told in a table below.
+// One look a turn has both; a chosen layer takes a second, which has its pages alone. Cells are a table, so they read
+// as numbers, too; strips are drawn, and told in a table below.
 import { byId, bytes, count, el, percent, setOptions, setText, svg } from "./dom.js";
 import { Failure, getJson } from "./api.js";
 import { rate } from "./metrics.js";
@@ -118,16 +118,15 @@ const describe = seq => {
   return [compression, scheduling, routing].filter((name, i) => name !== ["none", "none", "full"][i]).join(", ") || "plain";
 };
 
-function showSequence(document_, id) {
-  const { sequence, settings } = document_;
-  const seq = document_.sequences.find(s => s.id === id);
+function showSequence({ sequence, sequences, settings }) {
+  const seq = sequences.find(({ id }) => id === sequence.id);
   const lists = sequence.heads;
   const runs = lists.flatMap(list => list.runs);
   const pagesEnd = Math.max(0, ...lists.map(endOf));
   const ring = Math.max(1, Math.min(seq.length, settings.window_tokens) / settings.page_tokens);
   const view = { pagesEnd, width: pagesEnd + ring, pageTokens: settings.page_tokens, shards: settings.shards,
                  isCoarse: lists.reduce((n, list) => n + list.pages, 0) > SINGLE_BLOCKS_MAX };
-  setText(byId("strip-title"), `Sequence ${id}: ${seq.length} tokens, ${describe(seq)}` +
+  setText(byId("strip-title"), `Sequence ${seq.id}: ${seq.length} tokens, ${describe(seq)}` +
     (sequence.is_truncated ? "; more than fits, choose a layer" : ""));
   byId("strips").className = lists.length > 64 ? "strips dense" : lists.length > 12 ? "strips" : "strips sparse";
   byId("strips").replaceChildren(...lists.map(list => strip(list, view)));
@@ -149,28 +148,24 @@ function showNone() {
 
 // ---- a turn ----
 
-function chosenSequence(sequences) {
-  setOptions(byId("seq"), [["auto", "Newest"], ...sequences.map(seq => [String(seq.id), `${seq.id}: ${describe(seq)}`])]);
-  const wanted = byId("seq").value;
-  return wanted === "auto" ? sequences.at(-1)?.id : Number(wanted);
+async function look(query) {
+  try {
+    return await getJson("/debug/kv?" + new URLSearchParams(query));
+  } catch (fault) {
+    if (fault instanceof Failure && fault.status === 404) return null; // the sequence has ended
+    throw fault;
+  }
 }
 
 export async function lookAtCache() {
-  const all = await getJson("/debug/kv");
+  const [seq, layer] = [byId("seq").value, byId("layer").value];
+  const all = await look(layer === "" ? { seq } : {}) ?? await look({});
   const { settings, sequences, heads, counters } = all;
   setOptions(byId("layer"), [["", "All"], ...Array.from({ length: settings.layers }, (_, l) => [String(l), String(l)])]);
+  setOptions(byId("seq"), [["newest", "Newest"], ...sequences.map(row => [String(row.id), `${row.id}: ${describe(row)}`])]);
   setIfNew(byId("heat"), JSON.stringify(heads), () => [heatTable(heads, settings.shards)]);
   showPool(counters, settings);
-  const id = chosenSequence(sequences);
-  if (id === undefined) {
-    showNone();
-    return;
-  }
-  const layer = byId("layer").value;
-  try {
-    showSequence(await getJson(`/debug/kv?seq=${id}` + (layer === "" ? "" : `&layer=${layer}`)), id);
-  } catch (fault) {
-    if (!(fault instanceof Failure) || fault.status !== 404) throw fault; // it ended in between
-    showNone();
-  }
+  const one = layer === "" ? all : await look({ seq, layer });
+  if (one?.sequence) showSequence(one);
+  else showNone();
 }

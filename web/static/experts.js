@@ -26,6 +26,7 @@ function row(layer, tokens) {
 export function openExperts() {
   const span = () => document.querySelector("input[name=span]:checked").value;
   const history = []; // [{at, layers}]
+  let shown = ""; // a table that says the same is left alone
   const show = () => {
     const now = history.at(-1);
     if (!now) return;
@@ -35,6 +36,8 @@ export function openExperts() {
     }
     const old = span() === "minute" ? history[0].layers : null;
     const grown = now.layers.map((tokens, l) => tokens.map((n, e) => Math.max(0, n - (old?.[l]?.[e] ?? 0))));
+    if (shown === JSON.stringify(grown)) return;
+    shown = JSON.stringify(grown);
     const all = grown.flat().reduce((sum, n) => sum + n, 0);
     const heads = now.layers[0].map((_, e) => el("th", { scope: "col" }, String(e)));
     byId("experts").replaceChildren(el("table", { class: "load" },

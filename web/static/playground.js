@@ -51,7 +51,8 @@ function settle(column) {
     column.number = number;
     fields.routingNumber.value = choices.numbers[number] ?? "";
   }
-  setText(column.request, `"kv": ${JSON.stringify(kvOf(column)).replaceAll(/([:,])(?=\S)/g, "$1 ")}`);
+  const pairs = Object.entries(kvOf(column)).map(([name, wanted]) => `"${name}": ${JSON.stringify(wanted)}`);
+  setText(column.request, `"kv": {${pairs.join(", ")}}`);
 }
 
 function fieldOf(column, { key, text, list, none, number }, preset) {
