@@ -51,7 +51,9 @@ function settle(column) {
     column.number = number;
     fields.routingNumber.value = choices.numbers[number] ?? "";
   }
-  const pairs = Object.entries(kvOf(column)).map(([name, wanted]) => `"${name}": ${JSON.stringify(wanted)}`);
+  const kv = kvOf(column);
+  setText(column.title, Object.values(kv).join(", ") || "as the server is set");
+  const pairs = Object.entries(kv).map(([name, wanted]) => `"${name}": ${JSON.stringify(wanted)}`);
   setText(column.request, `"kv": {${pairs.join(", ")}}`);
 }
 
@@ -81,13 +83,14 @@ function addColumn(preset) {
   const letter = LETTERS[columns.length];
   const column = {
     letter, preset,
+    title: el("span", { class: "note" }),
     settings: el("fieldset", { class: "settings" }),
     request: el("code", { class: "request" }),
     facts: el("dl", { class: "facts" }),
     text: el("div", { class: "text", tabindex: 0, role: "log", "aria-label": `Text of column ${letter}` }),
   };
   column.node = el("article", { class: "panel column", id: "column-" + letter, "aria-label": `Column ${letter}` },
-    el("h3", {}, letter), column.settings, column.request, column.facts, column.text);
+    el("h3", {}, letter, column.title), column.settings, column.request, column.facts, column.text);
   columns.push(column);
   byId("columns").append(column.node);
   byId("add").disabled = columns.length === COLUMNS_MAX;
