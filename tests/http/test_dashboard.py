@@ -123,8 +123,8 @@ def test_an_idle_server(browser, choosing):
 def test_the_map_follows_the_load(browser, choosing):
     with visit(browser, choosing) as page, Connection(choosing.port) as client:
         wait_ready(page)
-        client.send(completion_bytes(LONG, max_tokens=1700, ignore_eos=True, stream=True,
-                                     kv={"compression": "int8"}))
+        client.send(completion_bytes(LONG, max_tokens=1700, ignore_eos=True, stream=True, n=12,
+                                     kv={"compression": "int8"}))  # many, so that they take their time
         assert client.read_until(b"data: ")
         expect(page.locator("#strips .strip")).to_have_count(N_LISTS)
         expect(page.locator("#strip-title")).to_contain_text("int8")

@@ -184,6 +184,7 @@ async function run(event) {
   const number = id => Number(byId(id).value);
   const body = { prompt: byId("prompt").value, max_tokens: number("max-tokens"), temperature: number("temperature"), seed: number("seed") };
   const chosen = choices.isFree ? columns : columns.slice(0, 1);
+  const focused = document.activeElement; // a disabled button loses it
   byId("run").disabled = true;
   byId("stop").disabled = false;
   for (const column of columns) {
@@ -202,6 +203,7 @@ async function run(event) {
   running = null;
   byId("run").disabled = false;
   byId("stop").disabled = true;
+  if (document.activeElement === document.body) focused.focus();
 }
 
 // ---- life ----
