@@ -5,6 +5,7 @@ the browser's console says nothing but what the test expects.
 """
 
 import contextlib
+import itertools
 import os
 import re
 
@@ -270,7 +271,7 @@ def test_the_keyboard_reaches_everything(browser, choosing):
             assert focus["seen"] and focus["line"], focus
             order.append(focus["id"])
             assert len(order) < 60, order
-        wanted = ["skip", "pause", "key-button", "theme", "seq", "layer", "span", "experts", "prompt",
+        wanted = ["skip", "pause", "key-button", "theme", "seq", "layer", "heat", "strips", "span", "experts", "prompt",
                   "max-tokens", "temperature", "seed", "together", "add"]
         assert [name for name in order if name in wanted] == wanted
         page.keyboard.press("Tab")  # Stop is disabled
@@ -292,6 +293,39 @@ def test_a_narrow_screen(browser, choosing):
         wide = page.evaluate("""[...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, .hidden, .skip, svg") &&
             e.getBoundingClientRect().right > 320.5 && e.getBoundingClientRect().width > 1).map(e => e.id || e.className)""")
         assert wide == []
+
+
+def large_map():
+    """Of a model with 32 layers of 8 heads over 2 shards, with pages on all tiers."""
+    methods = {"routing": "full", "scheduling": "snapkv", "budget": 0.5, "compression": "int4", "rewrite": "none"}
+    heads, pages = [], []
+    for layer, head, shard in itertools.product(range(32), range(8), range(2)):
+        place = {"layer": layer, "head": head, "shard": shard, "slots_live": 100 * layer + head}
+        runs = [{"block": 20 * i + shard, "blocks": 19, "codec": codec, "slots_live": 16, "tier": tier, "cached": i == 0}
+                for i, (codec, tier) in enumerate((("int8", "device"), ("svd", "host"), ("int2", "disk")))]
+        heads.append(place)
+        pages.append({**place, "pages": 57, "runs": runs})
+    return {"settings": {"type": "bf16", "placement": "block", "layers": 32, "page_tokens": 32, "window_tokens": 128,
+                         "sink_tokens": 4, "shards": 2, "prefix_caching": True, "request_methods": True,
+                         "methods": methods},
+            "counters": {"pages": {"total": 90000, "used": 60000, "cached": 20000, "free": 10000}, "bytes": {},
+                         "slots_live": 3, "prefix_objects": 1},
+            "sequences": [{"id": 7, "length": 4000, "blocks_in_pages": 60, "slots_live": 9, "methods": methods}],
+            "heads": heads, "sequence": {"id": 7, "is_truncated": True, "heads": pages}}
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_a_large_map_fits(browser, choosing, width):
+    with visit(browser, choosing, viewport={"width": width, "height": 700}) as page:
+        page.context.route(re.compile(r"/debug/kv(\?.*)?$"), lambda route: route.fulfill(json=large_map()))
+        expect(page.locator("#strips .strip")).to_have_count(512)
+        expect(page.locator("#heat td")).to_have_count(512)
+        expect(page.locator("#strip-title")).to_contain_text("choose a layer")
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+        for kind in ("codec-svd.tier-host", "codec-int2.tier-disk"):
+            assert page.locator(f"#strips .{kind}").count() == 512  # 512 x 57 pages: a run is one bar
+        for text in ("svd", "on disk", "in host memory", "shared with a cached prefix"):
+            expect(page.locator("#legend")).to_contain_text(text)
 
 
 def test_the_key_stays_in_the_tab(browser, locked):
