@@ -1,5 +1,5 @@
-/* service/metrics_internal.h - the tables behind metrics.h, shared by metrics.c (counting) and
- * metrics_text.c (the page). */
+/* service/metrics_internal.h - the tables behind metrics.h, shared by metrics.c (counting) and those that
+ * write the page (metrics_page.h). */
 #ifndef SERVICE_METRICS_INTERNAL_H
 #define SERVICE_METRICS_INTERNAL_H
 
@@ -26,6 +26,7 @@ typedef struct histogram {
 
 struct metrics {
     char *model_name; /* as a label's value: escaped */
+    metrics_compat compat;
     uint32_t n_layers, n_experts;
     _Atomic bool is_paused;
     _Atomic uint64_t counters[METRIC_COUNTER_COUNT];
