@@ -38,7 +38,7 @@ void metrics_pause(metrics *m, bool is_paused);
     X(PROMPT_TOKENS, "prompt_tokens_total",                                                        \
       "Prompt tokens of admitted sequences, cached ones included")                                 \
     X(PROMPT_CACHED_TOKENS, "prompt_cached_tokens_total",                                          \
-      "Those of them that the prefix cache had")                                                   \
+      "Prompt tokens of admitted sequences that the prefix cache had")                             \
     X(GENERATION_TOKENS, "generation_tokens_total", "Tokens generated")                            \
     X(PREEMPTIONS, "preemptions_total", "Sequences preempted because the KV pool was full")        \
     X(CLIENT_DISCONNECTS, "client_disconnects_total", "Requests whose client left before the end") \
