@@ -130,6 +130,7 @@ err_t metrics_open(const metrics_shape *shape, metrics **out)
     err_t err = size_mul(shape->n_layers, shape->n_experts, &n_experts);
     if (err == ERR_OK) {
         m->compat = shape->compat;
+        m->start_seconds = metrics_process_start_seconds();
         m->n_layers = shape->n_layers;
         m->n_experts = shape->n_experts;
         m->model_name = escape_label(shape->model_name);

@@ -26,6 +26,9 @@ typedef struct histogram {
 
 struct metrics {
     char *model_name; /* as a label's value: escaped */
+    double
+        start_seconds; /* of the process, since the epoch; read once, since it comes from two clocks:
+                           * another digit would be another start to whoever counts restarts */
     metrics_compat compat;
     uint32_t n_layers, n_experts;
     _Atomic bool is_paused;
@@ -42,6 +45,9 @@ struct metrics {
             *ended; /* [n_routings][n_schedulings][n_selections][n_codecs]: sequences */
     } methods;
 };
+
+/* Of this process, since the epoch; 0 if that cannot be read. */
+double metrics_process_start_seconds(void);
 
 /* What counters call a policy: none, quest, or its scorer; NULL behind the last one. */
 const char *metrics_scheduling_name(uint32_t index);

@@ -21,7 +21,7 @@ static void write_process_value(page *p, const char *name, const char *type, dou
 
 /* Seconds since the epoch at which the process began, from its age: clock ticks since boot in
  * /proc/self/stat, field 22. 0 if it cannot be read. */
-static double process_start_seconds(void)
+double metrics_process_start_seconds(void)
 {
     char text[1024];
     FILE *file = fopen("/proc/self/stat", "r");
@@ -36,7 +36,8 @@ static double process_start_seconds(void)
     if (at == NULL || clock_gettime(CLOCK_REALTIME, &now) != 0) return 0;
     if (clock_gettime(CLOCK_BOOTTIME, &since_boot) != 0) return 0;
     const double started = strtod(at, NULL) / (double)sysconf(_SC_CLK_TCK);
-    return (double)now.tv_sec - ((double)since_boot.tv_sec - started);
+    const double uptime = (double)since_boot.tv_sec + (double)since_boot.tv_nsec * 1e-9;
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9 - (uptime - started);
 }
 
 static double open_descriptors(void)
@@ -71,7 +72,7 @@ void metrics_text_process(page *p)
                         "Resident memory, mapped weights included");
     write_process_value(p, "process_virtual_memory_bytes", "gauge", virtual_pages * page_bytes,
                         "Virtual memory");
-    write_process_value(p, "process_start_time_seconds", "gauge", process_start_seconds(),
+    write_process_value(p, "process_start_time_seconds", "gauge", p->m->start_seconds,
                         "Start of the process, since the epoch");
     write_process_value(p, "process_open_fds", "gauge", open_descriptors(), "Open descriptors");
     write_process_value(p, "process_max_fds", "gauge", (double)limit.rlim_cur,
