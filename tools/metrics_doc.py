@@ -8,6 +8,7 @@ names, one request behind it), reads /metrics and writes the part of docs/metric
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -105,11 +106,12 @@ def tables_of(page):
 
 def wait_for_line(process, pattern):
     """The first line of the log, from where it was left, that has the pattern."""
+    line = ""
     for line in process.stderr:
         found = re.search(pattern, line)
         if found:
             return found
-    sys.exit("metrics_doc.py: the server did not start")
+    sys.exit(f"metrics_doc.py: the server did not start: {line}")
 
 
 def fetch(url, body=None):
@@ -120,7 +122,8 @@ def fetch(url, body=None):
 
 def page_of(binary):
     """/metrics of a server of this binary that has answered a request and heard from all of its ranks."""
-    with subprocess.Popen([binary, *WORDS], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("PIKV_")}
+    with subprocess.Popen([binary, *WORDS], cwd=ROOT, env=plain, stderr=subprocess.PIPE, text=True) as process:
         try:
             port = wait_for_line(process, r"listening name=main url=http://\S*:(\d+)")[1]
             monitor = wait_for_line(process, r"listening name=monitor url=http://\S*:(\d+)")[1]
