@@ -1,11 +1,17 @@
 """configs/grafana: a dashboard that Grafana 10 and 11 import, and the files that provision it.
 
-Without Grafana here, what its import needs is checked one by one: the schema's version, ids, the grid, types of panels
-that are built in, fields of targets and variables. What queries return is tests/observe/test_queries.py.
+Without Grafana here, it is read by the types that Grafana publishes of its schema, and what an import needs is checked
+one by one: the schema's version, ids, the grid, types of panels that are built in, fields of targets and variables.
+What queries return is tests/observe/test_queries.py.
 """
 
 import itertools
+import json
 import re
+
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 import observe
 
@@ -25,6 +31,29 @@ def test_it_is_a_dashboard_for_grafana_10_and_11():
     assert "__inputs" not in board and "__requires" not in board  # provisioned files have no import form
     assert isinstance(board["version"], int) and board["editable"] is True
     assert board["refresh"] == "10s" and board["time"] == {"from": "now-30m", "to": "now"}
+
+
+def lost(before, after, path=""):
+    """Fields that are not in `after` as they were before."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key, value in before.items():
+            yield from lost(value, after.get(key), f"{path}.{key}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for i, value in enumerate(before):
+            yield from lost(value, after[i], f"{path}[{i}]")
+    elif before != after:
+        yield re.sub(r"\[\d+\]", "[]", path)
+
+
+def test_grafana_s_own_schema_knows_every_field():
+    """Read and written by the types of the version that docker/compose.yaml starts, nothing gets lost."""
+    register_default_plugins()
+    board = observe.dashboard()
+    again = json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
+    assert set(lost(board, again)) <= {".templating.list[].definition"}  # which Grafana writes beside its schema
+    board["panels"][1]["options"]["reduceOption"] = {}
+    again = json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
+    assert ".panels[].options.reduceOption" in set(lost(board, again))
 
 
 def test_ids_of_panels_are_unique():
