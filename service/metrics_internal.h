@@ -26,9 +26,9 @@ typedef struct histogram {
 
 struct metrics {
     char *model_name; /* as a label's value: escaped */
-    double
-        start_seconds; /* of the process, since the epoch; read once, since it comes from two clocks:
-                           * another digit would be another start to whoever counts restarts */
+    /* Of the process, since the epoch. Read once, since it comes from two clocks: another digit would be
+     * another start to whoever counts restarts. */
+    double start_seconds;
     metrics_compat compat;
     uint32_t n_layers, n_experts;
     _Atomic bool is_paused;

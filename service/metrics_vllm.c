@@ -6,10 +6,7 @@
  * copies of a model behind one port; a group of ranks is one copy. */
 #include "service/metrics_page.h"
 
-#include "base/check.h"
-
 #include <inttypes.h>
-#include <stddef.h>
 
 static const double TTFT[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
                               1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
