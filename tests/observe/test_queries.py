@@ -21,7 +21,7 @@ from server import Server, limit, wait_until
 
 WINDOW = "8s"
 STORY = "The king had a daughter who was more beautiful than words can tell, and a dog. "
-FLAGS = ("--ranks", 2, "--max-num-seqs", 6, "--max-num-batched-tokens", 96, "--kv-request-methods",
+FLAGS = ("--metrics-compat", "vllm", "--ranks", 2, "--max-num-seqs", 6, "--max-num-batched-tokens", 96, "--kv-request-methods",
          "--kv-page-tokens", 16, "--kv-window", 16, "--kv-shards", 2, "--kv-cache-memory-bytes", "3Mi",
          "--kv-host-bytes", "512Ki", "--kv-disk-bytes", "8Mi")
 METHODS = ({"routing": "topk", "routing_k": 0.5, "compression": "int4"},
@@ -151,6 +151,27 @@ def test_variables_of_the_dashboard_have_values(prometheus):
         series, label = variable["query"]["query"].removeprefix("label_values(").rstrip(")").rsplit(", ", 1)
         values = prometheus.get(f"label/{label}/values", **{"match[]": observe.with_variables(series)})
         assert len(values) == 1, variable["name"]
+
+
+def test_queries_in_the_manner_of_vllm_have_data(prometheus):
+    """What dashboards, autoscalers and routers that were made for it ask."""
+    which, rate = '{job="pikv",model_name=~"storyteller",engine="0"}', f"[{WINDOW}]"
+    queries = [f"histogram_quantile(0.99, sum by (le) (rate(vllm:{name}_bucket{which}{rate})))"
+               for name in ("time_to_first_token_seconds", "inter_token_latency_seconds",
+                            "time_per_output_token_seconds", "e2e_request_latency_seconds",
+                            "request_queue_time_seconds", "request_prompt_tokens", "iteration_tokens_total")]
+    queries += [f"sum(rate(vllm:{name}{which}{rate}))" for name in (
+        "prompt_tokens_total", "generation_tokens_total", "num_preemptions_total", "request_success_total")]
+    queries += [f"vllm:{name}{which}" for name in (
+        "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "gpu_cache_usage_perc")]
+    queries += [f"sum(rate(vllm:prefix_cache_hits_total{which}{rate}))"
+                f" / sum(rate(vllm:prefix_cache_queries_total{which}{rate}))",
+                f"rate(vllm:e2e_request_latency_seconds_sum{which}{rate})"
+                f" / rate(vllm:e2e_request_latency_seconds_count{which}{rate})",
+                f"sum by (le) (increase(vllm:request_generation_tokens_bucket{which}{rate}))",
+                f"sum by (finished_reason) (increase(vllm:request_success_total{which}{rate}))",
+                f'count by (block_size, num_gpu_blocks) (vllm:cache_config_info{which})']
+    wait_for_data(prometheus, {query: query for query in queries})
 
 
 def test_a_query_of_nothing_is_noticed(prometheus):
