@@ -206,6 +206,29 @@ def test_what_requests_ask_for_is_counted(vllm_server):
     assert gain("request_success_total") == 4
 
 
+def test_times_of_a_request_add_up(vllm_server):
+    before = Scrape(vllm_server)
+    for n_tokens in (1, 2, 30):
+        vllm_server.complete(f"A tale of {n_tokens}", max_tokens=n_tokens, ignore_eos=True)
+    vllm_server.wait_idle()
+    after = Scrape(vllm_server)
+
+    def gain(name):
+        return after.sum("vllm:" + name) - before.sum("vllm:" + name)
+
+    queue, prefill, decode, inference, e2e = (
+        gain(f"{name}_seconds_sum") for name in (
+            "request_queue_time", "request_prefill_time", "request_decode_time", "request_inference_time",
+            "e2e_request_latency"))
+    assert inference == pytest.approx(prefill + decode, rel=1e-6, abs=1e-6)
+    assert gain("time_to_first_token_seconds_sum") == pytest.approx(queue + prefill, rel=1e-6, abs=1e-6)
+    assert 0 < decode < inference < queue + inference <= e2e
+    # One token has no distance to another; of the others each sequence counts once.
+    assert gain("request_time_per_output_token_seconds_count") == 2
+    assert gain("inter_token_latency_seconds_count") == 1 + 29
+    assert gain("inter_token_latency_seconds_sum") == pytest.approx(decode, rel=1e-6, abs=1e-6)
+
+
 def test_cached_prompts_are_told_apart(vllm_server):
     before = Scrape(vllm_server)
     prompt = [701 + 3 * i for i in range(200)]
