@@ -103,7 +103,7 @@ def test_panels_are_built_in_described_and_have_units():
         assert PANELS[panel["type"]] <= set(panel["options"]), title
         assert len(panel["description"]) > 5, title
         unit = panel["fieldConfig"]["defaults"]["unit"]
-        assert unit in UNITS or unit.startswith("suffix: "), (title, unit)
+        assert unit in UNITS or unit.startswith("count:"), (title, unit)
         for override in panel["fieldConfig"]["overrides"]:
             assert override["matcher"]["id"] == "byRegexp"
             pattern = override["matcher"]["options"].strip("/")
@@ -125,7 +125,7 @@ def test_units_fit_what_is_shown():
         elif re.match(r"(?:(?:sum|max)(?: by \(\w+\))? ?\()?pikv_[a-z_]*_bytes\{[^/]*$", first):
             assert unit == "bytes", panel["title"]
         elif first.startswith("sum by") and "rate(pikv_" in first:
-            assert unit in ("reqps", "ops") or unit.startswith("suffix: "), panel["title"]
+            assert unit in ("reqps", "ops") or unit.startswith("count:"), panel["title"]
 
 
 def test_every_target_asks_the_chosen_data_source_for_the_chosen_servers():
