@@ -3,6 +3,8 @@
 import re
 import subprocess
 
+import pytest
+
 import observe
 
 SEVERITIES = {"critical", "warning", "info"}
@@ -56,6 +58,14 @@ def test_every_alert_says_what_to_do_and_where_more_is_written():
         assert "$labels.instance" in notes["summary"], name
         assert len(notes["description"]) > 80, name
         assert notes["runbook_url"] == f"docs/operations.md#{name.lower()}"
+
+
+def test_every_alert_has_its_place_in_the_runbook():
+    file = observe.ROOT / "docs/operations.md"
+    headings = re.findall(r"^### (Pikv\w+)$", file.read_text(), re.M) if file.exists() else []
+    if not headings:
+        pytest.skip("docs/operations.md has no alerts yet")
+    assert sorted(headings) == sorted(rule["alert"] for rule in observe.alerts())
 
 
 def flags_in(text):
