@@ -72,7 +72,7 @@ class Image:
         self.history = [entry.get("created_by", "") for entry in self.document["history"]]
         self.env = dict(pair.split("=", 1) for pair in self.config["Env"])
         self.uid, _, self.gid = self.config["User"].partition(":")
-        self.model = self.env["PIKV_MODEL"]
+        self.model = self.config["WorkingDir"] + "/models/storyteller"
         self.ports = sorted(int(port.split("/")[0]) for port in self.config["ExposedPorts"])
 
 
@@ -322,7 +322,7 @@ def check_settings(image, options):
     links = {"PIKV_SERVICE_HOST": "10.0.0.1", "PIKV_PORT_8000_TCP": "tcp://10.0.0.1:8000"}
     if not options.ports:
         links["PIKV_PORT"] = "tcp://10.0.0.1:8000"
-    with Container(image, "mine", "--port", str(port), model=ROOT / "models/storyteller", env=links,
+    with Container(image, "/models/mine", "--port", str(port), model=ROOT / "models/storyteller", env=links,
                    ports=options.ports) as container:
         container.port = port
         container.wait_healthy()  # by the port that only the server's flags name
