@@ -1,4 +1,4 @@
-/* kernels/cuda_elementwise.cu - embed, rms_norm, rope, add and store.
+/* kernels/cuda_elementwise.cu - embed, rms_norm, rope, add and put_rows.
  *
  * All move bytes and hardly compute: a thread per element, or per four of them where rows allow it, and one
  * block per token where there is a sum. Formulas and rounding are those of elementwise_cpu.c; the norm's
@@ -87,18 +87,8 @@ void rms_norm_cuda(dev_cuda *d, const rms_norm_args *args)
     add_norm_cuda(d, &alone);
 }
 
-/* Rounds one element of a row to where the row is kept. */
-static __device__ __forceinline__ void keep(void *to, dtype type, size_t i, float x)
-{
-    if (type == DTYPE_F32) {
-        static_cast<float *>(to)[i] = x;
-    } else {
-        static_cast<uint16_t *>(to)[i] = cuda_bf16_from_f32(x);
-    }
-}
-
 /* A thread per pair (c, c + half). Products in double, as the definition's. */
-static __global__ void rope_kernel(rope_args args, void *const *to, dtype type)
+static __global__ void rope_kernel(rope_args args)
 {
     const size_t half = args.dim / 2, n = static_cast<size_t>(args.n_tokens) * args.n_heads * half;
     for (size_t i = first_item(); i < n; i += item_stride()) {
@@ -107,13 +97,8 @@ static __global__ void rope_kernel(rope_args args, void *const *to, dtype type)
         const double sin = static_cast<double>(args.sin[t * half + c]);
         float *x = args.x + row * args.dim;
         const double a = static_cast<double>(x[c]), b = static_cast<double>(x[c + half]);
-        const float low = static_cast<float>(a * cos - b * sin);
-        const float high = static_cast<float>(b * cos + a * sin);
-        x[c] = low;
-        x[c + half] = high;
-        if (to == NULL || to[row] == NULL) continue;
-        keep(to[row], type, c, low);
-        keep(to[row], type, c + half, high);
+        x[c] = static_cast<float>(a * cos - b * sin);
+        x[c + half] = static_cast<float>(b * cos + a * sin);
     }
 }
 
@@ -121,41 +106,25 @@ void rope_cuda(dev_cuda *d, const rope_args *args)
 {
     assert(args->dim % 2 == 0);
     const size_t n = static_cast<size_t>(args->n_tokens) * args->n_heads * (args->dim / 2);
-    void *const *nowhere = NULL;
-    if (n > 0) cuda_launch(d, shape_for(n), rope_kernel, *args, nowhere, DTYPE_F32);
+    if (n > 0) cuda_launch(d, shape_for(n), rope_kernel, *args);
 }
 
-static __global__ void append_kernel(rope_append_args args)
+static __global__ void put_rows_kernel(put_rows_args args)
 {
-    const size_t n = static_cast<size_t>(args.rope.n_tokens) * args.rope.n_heads * args.dim;
+    const size_t n = static_cast<size_t>(args.n_rows) * args.n;
     for (size_t i = first_item(); i < n; i += item_stride()) {
-        void *to = args.to[i / args.dim];
-        if (to != NULL) keep(to, args.type, i % args.dim, args.rope.x[i]);
+        uint8_t *row = args.to + i / args.n * args.stride_bytes;
+        if (args.type == DTYPE_F32) {
+            reinterpret_cast<float *>(row)[i % args.n] = args.x[i];
+        } else {
+            reinterpret_cast<uint16_t *>(row)[i % args.n] = cuda_bf16_from_f32(args.x[i]);
+        }
     }
 }
 
-void rope_append_cuda(dev_cuda *d, const rope_append_args *args)
+void put_rows_cuda(dev_cuda *d, const put_rows_args *args)
 {
+    const size_t n = static_cast<size_t>(args->n_rows) * args->n;
     assert(args->type != DTYPE_F16);
-    const size_t n = static_cast<size_t>(args->rope.n_tokens) * args->rope.n_heads * args->dim;
-    if (n == 0) return;
-    if (args->rope.dim == 0) {
-        cuda_launch(d, shape_for(n), append_kernel, *args);
-        return;
-    }
-    assert(args->rope.dim == args->dim);
-    assert(args->dim % 2 == 0);
-    cuda_launch(d, shape_for(n / 2), rope_kernel, args->rope, args->to, args->type);
-}
-
-static __global__ void store_kernel(const float *x, size_t n, dtype type, void *out)
-{
-    for (size_t i = first_item(); i < n; i += item_stride())
-        keep(out, type, i, x[i]);
-}
-
-void store_cuda(dev_cuda *d, const float *x, size_t n, dtype type, void *out)
-{
-    assert(type != DTYPE_F16);
-    if (n > 0) cuda_launch(d, shape_for(n), store_kernel, x, n, type, out);
+    if (n > 0) cuda_launch(d, shape_for(n), put_rows_kernel, *args);
 }

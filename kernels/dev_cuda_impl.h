@@ -26,12 +26,12 @@ void embed_cuda(dev_cuda *d, const embed_args *args);
 void rms_norm_cuda(dev_cuda *d, const rms_norm_args *args);
 void add_norm_cuda(dev_cuda *d, const add_norm_args *args);
 void rope_cuda(dev_cuda *d, const rope_args *args);
-void rope_append_cuda(dev_cuda *d, const rope_append_args *args);
 void add_cuda(dev_cuda *d, const add_args *args);
-void store_cuda(dev_cuda *d, const float *x, size_t n, dtype type, void *out);
 void matmul_cuda(dev_cuda *d, const matmul_args *args);
 void router_cuda(dev_cuda *d, const router_args *args);
 void moe_cuda(dev_cuda *d, const moe_args *args);
+void attend_pages_cuda(dev_cuda *d, const attend_pages_args *args);
+void put_rows_cuda(dev_cuda *d, const put_rows_args *args);
 extern const cuda_ops cuda_ops_table;
 
 #ifdef __cplusplus

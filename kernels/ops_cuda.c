@@ -6,10 +6,10 @@ const cuda_ops cuda_ops_table = {
     .rms_norm = rms_norm_cuda,
     .add_norm = add_norm_cuda,
     .rope = rope_cuda,
-    .rope_append = rope_append_cuda,
     .add = add_cuda,
-    .store = store_cuda,
     .matmul = matmul_cuda,
     .router = router_cuda,
     .moe = moe_cuda,
+    .attend_pages = attend_pages_cuda,
+    .put_rows = put_rows_cuda,
 };

@@ -1,22 +1,15 @@
 /* kernels/ops_cuda.h - the table of CUDA ops, and what only they have. See dev_cuda.h for how to call them.
  *
  * Order of sums: that of every output follows from the shape of its layer alone. Batch, chunk, neighbours and
- * the size of the grid change no bit; kernels/cuda_product.cuh says how. */
+ * the size of the grid change no bit; kernels/cuda_product.cuh says how, and of attention attention_pages.h. */
 #ifndef KERNELS_OPS_CUDA_H
 #define KERNELS_OPS_CUDA_H
 
+#include "kernels/attention_pages.h"
 #include "kernels/elementwise.h"
 #include "kernels/moe.h"
 
 typedef struct dev_cuda dev_cuda;
-
-/* rope, and each rotated row rounded to `type` (nearest even) where it is kept, in the ring or staging. */
-typedef struct rope_append_args {
-    rope_args rope;  /* dim 0: no rotation, x is only stored (values) */
-    uint32_t dim;    /* elements of a row */
-    dtype type;      /* f32 or bf16 */
-    void *const *to; /* [n_tokens][n_heads]: where the row goes, NULL: nowhere */
-} rope_append_args;
 
 /* x += add, then out = rms_norm(x): the residual stream and the norm behind it, in one pass. */
 typedef struct add_norm_args {
@@ -29,12 +22,14 @@ typedef struct cuda_ops {
     void (*rms_norm)(dev_cuda *d, const rms_norm_args *args);
     void (*add_norm)(dev_cuda *d, const add_norm_args *args);
     void (*rope)(dev_cuda *d, const rope_args *args);
-    void (*rope_append)(dev_cuda *d, const rope_append_args *args);
     void (*add)(dev_cuda *d, const add_args *args);
-    void (*store)(dev_cuda *d, const float *x, size_t n, dtype type, void *out);
     void (*matmul)(dev_cuda *d, const matmul_args *args);
     void (*router)(dev_cuda *d, const router_args *args);
     void (*moe)(dev_cuda *d, const moe_args *args); /* scratch of cuda_moe_scratch_bytes */
+    /* All pointers below args, and what they lead to, in the device's memory; the two are the twins of
+     * attend_pages_cpu and put_rows_cpu, with rows aligned to their elements. */
+    void (*attend_pages)(dev_cuda *d, const attend_pages_args *args);
+    void (*put_rows)(dev_cuda *d, const put_rows_args *args);
 } cuda_ops;
 
 #ifdef __cplusplus

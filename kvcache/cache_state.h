@@ -6,6 +6,7 @@
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
  *   scatter.c       the same for layers whose entries are placed one by one
+ *   device_view.c   what a device with memory of its own sees of all this (device_tell.c: how it is told)
  *   encode.c        which blocks are encoded, and when (basis.c: in which basis; heat.c: by which codec)
  *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
  *   evict.c         which entries stay (evict_score.c: by what; score_view.c: seen how; observe*.c, local_mass.c: kept)
@@ -53,8 +54,7 @@ struct kv_seq {
     kv_methods methods;
     kv_seq *next_free; /* valid only while closed */
     uint64_t id;       /* see kv_map.h */
-    uint64_t
-        origin; /* entries with the same one are the same, with the same owners; prefix_ranks.h */
+    uint64_t origin;   /* entries with the same one are the same; prefix_ranks.h */
     bool is_open, no_prefix_read, no_prefix_write;
     _Atomic bool is_lost; /* a page could not be read; see away.h */
     bool is_taken;   /* over from a prefix, and no step since: n_coded may lag behind the goal */
@@ -114,14 +114,14 @@ struct kv_cache {
     kv_rings rings;
     kv_staging staging;
     kv_reader reader;
+    struct kv_view *view; /* NULL: the device works on the host's memory */
     kv_prefix prefix;
     kv_evict evict;
     kv_observers observers;
     kv_step step;
     struct kv_sealing *sealings; /* [KV_SEALING_MAX]: pages that are being encoded */
-    float *v_weight; /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
-    uint8_t
-        *decoded; /* [n_threads][decoded_bytes]: what codecs decode a page to; where pages land */
+    float *v_weight;  /* [n_lists][v_dim_max]: see value_weight.h; NULL: the codec does not ask */
+    uint8_t *decoded; /* [n_threads][decoded_bytes]: where codecs decode a page, and pages land */
     size_t decoded_bytes, bases_offset; /* where a worker expands bases, in its part of decoded */
     size_t landing_bytes; /* of the largest page if there is a file, else 0; the end of decoded */
     kv_own_bases own_bases;

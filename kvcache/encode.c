@@ -261,7 +261,8 @@ static uint32_t replace_page(kv_seq *seq, uint32_t layer, size_t entry, uint32_t
         *kv_pool_importance(cache->pool, to) = *kv_pool_importance(cache->pool, from);
     if (seq->methods.codec->has_own_bases)
         kv_pool_lean(cache->pool, to, cache->own_bases.page[entry / seq->table.capacity]);
-    seq->table.page[entry] = to;
+    kv_table_replace(&seq->table, (uint32_t)(entry / seq->table.capacity),
+                     (uint32_t)(entry % seq->table.capacity), to);
     kv_encode_count(cache, layer, to);
     return to;
 }

@@ -102,7 +102,7 @@ typedef struct kv_row {
  * has changed, but what scheduling evicts at the present length may be gone, as with the step. */
 err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows) MUST_CHECK;
 
-typedef struct kv_append_args {
+typedef struct kv_append_args { /* arrays, here and below: in the device's memory */
     uint32_t layer;
     const float *k; /* [n_tokens][n_kv_heads][k_dim], after RoPE */
     const float *v; /* [n_tokens][n_kv_heads][v_dim]; ignored with v_in_k */
@@ -111,9 +111,9 @@ void kv_append(kv_cache *cache, const kv_append_args *args);
 
 typedef struct kv_attend_args {
     uint32_t layer;
-    const float *q;          /* [n_tokens][n_heads][k_dim], after RoPE */
-    const float *q_nope;     /* before RoPE; NULL unless kv_cache_wants_q_nope; may lie in out */
-    const float *input_norm; /* [n_tokens] lengths of the layer's inputs; NULL unless wanted */
+    const float *q;      /* [n_tokens][n_heads][k_dim], after RoPE */
+    const float *q_nope; /* before it, of the host, may be `out`; NULL unless ..._wants_q_nope */
+    const float *input_norm; /* [n_tokens] lengths of inputs, of the host; NULL unless wanted */
     float *out;              /* [n_tokens][n_heads][v_dim] */
 } kv_attend_args;
 void kv_attend(kv_cache *cache, const kv_attend_args *args);
@@ -140,7 +140,7 @@ size_t kv_cache_bytes_per_token(const kv_cache *cache);
 /* Positions that fit in pool and tiers at least, if all sequences had these methods (NULL: the cache's). */
 uint64_t kv_cache_capacity_tokens(const kv_cache *cache, const kv_methods *methods);
 
-/* A consistent copy of the counters as of the last step or call of the owner. Any thread; never waits. */
+/* A consistent copy of the counters as of the owner's last step or call. Any thread; never waits. */
 void kv_stats_read(const kv_cache *cache, kv_stats *out);
 
 /* All invariants, in bytes: free + used = budget, every live slot has one owner, reference counts

@@ -7,6 +7,7 @@
 
 #include "kvcache/compression/value_weight.h"
 #include "kvcache/demote.h"
+#include "kvcache/device_view.h"
 #include "kvcache/evict.h"
 #include "kvcache/heat.h"
 #include "kvcache/key_box.h"
@@ -322,7 +323,8 @@ static err_t place_work(kv_cache *cache, arena *a)
                                    .n_layers = cache->n_layers,
                                    .page_tokens = cache->page_tokens,
                                    .window_tokens = cache->window_tokens,
-                                   .sink_tokens = cache->sink_tokens};
+                                   .sink_tokens = cache->sink_tokens,
+                                   .notes_changes = cache->d->ops->attend_pages != NULL};
     size_t page_bytes = 0;
     for (uint32_t c = 0; c < cache->n_raw_classes; c++)
         page_bytes = max_size(page_bytes, cache->layout[c].page_bytes);
@@ -408,7 +410,8 @@ static err_t open_pool(kv_cache *cache, const kv_config *settings, err_info *inf
                              .page_bytes = page_bytes,
                              .n_shards = cache->n_shards,
                              .has_biases = cache->evict.has_fits,
-                             .has_importance = cache->heats.pages != NULL};
+                             .has_importance = cache->heats.pages != NULL,
+                             .notes_changes = cache->d->ops->attend_pages != NULL};
     for (uint32_t c = 0; c < cache->n_classes; c++)
         page_bytes[c] = cache->layout[c].page_bytes;
     for (uint32_t l = 0; l < cache->n_layers && cache->has_boxes; l++)
@@ -471,6 +474,7 @@ static err_t open_parts(kv_cache *cache, const kv_config *config, const kv_shape
     memset(cache->staging.expert, 0xff, /* KV_EXPERT_NONE: layers without a router */
            cache->staging.total_bytes - cache->staging.strips.total_bytes);
     TRY(open_pool(cache, config, info));
+    TRY(kv_view_open(cache, info));
     return kv_prefix_init(cache);
 }
 
@@ -504,6 +508,7 @@ void kv_cache_close(kv_cache *cache)
     if (cache == NULL) return;
     assert(cache->stats.seqs_open == 0);
     kv_prefix_deinit(cache);
+    kv_view_close(cache);
     kv_rings_deinit(&cache->rings);
     kv_tiers_close(cache->tiers);
     kv_pool_close(cache->pool);

@@ -55,7 +55,7 @@ void kv_publish(kv_cache *cache)
         stats->shards[s].slots = shards[s].n_slots;
         stats->shards[s].bytes = shards[s].bytes;
     }
-    kv_reader_count(&cache->reader, stats);
+    kv_reader_count(cache, stats);
     count_tiers(cache, stats);
     kv_stats_board_write(&cache->board, stats);
     paranoid_assert(kv_cache_is_sane(cache));

@@ -2,6 +2,7 @@
 #include "kvcache/away.h"
 #include "kvcache/commit.h"
 #include "kvcache/demote.h"
+#include "kvcache/device_view.h"
 #include "kvcache/evict.h"
 #include "kvcache/kv_replay.h"
 #include "kvcache/ranks.h"
@@ -62,6 +63,7 @@ static err_t find_room(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         TRY(kv_seq_grow(rows[r].seq, goal.length));
         kv_add_need(rows[r].seq, &goal);
     }
+    TRY(kv_view_grow(cache, rows, n_rows));
     kv_pool_tick(cache->pool);
     if (!kv_make_room(cache)) return ERR_KV_FULL;
     kv_promote_rows(cache, rows, n_rows);
@@ -98,6 +100,7 @@ err_t kv_step_begin(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         step->n_tokens += rows[r].n_tokens;
     }
     if (has_decode) kv_reader_begin_step(&cache->reader);
+    kv_view_begin_step(cache);
     kv_hint_layer(cache, 0);
     kv_publish(cache);
     return ERR_OK;
@@ -132,6 +135,17 @@ static void append_tokens(void *ctx, size_t begin, size_t end, uint32_t worker)
     }
 }
 
+/* To the host's staging, from its memory. */
+static void stage(kv_cache *cache, const kv_append_args *args)
+{
+    const append_loop loop = {.cache = cache, .args = args};
+    const kv_strip *strip = &cache->staging.strips.strip[args->layer];
+    const size_t token_bytes =
+        cache->n_kv_heads[args->layer] * ((size_t)strip->k_stride_bytes + strip->v_copy_bytes);
+    const size_t grain = SERIAL_BYTES_MAX / token_bytes + 1;
+    parallel_for(cache->d->pool, cache->step.n_tokens, grain, append_tokens, (void *)&loop);
+}
+
 void kv_append(kv_cache *cache, const kv_append_args *args)
 {
     kv_step *step = &cache->step;
@@ -139,12 +153,13 @@ void kv_append(kv_cache *cache, const kv_append_args *args)
     assert(args->layer == step->n_appended); /* layers rise, each comes once */
     assert(args->layer < cache->n_layers);
     step->n_appended++;
-    const append_loop loop = {.cache = cache, .args = args};
-    const kv_strip *strip = &cache->staging.strips.strip[args->layer];
-    const size_t token_bytes =
-        cache->n_kv_heads[args->layer] * ((size_t)strip->k_stride_bytes + strip->v_copy_bytes);
-    const size_t grain = SERIAL_BYTES_MAX / token_bytes + 1;
-    parallel_for(cache->d->pool, step->n_tokens, grain, append_tokens, (void *)&loop);
+    if (cache->view == NULL) {
+        stage(cache, args);
+        return;
+    }
+    kv_view_append(cache, args);
+    const kv_append_args host = {args->layer, cache->view->k, cache->view->v};
+    if (cache->view->n_hosts > 0) stage(cache, &host);
 }
 
 void kv_note_experts(kv_cache *cache, uint32_t layer, const uint32_t *top1, size_t stride)
@@ -169,6 +184,7 @@ void kv_step_end(kv_cache *cache)
     assert(step->n_appended == cache->n_layers);
     for (uint32_t l = 0; l < cache->n_layers; l++)
         assert(step->has_experts[l] || !cache->layer[l].has_router);
+    kv_view_end_step(cache);
     for (uint32_t r = 0; r < step->n_rows; r++) {
         kv_misses_add(&step->rows[r].seq->misses, &step->rows[r].seq->step_misses);
         if (!step->rows[r].is_replay) kv_observe_commit(step->rows[r].seq);

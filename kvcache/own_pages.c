@@ -4,6 +4,7 @@
 #include "kvcache/away.h"
 #include "kvcache/compact.h"
 #include "kvcache/demote.h"
+#include "kvcache/page_changes.h"
 
 #include <string.h>
 
@@ -38,7 +39,7 @@ static void copy_page(kv_seq *seq, uint32_t list, uint32_t entry)
     memcpy(kv_pool_data(cache->pool, to), kv_seq_read_page(seq, from, kv_landing(cache, 0)),
            kv_pool_page_bytes(cache->pool, to));
     (void)kv_pool_drop(cache->pool, from, KV_HELD_BY_SEQ);
-    seq->table.page[at] = to;
+    kv_table_replace(&seq->table, list, entry, to);
 }
 
 err_t kv_own_pages(kv_seq *seq, uint32_t layer)
@@ -52,6 +53,9 @@ err_t kv_own_pages(kv_seq *seq, uint32_t layer)
         const uint32_t list = kv_list(cache, layer, 0, 0) + i;
         for (uint32_t b = 0; b < seq->n_blocks; b++) {
             if (must_copy(seq, list, b)) copy_page(seq, list, b);
+            if (kv_table_page(&seq->table, list, b) == KV_PAGE_NONE) continue;
+            kv_pool_note_change(cache->pool, kv_table_page(&seq->table, list, b));
+            seq->table.changed[list] = 0; /* whether it has biases is told with it */
         }
     }
     return ERR_OK;

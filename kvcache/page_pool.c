@@ -64,6 +64,10 @@ static void place_arrays(kv_pool *pool, arena *a)
         pool->pages.biases = arena_take(a, n_pages, pool->page_tokens * sizeof(float));
         pool->pages.bias_most = arena_take(a, n_pages, sizeof *pool->pages.bias_most);
     }
+    if (pool->notes_changes) {
+        pool->changes.pages = arena_take(a, n_pages, sizeof *pool->changes.pages);
+        pool->changes.is_noted = arena_take(a, n_pages, sizeof *pool->changes.is_noted);
+    }
     if (pool->has_importance)
         pool->pages.importance = arena_take(a, n_pages, sizeof *pool->pages.importance);
     if (kv_pool_has_tiers(pool))
@@ -170,6 +174,7 @@ err_t kv_pool_open(const kv_pool_config *config, kv_pool **out)
     pool->view.box_bytes = config->box_bytes;
     pool->has_biases = config->has_biases;
     pool->has_importance = config->has_importance;
+    pool->notes_changes = config->notes_changes;
     pool->n_shards = config->n_shards;
     for (int t = 0; t < KV_N_TIERS; t++)
         pool->tiers[t].free = KV_SLAB_NONE;

@@ -46,6 +46,7 @@ typedef struct kv_pool_config {
     size_t box_bytes;         /* of a page's key box, beside the page; 0: there are none */
     bool has_biases;          /* slots may get biases: page_bias.h */
     bool has_importance;      /* pages may get an importance: heat.h */
+    bool notes_changes;       /* page_changes.h */
     uint32_t n_shards;        /* that pages may have as owners, >= 1 */
 } kv_pool_config;
 

@@ -9,6 +9,7 @@
 #define KVCACHE_PAGE_POOL_STATE_H
 
 #include "kvcache/page_bias.h"
+#include "kvcache/page_changes.h"
 #include "kvcache/page_slots.h"
 #include "kvcache/page_tiers.h"
 
@@ -38,7 +39,7 @@ struct kv_pool {
     uint32_t n_slabs; /* of all tiers */
     uint32_t page_tokens;
     uint32_t pages_per_slab_max;
-    bool has_biases, has_importance;
+    bool has_biases, has_importance, notes_changes;
     arena memory;
     struct {
         uint32_t n;
@@ -66,6 +67,11 @@ struct kv_pool {
         _Atomic uint32_t *last_use;     /* [n_pages], or NULL without tiers */
         uint32_t *seen[KV_N_HOLDERS];   /* [n_pages]: references told to a check */
     } pages;
+    struct {
+        uint32_t *pages; /* [n_pages]: [n_taken, n) are noted; NULL: changes are not */
+        bool *is_noted;  /* [n_pages] */
+        uint32_t n, n_taken;
+    } changes;
     kv_tier_slabs tiers[KV_N_TIERS];
     uint32_t now; /* what last_use is measured in; see kv_pool_tick */
     kv_pages view;

@@ -9,6 +9,7 @@ static void count_slots(kv_pool *pool, uint32_t page, uint32_t n_slots)
     pool->n_slots_live += n_slots - (uint64_t)n_before;
     pool->shards[pool->pages.owner[page]].n_slots += n_slots - (uint64_t)n_before;
     pool->pages.n_slots[page] = (uint8_t)n_slots;
+    kv_pool_note_change(pool, page);
 }
 
 void kv_pool_own(kv_pool *pool, uint32_t page, uint32_t owner)

@@ -21,6 +21,7 @@ static void copy_list(const kv_table *table, uint32_t list, kv_table *grown)
     memcpy(grown->live + to, table->live + from, table->capacity * sizeof *grown->live);
     grown->n_live[list] = table->n_live[list];
     grown->marks[list] = table->marks[list];
+    grown->changed[list] = table->changed[list];
     if (runs_bytes(table) > 0)
         memcpy(kv_table_run_box(grown, list, 0), kv_table_run_box(table, list, 0),
                runs_bytes(table));
@@ -44,9 +45,10 @@ err_t kv_table_grow(kv_table *table, uint32_t n_entries)
     grown.live = calloc(n, sizeof *grown.live);
     grown.n_live = calloc(table->n_lists, sizeof *grown.n_live);
     grown.marks = calloc(table->n_lists, sizeof *grown.marks);
+    grown.changed = calloc(table->n_lists, sizeof *grown.changed);
     if (has_runs) grown.run_boxes = calloc(table->n_lists, runs_bytes(&grown));
     if (grown.page == NULL || grown.live == NULL || grown.n_live == NULL || grown.marks == NULL ||
-        (has_runs && grown.run_boxes == NULL)) {
+        grown.changed == NULL || (has_runs && grown.run_boxes == NULL)) {
         kv_table_deinit(&grown);
         return ERR_NO_MEMORY;
     }
@@ -66,6 +68,7 @@ void kv_table_deinit(kv_table *table)
     free(table->live);
     free(table->n_live);
     free(table->marks);
+    free(table->changed);
     free(table->run_boxes);
     *table = (kv_table){.n_lists = table->n_lists, .run_box_bytes = table->run_box_bytes};
 }
@@ -75,7 +78,7 @@ size_t kv_table_bytes(const kv_table *table)
     if (table->capacity == 0) return 0;
     const size_t entry_bytes = sizeof *table->page + sizeof *table->live;
     return table->n_lists * (table->capacity * entry_bytes + sizeof *table->n_live +
-                             sizeof *table->marks + runs_bytes(table));
+                             sizeof *table->marks + sizeof *table->changed + runs_bytes(table));
 }
 
 void kv_table_see(kv_table *table, uint32_t list, uint32_t block, uint64_t live)
@@ -84,6 +87,7 @@ void kv_table_see(kv_table *table, uint32_t list, uint32_t block, uint64_t live)
     table->n_live[list] -= (uint32_t)__builtin_popcountll(*entry);
     table->n_live[list] += (uint32_t)__builtin_popcountll(live);
     *entry = live;
+    if (block < table->changed[list]) table->changed[list] = block;
 }
 
 bool kv_table_drop_entry(kv_table *table, kv_pool *pool, uint32_t list, uint32_t block,

@@ -34,6 +34,8 @@ typedef struct kv_table {
     uint64_t *live;       /* [n_lists][capacity]; 0 where the page is KV_PAGE_NONE */
     uint32_t *n_live;     /* [n_lists]: bits set in `live` */
     kv_list_marks *marks; /* [n_lists] */
+    uint32_t *
+        changed; /* [n_lists]: entries from here on may have changed since somebody set this; KV_PAGE_NONE: none */
     size_t run_box_bytes; /* 0: there are none; set before the table grows */
     uint8_t *run_boxes;   /* [n_lists][capacity / KV_RUN_PAGES][run_box_bytes] */
 } kv_table;
@@ -73,6 +75,13 @@ static inline uint64_t kv_slot_mask(uint32_t n_slots)
 static inline size_t kv_table_entry(const kv_table *table, uint32_t list, uint32_t block)
 {
     return (size_t)list * table->capacity + block;
+}
+
+/* The entry sees another page, with the slots that it saw. */
+static inline void kv_table_replace(kv_table *table, uint32_t list, uint32_t block, uint32_t page)
+{
+    table->page[kv_table_entry(table, list, block)] = page;
+    if (block < table->changed[list]) table->changed[list] = block;
 }
 
 static inline uint8_t *kv_table_run_box(const kv_table *table, uint32_t list, uint32_t run)

@@ -3,6 +3,7 @@
 
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
+#include "kvcache/device_view.h"
 #include "kvcache/encode.h"
 #include "kvcache/kv_replay.h"
 #include "kvcache/local_mass.h"
@@ -75,8 +76,9 @@ void kv_reader_begin_step(kv_reader *reader)
     reader->step_misses = (kv_misses){0};
 }
 
-void kv_reader_count(const kv_reader *reader, kv_stats *stats)
+void kv_reader_count(const kv_cache *cache, kv_stats *stats)
 {
+    const kv_reader *reader = &cache->reader;
     const kv_misses all = reader->misses, step = reader->step_misses;
     stats->bytes_read = stats->blocks_read = stats->pages_open = stats->pages_read = 0;
     for (uint32_t w = 0; w < reader->n_workers; w++) {
@@ -85,6 +87,12 @@ void kv_reader_count(const kv_reader *reader, kv_stats *stats)
         stats->blocks_read += worker->blocks_read;
         stats->pages_open += worker->pages_open;
         stats->pages_read += worker->pages_read;
+    }
+    if (cache->view != NULL) {
+        stats->bytes_read += cache->view->bytes_read;
+        stats->blocks_read += cache->view->blocks_read;
+        stats->pages_open += cache->view->pages_open;
+        stats->pages_read += cache->view->pages_read;
     }
     stats->certificates = all.n;
     stats->certificate_sum = all.sum;
@@ -366,7 +374,7 @@ static void normalise_over_ranks(const attend_loop *loop)
     }
 }
 
-/* Cuts the step into tiles; returns their number. *work: multiply-adds of one KV head. */
+/* Cuts what the host attends to into tiles; returns their number. *work: multiply-adds of one KV head. */
 static uint32_t cut_tiles(kv_cache *cache, const kv_layer_shape *shape, double *work)
 {
     const uint32_t n_max = kv_tile_queries(shape);
@@ -376,6 +384,7 @@ static uint32_t cut_tiles(kv_cache *cache, const kv_layer_shape *shape, double *
     *work = 0;
     for (uint32_t r = 0; r < cache->step.n_rows; r++) {
         const kv_row *row = &cache->step.rows[r];
+        if (!kv_is_hosts_row(cache, r)) continue;
         for (uint32_t first = 0; first < row->n_tokens; first += n_max) {
             const uint32_t n = (uint32_t)min_size(n_max, (size_t)row->n_tokens - first);
             cache->reader.tiles[n_tiles++] = (kv_tile){r, first, n};
@@ -393,8 +402,10 @@ static void gather_misses(kv_cache *cache, uint32_t layer)
     for (uint32_t r = 0; r < cache->step.n_rows; r++) {
         const kv_row *row = &cache->step.rows[r];
         for (uint32_t h = 0; h < n_kv_heads && row->is_decode; h++) {
+            const kv_misses nothing = {.n = cache->layer[layer].n_heads / n_kv_heads};
             const kv_misses misses = cache->ranks.n > 1 ? kv_ranks_misses(cache, layer, row, h)
-                                                        : *misses_of(cache, r, h);
+                                     : kv_is_hosts_row(cache, r) ? *misses_of(cache, r, h)
+                                                                 : nothing;
             kv_misses_add(&row->seq->step_misses, &misses);
             kv_misses_add(&reader->step_misses, &misses);
             kv_misses_add(&reader->misses, &misses);
@@ -402,11 +413,9 @@ static void gather_misses(kv_cache *cache, uint32_t layer)
     }
 }
 
-void kv_attend(kv_cache *cache, const kv_attend_args *args)
+/* args: of the host's memory. */
+static void attend(kv_cache *cache, const kv_attend_args *args)
 {
-    assert(cache->step.is_open);
-    assert(args->layer < cache->n_layers);
-    assert(cache->step.n_appended == args->layer + 1);
     const kv_layer_shape *shape = &cache->layer[args->layer];
     double work;
     attend_loop loop = {.cache = cache, .args = args, .part.o = args->out};
@@ -425,4 +434,23 @@ void kv_attend(kv_cache *cache, const kv_attend_args *args)
     if (cache->ranks.n > 1) normalise_over_ranks(&loop);
     const size_t n_row_jobs = (size_t)cache->step.n_rows * shape->n_kv_heads;
     parallel_for(cache->d->pool, n_row_jobs, is_small ? n_row_jobs : 1, share_jobs, &loop);
+}
+
+void kv_attend(kv_cache *cache, const kv_attend_args *args)
+{
+    assert(cache->step.is_open);
+    assert(args->layer < cache->n_layers);
+    assert(cache->step.n_appended == args->layer + 1);
+    if (cache->view == NULL) {
+        attend(cache, args);
+        return;
+    }
+    kv_attend_args host;
+    kv_view_begin_attend(cache, args, &host);
+    if (cache->view->n_hosts == 0) {
+        gather_misses(cache, args->layer);
+        return;
+    }
+    attend(cache, &host);
+    kv_view_end_attend(cache, args);
 }

@@ -72,7 +72,7 @@ uint32_t kv_tile_queries(const kv_layer_shape *shape);
 /* A step with decode rows begins. */
 void kv_reader_begin_step(kv_reader *reader);
 
-/* Writes what all workers have counted. Between steps. */
-void kv_reader_count(const kv_reader *reader, kv_stats *stats);
+/* Writes what all workers and the device's view have counted. Between steps. */
+void kv_reader_count(const kv_cache *cache, kv_stats *stats);
 
 #endif

@@ -16,12 +16,16 @@
 
 #include "kvcache/head_strip.h"
 
+#include <stdatomic.h>
+
 #define KV_EXPERT_NONE     UINT16_MAX /* the layer has no router, or the entry came from a page */
 #define KV_EXPERT_OF_SHARD 0xf000     /* + s: the entry came from a page of shard s */
 
 typedef struct kv_ring {
-    uint8_t *bytes;       /* strips of all heads: recent slots, then sinks */
-    uint16_t *expert;     /* [n_layers][n_recent]: the token's top-1 expert */
+    uint8_t *bytes;   /* strips of all heads: recent slots, then sinks */
+    uint16_t *expert; /* [n_layers][n_recent]: the token's top-1 expert */
+    atomic_bool *
+        changed; /* [n_recent + n_sinks]: slots written since somebody cleared this; NULL if not noted */
     struct kv_ring *next; /* valid only while in the free list */
 } kv_ring;
 
@@ -29,6 +33,7 @@ typedef struct kv_rings {
     kv_strips strips;  /* n_recent + n_sinks slots each */
     uint32_t n_recent; /* a multiple of page_tokens */
     uint32_t n_sinks;
+    bool notes_changes;
     kv_ring *free;
     size_t ring_bytes;  /* of one ring, all parts */
     size_t total_bytes; /* of all rings, in use or free */
@@ -39,6 +44,7 @@ typedef struct kv_rings_config {
     const uint32_t *n_kv_heads; /* [n_layers] */
     uint32_t n_layers;
     uint32_t page_tokens, window_tokens, sink_tokens;
+    bool notes_changes; /* for whoever has a copy */
 } kv_rings_config;
 
 err_t kv_rings_init(arena *a, const kv_rings_config *config, kv_rings *out) MUST_CHECK;

@@ -52,8 +52,7 @@ void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
     const model_scratch *const s = &m->scratch;
     const model_mirror *const h = &m->host;
     const dev_ops *const ops = m->d->ops;
-    const size_t q_bytes = (size_t)n_tokens * c->n_heads * c->head_dim * sizeof *s->q,
-                 kv_bytes = (size_t)n_tokens * c->n_kv_heads * c->head_dim * sizeof *s->k;
+    const size_t q_bytes = (size_t)n_tokens * c->n_heads * c->head_dim * sizeof *s->q;
     const bool wants_input_norm = kv_cache_wants_input_norm(cache);
 
     if (wants_input_norm) {
@@ -68,22 +67,17 @@ void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
                                          .eps = c->norm_eps,
                                          .out = s->normed});
     project_qkv(m, layer, n_tokens);
-    /* The queries before they are turned lie where the output of attention will. */
     const bool wants_q_nope = kv_cache_wants_q_nope(cache);
-    if (wants_q_nope) dev_download(m->d, h->attended, s->q, q_bytes);
+    if (wants_q_nope) dev_download(m->d, h->q_nope, s->q, q_bytes);
     rotate(m, s->q, c->n_heads, n_tokens);
     rotate(m, s->k, c->n_kv_heads, n_tokens);
 
-    dev_download(m->d, h->q, s->q, q_bytes);
-    dev_download(m->d, h->k, s->k, kv_bytes);
-    dev_download(m->d, h->v, s->v, kv_bytes);
-    kv_append(cache, &(kv_append_args){.layer = l, .k = h->k, .v = h->v});
+    kv_append(cache, &(kv_append_args){.layer = l, .k = s->k, .v = s->v});
     kv_attend(cache, &(kv_attend_args){.layer = l,
-                                       .q = h->q,
-                                       .q_nope = wants_q_nope ? h->attended : NULL,
+                                       .q = s->q,
+                                       .q_nope = wants_q_nope ? h->q_nope : NULL,
                                        .input_norm = wants_input_norm ? h->input_norm : NULL,
-                                       .out = h->attended});
-    dev_upload(m->d, s->attended, h->attended, q_bytes);
+                                       .out = s->attended});
 
     ops->matmul(m->d, &(matmul_args){.x = s->attended,
                                      .x_stride = (size_t)c->n_heads * c->head_dim,

@@ -34,7 +34,7 @@ typedef struct model_scratch {
 typedef struct model_mirror {
     float *x;
     float *input_norm; /* [n] lengths of x, where the cache asks for them; of the host alone */
-    float *q, *k, *v, *attended;
+    float *q_nope; /* [n][n_heads][head_dim] before they are turned; lies in `attended` on a CPU */
     float *cos, *sin;
     uint32_t *chosen, *served;
     float *moe_sum;

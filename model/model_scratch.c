@@ -34,15 +34,11 @@ static void place_mirror(arena *a, const model *m, model_mirror *h)
 {
     const model_config *const c = &m->config;
     const model_scratch *const s = &m->scratch;
-    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * c->head_dim,
-                 kv_dim = (size_t)c->n_kv_heads * c->head_dim;
+    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * c->head_dim;
     h->input_norm = arena_take(a, n, sizeof(float));
     *h = (model_mirror){.input_norm = h->input_norm,
                         .x = s->x,
-                        .q = s->q,
-                        .k = s->k,
-                        .v = s->v,
-                        .attended = s->attended,
+                        .q_nope = s->attended,
                         .cos = s->cos,
                         .sin = s->sin,
                         .chosen = s->chosen,
@@ -50,10 +46,7 @@ static void place_mirror(arena *a, const model *m, model_mirror *h)
                         .moe_sum = s->moe_sum};
     if (m->d->memory == NULL) return;
     h->x = arena_take(a, n, c->d_model * sizeof(float));
-    h->q = arena_take(a, n, q_dim * sizeof(float));
-    h->k = arena_take(a, n, kv_dim * sizeof(float));
-    h->v = arena_take(a, n, kv_dim * sizeof(float));
-    h->attended = arena_take(a, n, q_dim * sizeof(float));
+    h->q_nope = arena_take(a, n, q_dim * sizeof(float));
     h->cos = arena_take(a, n, c->head_dim / 2 * sizeof(float));
     h->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
     h->chosen = arena_take(a, n, c->top_k * sizeof(uint32_t));

@@ -29,6 +29,31 @@ START_TEST(a_device_with_memory_of_its_own_gives_the_bits_of_the_hosts)
 }
 END_TEST
 
+static err_t open_attending(const dev_config *config, dev **out, err_info *info)
+{
+    return dev_apart_open_attending(config, (size_t)256 << 20, out, info);
+}
+
+/* Sums over more than ATTN_SPLIT_BLOCKS blocks are cut there, so longer prompts have other bits. */
+START_TEST(one_that_attends_by_itself_gives_the_hosts_logits)
+{
+    static const char *const plain[] = {"kv-window", "8", "kv-page-tokens", "4", NULL};
+    static const char *const coded[] = {
+        "kv-compression", "int8", "kv-page-tokens", "16", "kv-window", "8", NULL};
+    static const char *const *const settings[] = {
+        NULL, plain, coded}; /* the third and the last are wide enough */
+    for (int f = 0; f < N_FIXTURES; f++) {
+        golden_setup setup = setup_of(f, settings[f % 3]);
+        rank_run host = run_alone(&setup, true);
+        setup.open_dev = open_attending;
+        rank_run apart = run_alone(&setup, true);
+        check_close(&host.out, &apart.out, 1e-5f);
+        forget(&host, 1);
+        forget(&apart, 1);
+    }
+}
+END_TEST
+
 /* What a step gives the host beside q, k and v: queries before they are turned, lengths of inputs. */
 START_TEST(what_methods_of_the_cache_ask_for_comes_from_the_device)
 {
@@ -114,6 +139,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_device_with_memory_of_its_own_gives_the_bits_of_the_hosts, 600),
+    TEST_CASE_SECONDS(one_that_attends_by_itself_gives_the_hosts_logits, 600),
     TEST_CASE_SECONDS(what_methods_of_the_cache_ask_for_comes_from_the_device, 600),
     TEST_CASE_SECONDS(ranks_on_such_devices_give_the_bits_of_ranks_on_the_host, 600),
     TEST_CASE_SECONDS(experts_may_move_between_such_devices, 600),

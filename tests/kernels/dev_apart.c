@@ -151,6 +151,37 @@ static void add(dev *d, const add_args *args)
     set_open(a, false);
 }
 
+/* What tasks and lists lead to is not checked here, but outside of `memory` nothing answers to the same address. */
+static void attend_pages(dev *d, const attend_pages_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->q, 1);
+    check(a, args->out, 1);
+    check(a, args->staging, 1);
+    check(a, args->layouts, sizeof *args->layouts);
+    check(a, args->tasks, args->n_tasks * sizeof *args->tasks);
+    check(a, args->merges, args->n_merges * sizeof *args->merges);
+    if (!begin(a)) return;
+    for (uint32_t t = 0; t < args->n_tasks; t++) {
+        const attn_row *row = &args->rows[args->tasks[t].row];
+        check(a, row->ring, 1);
+        if (row->n_blocks > 0)
+            check(a, row->pages, (size_t)row->n_blocks * args->n_lists * sizeof *row->pages);
+    }
+    attend_pages_cpu(args);
+    set_open(a, false);
+}
+
+static void put_rows(dev *d, const put_rows_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->x, (size_t)args->n_rows * args->n * sizeof *args->x);
+    check(a, args->to, (args->n_rows - 1) * args->stride_bytes + args->n * dtype_bytes(args->type));
+    if (!begin(a)) return;
+    put_rows_cpu(args);
+    set_open(a, false);
+}
+
 /* ---- memory -------------------------------------------------------------------------------------- */
 
 static err_t alloc_apart(dev *d, size_t bytes, void **out, err_info *info)
@@ -219,7 +250,8 @@ static const dev_memory memory_apart = {.alloc = alloc_apart,
                                         .status = status,
                                         .close = close_apart};
 
-err_t dev_apart_open(const dev_config *config, size_t memory_bytes, dev **out, err_info *info)
+static err_t open_apart(const dev_config *config, size_t memory_bytes, bool attends, dev **out,
+                        err_info *info)
 {
     *out = NULL;
     apart *a = calloc(1, sizeof *a);
@@ -243,10 +275,23 @@ err_t dev_apart_open(const dev_config *config, size_t memory_bytes, dev **out, e
     a->ops.router = router;
     a->ops.moe = moe;
     a->ops.add = add;
+    if (attends) a->ops.attend_pages = attend_pages;
+    if (attends) a->ops.put_rows = put_rows;
     a->base.ops = &a->ops;
     a->base.pool = a->cpu->pool;
     *out = &a->base;
     return ERR_OK;
+}
+
+err_t dev_apart_open(const dev_config *config, size_t memory_bytes, dev **out, err_info *info)
+{
+    return open_apart(config, memory_bytes, false, out, info);
+}
+
+err_t dev_apart_open_attending(const dev_config *config, size_t memory_bytes, dev **out,
+                               err_info *info)
+{
+    return open_apart(config, memory_bytes, true, out, info);
 }
 
 void dev_apart_fail_after(dev *d, uint32_t n_ops)

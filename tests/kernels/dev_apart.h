@@ -10,6 +10,10 @@
 err_t dev_apart_open(const dev_config *config, size_t memory_bytes, dev **out,
                      err_info *info) MUST_CHECK;
 
+/* One that attends by itself, by the definition of kernels/attention_pages.h. */
+err_t dev_apart_open_attending(const dev_config *config, size_t memory_bytes, dev **out,
+                               err_info *info) MUST_CHECK;
+
 /* After so many more ops the device has failed, and computes nothing. Any thread may say so. */
 void dev_apart_fail_after(dev *d, uint32_t n_ops);
 

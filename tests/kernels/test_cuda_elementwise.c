@@ -1,4 +1,4 @@
-/* tests/kernels/test_cuda_elementwise.c - embed, norms, rope and store of CUDA against the reference. */
+/* tests/kernels/test_cuda_elementwise.c - embed, norms, rope and put_rows of CUDA against the reference. */
 #include "tests/kernels/cuda_fixture.h"
 
 #include <math.h>
@@ -99,133 +99,94 @@ START_TEST(norms_are_those_of_the_reference_with_and_without_a_sum)
     }
 }
 
-typedef struct rope_problem {
-    uint32_t n_tokens, n_heads, dim;
-} rope_problem;
-
-/* `to`: rows of `kept` (device), every third nowhere; the CPU's row rounded by its own store. */
-static void check_kept(gpu *g, const rope_problem *p, const float *want, dtype type,
-                       const char *kept)
+static void check_rope(gpu *g, uint32_t n_tokens, uint32_t n_heads, uint32_t dim)
 {
-    const size_t n_rows = (size_t)p->n_tokens * p->n_heads, row_bytes = p->dim * dtype_bytes(type);
-    uint8_t *got = test_alloc(n_rows * row_bytes), *row = test_alloc(row_bytes);
-    gpu_get(g, got, kept, n_rows * row_bytes);
-    for (size_t r = 0; r < n_rows; r++) {
-        g->cpu->ops->store(want + r * p->dim, p->dim, type, row);
-        if (r % 3 == 2) memset(row, 0x55, row_bytes);
-        ck_assert_mem_eq(got + r * row_bytes, row, row_bytes);
-    }
-    free(got);
-    free(row);
-}
-
-static void check_rope(gpu *g, const rope_problem *p, dtype type, bool is_turned)
-{
-    const size_t n_rows = (size_t)p->n_tokens * p->n_heads, n = n_rows * p->dim;
-    const size_t n_angles = (size_t)p->n_tokens * (p->dim / 2),
-                 row_bytes = p->dim * dtype_bytes(type);
-    float *x = random_floats(&g->random, n), *cos = random_floats(&g->random, n_angles);
-    float *sin = random_floats(&g->random, n_angles);
+    const size_t n = (size_t)n_tokens * n_heads * dim, n_angles = (size_t)n_tokens * (dim / 2);
+    float *x = random_floats(&g->random, n), *angles = random_floats(&g->random, 2 * n_angles);
     rope_args args = {.x = gpu_put(g, x, n * sizeof *x),
-                      .cos = gpu_put(g, cos, n_angles * sizeof *cos),
-                      .sin = gpu_put(g, sin, n_angles * sizeof *sin),
-                      .n_tokens = p->n_tokens,
-                      .n_heads = p->n_heads,
-                      .dim = is_turned ? p->dim : 0};
-    void **to = test_alloc(n_rows * sizeof *to);
-    char *blank = test_alloc(n_rows * row_bytes);
-    memset(blank, 0x55, n_rows * row_bytes);
-    char *kept = gpu_put(g, blank, n_rows * row_bytes);
-    for (size_t r = 0; r < n_rows; r++)
-        to[r] = r % 3 == 2 ? NULL : kept + r * row_bytes;
-    const rope_append_args append = {
-        .rope = args, .dim = p->dim, .type = type, .to = gpu_put(g, to, n_rows * sizeof *to)};
-    g->ops->rope_append(g->d, &append);
+                      .cos = gpu_put(g, angles, n_angles * sizeof *angles),
+                      .sin = gpu_put(g, angles + n_angles, n_angles * sizeof *angles),
+                      .n_tokens = n_tokens,
+                      .n_heads = n_heads,
+                      .dim = dim};
+    g->ops->rope(g->d, &args);
     float *got = gpu_get_floats(g, args.x, n);
-    const rope_args here = {.x = x,
-                            .cos = cos,
-                            .sin = sin,
-                            .n_tokens = p->n_tokens,
-                            .n_heads = p->n_heads,
-                            .dim = p->dim};
-    if (is_turned) g->cpu->ops->rope(g->cpu, &here);
-    assert_near(got, x, n, near_f32, g->random.seed);
-    check_kept(g, p, got, type, kept); /* what is kept is what stands in x, rounded once */
-    free(x);
-    free(cos);
-    free(sin);
-    free(to);
-    free(blank);
-    free(got);
-}
-
-START_TEST(rope_turns_and_keeps_rows_where_they_belong)
-{
-    static const rope_problem problems[] = {{1, 1, 2}, {3, 5, 30}, {31, 2, 128}, {2, 16, 64}};
-    for (size_t i = 0; i < N_OF(problems); i++) {
-        gpu g = gpu_open(0);
-        check_rope(&g, &problems[i], DTYPE_F32, true);
-        check_rope(&g, &problems[i], DTYPE_BF16, true);
-        check_rope(&g, &problems[i], DTYPE_BF16, false);
-        gpu_close(&g);
-    }
-}
-
-START_TEST(rope_alone_is_the_reference)
-{
-    gpu g = gpu_open(0);
-    enum { TOKENS = 5, HEADS = 3, DIM = 34, N = TOKENS * HEADS * DIM, N_ANGLES = TOKENS * DIM / 2 };
-    float *x = random_floats(&g.random, N), *angles = random_floats(&g.random, 2 * N_ANGLES);
-    rope_args args = {.x = gpu_put(&g, x, N * sizeof *x),
-                      .cos = gpu_put(&g, angles, N_ANGLES * sizeof *angles),
-                      .sin = gpu_put(&g, angles + N_ANGLES, N_ANGLES * sizeof *angles),
-                      .n_tokens = TOKENS,
-                      .n_heads = HEADS,
-                      .dim = DIM};
-    g.ops->rope(g.d, &args);
-    float *got = gpu_get_floats(&g, args.x, N);
     args.x = x;
     args.cos = angles;
-    args.sin = angles + N_ANGLES;
-    g.cpu->ops->rope(g.cpu, &args);
-    assert_near(got, x, N, near_f32, g.random.seed);
+    args.sin = angles + n_angles;
+    g->cpu->ops->rope(g->cpu, &args);
+    assert_near(got, x, n, near_f32, g->random.seed);
     free(x);
     free(angles);
     free(got);
+}
+
+START_TEST(rope_is_the_reference)
+{
+    gpu g = gpu_open(0);
+    check_rope(&g, 1, 1, 2);
+    check_rope(&g, 3, 5, 30);
+    check_rope(&g, 5, 3, 34);
+    check_rope(&g, 31, 2, 128);
+    check_rope(&g, 2, 16, 64);
     gpu_close(&g);
 }
 
-START_TEST(store_rounds_every_kind_of_number_as_the_reference)
+/* Any bits: NaN, infinities, subnormals, ties. */
+static float *strange_floats(test_random *r, uint32_t n)
 {
-    enum { N = 4099 };
-    gpu g = gpu_open(0);
-    float *x = test_alloc(N * sizeof *x);
-    for (uint32_t i = 0; i < N; i++) /* any bits: NaN, infinities, subnormals, ties */
-        x[i] = f32_from_bits(random_below(&g.random, UINT32_MAX) &
-                             (i % 4 == 0 ? 0xffff8000u : 0xffffffffu));
+    float *x = test_alloc(n * sizeof *x);
+    for (uint32_t i = 0; i < n; i++)
+        x[i] =
+            f32_from_bits(random_below(r, UINT32_MAX) & (i % 4 == 0 ? 0xffff8000u : 0xffffffffu));
     x[0] = INFINITY;
     x[1] = NAN;
     x[2] = f32_from_bits(0x7f7fffffu); /* rounds to infinity */
-    uint16_t want[N], got[N];
-    void *out = gpu_poisoned(&g, N);
-    const float *there = gpu_put(&g, x, N * sizeof *x);
-    g.cpu->ops->store(x, N, DTYPE_BF16, want);
-    g.ops->store(g.d, there, N, DTYPE_BF16, out);
-    gpu_get(&g, got, out, sizeof got);
-    ck_assert_mem_eq(got, want, sizeof want);
-    g.ops->store(g.d, there, N, DTYPE_F32, out);
-    float *same = gpu_get_floats(&g, out, N);
-    ck_assert_mem_eq(same, x, N * sizeof *x);
+    return x;
+}
+
+/* Of rows that begin at the second element of a slot, which may have one more behind the row. */
+static void check_put_rows(gpu *g, uint32_t n_rows, uint32_t n, dtype type, bool has_gaps)
+{
+    const size_t each = dtype_bytes(type), stride = (n + 2 * has_gaps) * each,
+                 bytes = n_rows * stride;
+    float *x = strange_floats(&g->random, n_rows * n);
+    uint8_t *want = test_alloc(bytes), *got = test_alloc(bytes);
+    memset(want, 0x55, bytes);
+    put_rows_args args = {.n_rows = n_rows, .n = n, .type = type, .stride_bytes = stride};
+    uint8_t *out = gpu_put(g, want, bytes);
+    args.x = x;
+    args.to = want + has_gaps * each;
+    put_rows_cpu(&args);
+    args.x = gpu_put(g, x, (size_t)n_rows * n * sizeof *x);
+    args.to = out + has_gaps * each;
+    g->ops->put_rows(g->d, &args);
+    gpu_get(g, got, out, bytes);
+    ck_assert_msg(memcmp(got, want, bytes) == 0, "%u rows of %u (seed %llu)", n_rows, n,
+                  (unsigned long long)g->random.seed);
     free(x);
-    free(same);
+    free(want);
+    free(got);
+}
+
+START_TEST(put_rows_rounds_every_kind_of_number_as_the_reference)
+{
+    gpu g = gpu_open(0);
+    for (size_t i = 0; i < 2; i++) {
+        check_put_rows(&g, 1, 4099, all_dtypes[i], false);
+        check_put_rows(&g, 1, 7, all_dtypes[i], true);
+        check_put_rows(&g, 33, 64, all_dtypes[i], true);
+        check_put_rows(&g, 5, 35, all_dtypes[i], false);
+    }
+    const put_rows_args nothing = {.type = DTYPE_BF16, .n = 8};
+    g.ops->put_rows(g.d, &nothing);
     gpu_close(&g);
 }
 
 const test_case test_cases[] = {
     TEST_CASE(embed_converts_its_rows_exactly),
     TEST_CASE(norms_are_those_of_the_reference_with_and_without_a_sum),
-    TEST_CASE(rope_turns_and_keeps_rows_where_they_belong),
-    TEST_CASE(rope_alone_is_the_reference),
-    TEST_CASE(store_rounds_every_kind_of_number_as_the_reference),
+    TEST_CASE(rope_is_the_reference),
+    TEST_CASE(put_rows_rounds_every_kind_of_number_as_the_reference),
     TEST_CASES_END,
 };

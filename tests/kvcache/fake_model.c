@@ -1,6 +1,8 @@
 /* tests/kvcache/fake_model.c - see fake_model.h. */
 #include "tests/kvcache/fake_model.h"
 
+#include "tests/kernels/dev_apart.h"
+
 #include "base/random.h"
 
 #include <check.h>
@@ -118,13 +120,37 @@ static void open_cache(fake *f, const fake_options *options)
     ck_assert_msg(err == ERR_OK, "%s", info.message);
 }
 
-fake *fake_open(const fake_options *options)
+static bool is_apart(void)
 {
-    fake *f = calloc(1, sizeof *f);
+    const char *device = getenv("PIKV_TEST_DEVICE");
+    return device != NULL && strcmp(device, "apart") == 0;
+}
+
+static void open_device(fake *f, const fake_options *options)
+{
     err_info info = {0};
     const dev_config device = {.isa = options->isa != NULL ? options->isa : "ref",
                                .n_threads = options->n_threads > 0 ? options->n_threads : 1};
-    ck_assert_int_eq(dev_open_cpu(&device, &f->d, &info), ERR_OK);
+    const err_t err = is_apart() ? dev_apart_open_attending(&device, (size_t)1 << 30, &f->d, &info)
+                                 : dev_open_cpu(&device, &f->d, &info);
+    ck_assert_msg(err == ERR_OK, "%s", info.message);
+}
+
+/* n floats of the host's, and as many of the device's. */
+static void alloc_pair(fake *f, size_t n, float **here, float **there)
+{
+    void *data;
+    *here = malloc(n * sizeof **here);
+    *there = *here;
+    if (!is_apart()) return;
+    ck_assert_int_eq(dev_alloc(f->d, n * sizeof **here, &data, NULL), ERR_OK);
+    *there = data;
+}
+
+fake *fake_open(const fake_options *options)
+{
+    fake *f = calloc(1, sizeof *f);
+    open_device(f, options);
     f->n_layers = options->layers != NULL ? options->n_layers : 3;
     memcpy(f->layers, options->layers != NULL ? options->layers : fake_layers,
            f->n_layers * sizeof *f->layers);
@@ -140,10 +166,10 @@ fake *fake_open(const fake_options *options)
         widest = max_size(widest, (size_t)layer->n_heads * max_size(layer->k_dim, layer->v_dim));
     }
     const size_t n = widest * f->limits.n_step_tokens_max;
-    f->q = malloc(n * sizeof *f->q);
-    f->k = malloc(n * sizeof *f->k);
-    f->v = malloc(n * sizeof *f->v);
-    f->out = malloc(n * sizeof *f->out);
+    alloc_pair(f, n, &f->q, &f->there.q);
+    alloc_pair(f, n, &f->k, &f->there.k);
+    alloc_pair(f, n, &f->v, &f->there.v);
+    alloc_pair(f, n, &f->out, &f->there.out);
     f->experts = malloc(f->limits.n_step_tokens_max * sizeof *f->experts);
     f->input_norm = calloc(f->limits.n_step_tokens_max, sizeof *f->input_norm);
     open_cache(f, options);
@@ -260,18 +286,24 @@ static void run_layer(fake *f, uint32_t l, const fake_token *batch, uint32_t n_t
         f->input_norm[t] = fake_input_norm(l, id, p);
         f->experts[t] = (id + l * f->expert_step) % 8;
     }
-    const kv_append_args append = {.layer = l, .k = f->k, .v = layer->v_in_k ? NULL : f->v};
+    const size_t n_kv = (size_t)n_tokens * layer->n_kv_heads,
+                 n_q = (size_t)n_tokens * layer->n_heads;
+    dev_upload(f->d, f->there.q, f->q, n_q * layer->k_dim * sizeof *f->q);
+    dev_upload(f->d, f->there.k, f->k, n_kv * layer->k_dim * sizeof *f->k);
+    dev_upload(f->d, f->there.v, f->v, n_kv * layer->v_dim * sizeof *f->v);
+    const kv_append_args append = {
+        .layer = l, .k = f->there.k, .v = layer->v_in_k ? NULL : f->there.v};
     kv_append(f->cache, &append);
     /* No rotation: queries are the same before it. They may lie where the output will. */
-    if (kv_cache_wants_q_nope(f->cache))
-        memcpy(f->out, f->q, (size_t)n_tokens * layer->n_heads * layer->k_dim * sizeof *f->q);
+    if (kv_cache_wants_q_nope(f->cache)) memcpy(f->out, f->q, n_q * layer->k_dim * sizeof *f->q);
     const kv_attend_args attend = {.layer = l,
-                                   .q = f->q,
+                                   .q = f->there.q,
                                    .q_nope = kv_cache_wants_q_nope(f->cache) ? f->out : NULL,
                                    .input_norm =
                                        kv_cache_wants_input_norm(f->cache) ? f->input_norm : NULL,
-                                   .out = f->out};
+                                   .out = f->there.out};
     kv_attend(f->cache, &attend);
+    dev_download(f->d, f->out, f->there.out, n_q * layer->v_dim * sizeof *f->out);
     if (layer->has_router) kv_note_experts(f->cache, l, f->experts, 1);
 }
 

@@ -2,7 +2,10 @@
  *
  * Queries, keys and values are a pure function of (token id, position, layer, head, channel), so two
  * sequences with the same ids have the same entries and what attention must return is known: the
- * reference computes it in double precision over all positions, knowing nothing of pages. */
+ * reference computes it in double precision over all positions, knowing nothing of pages.
+ *
+ * With PIKV_TEST_DEVICE=apart in the environment the cache is on a device that has memory of its own and attends by
+ * itself (tests/kernels/dev_apart.h), so every test of this model is one of kvcache/device_view.h as well. */
 #ifndef TESTS_KVCACHE_FAKE_MODEL_H
 #define TESTS_KVCACHE_FAKE_MODEL_H
 
@@ -29,6 +32,10 @@ typedef struct fake {
     kv_limits limits;
     size_t n_out; /* floats that attention returns of one token, all layers */
     float *q, *k, *v, *out, *input_norm; /* of one layer and step */
+    struct {
+        float *q, *k, *v,
+            *out; /* where the device has them; the same if its memory is the host's */
+    } there;
     uint32_t *experts;
     uint32_t
         expert_step; /* a token's expert of 8 is its id, and this more in every layer; 0 at first */

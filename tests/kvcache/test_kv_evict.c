@@ -437,12 +437,13 @@ START_TEST(an_aborted_step_leaves_no_trace)
             for (uint32_t l = 0; l < f->n_layers; l++) { /* all that a step can leave behind */
                 for (size_t k = 0; k < n_floats; k++)
                     f->q[k] = f->k[k] = f->v[k] = (float)(k % 7) - 3;
-                kv_append(f->cache, &(kv_append_args){.layer = l, .k = f->k, .v = f->v});
+                kv_append(f->cache,
+                          &(kv_append_args){.layer = l, .k = f->there.k, .v = f->there.v});
                 kv_attend(f->cache, &(kv_attend_args){.layer = l,
-                                                      .q = f->q,
+                                                      .q = f->there.q,
                                                       .q_nope = f->q,
                                                       .input_norm = f->input_norm,
-                                                      .out = f->out});
+                                                      .out = f->there.out});
             }
             kv_step_abort(f->cache);
             fake_check(f);

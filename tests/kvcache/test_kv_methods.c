@@ -265,8 +265,8 @@ START_TEST(an_aborted_step_leaves_no_certificate)
     const kv_usage before = usage_of(&s);
     const kv_row row = {.seq = s.seq, .n_tokens = 1, .is_decode = true};
     ck_assert_int_eq(kv_step_begin(f->cache, &row, 1), ERR_OK);
-    kv_append(f->cache, &(kv_append_args){.layer = 0, .k = f->k, .v = f->v});
-    kv_attend(f->cache, &(kv_attend_args){.layer = 0, .q = f->q, .out = f->out});
+    kv_append(f->cache, &(kv_append_args){.layer = 0, .k = f->there.k, .v = f->there.v});
+    kv_attend(f->cache, &(kv_attend_args){.layer = 0, .q = f->there.q, .out = f->there.out});
     kv_step_abort(f->cache);
     const kv_usage after = usage_of(&s);
     ck_assert_uint_eq(after.certificates, before.certificates);

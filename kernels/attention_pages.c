@@ -1,0 +1,219 @@
+/* kernels/attention_pages.c - see attention_pages.h. */
+#include "kernels/attention_pages.h"
+
+#include "base/check.h"
+#include "kernels/ops_cpu.h"
+
+#include <math.h>
+
+/* One query head of a row, and the running state of its splits. */
+typedef struct head_query {
+    const attend_pages_args *args;
+    const attn_row *row;
+    uint32_t kv_head, head;
+    uint32_t position, token;
+} head_query;
+
+static float *partial_at(const attend_pages_args *args, uint32_t partial, uint32_t head)
+{
+    const size_t n_heads = (size_t)args->n_kv_heads * args->group;
+    return args->partials + (partial * n_heads + head) * ((size_t)args->v_dim + 2);
+}
+
+/* Positions [first, + n_slots) at a slot of a ring or of staging. */
+static attn_span strip_span(const head_query *q, const uint8_t *base, uint32_t slot, uint32_t first,
+                            uint32_t n_slots)
+{
+    const attn_strip *strip = &q->args->strip;
+    const uint8_t *at = base + slot * strip->slot_bytes;
+    assert(strip->slot_bytes <= UINT32_MAX);
+    return (attn_span){
+        .k = at + strip->k_offset + (size_t)q->kv_head * strip->k_head_bytes,
+        .v = at + strip->v_offset + (size_t)q->kv_head * strip->v_head_bytes,
+        .k_stride_bytes = (uint32_t)strip->slot_bytes,
+        .v_stride_bytes = (uint32_t)strip->slot_bytes,
+        .n_slots = n_slots,
+        .first_position = first,
+        .live = UINT64_MAX >> (ATTN_BLOCK_SLOTS_MAX - n_slots),
+    };
+}
+
+/* Positions [first, end) of one block, in ring and staging: up to two spans. */
+static uint32_t recent_spans(const head_query *q, uint32_t first, uint32_t end, attn_span *out)
+{
+    const attn_row *row = q->row;
+    uint32_t n = 0;
+    if (first < end && first < row->length) {
+        const uint32_t n_slots = (uint32_t)min_size(end, row->length) - first;
+        out[n++] = strip_span(q, row->ring, first % q->args->n_ring_slots, first, n_slots);
+        first += n_slots;
+    }
+    if (first < end)
+        out[n++] = strip_span(q, q->args->staging, row->first_token + (first - row->length), first,
+                              end - first);
+    return n;
+}
+
+static uint32_t page_spans(const head_query *q, uint32_t block, attn_span *out)
+{
+    const attend_pages_args *args = q->args;
+    const size_t entry = (size_t)block * args->n_lists + args->first_list + q->kv_head;
+    const attn_page *page = &q->row->pages[entry];
+    if (page->live == 0) return 0;
+    const attn_layout *layout = &args->layouts[page->layout];
+    *out = (attn_span){
+        .k = page->data + layout->k_offset,
+        .v = page->data + layout->v_offset,
+        .k_stride_bytes = layout->k_stride_bytes,
+        .v_stride_bytes = layout->v_stride_bytes,
+        .n_slots = page->n_slots,
+        .first_position = page->first_position,
+        .positions = page->positions,
+        .live = page->live,
+        .bias = page->bias,
+        .coding = layout->coding,
+        .v_group = layout->v_group,
+        .v_grid_stride_bytes = layout->v_grid_stride_bytes,
+        .k_grid = page->data + layout->k_grid_offset,
+        .v_grid = page->data + layout->v_grid_offset,
+    };
+    return 1;
+}
+
+static uint32_t sink_spans(const head_query *q, attn_span *out)
+{
+    const attend_pages_args *args = q->args;
+    const uint32_t end = (uint32_t)min_size(args->n_sinks, (size_t)q->position + 1);
+    if (args->n_sinks == 0) return 0;
+    if (q->row->n_blocks == 0) return recent_spans(q, 0, end, out);
+    *out = strip_span(q, q->row->ring, args->n_ring_slots, 0, args->n_sinks);
+    return 1;
+}
+
+static uint32_t block_spans(const head_query *q, uint32_t block, attn_span *out)
+{
+    const attend_pages_args *args = q->args;
+    const uint32_t begin = block * args->block_tokens;
+    const uint32_t first = (uint32_t)max_size(begin, args->n_sinks);
+    const uint32_t end = (uint32_t)min_size(begin + args->block_tokens, (size_t)q->position + 1);
+    if (block < q->row->n_blocks) return page_spans(q, block, out);
+    return recent_spans(q, first, end, out);
+}
+
+static void fold_spans(const head_query *q, const attn_span *spans, uint32_t n_spans,
+                       attn_state *state)
+{
+    const attend_pages_args *args = q->args;
+    const attn_block block = {.n_spans = n_spans};
+    const attn_blocks blocks = {.spans = spans, .blocks = &block, .n_blocks = 1};
+    const attn_query query = {.q = args->q + q->token * args->q_stride +
+                                   (size_t)q->head * args->k_dim,
+                              .positions = &q->position,
+                              .n_queries = 1,
+                              .group = 1,
+                              .k_dim = args->k_dim,
+                              .v_dim = args->v_dim,
+                              .window = args->window,
+                              .scale = args->scale,
+                              .type = args->type};
+    if (n_spans > 0) attend_cpu(&query, &blocks, state);
+}
+
+/* The partial result of one split. */
+static void fold_split(const head_query *q, uint32_t split, attn_state *state)
+{
+    attn_span spans[2];
+    attn_state_reset(state, 1, q->args->v_dim);
+    if (split == 0) fold_spans(q, spans, sink_spans(q, spans), state);
+    for (uint32_t i = 0; i < ATTN_SPLIT_BLOCKS; i++) {
+        const uint32_t block = split * ATTN_SPLIT_BLOCKS + i;
+        if (block > q->position / q->args->block_tokens) break;
+        fold_spans(q, spans, block_spans(q, block, spans), state);
+    }
+}
+
+/* total = total folded with part. An empty one changes no bit. */
+static void fold_part(const attn_state *part, attn_state *total, uint32_t v_dim)
+{
+    if (*part->max == -INFINITY) return;
+    const float max = fmaxf(*total->max, *part->max);
+    const float kept = expf(*total->max - max), added = expf(*part->max - max);
+    *total->sum = *total->sum * kept + *part->sum * added;
+    *total->max = max;
+    for (uint32_t c = 0; c < v_dim; c++)
+        total->acc[c] = total->acc[c] * kept + part->acc[c] * added;
+}
+
+static void finish(const attend_pages_args *args, const attn_state *state, uint32_t token,
+                   uint32_t head)
+{
+    const attn_query query = {.n_queries = 1, .group = 1, .v_dim = args->v_dim};
+    const attn_result result = {
+        .o = args->out + token * args->out_stride + (size_t)head * args->v_dim,
+        .o_stride = args->out_stride,
+        .sink_logit = args->sink_logit != NULL ? args->sink_logit + head : NULL};
+    attn_finish(&query, state, &result);
+}
+
+static void run_head(const head_query *q, const attn_task *task)
+{
+    const attend_pages_args *args = q->args;
+    float max, sum, acc[ATTN_PAGES_DIM_MAX], total_max, total_sum, total_acc[ATTN_PAGES_DIM_MAX];
+    attn_state total = {&total_max, &total_sum, total_acc};
+    attn_state_reset(&total, 1, args->v_dim);
+    for (uint32_t i = 0; i < task->n_splits; i++) {
+        attn_state part = {&max, &sum, acc};
+        if (task->partial != ATTN_NO_PARTIAL) {
+            float *at = partial_at(args, task->partial + i, q->head);
+            part = (attn_state){at, at + 1, at + 2};
+        }
+        fold_split(q, task->first_split + i, &part);
+        fold_part(&part, &total, args->v_dim);
+    }
+    if (task->partial == ATTN_NO_PARTIAL) finish(args, &total, q->token, q->head);
+}
+
+static void run_merge(const attend_pages_args *args, const attn_merge_task *merge, uint32_t head)
+{
+    float max, sum, acc[ATTN_PAGES_DIM_MAX];
+    attn_state total = {&max, &sum, acc};
+    attn_state_reset(&total, 1, args->v_dim);
+    for (uint32_t i = 0; i < merge->n_partials; i++) {
+        float *at = partial_at(args, merge->first_partial + i, head);
+        fold_part(&(attn_state){at, at + 1, at + 2}, &total, args->v_dim);
+    }
+    finish(args, &total, merge->token, head);
+}
+
+void attend_pages_cpu(const attend_pages_args *args)
+{
+    assert(args->k_dim <= ATTN_PAGES_DIM_MAX);
+    assert(args->v_dim <= ATTN_PAGES_DIM_MAX);
+    assert(args->type != DTYPE_F16);
+    for (uint32_t t = 0; t < args->n_tasks; t++) {
+        const attn_task *task = &args->tasks[t];
+        const attn_row *row = &args->rows[task->row];
+        for (uint32_t j = task->first_query; j < task->first_query + task->n_queries; j++) {
+            for (uint32_t head = 0; head < args->n_kv_heads * args->group; head++) {
+                const head_query q = {.args = args,
+                                      .row = row,
+                                      .kv_head = head / args->group,
+                                      .head = head,
+                                      .position = row->length + j,
+                                      .token = row->first_token + j};
+                run_head(&q, task);
+            }
+        }
+    }
+    for (uint32_t m = 0; m < args->n_merges; m++) {
+        for (uint32_t head = 0; head < args->n_kv_heads * args->group; head++)
+            run_merge(args, &args->merges[m], head);
+    }
+}
+
+void put_rows_cpu(const put_rows_args *args)
+{
+    for (uint32_t r = 0; r < args->n_rows; r++)
+        store_cpu(args->x + (size_t)r * args->n, args->n, args->type,
+                  args->to + r * args->stride_bytes);
+}

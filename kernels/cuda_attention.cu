@@ -1,0 +1,528 @@
+/* kernels/cuda_attention.cu - attention of a step over pages, rings and staging. Contract: attention_pages.h.
+ *
+ *   attend     a block of threads per (task, KV head, tile of ROWS query heads that read it). Sums of a query head
+ *              never see the others of its tile, so ROWS, which the host takes by what fits, changes no bit.
+ *              All is in one dimension of the grid: the second would end at 65535 blocks.
+ *   merge      a block per (merge, query head), a thread per channel
+ *
+ * A split: 9 threads look up its blocks (cuda_attention_spans.cuh), then for every block
+ *   fill       where keys have scales for channels, queries take them over: sum q_c (code s_c + m_c) =
+ *              sum (q_c s_c) code + sum q_c m_c, so a slot costs what a plain one does. Queries against kept
+ *              channels are packed, which makes plain rows of the keys.
+ *   score      8 lanes a slot, 16 slots at a time, a lane taking units lane, lane + 8, ...; lanes are added by
+ *              a fixed tree, in which each ends with its share of the tile's rows
+ *   weigh      a warp a row: exp(s - m') with the split's running maximum m'
+ *   values     a thread has one unit of eight channels of every n-th slot, and its ROWS sums in registers over the
+ *              whole split; they are scaled when the maximum rises. What no row gives weight is not read.
+ * and at its end the threads of one unit are added in order. That is the partial result, which goes to memory or,
+ * by the function of the merge, to a total in shared memory.
+ *
+ * Every product that is added to something is an explicit fmaf: the compiler may not choose, by variant. Where a
+ * weight is 0 nothing is added, as the value of a slot that only another row sees may be no number.
+ * Shared memory: tile_shared, then queries [ROWS][k_dim] and totals [ROWS][v_dim], k_dim in whole units. */
+#include "kernels/cuda_attention_spans.cuh"
+#include "kernels/cuda_attention_values.cuh"
+
+enum {
+    ATTEND_THREADS = 128,
+    ATTEND_WARPS = ATTEND_THREADS / WARP,
+    SLOT_LANES = 8,
+    SLOTS_AT_ONCE = ATTEND_THREADS / SLOT_LANES,
+    MERGE_CHANNELS = ATTN_PAGES_DIM_MAX / ATTEND_THREADS,
+    SHARED_BYTES_MAX = 48 * 1024
+};
+
+template <int ROWS> struct alignas(16) tile_shared {
+    float scores[2][ATTN_BLOCK_SLOTS_MAX * ROWS]; /* [slot][row], then weights; blocks take turns */
+    float cells[2][ATTEND_THREADS * UNIT];        /* rows take turns */
+    float offset[ATTEND_WARPS][ROWS];             /* sum q_c m_c, a part of each warp */
+    float max[ROWS], sum[ROWS];                   /* of the split so far */
+    float kept[ROWS]; /* what the latest block leaves of sums; at the end: attn_finish's factor */
+    float total_max[ROWS], total_sum[ROWS];
+    uint32_t token[ROWS];
+    tile_block block[SPLIT_BLOCKS];
+};
+
+static __host__ __device__ __forceinline__ uint32_t n_units_of(uint32_t dim)
+{
+    return div_up(dim, UNIT);
+}
+
+static __device__ __forceinline__ float warp_max(float x)
+{
+    for (int distance = WARP / 2; distance > 0; distance /= 2)
+        x = fmaxf(x, __shfl_xor_sync(WARP_ALL, x, distance));
+    return x;
+}
+
+/* total folded with a part that is not empty. */
+typedef struct fold {
+    float max, sum, kept, added;
+} fold;
+
+static __device__ __forceinline__ fold fold_of(float total_max, float total_sum, float max,
+                                               float sum)
+{
+    fold out;
+    out.max = fmaxf(total_max, max);
+    out.kept = expf(total_max - out.max);
+    out.added = expf(max - out.max);
+    out.sum = fmaf(total_sum, out.kept, sum * out.added);
+    return out;
+}
+
+static __device__ __forceinline__ float fold_channel(const fold *f, float total, float part)
+{
+    return fmaf(total, f->kept, part * f->added);
+}
+
+/* What attn_finish multiplies acc by; 0 where there is no key. */
+static __device__ float finish_factor(const attend_pages_args *args, uint32_t head, float max,
+                                      float sum)
+{
+    const double high = static_cast<double>(max);
+    const double sink = args->sink_logit != NULL ? static_cast<double>(args->sink_logit[head])
+                                                 : -static_cast<double>(INFINITY);
+    const double top = high > sink ? high : sink;
+    if (top == -static_cast<double>(INFINITY)) return 0;
+    const double weight = exp(high - top);
+    return static_cast<float>(weight / (static_cast<double>(sum) * weight + exp(sink - top)));
+}
+
+static __device__ __forceinline__ float *partial_at(const attend_pages_args *args, uint32_t partial,
+                                                    uint32_t head)
+{
+    const size_t n_heads = static_cast<size_t>(args->n_kv_heads) * args->group;
+    return args->partials + (partial * n_heads + head) * (static_cast<size_t>(args->v_dim) + 2);
+}
+
+static __device__ __forceinline__ uint32_t head_of(const tile *t, uint32_t r)
+{
+    return t->kv_head * t->args->group + (t->first + r) % t->args->group;
+}
+
+template <int ROWS>
+static __device__ __forceinline__ bool find_tile(const attend_pages_args *args, uint32_t n_tiles,
+                                                 tile *out)
+{
+    const uint32_t at = blockIdx.x / n_tiles;
+    out->args = args;
+    out->task = args->tasks[at / args->n_kv_heads];
+    out->kv_head = at % args->n_kv_heads;
+    out->first = blockIdx.x % n_tiles * ROWS;
+    const uint32_t n = out->task.n_queries * args->group;
+    if (out->first >= n) return false;
+    out->n_rows = min_u32(n - out->first, ROWS);
+    out->row = args->rows[out->task.row];
+    const uint32_t position = out->row.length + out->task.first_query;
+    out->first_position = position + out->first / args->group;
+    out->last_position = position + (out->first + out->n_rows - 1) / args->group;
+    if (out->task.partial ==
+        ATTN_NO_PARTIAL) { /* splits behind the tile's last query change nothing */
+        const uint32_t last = out->last_position / args->block_tokens / ATTN_SPLIT_BLOCKS;
+        const uint32_t n_before = min_u32(out->task.first_split, last + 1);
+        out->task.n_splits = min_u32(out->task.n_splits, last + 1 - n_before);
+    }
+    return true;
+}
+
+/* Where channel c of a row of queries lies: in halves of units, so that lanes with neighbouring units read all
+ * banks of shared memory at once. */
+static __device__ __forceinline__ uint32_t query_place(uint32_t c, uint32_t n_units)
+{
+    return c % UNIT / 4 * (4 * n_units) + c / UNIT * 4 + c % 4;
+}
+
+static __device__ __forceinline__ bool has_channel_grid(attn_coding coding)
+{
+    return coding == ATTN_INT8 || coding == ATTN_INT4 || coding == ATTN_INT2;
+}
+
+/* The queries as the block's keys want them: see `fill` above. */
+template <int ROWS>
+static __device__ void fill_queries(const tile *t, const tile_block *b, tile_shared<ROWS> *s,
+                                    float *q)
+{
+    const uint32_t k_dim = t->args->k_dim, n_units = n_units_of(k_dim);
+    const void *grid = b->span[0].k_grid;
+    const attn_coding coding = b->span[0].coding;
+    const float *from[ROWS];
+    float offset[ROWS] = {};
+    for (uint32_t r = 0; r < ROWS; r++)
+        from[r] = r < t->n_rows ? t->args->q + s->token[r] * t->args->q_stride +
+                                      static_cast<size_t>(head_of(t, r)) * k_dim
+                                : NULL;
+    for (uint32_t c = threadIdx.x; c < n_units * UNIT; c += ATTEND_THREADS) {
+        bool is_there = c < k_dim;
+        float scale = 1, low = 0;
+        uint32_t to = c;
+        if (has_channel_grid(coding) && is_there) {
+            scale = grid_at(grid, c);
+            low = grid_at(grid, static_cast<size_t>(k_dim) + c);
+        }
+        if (coding == ATTN_KEPT && is_there) {
+            const uint32_t n_before = n_kept_below(grid, c);
+            is_there = (static_cast<const uint8_t *>(grid)[c / 8] >> c % 8 & 1) != 0;
+            to = is_there ? n_before : b->key_dim + c - n_before; /* all others behind, as zeros */
+        }
+        for (uint32_t r = 0; r < ROWS; r++) {
+            const float x = is_there && from[r] != NULL ? from[r][c] : 0;
+            offset[r] = fmaf(x, low, offset[r]);
+            q[r * n_units * UNIT + query_place(to, n_units)] = x * scale;
+        }
+    }
+    if (!has_channel_grid(coding)) return;
+    for (uint32_t r = 0; r < ROWS; r++) {
+        const float of_warp = warp_sum(offset[r]);
+        if (threadIdx.x % WARP == 0) s->offset[threadIdx.x / WARP][r] = of_warp;
+    }
+}
+
+/* Adds `distance` lanes apart until a lane has one row, then to the end. The same tree for every ROWS: which of two
+ * lanes adds them does not matter. */
+template <int ROWS>
+static __device__ __forceinline__ float sum_of_lanes(const float sum[ROWS], uint32_t lane)
+{
+    if constexpr (ROWS == 8) {
+        float half[4];
+        for (int i = 0; i < 4; i++) {
+            const float mine = (lane & 4) != 0 ? sum[i + 4] : sum[i];
+            const float theirs = (lane & 4) != 0 ? sum[i] : sum[i + 4];
+            half[i] = mine + __shfl_xor_sync(WARP_ALL, theirs, 4);
+        }
+        float two[2];
+        for (int i = 0; i < 2; i++) {
+            const float mine = (lane & 2) != 0 ? half[i + 2] : half[i];
+            const float theirs = (lane & 2) != 0 ? half[i] : half[i + 2];
+            two[i] = mine + __shfl_xor_sync(WARP_ALL, theirs, 2);
+        }
+        const float mine = (lane & 1) != 0 ? two[1] : two[0];
+        const float theirs = (lane & 1) != 0 ? two[0] : two[1];
+        return mine + __shfl_xor_sync(WARP_ALL, theirs, 1);
+    } else if constexpr (ROWS == 4) {
+        float two[2];
+        for (int i = 0; i < 2; i++) {
+            const float mine = (lane & 4) != 0 ? sum[i + 2] : sum[i];
+            const float theirs = (lane & 4) != 0 ? sum[i] : sum[i + 2];
+            two[i] = mine + __shfl_xor_sync(WARP_ALL, theirs, 4);
+        }
+        const float mine = (lane & 2) != 0 ? two[1] : two[0];
+        const float theirs = (lane & 2) != 0 ? two[0] : two[1];
+        const float one = mine + __shfl_xor_sync(WARP_ALL, theirs, 2);
+        return one + __shfl_xor_sync(WARP_ALL, one, 1);
+    } else {
+        float one = sum[0];
+        for (int distance = SLOT_LANES / 2; distance > 0; distance /= 2)
+            one += __shfl_xor_sync(WARP_ALL, one, distance);
+        return one;
+    }
+}
+
+/* sum += q . k over the units of one lane of a slot. */
+template <int ROWS>
+static __device__ __forceinline__ void add_products(const tile *t, const tile_block *b,
+                                                    const uint8_t *row, const float *q,
+                                                    float sum[ROWS])
+{
+    const attn_coding coding = b->span[0].coding;
+    const uint32_t width = n_units_of(t->args->k_dim);
+    const bool is_plain = coding == ATTN_PLAIN || coding == ATTN_KEPT;
+    for (uint32_t u = threadIdx.x % SLOT_LANES; u < n_units_of(b->key_dim); u += SLOT_LANES) {
+        float k[UNIT];
+        if (is_plain) {
+            load_plain8(row, t->args->type, UNIT * u, b->key_dim, k);
+        } else {
+            load_codes8(row, coding, b->key_dim, u, k);
+        }
+        for (uint32_t r = 0; r < ROWS; r++) {
+            const float *of_row = q + r * width * UNIT + 4 * u;
+            const float4 low = *reinterpret_cast<const float4 *>(of_row);
+            const float4 high = *reinterpret_cast<const float4 *>(of_row + 4 * width);
+            sum[r] = fmaf(low.x, k[0], sum[r]), sum[r] = fmaf(low.y, k[1], sum[r]);
+            sum[r] = fmaf(low.z, k[2], sum[r]), sum[r] = fmaf(low.w, k[3], sum[r]);
+            sum[r] = fmaf(high.x, k[4], sum[r]), sum[r] = fmaf(high.y, k[5], sum[r]);
+            sum[r] = fmaf(high.z, k[6], sum[r]), sum[r] = fmaf(high.w, k[7], sum[r]);
+        }
+    }
+}
+
+/* Score of slot i of a span for row r of the tile, or -inf; `dot` is what the lanes have. */
+template <int ROWS>
+static __device__ __forceinline__ float score_of(const tile *t, const attn_span *span, uint32_t i,
+                                                 const tile_shared<ROWS> *s, uint32_t r, float dot)
+{
+    const attend_pages_args *args = t->args;
+    const uint32_t at = span->positions != NULL ? span->positions[i] : span->first_position + i;
+    const uint32_t position = t->row.length + (s->token[r] - t->row.first_token);
+    if (r >= t->n_rows || at > position) return -INFINITY;
+    if (args->window > 0 && position - at >= args->window) return -INFINITY;
+    if (has_channel_grid(span->coding))
+        dot += s->offset[0][r] + s->offset[1][r] + s->offset[2][r] + s->offset[3][r];
+    return fmaf(dot, args->scale, span->bias != NULL ? span->bias[i] : 0);
+}
+
+template <int ROWS>
+static __device__ void score_slots(const tile *t, const tile_block *b, const tile_shared<ROWS> *s,
+                                   const float *q, float *scores)
+{
+    const uint32_t lane = threadIdx.x % SLOT_LANES;
+    for (uint32_t from = 0; from < b->n_slots; from += SLOTS_AT_ONCE) {
+        const uint32_t slot = from + threadIdx.x / SLOT_LANES, n_first = b->span[0].n_slots;
+        const attn_span *span = &b->span[slot >= n_first];
+        const uint32_t i = slot >= n_first ? slot - n_first : slot;
+        const bool is_live = slot < b->n_slots && (span->live >> i & 1) != 0;
+        float sum[ROWS] = {};
+        if (is_live) {
+            const uint8_t *k = static_cast<const uint8_t *>(span->k);
+            add_products<ROWS>(t, b, k + static_cast<size_t>(i) * span->k_stride_bytes, q, sum);
+        }
+        const float dot = sum_of_lanes<ROWS>(sum, lane) * b->key_scale;
+        if (slot >= b->n_slots || lane % (SLOT_LANES / ROWS) != 0) continue;
+        const uint32_t r = lane * ROWS / SLOT_LANES;
+        scores[slot * ROWS + r] = is_live ? score_of<ROWS>(t, span, i, s, r, dot) : -INFINITY;
+    }
+}
+
+/* Scores become weights, and maximum and sum of every row take them in. */
+template <int ROWS>
+static __device__ void weigh_slots(uint32_t n_slots, tile_shared<ROWS> *s, float *scores)
+{
+    const uint32_t lane = threadIdx.x % WARP, other = lane + WARP;
+    for (uint32_t r = threadIdx.x / WARP; r < ROWS; r += ATTEND_WARPS) {
+        const float a = lane < n_slots ? scores[lane * ROWS + r] : -INFINITY;
+        const float b = other < n_slots ? scores[other * ROWS + r] : -INFINITY;
+        const float before = s->max[r], top = warp_max(fmaxf(a, b));
+        const bool is_empty = top == -INFINITY;
+        const float max = fmaxf(before, top), kept = is_empty ? 1 : expf(before - max);
+        const float weight_a = is_empty ? 0 : expf(a - max),
+                    weight_b = is_empty ? 0 : expf(b - max);
+        const float sum = warp_sum(weight_a + weight_b);
+        if (lane < n_slots) scores[lane * ROWS + r] = weight_a;
+        if (other < n_slots) scores[other * ROWS + r] = weight_b;
+        if (lane > 0) continue;
+        s->kept[r] = kept;
+        s->max[r] = max;
+        s->sum[r] = fmaf(s->sum[r], kept, sum);
+    }
+}
+
+/* acc += weight value over the thread's slots of the block. */
+template <int ROWS>
+static __device__ void add_values(const tile *t, const tile_block *b, const float *weights,
+                                  const float *kept, float acc[ROWS][UNIT])
+{
+    const uint32_t n_units = n_units_of(t->args->v_dim), n_strands = ATTEND_THREADS / n_units;
+    const uint32_t strand = threadIdx.x / n_units, n_first = b->span[0].n_slots;
+    if (strand >= n_strands) return;
+    const value_unit unit = find_value_unit(t->args, &b->span[0], threadIdx.x % n_units);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        for (uint32_t e = 0; e < UNIT; e++)
+            acc[r][e] *= kept[r];
+    }
+    for (uint32_t slot = strand; slot < b->n_slots; slot += n_strands) {
+        float weight[ROWS], v[UNIT];
+        bool is_wanted = false;
+        for (uint32_t r = 0; r < ROWS; r++) {
+            weight[r] = weights[slot * ROWS + r];
+            is_wanted = is_wanted || weight[r] != 0;
+        }
+        if (!is_wanted) continue;
+        const bool is_second = slot >= n_first;
+        load_values8(&b->span[is_second], is_second ? slot - n_first : slot, &unit, v);
+        for (uint32_t r = 0; r < ROWS; r++) {
+            if (weight[r] == 0) continue;
+            for (uint32_t e = 0; e < UNIT; e++)
+                acc[r][e] = fmaf(weight[r], v[e], acc[r][e]);
+        }
+    }
+}
+
+/* Row r's sums of a split, one per strand in `cells`, to where its partial result goes. */
+template <int ROWS>
+static __device__ __forceinline__ void keep_row(const tile *t, uint32_t split, uint32_t r,
+                                                const tile_shared<ROWS> *s, const float *cells,
+                                                float *total)
+{
+    const attend_pages_args *args = t->args;
+    const uint32_t n_units = n_units_of(args->v_dim), n_strands = ATTEND_THREADS / n_units;
+    const bool is_partial = t->task.partial != ATTN_NO_PARTIAL, is_empty = s->max[r] == -INFINITY;
+    float *to = is_partial ? partial_at(args, t->task.partial + split, head_of(t, r)) : NULL;
+    if (!is_partial && is_empty) return;
+    const fold f = fold_of(s->total_max[r], s->total_sum[r], s->max[r], s->sum[r]);
+    for (uint32_t c = threadIdx.x; c < args->v_dim; c += ATTEND_THREADS) {
+        float sum = 0;
+        for (uint32_t i = 0; i < n_strands; i++)
+            sum += cells[i * n_units * UNIT + c];
+        if (is_partial) {
+            to[2 + c] = sum;
+        } else {
+            total[c] = fold_channel(&f, total[c], sum);
+        }
+    }
+    if (is_partial && threadIdx.x < 2) to[threadIdx.x] = threadIdx.x == 0 ? s->max[r] : s->sum[r];
+}
+
+/* To be followed by a barrier. */
+template <int ROWS>
+static __device__ void end_split(const tile *t, uint32_t split, tile_shared<ROWS> *s, float *total,
+                                 const float acc[ROWS][UNIT])
+{
+    for (uint32_t r = 0; r < ROWS; r++) {
+        float *cells = s->cells[r % 2];
+        for (uint32_t e = 0; e < UNIT; e++)
+            cells[threadIdx.x * UNIT + e] = acc[r][e];
+        __syncthreads();
+        if (r < t->n_rows) keep_row<ROWS>(t, split, r, s, cells, total + r * t->args->v_dim);
+    }
+    __syncthreads();
+    const uint32_t r = threadIdx.x;
+    if (r >= ROWS) return;
+    if (t->task.partial == ATTN_NO_PARTIAL && s->max[r] != -INFINITY) {
+        const fold f = fold_of(s->total_max[r], s->total_sum[r], s->max[r], s->sum[r]);
+        s->total_max[r] = f.max;
+        s->total_sum[r] = f.sum;
+    }
+    s->max[r] = -INFINITY;
+    s->sum[r] = 0;
+}
+
+/* The split's blocks one after the other; s->block is there. False if they have no slots. */
+template <int ROWS>
+static __device__ bool run_split(const tile *t, tile_shared<ROWS> *s, float *q,
+                                 float acc[ROWS][UNIT])
+{
+    bool is_plain = false; /* what the queries lie as */
+    uint32_t n_run = 0;
+    for (uint32_t at = 0; at < SPLIT_BLOCKS; at++) {
+        const tile_block *b = &s->block[at];
+        const attn_coding coding = b->span[0].coding;
+        const bool wants_plain = coding == ATTN_PLAIN || coding == ATTN_FP8;
+        float *scores = s->scores[n_run % 2];
+        if (b->n_slots == 0) continue;
+        if (!wants_plain || !is_plain) {
+            fill_queries<ROWS>(t, b, s, q);
+            __syncthreads();
+        }
+        is_plain = wants_plain;
+        score_slots<ROWS>(t, b, s, q, scores);
+        __syncthreads();
+        weigh_slots<ROWS>(b->n_slots, s, scores);
+        __syncthreads();
+        add_values<ROWS>(t, b, scores, s->kept, acc);
+        n_run++;
+    }
+    return n_run > 0;
+}
+
+/* The totals of a task that has all splits, to the output. */
+template <int ROWS>
+static __device__ void finish_rows(const tile *t, tile_shared<ROWS> *s, const float *total)
+{
+    const attend_pages_args *args = t->args;
+    const uint32_t mine = threadIdx.x;
+    __syncthreads();
+    if (mine < t->n_rows)
+        s->kept[mine] =
+            finish_factor(args, head_of(t, mine), s->total_max[mine], s->total_sum[mine]);
+    __syncthreads();
+    for (uint32_t r = 0; r < t->n_rows; r++) {
+        float *out = args->out + s->token[r] * args->out_stride +
+                     static_cast<size_t>(head_of(t, r)) * args->v_dim;
+        for (uint32_t c = threadIdx.x; c < args->v_dim; c += ATTEND_THREADS)
+            out[c] = total[r * args->v_dim + c] * s->kept[r];
+    }
+}
+
+template <int ROWS>
+static __global__ void __launch_bounds__(ATTEND_THREADS)
+    attend_kernel(attend_pages_args args, uint32_t n_tiles)
+{
+    CUDA_SHARED(tile_shared<ROWS>, s);
+    float *q = reinterpret_cast<float *>(s + 1);
+    float *total = q + ROWS * UNIT * n_units_of(args.k_dim);
+    const uint32_t r = threadIdx.x;
+    tile t;
+    if (!find_tile<ROWS>(&args, n_tiles, &t)) return;
+    if (r < ROWS) {
+        const uint32_t query = t.task.first_query + (t.first + r) / args.group;
+        s->token[r] = t.row.first_token + query;
+        s->max[r] = s->total_max[r] = -INFINITY;
+        s->sum[r] = s->total_sum[r] = 0;
+    }
+    for (uint32_t i = threadIdx.x; i < ROWS * args.v_dim; i += ATTEND_THREADS)
+        total[i] = 0;
+    for (uint32_t i = 0; i < t.task.n_splits; i++) {
+        float acc[ROWS][UNIT] = {};
+        if (threadIdx.x < SPLIT_BLOCKS)
+            find_block(&t, t.task.first_split + i, threadIdx.x, &s->block[threadIdx.x]);
+        __syncthreads();
+        if (run_split<ROWS>(&t, s, q, acc) || t.task.partial != ATTN_NO_PARTIAL) {
+            end_split<ROWS>(&t, i, s, total, acc);
+        } else {
+            __syncthreads(); /* all have seen that there is nothing */
+        }
+    }
+    if (t.task.partial == ATTN_NO_PARTIAL) finish_rows<ROWS>(&t, s, total);
+}
+
+/* Every thread has maximum and sum of all, and channels threadIdx.x, threadIdx.x + ATTEND_THREADS, ... */
+static __global__ void __launch_bounds__(ATTEND_THREADS) merge_kernel(attend_pages_args args)
+{
+    const uint32_t n_heads = args.n_kv_heads * args.group, head = blockIdx.x % n_heads;
+    const attn_merge_task merge = args.merges[blockIdx.x / n_heads];
+    float total_max = -INFINITY, total_sum = 0, total[MERGE_CHANNELS] = {};
+    for (uint32_t i = 0; i < merge.n_partials; i++) {
+        const float *part = partial_at(&args, merge.first_partial + i, head);
+        if (part[0] == -INFINITY) continue;
+        const fold f = fold_of(total_max, total_sum, part[0], part[1]);
+        total_max = f.max;
+        total_sum = f.sum;
+        for (uint32_t k = 0; k < MERGE_CHANNELS; k++) {
+            const uint32_t c = k * ATTEND_THREADS + threadIdx.x;
+            if (c < args.v_dim) total[k] = fold_channel(&f, total[k], part[2 + c]);
+        }
+    }
+    const float factor = finish_factor(&args, head, total_max, total_sum);
+    float *out = args.out + merge.token * args.out_stride + static_cast<size_t>(head) * args.v_dim;
+    for (uint32_t k = 0; k < MERGE_CHANNELS; k++) {
+        const uint32_t c = k * ATTEND_THREADS + threadIdx.x;
+        if (c < args.v_dim) out[c] = total[k] * factor;
+    }
+}
+
+template <int ROWS> static size_t shared_bytes(const attend_pages_args *args)
+{
+    const size_t k_floats = static_cast<size_t>(UNIT) * n_units_of(args->k_dim);
+    return sizeof(tile_shared<ROWS>) + ROWS * (k_floats + args->v_dim) * sizeof(float);
+}
+
+template <int ROWS> static void launch_attend(dev_cuda *d, const attend_pages_args *args)
+{
+    const size_t n_tiles =
+        (static_cast<size_t>(args->n_queries_max) * args->group + ROWS - 1) / ROWS;
+    const size_t n_blocks = n_tiles * args->n_kv_heads * args->n_tasks;
+    if (n_blocks == 0) return;
+    assert(n_blocks <= INT32_MAX);
+    const cuda_shape shape = {dim3(static_cast<unsigned>(n_blocks)), ATTEND_THREADS,
+                              shared_bytes<ROWS>(args)};
+    cuda_launch(d, shape, attend_kernel<ROWS>, *args, static_cast<uint32_t>(n_tiles));
+}
+
+void attend_pages_cuda(dev_cuda *d, const attend_pages_args *args)
+{
+    const size_t n_rows = static_cast<size_t>(args->n_queries_max) * args->group;
+    assert(args->k_dim <= ATTN_PAGES_DIM_MAX);
+    assert(args->v_dim <= ATTN_PAGES_DIM_MAX);
+    assert(args->type != DTYPE_F16);
+    if (n_rows > 4 && shared_bytes<8>(args) <= SHARED_BYTES_MAX) {
+        launch_attend<8>(d, args);
+    } else if (n_rows > 1) {
+        assert(shared_bytes<4>(args) <= SHARED_BYTES_MAX);
+        launch_attend<4>(d, args);
+    } else {
+        launch_attend<1>(d, args);
+    }
+    const uint32_t n_merges = args->n_merges * args->n_kv_heads * args->group;
+    const cuda_shape shape = {dim3(n_merges), ATTEND_THREADS, 0};
+    if (n_merges > 0) cuda_launch(d, shape, merge_kernel, *args);
+}

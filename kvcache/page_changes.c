@@ -1,0 +1,33 @@
+/* kvcache/page_changes.c - see page_changes.h: a list that every page is in at most once. */
+#include "kvcache/page_changes.h"
+
+#include "kvcache/page_pool_state.h"
+
+void kv_pool_note_change(kv_pool *pool, uint32_t page)
+{
+    if (pool->changes.pages == NULL || pool->changes.is_noted[page]) return;
+    pool->changes.is_noted[page] = true;
+    pool->changes.pages[pool->changes.n++] = page;
+}
+
+bool kv_pool_take_change(kv_pool *pool, uint32_t *page)
+{
+    while (pool->changes.n_taken < pool->changes.n) {
+        *page = pool->changes.pages[pool->changes.n_taken++];
+        pool->changes.is_noted[*page] = false;
+        if (kv_page_is_held(pool, *page) && pool->pages.n_slots[*page] > 0) return true;
+    }
+    pool->changes.n = pool->changes.n_taken = 0;
+    return false;
+}
+
+uint64_t kv_pool_offset(const kv_pool *pool, uint32_t page)
+{
+    assert(kv_pool_tier(pool, page) == KV_TIER_POOL);
+    return (uint64_t)(kv_pool_data(pool, page) - pool->tiers[KV_TIER_POOL].base);
+}
+
+uint64_t kv_pool_mapped_bytes(const kv_pool *pool)
+{
+    return pool->tiers[KV_TIER_POOL].n * (uint64_t)pool->slab_bytes;
+}

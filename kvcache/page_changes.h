@@ -1,0 +1,23 @@
+/* kvcache/page_changes.h - pages that are no longer what somebody has a copy of.
+ *
+ * Kept only if kv_pool_config asks for it: a page that gets slots, other slots or other numbers is noted once,
+ * until it is asked for. Whoever writes a page again that has its slots already notes it himself.
+ *
+ * Threads: one owner. */
+#ifndef KVCACHE_PAGE_CHANGES_H
+#define KVCACHE_PAGE_CHANGES_H
+
+#include "kvcache/page_pool.h"
+
+/* Nothing if changes are not noted. */
+void kv_pool_note_change(kv_pool *pool, uint32_t page);
+
+/* Takes one of the pages noted, in the order in which they were; pages without slots, or that nobody holds any
+ * more, are left out. False once there is none. */
+bool kv_pool_take_change(kv_pool *pool, uint32_t *page);
+
+/* Where a page of the pool, not of its lower tiers, begins in the pool's one mapping, and how large that is. */
+uint64_t kv_pool_offset(const kv_pool *pool, uint32_t page);
+uint64_t kv_pool_mapped_bytes(const kv_pool *pool);
+
+#endif
