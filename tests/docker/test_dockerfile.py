@@ -141,6 +141,10 @@ def test_every_source_of_a_copy_exists_and_is_in_the_context():
         assert is_copied or IGNORE.leaves_out(path), f"{path} is sent to the builder for nothing"
     needed = re.findall(r"^add_subdirectory\((\w+)\)", (ROOT / "CMakeLists.txt").read_text(), re.M)
     assert set(needed) <= copied and len(needed) > 5
+    for path in TRACKED:
+        if path.split("/")[0] in copied and path.endswith(("CMakeLists.txt", ".cmake")):
+            for used in re.findall(r"\$\{CMAKE_SOURCE_DIR\}/([\w./-]+)", (ROOT / path).read_text()):
+                assert used.split("/")[0] in copied, f"{path} wants {used}"
 
 
 def test_what_is_not_of_the_repository_stays_outside():
