@@ -90,14 +90,19 @@ static uint32_t sink_spans(const head_query *q, attn_span *out)
     return 1;
 }
 
+/* Sinks keep their slots in block 0, and are not live there: a page has them, too. */
 static uint32_t block_spans(const head_query *q, uint32_t block, attn_span *out)
 {
     const attend_pages_args *args = q->args;
     const uint32_t begin = block * args->block_tokens;
-    const uint32_t first = (uint32_t)max_size(begin, args->n_sinks);
     const uint32_t end = (uint32_t)min_size(begin + args->block_tokens, (size_t)q->position + 1);
     if (block < q->row->n_blocks) return page_spans(q, block, out);
-    return recent_spans(q, first, end, out);
+    const uint32_t n = recent_spans(q, begin, end, out);
+    for (uint32_t s = 0; s < n; s++) {
+        for (uint32_t i = 0; i < out[s].n_slots && out[s].first_position + i < args->n_sinks; i++)
+            out[s].live &= ~((uint64_t)1 << i);
+    }
+    return n;
 }
 
 static void fold_spans(const head_query *q, const attn_span *spans, uint32_t n_spans,
@@ -192,6 +197,7 @@ void attend_pages_cpu(const attend_pages_args *args)
     assert(args->type != DTYPE_F16);
     for (uint32_t t = 0; t < args->n_tasks; t++) {
         const attn_task *task = &args->tasks[t];
+        assert(task->partial == ATTN_NO_PARTIAL || task->n_queries == 1);
         const attn_row *row = &args->rows[task->row];
         for (uint32_t j = task->first_query; j < task->first_query + task->n_queries; j++) {
             for (uint32_t head = 0; head < args->n_kv_heads * args->group; head++) {

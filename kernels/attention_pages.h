@@ -6,12 +6,14 @@
  * Blocks of one query head, in this order: the sinks, then block b = 0, 1, ... of block_tokens positions. What
  * lies in pages is the row's list of entries, an entry being a block (of what scheduling has left, if it has
  * thinned the sequence out); what comes behind is in its ring, below position `length`, and in staging.
+ * Sinks are no part of block 0, but keep their slots in it.
+ *
  * Blocks are folded as in attention.h, ATTN_SPLIT_BLOCKS of them (the sinks are of the first ones) to a partial
  * result of their own, and partial results in their order to the whole. So a sum's order follows from positions
  * alone: neither the cut of a prompt, nor neighbours, nor how tasks are cut changes a bit.
  *
- * A task is some queries of one row. One that has all of the row's splits writes the output; others write a
- * partial result for each of their splits, which a merge of the same query then folds. */
+ * A task is some queries of one row. One that has all of the row's splits writes the output; others have one query
+ * and write a partial result for each of their splits, which a merge of that query then folds. */
 #ifndef KERNELS_ATTENTION_PAGES_H
 #define KERNELS_ATTENTION_PAGES_H
 

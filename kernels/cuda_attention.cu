@@ -17,8 +17,9 @@
  * and at its end the threads of one unit are added in order. That is the partial result, which goes to memory or,
  * by the function of the merge, to a total in shared memory.
  *
- * Every product that is added to something is an explicit fmaf: the compiler may not choose, by variant. Where a
- * weight is 0 nothing is added, as the value of a slot that only another row sees may be no number.
+ * Every product that is added to something is an explicit fmaf, and a sum of what may end in a product (expf does) is
+ * __fadd_rn: the compiler may not choose, by variant. Where a weight is 0 nothing is added, as the value of a slot
+ * that only another row sees may be no number.
  * Shared memory: tile_shared, then queries [ROWS][k_dim] and totals [ROWS][v_dim], k_dim in whole units. */
 #include "kernels/cuda_attention_spans.cuh"
 #include "kernels/cuda_attention_values.cuh"
@@ -86,7 +87,7 @@ static __device__ float finish_factor(const attend_pages_args *args, uint32_t he
     const double top = high > sink ? high : sink;
     if (top == -static_cast<double>(INFINITY)) return 0;
     const double weight = exp(high - top);
-    return static_cast<float>(weight / (static_cast<double>(sum) * weight + exp(sink - top)));
+    return static_cast<float>(weight / fma(static_cast<double>(sum), weight, exp(sink - top)));
 }
 
 static __device__ __forceinline__ float *partial_at(const attend_pages_args *args, uint32_t partial,
@@ -246,19 +247,24 @@ static __device__ __forceinline__ void add_products(const tile *t, const tile_bl
     }
 }
 
-/* Score of slot i of a span for row r of the tile, or -inf; `dot` is what the lanes have. */
+/* Does row r of the tile see slot i of a span? */
 template <int ROWS>
-static __device__ __forceinline__ float score_of(const tile *t, const attn_span *span, uint32_t i,
-                                                 const tile_shared<ROWS> *s, uint32_t r, float dot)
+static __device__ __forceinline__ bool is_visible(const tile *t, const attn_span *span, uint32_t i,
+                                                  const tile_shared<ROWS> *s, uint32_t r)
 {
-    const attend_pages_args *args = t->args;
     const uint32_t at = span->positions != NULL ? span->positions[i] : span->first_position + i;
     const uint32_t position = t->row.length + (s->token[r] - t->row.first_token);
-    if (r >= t->n_rows || at > position) return -INFINITY;
-    if (args->window > 0 && position - at >= args->window) return -INFINITY;
-    if (has_channel_grid(span->coding))
-        dot += s->offset[0][r] + s->offset[1][r] + s->offset[2][r] + s->offset[3][r];
-    return fmaf(dot, args->scale, span->bias != NULL ? span->bias[i] : 0);
+    if (r >= t->n_rows || at > position) return false;
+    return t->args->window == 0 || position - at < t->args->window;
+}
+
+/* q . k of row r, of what its lanes have. */
+template <int ROWS>
+static __device__ __forceinline__ float product_of(const tile_block *b, const tile_shared<ROWS> *s,
+                                                   uint32_t r, float dot)
+{
+    if (!has_channel_grid(b->span[0].coding)) return dot * b->key_scale;
+    return dot + (s->offset[0][r] + s->offset[1][r] + s->offset[2][r] + s->offset[3][r]);
 }
 
 template <int ROWS>
@@ -276,10 +282,13 @@ static __device__ void score_slots(const tile *t, const tile_block *b, const til
             const uint8_t *k = static_cast<const uint8_t *>(span->k);
             add_products<ROWS>(t, b, k + static_cast<size_t>(i) * span->k_stride_bytes, q, sum);
         }
-        const float dot = sum_of_lanes<ROWS>(sum, lane) * b->key_scale;
+        const float dot = sum_of_lanes<ROWS>(sum, lane);
         if (slot >= b->n_slots || lane % (SLOT_LANES / ROWS) != 0) continue;
         const uint32_t r = lane * ROWS / SLOT_LANES;
-        scores[slot * ROWS + r] = is_live ? score_of<ROWS>(t, span, i, s, r, dot) : -INFINITY;
+        const bool is_seen = is_live && is_visible<ROWS>(t, span, i, s, r);
+        const float bias = is_seen && span->bias != NULL ? span->bias[i] : 0;
+        scores[slot * ROWS + r] =
+            is_seen ? fmaf(product_of<ROWS>(b, s, r, dot), t->args->scale, bias) : -INFINITY;
     }
 }
 
@@ -296,7 +305,7 @@ static __device__ void weigh_slots(uint32_t n_slots, tile_shared<ROWS> *s, float
         const float max = fmaxf(before, top), kept = is_empty ? 1 : expf(before - max);
         const float weight_a = is_empty ? 0 : expf(a - max),
                     weight_b = is_empty ? 0 : expf(b - max);
-        const float sum = warp_sum(weight_a + weight_b);
+        const float sum = warp_sum(__fadd_rn(weight_a, weight_b));
         if (lane < n_slots) scores[lane * ROWS + r] = weight_a;
         if (other < n_slots) scores[other * ROWS + r] = weight_b;
         if (lane > 0) continue;
@@ -433,8 +442,15 @@ static __device__ void finish_rows(const tile *t, tile_shared<ROWS> *s, const fl
     }
 }
 
+/* Blocks that are to be on a multiprocessor together, as one alone waits for its loads: what its registers allow
+ * when the sums of ROWS rows are among them. */
+static constexpr int blocks_together(int n_rows)
+{
+    return n_rows == 8 ? 4 : n_rows == 4 ? 5 : 8;
+}
+
 template <int ROWS>
-static __global__ void __launch_bounds__(ATTEND_THREADS)
+static __global__ void __launch_bounds__(ATTEND_THREADS, blocks_together(ROWS))
     attend_kernel(attend_pages_args args, uint32_t n_tiles)
 {
     CUDA_SHARED(tile_shared<ROWS>, s);

@@ -99,6 +99,14 @@ static __device__ void find_sinks(const tile *t, attn_span span[2])
     }
 }
 
+/* They keep their slots in block 0 and are not live there: a page has them, too. */
+static __device__ __forceinline__ void hide_sinks(const attend_pages_args *args, attn_span *span)
+{
+    if (span->first_position >= args->n_sinks) return;
+    const uint32_t n = args->n_sinks - span->first_position;
+    span->live = n < ATTN_BLOCK_SLOTS_MAX ? span->live & UINT64_MAX << n : 0;
+}
+
 /* Do all slots lie behind the last query, or before the window of the first? Thinned pages are not asked. */
 static __device__ __forceinline__ bool is_out_of_sight(const tile *t, const attn_span span[2])
 {
@@ -122,8 +130,9 @@ static __device__ void find_block(const tile *t, uint32_t split, uint32_t at, ti
         if (block < t->row.n_blocks) {
             find_page(t, block, span);
         } else {
-            const uint32_t first = begin > args->n_sinks ? begin : args->n_sinks;
-            find_recent(t, first, min_u32(begin + args->block_tokens, t->last_position + 1), span);
+            find_recent(t, begin, min_u32(begin + args->block_tokens, t->last_position + 1), span);
+            hide_sinks(args, &span[0]);
+            hide_sinks(args, &span[1]);
         }
     }
     if (span[0].n_slots > 0 && is_out_of_sight(t, span)) span[0].n_slots = span[1].n_slots = 0;

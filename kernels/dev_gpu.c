@@ -1,7 +1,7 @@
 /* kernels/dev_gpu.c - a GPU behind the table of dev.h, and the choice of a device.
  *
- * What is serial stays the CPU's: the cache and its attention are on the host. The rest is queued on the GPU, in whose
- * memory weights and activations lie. */
+ * What is serial stays the CPU's, for the cache's own work on the host. The rest is queued on the GPU, in whose memory
+ * weights and activations lie, and a copy of what attention reads (kvcache/device_view.h). */
 #include "kernels/dev.h"
 
 #include "base/check.h"
@@ -78,6 +78,16 @@ static void add_gpu(dev *d, const add_args *args)
     ops_of(d)->add(gpu_of(d)->cuda, args);
 }
 
+static void attend_pages_gpu(dev *d, const attend_pages_args *args)
+{
+    ops_of(d)->attend_pages(gpu_of(d)->cuda, args);
+}
+
+static void put_rows_gpu(dev *d, const put_rows_args *args)
+{
+    ops_of(d)->put_rows(gpu_of(d)->cuda, args);
+}
+
 /* ---- memory -------------------------------------------------------------------------------------- */
 
 static err_t alloc_gpu(dev *d, size_t bytes, void **out, err_info *info)
@@ -151,6 +161,8 @@ static void fill_ops(dev_gpu *g)
     g->ops.moe = moe_gpu;
     g->ops.moe_scratch_bytes = cuda_moe_scratch_bytes;
     g->ops.add = add_gpu;
+    g->ops.attend_pages = attend_pages_gpu;
+    g->ops.put_rows = put_rows_gpu;
     g->base = (dev){.ops = &g->ops, .pool = g->cpu->pool, .memory = &memory_gpu};
 }
 

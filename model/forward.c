@@ -75,6 +75,7 @@ void model_forward(model *m, kv_cache *cache, const model_batch *batch)
         layer_attention(m, cache, l, n_tokens);
         layer_moe(m, cache, l, batch);
     }
+    model_tell_choices(m, cache, batch);
     m->n_last_tokens = n_tokens;
     err_info failure = {0};
     if (m->comm != NULL && model_status(m, &failure) != ERR_OK) {

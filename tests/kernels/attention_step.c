@@ -196,12 +196,12 @@ static attn_page make_page(step *s, const step_sequence *sequence, uint32_t bloc
     const step_shape *shape = &s->shape;
     test_random *random = &s->g.random;
     const uint32_t begin = block * shape->block_tokens, end = begin + shape->block_tokens;
-    const uint32_t first = begin > shape->n_sinks ? begin : shape->n_sinks;
     const bool is_coded = shape->coding != ATTN_PLAIN && random_below(random, 4) > 0;
-    attn_page page = {.first_position = first, .layout = is_coded};
-    if (first >= end || (shape->has_dead && random_below(random, 8) == 0)) return page;
-    page.n_slots = (uint16_t)(end - first);
+    attn_page page = {.first_position = begin, .layout = is_coded};
+    if (end <= shape->n_sinks || (shape->has_dead && random_below(random, 8) == 0)) return page;
+    page.n_slots = (uint16_t)shape->block_tokens;
     page.live = UINT64_MAX >> (64 - page.n_slots);
+    if (begin < shape->n_sinks) page.live &= UINT64_MAX << (shape->n_sinks - begin);
     for (uint32_t i = 0; shape->has_dead && i < page.n_slots; i++)
         page.live &= ~((uint64_t)(random_below(random, 3) == 0) << i);
     uint8_t *data = twin_alloc(s, s->page_bytes[is_coded]);
@@ -213,7 +213,7 @@ static attn_page make_page(step *s, const step_sequence *sequence, uint32_t bloc
     if (shape->has_positions) page.positions = positions = twin_alloc(s, page.n_slots * 4u);
     if (shape->has_bias) page.bias = bias = twin_alloc(s, page.n_slots * sizeof *bias);
     for (uint32_t i = 0; i < page.n_slots; i++) {
-        if (positions != NULL) positions[i] = (first + i) * 3 / 2; /* some behind the query */
+        if (positions != NULL) positions[i] = (begin + i) * 3 / 2; /* some behind the query */
         if (bias != NULL) bias[i] = random_signed(random);
     }
     return page;

@@ -66,6 +66,12 @@ static inline unsigned __float_as_uint(float x)
     return f32_bits(x);
 }
 
+/* A sum that is no part of a multiply-add. */
+static inline float __fadd_rn(float a, float b)
+{
+    return a + b;
+}
+
 /* Under ASan a touch behind shared memory ends the process, elsewhere the launch. */
 #if defined(__SANITIZE_ADDRESS__)
 #define EMU_FINDS_OVERRUNS false

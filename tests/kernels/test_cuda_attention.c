@@ -340,6 +340,17 @@ START_TEST(a_query_without_a_key_gives_zeros)
     check_no_key(true);
 }
 
+START_TEST(a_step_without_tasks_is_none)
+{
+    gpu g = gpu_open(0);
+    const attend_pages_args nothing = {
+        .n_kv_heads = 2, .group = 2, .k_dim = 8, .v_dim = 8, .block_tokens = 16};
+    const float *untouched = gpu_poisoned(&g, 8);
+    g.ops->attend_pages(g.d, &nothing);
+    free(gpu_get_floats(&g, untouched, 8)); /* fails if anything was launched in vain */
+    gpu_close(&g);
+}
+
 const test_case test_cases[] = {
     TEST_CASE(every_coding_is_read_as_the_definition_does),
     TEST_CASE(wide_rows_and_shared_ones_are_read_as_the_definition_does),
@@ -349,5 +360,6 @@ const test_case test_cases[] = {
     TEST_CASE(chunks_of_a_prompt_have_the_bits_of_the_whole),
     TEST_CASE(a_value_that_is_no_number_is_only_of_queries_that_see_it),
     TEST_CASE(a_query_without_a_key_gives_zeros),
+    TEST_CASE(a_step_without_tasks_is_none),
     TEST_CASES_END,
 };
