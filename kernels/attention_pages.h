@@ -13,7 +13,8 @@
  * alone: neither the cut of a prompt, nor neighbours, nor how tasks are cut changes a bit.
  *
  * A task is some queries of one row. One that has all of the row's splits writes the output; others have one query
- * and write a partial result for each of their splits, which a merge of that query then folds. */
+ * and write a partial result for each of their splits, which a merge of that query then folds. One without queries
+ * does nothing. */
 #ifndef KERNELS_ATTENTION_PAGES_H
 #define KERNELS_ATTENTION_PAGES_H
 

@@ -38,6 +38,7 @@ template <typename... P, typename... A>
 static void cuda_launch(dev_cuda *d, cuda_shape shape, void (*kernel)(P...), A... args)
 {
     cuda_queue *queue = cuda_queue_of(d);
+    if (queue->run == CUDA_RUN_REPLAYS) return;
     kernel<<<shape.grid, shape.n_threads, shape.shared_bytes,
              static_cast<cudaStream_t>(queue->stream)>>>(static_cast<P>(args)...);
     const cudaError_t error = cudaGetLastError();

@@ -61,6 +61,8 @@ typedef struct dev_memory {
     void (*upload)(dev *d, void *to, const void *from, size_t bytes);
     void (*download)(dev *d, void *to, const void *from, size_t bytes);
     void (*zero)(dev *d, void *data, size_t bytes);
+    void (*begin_graph)(dev *d, uint64_t key); /* both, or NULL: ops run one by one */
+    void (*end_graph)(dev *d);
     err_t (*status)(dev *d, err_info *info);
     void (*close)(dev *d);
 } dev_memory;
@@ -81,6 +83,7 @@ typedef struct dev_config {
     uint32_t gpu; /* which one, modulo how many there are */
     float
         gpu_memory_share; /* (0, 1]: of its memory, what this process and all others may use together */
+    bool gpu_graphs;      /* see dev_begin_graph */
 } dev_config;
 
 /* ERR_UNSUPPORTED names an instruction set that this processor lacks, or says what stands between this program and a
@@ -93,13 +96,19 @@ void dev_close(dev *d); /* NULL is fine */
 err_t dev_alloc(dev *d, size_t bytes, void **out, err_info *info) MUST_CHECK;
 void dev_free(dev *d, void *data); /* NULL is fine */
 
-/* In the order of the ops around them, and done when they return. The first failure of a device is kept:
+/* In the order of the ops around them; when they return `from` may be reused, and `to` of a download is filled. The
+ * first failure of a device is kept:
  * what is downloaded behind it is zeros, so that indices stay in their range, and dev_status tells, without
  * waiting, any thread that comes after the owner's last call. */
 void dev_upload(dev *d, void *to, const void *from, size_t bytes);
 void dev_download(dev *d, void *to, const void *from, size_t bytes);
 void dev_zero(dev *d, void *data, size_t bytes);
 err_t dev_status(dev *d, err_info *info) MUST_CHECK;
+
+/* Between the two, ops that are queued at once, if the device can: when a key comes again they are those of the first
+ * time with the same arguments, and only what the arguments lead to may have changed. No memory is moved in between. */
+void dev_begin_graph(dev *d, uint64_t key);
+void dev_end_graph(dev *d);
 
 /* The tables of this build that this processor can run, best last, ending with NULL: tests compare
  * each of them with the first, the reference. */

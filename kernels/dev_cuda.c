@@ -1,5 +1,9 @@
 /* kernels/dev_cuda.c - one GPU through the CUDA runtime: see dev_cuda.h.
  *
+ * An upload waits for nothing that was queued before it: the runtime copies what is small, and what is large goes
+ * through two buffers of pinned memory in turn, one being filled while the GPU reads the other. A download is the
+ * one place where a step waits.
+ *
  * In C, as everything of the runtime that is no kernel. The order in open is that of what can be missing:
  * a driver, a GPU, that GPU, a recent one, memory. Errors of the runtime are sticky or not as it likes; what
  * went wrong first is kept here, so that the cause is reported and not its consequences. */
@@ -11,8 +15,20 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-enum { COMPUTE_MAJOR_MIN = 8 }; /* bf16 products and 16-byte asynchronous copies */
+enum {
+    COMPUTE_MAJOR_MIN = 8, /* bf16 products and 16-byte asynchronous copies */
+    N_PINNED = 2,
+    PINNED_BYTES = 16 << 20,
+    PINNED_FROM_BYTES = 1 << 20 /* below it two copies on the host cost more than they save */
+};
+
+typedef struct pinned {
+    void *data; /* [PINNED_BYTES]; NULL: there was no memory to pin, and the runtime copies all */
+    cudaEvent_t sent;
+    bool is_on_its_way; /* until `sent` */
+} pinned;
 
 /* One allocation, so that its bytes can be given back; in front of nothing, in a list of its own. */
 typedef struct allocation {
@@ -27,6 +43,8 @@ struct dev_cuda {
     allocation *allocations;
     size_t allocated_bytes;
     int index;
+    pinned pinned[N_PINNED];
+    uint32_t next_pinned;
 };
 
 static err_t fail(err_info *info, err_t code, const char *what, cudaError_t error)
@@ -70,6 +88,27 @@ static err_t measure_memory(const dev_cuda_config *config, dev_cuda_about *about
     return ERR_OK;
 }
 
+/* What cannot be had is done without. */
+static void open_pinned(dev_cuda *d)
+{
+    for (uint32_t i = 0; i < N_PINNED; i++) {
+        pinned *p = &d->pinned[i];
+        if (cudaEventCreateWithFlags(&p->sent, cudaEventDisableTiming) != cudaSuccess)
+            p->sent = NULL;
+        if (p->sent != NULL && cudaMallocHost(&p->data, PINNED_BYTES) != cudaSuccess)
+            p->data = NULL;
+        (void)cudaGetLastError();
+    }
+}
+
+static void close_pinned(dev_cuda *d)
+{
+    for (uint32_t i = 0; i < N_PINNED; i++) {
+        if (d->pinned[i].data != NULL) (void)cudaFreeHost(d->pinned[i].data);
+        if (d->pinned[i].sent != NULL) (void)cudaEventDestroy(d->pinned[i].sent);
+    }
+}
+
 static err_t open_queue(dev_cuda *d, const dev_cuda_config *config, err_info *info)
 {
     cudaStream_t stream;
@@ -79,6 +118,8 @@ static err_t open_queue(dev_cuda *d, const dev_cuda_config *config, err_info *in
     if (error != cudaSuccess) return fail(info, ERR_SYSTEM, "cannot make a stream", error);
     d->queue.stream = stream;
     d->queue.n_multiprocessors = d->about.n_multiprocessors;
+    open_pinned(d);
+    if (config->has_graphs) d->queue.graphs = cuda_graphs_open();
     TRY(measure_memory(config, &d->about, info));
     if (config->scratch_bytes == 0) return ERR_OK;
     TRY(dev_cuda_alloc(d, config->scratch_bytes, &d->queue.scratch, info));
@@ -120,6 +161,8 @@ void dev_cuda_close(dev_cuda *d)
     if (d->queue.stream != NULL) (void)cudaStreamSynchronize(d->queue.stream);
     while (d->allocations != NULL)
         dev_cuda_free(d, d->allocations->data);
+    close_pinned(d);
+    cuda_graphs_close(d->queue.graphs);
     if (d->queue.stream != NULL) (void)cudaStreamDestroy(d->queue.stream);
     free(d);
 }
@@ -173,30 +216,52 @@ void dev_cuda_free(dev_cuda *d, void *data)
     free(a);
 }
 
-static err_t copy(dev_cuda *d, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
-                  err_info *info)
+static err_t keep(dev_cuda *d, cudaError_t error, err_info *info)
 {
-    cudaError_t error = cudaSetDevice(d->index);
-    if (error == cudaSuccess) error = cudaMemcpyAsync(to, from, bytes, kind, d->queue.stream);
-    if (error != cudaSuccess && d->queue.failure == 0) d->queue.failure = (int)error;
-    return dev_cuda_wait(d, info);
+    if (error == cudaSuccess) return ERR_OK;
+    if (d->queue.failure == 0) d->queue.failure = (int)error;
+    return fail(info, ERR_SYSTEM, "a copy failed", error);
+}
+
+/* One part, through the buffer whose turn it is. */
+static cudaError_t send_pinned(dev_cuda *d, void *to, const void *from, size_t bytes)
+{
+    pinned *p = &d->pinned[d->next_pinned++ % N_PINNED];
+    cudaError_t error = p->is_on_its_way ? cudaEventSynchronize(p->sent) : cudaSuccess;
+    if (error != cudaSuccess) return error;
+    memcpy(p->data, from, bytes);
+    error = cudaMemcpyAsync(to, p->data, bytes, cudaMemcpyHostToDevice, d->queue.stream);
+    if (error == cudaSuccess) error = cudaEventRecord(p->sent, d->queue.stream);
+    p->is_on_its_way = error == cudaSuccess;
+    return error;
 }
 
 err_t dev_cuda_upload(dev_cuda *d, void *to, const void *from, size_t bytes, err_info *info)
 {
-    return copy(d, to, from, bytes, cudaMemcpyHostToDevice, info);
+    const bool is_pinned =
+        bytes >= PINNED_FROM_BYTES && d->pinned[0].data != NULL && d->pinned[1].data != NULL;
+    cudaError_t error = cudaSetDevice(d->index);
+    if (error == cudaSuccess && !is_pinned)
+        error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, d->queue.stream);
+    for (size_t at = 0; at < bytes && is_pinned && error == cudaSuccess; at += PINNED_BYTES) {
+        const size_t n = bytes - at < PINNED_BYTES ? bytes - at : PINNED_BYTES;
+        error = send_pinned(d, (char *)to + at, (const char *)from + at, n);
+    }
+    return keep(d, error, info);
 }
 
 err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes, err_info *info)
 {
-    return copy(d, to, from, bytes, cudaMemcpyDeviceToHost, info);
+    cudaError_t error = cudaSetDevice(d->index);
+    if (error == cudaSuccess)
+        error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->queue.stream);
+    if (error != cudaSuccess) return keep(d, error, info);
+    return dev_cuda_wait(d, info);
 }
 
 err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info)
 {
-    const cudaError_t error = cudaMemsetAsync(data, 0, bytes, d->queue.stream);
-    if (error != cudaSuccess && d->queue.failure == 0) d->queue.failure = (int)error;
-    return error == cudaSuccess ? ERR_OK : dev_cuda_wait(d, info);
+    return keep(d, cudaMemsetAsync(data, 0, bytes, d->queue.stream), info);
 }
 
 err_t dev_cuda_wait(dev_cuda *d, err_info *info)

@@ -15,11 +15,14 @@
 #include "base/error.h"
 #include "kernels/ops_cuda.h"
 
+#include <stdbool.h>
+
 typedef struct dev_cuda_config {
     uint32_t index; /* which GPU, as the driver counts them */
     float
         memory_share; /* (0, 1]: of its memory, what this process and all others may use together */
     size_t scratch_bytes; /* for ops that need room: see ops_cuda.h; 0 is allowed */
+    bool has_graphs;      /* runs of ops are recorded: dev_cuda_begin_graph */
 } dev_cuda_config;
 
 /* What there is; measured when the device was opened. */
@@ -50,14 +53,20 @@ const cuda_ops *dev_cuda_get_ops(const dev_cuda *d);
 err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info) MUST_CHECK;
 void dev_cuda_free(dev_cuda *d, void *data); /* NULL is fine */
 
-/* In stream order. When they return, `from` may be reused, and `to` of a download is filled. An upload also makes
- * the GPU the calling thread's: a step begins with one. */
+/* In stream order. When they return, `from` may be reused, and `to` of a download is filled; an upload does not wait
+ * for what was queued before it. It also makes the GPU the calling thread's: a step begins with one. */
 err_t dev_cuda_upload(dev_cuda *d, void *to, const void *from, size_t bytes,
                       err_info *info) MUST_CHECK;
 err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes,
                         err_info *info) MUST_CHECK;
 
 err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info) MUST_CHECK;
+
+/* Ops between the two are queued as one. When a key comes again they are those that it had the first time, with the
+ * same arguments, whatever is called: only what the arguments lead to may have changed. No uploads, downloads or
+ * allocations in between. */
+void dev_cuda_begin_graph(dev_cuda *d, uint64_t key);
+void dev_cuda_end_graph(dev_cuda *d);
 
 /* Until all that was queued is done; the first failure of any of it, now and ever after. */
 err_t dev_cuda_wait(dev_cuda *d, err_info *info) MUST_CHECK;

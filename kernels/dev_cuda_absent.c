@@ -72,6 +72,19 @@ err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info)
     return dev_cuda_upload(d, data, NULL, bytes, info);
 }
 
+void dev_cuda_begin_graph(dev_cuda *d, uint64_t key)
+{
+    (void)d;
+    (void)key;
+    abort();
+}
+
+void dev_cuda_end_graph(dev_cuda *d)
+{
+    (void)d;
+    abort();
+}
+
 size_t cuda_moe_scratch_bytes(uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t n_experts,
                               uint32_t top_k)
 {

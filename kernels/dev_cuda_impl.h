@@ -8,19 +8,33 @@
 extern "C" {
 #endif
 
+typedef struct cuda_graphs cuda_graphs;
+
+/* What becomes of a launch. */
+typedef enum cuda_run {
+    CUDA_RUN_AT_ONCE,
+    CUDA_RUN_RECORDS, /* into a graph, which runs when it is complete */
+    CUDA_RUN_REPLAYS  /* nothing: a graph that has it was launched */
+} cuda_run;
+
 /* What an op sees of its device: the first member of struct dev_cuda. */
 typedef struct cuda_queue {
     void *stream; /* cudaStream_t */
     void *scratch;
     size_t scratch_bytes;
     uint32_t n_multiprocessors;
-    int failure; /* cudaError_t of the first launch that failed, 0: none */
+    cuda_run run;
+    cuda_graphs *graphs; /* NULL: all runs at once */
+    int failure;         /* cudaError_t of the first launch that failed, 0: none */
 } cuda_queue;
 
 static inline cuda_queue *cuda_queue_of(dev_cuda *d)
 {
     return (cuda_queue *)(void *)d;
 }
+
+cuda_graphs *cuda_graphs_open(void); /* NULL without memory */
+void cuda_graphs_close(cuda_graphs *g);
 
 void embed_cuda(dev_cuda *d, const embed_args *args);
 void rms_norm_cuda(dev_cuda *d, const rms_norm_args *args);

@@ -128,6 +128,16 @@ static void zero_gpu(dev *d, void *data, size_t bytes)
     keep_failure(gpu_of(d), err, &info);
 }
 
+static void begin_graph_gpu(dev *d, uint64_t key)
+{
+    dev_cuda_begin_graph(gpu_of(d)->cuda, key);
+}
+
+static void end_graph_gpu(dev *d)
+{
+    dev_cuda_end_graph(gpu_of(d)->cuda);
+}
+
 static err_t status_gpu(dev *d, err_info *info)
 {
     const dev_gpu *g = gpu_of(d);
@@ -148,6 +158,8 @@ static const dev_memory memory_gpu = {.alloc = alloc_gpu,
                                       .upload = upload_gpu,
                                       .download = download_gpu,
                                       .zero = zero_gpu,
+                                      .begin_graph = begin_graph_gpu,
+                                      .end_graph = end_graph_gpu,
                                       .status = status_gpu,
                                       .close = close_gpu};
 
@@ -176,7 +188,8 @@ static err_t open_gpu(const dev_config *config, dev **out, err_info *info)
 {
     const uint32_t n_gpus = dev_cuda_count();
     const dev_cuda_config wanted = {.index = n_gpus > 0 ? config->gpu % n_gpus : 0,
-                                    .memory_share = config->gpu_memory_share};
+                                    .memory_share = config->gpu_memory_share,
+                                    .has_graphs = config->gpu_graphs};
     dev_gpu *g = calloc(1, sizeof *g);
     if (g == NULL) return err_set(info, ERR_NO_MEMORY, "cuda device: out of memory");
     err_t err = dev_open_cpu(config, &g->cpu, info);

@@ -61,6 +61,16 @@ void dev_zero(dev *d, void *data, size_t bytes)
         memset(data, 0, bytes);
 }
 
+void dev_begin_graph(dev *d, uint64_t key)
+{
+    if (d->memory != NULL && d->memory->begin_graph != NULL) d->memory->begin_graph(d, key);
+}
+
+void dev_end_graph(dev *d)
+{
+    if (d->memory != NULL && d->memory->end_graph != NULL) d->memory->end_graph(d);
+}
+
 err_t dev_status(dev *d, err_info *info)
 {
     return d->memory != NULL ? d->memory->status(d, info) : ERR_OK;

@@ -2,12 +2,14 @@
 #include "kvcache/device_view.h"
 
 #include "kvcache/encode.h"
+#include "kvcache/kv_step_work.h"
 #include "kvcache/page_changes.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum {
+    TASK_STEPS = 8,    /* numbers of tasks between a power of two and the next */
     TASK_ROWS = 8,     /* queries x heads of a task, about: what a device keeps of a block's sums */
     SLOTS_PACKED = 64, /* at least, on their way at once */
     PARTIALS_MIN = 1024, /* of a step, so that many sequences are split, not only the longest */
@@ -330,9 +332,29 @@ static void add_row(kv_cache *cache, uint32_t r)
     }
 }
 
-static void send_tasks(kv_cache *cache)
+/* Tasks that do nothing, up to a number that many steps share: a sequence that grows has more of them now and then,
+ * and a graph is of one number. */
+static void pad_tasks(kv_view *view)
+{
+    uint32_t step = 1;
+    while (step * TASK_STEPS < view->n_tasks)
+        step *= 2;
+    const size_t n = ((size_t)view->n_tasks + step - 1) / step * step;
+    while (view->n_tasks < min_size(n, view->n_tasks_max))
+        view->tasks[view->n_tasks++] = (attn_task){.partial = ATTN_NO_PARTIAL};
+}
+
+uint64_t kv_step_work(const kv_cache *cache)
 {
     const kv_view *view = cache->view;
+    if (view == NULL || view->n_hosts > 0) return 0;
+    return (uint64_t)view->n_tasks << 32 | view->n_merges;
+}
+
+static void send_tasks(kv_cache *cache)
+{
+    kv_view *view = cache->view;
+    if (view->n_tasks > 0) pad_tasks(view);
     dev_upload(cache->d, view->device.rows, view->rows, cache->step.n_rows * sizeof *view->rows);
     dev_upload(cache->d, view->device.tasks, view->tasks, view->n_tasks * sizeof *view->tasks);
     dev_upload(cache->d, view->device.merges, view->merges, view->n_merges * sizeof *view->merges);

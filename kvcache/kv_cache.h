@@ -128,7 +128,7 @@ void kv_step_abort(kv_cache *cache); /* as if the step had never begun */
 /* ---- queries ---- */
 dtype kv_cache_type(const kv_cache *cache);                /* after `auto` */
 const kv_methods *kv_cache_methods(const kv_cache *cache); /* of sequences that bring none */
-/* What scorers that a sequence may have ask of kv_attend beside queries. */
+/* Inside a step: what scorers of its sequences may ask of kv_attend beside queries. */
 bool kv_cache_wants_q_nope(const kv_cache *cache);
 bool kv_cache_wants_input_norm(const kv_cache *cache);
 /* May a sequence have these methods? ERR_UNSUPPORTED names what the cache does not keep: without

@@ -1,6 +1,7 @@
 /* kvcache/kv_queries.c - numbers about a cache, and their publication. */
 #include "kvcache/basis.h"
 #include "kvcache/demote.h"
+#include "kvcache/device_view.h"
 #include "kvcache/evict.h"
 #include "kvcache/heat.h"
 #include "kvcache/kv_replay.h"
@@ -76,14 +77,20 @@ const kv_methods *kv_cache_methods(const kv_cache *cache)
     return &cache->methods;
 }
 
+/* To a row of the step: no other can have a scorer that asks. */
+static bool host_attends(const kv_cache *cache)
+{
+    return cache->view == NULL || cache->view->n_hosts > 0;
+}
+
 bool kv_cache_wants_q_nope(const kv_cache *cache)
 {
-    return (cache->evict.needs & KV_SCORE_STATS) != 0;
+    return (cache->evict.needs & KV_SCORE_STATS) != 0 && host_attends(cache);
 }
 
 bool kv_cache_wants_input_norm(const kv_cache *cache)
 {
-    return (cache->evict.needs & KV_SCORE_INPUT_NORM) != 0;
+    return (cache->evict.needs & KV_SCORE_INPUT_NORM) != 0 && host_attends(cache);
 }
 
 err_t kv_cache_check_methods(const kv_cache *cache, const kv_methods *methods, err_info *info)

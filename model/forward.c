@@ -6,8 +6,11 @@
 #include "model/model_internal.h"
 
 #include "base/check.h"
+#include "kvcache/kv_step_work.h"
 
 #include <math.h>
+
+enum { GRAPH_TOKENS_MAX = 64 };
 
 typedef struct rope_step {
     model *m;
@@ -59,6 +62,27 @@ static const uint32_t *send_ids(model *m, const uint32_t *ids, uint32_t n)
     return m->scratch.ids;
 }
 
+/* May the layers be queued at once? Then this says which of such steps it is; else 0. In prompts it is the GPU that
+ * takes its time, and every length would be a step of its own. */
+static uint64_t graph_key(const model *m, const kv_cache *cache, uint32_t n_tokens)
+{
+    const bool is_stopped = m->comm != NULL || kv_cache_wants_q_nope(cache) ||
+                            kv_cache_wants_input_norm(cache) || n_tokens > GRAPH_TOKENS_MAX;
+    const uint64_t work = is_stopped ? 0 : kv_step_work(cache);
+    return work == 0 ? 0 : work * GRAPH_TOKENS_MAX + n_tokens - 1;
+}
+
+static void run_layers(model *m, kv_cache *cache, const model_batch *batch)
+{
+    const uint64_t key = graph_key(m, cache, batch->n_tokens);
+    if (key != 0) dev_begin_graph(m->d, key);
+    for (uint32_t l = 0; l < m->config.n_layers; l++) {
+        layer_attention(m, cache, l, batch->n_tokens);
+        layer_moe(m, cache, l, batch);
+    }
+    if (key != 0) dev_end_graph(m->d);
+}
+
 void model_forward(model *m, kv_cache *cache, const model_batch *batch)
 {
     const uint32_t n_tokens = batch->n_tokens;
@@ -71,10 +95,8 @@ void model_forward(model *m, kv_cache *cache, const model_batch *batch)
     rope_step rope = {m, batch->positions};
     parallel_for(m->d->pool, n_tokens, 16, fill_rope, &rope);
     send_rope(m, n_tokens);
-    for (uint32_t l = 0; l < m->config.n_layers; l++) {
-        layer_attention(m, cache, l, n_tokens);
-        layer_moe(m, cache, l, batch);
-    }
+    run_layers(m, cache, batch);
+    model_tell_choices(m, cache, batch);
     m->n_last_tokens = n_tokens;
     err_info failure = {0};
     if (m->comm != NULL && model_status(m, &failure) != ERR_OK) {

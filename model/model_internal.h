@@ -19,8 +19,8 @@ typedef struct model_scratch {
     float *attended;      /* [n][n_heads][head_dim] */
     float *cos, *sin;     /* [n][head_dim / 2] of the step's positions */
     float *router_logits; /* [n][n_experts] */
-    uint32_t *chosen;     /* [n][top_k] */
-    uint32_t *served; /* [n][top_k] those of `chosen` that this rank computes, else MOE_ELSEWHERE */
+    uint32_t *chosen;     /* of a step of t tokens: [n_layers][t][top_k] */
+    uint32_t *served; /* [n][top_k] those of a layer that this rank computes, else MOE_ELSEWHERE */
     float *gate;      /* [n][top_k] weights of the chosen experts */
     void *moe;        /* dev_ops.moe_scratch_bytes */
     float *moe_sum;   /* [n][d_model] of the ranks' experts; NULL alone */
@@ -77,5 +77,8 @@ void layer_attention(model *m, kv_cache *cache, uint32_t layer, uint32_t n_token
 
 /* x += sum of experts( norm(x) ) for the batch's tokens. */
 void layer_moe(model *m, kv_cache *cache, uint32_t layer, const model_batch *batch);
+
+/* Behind the last layer: what the routers of all have chosen goes to all who count it. */
+void model_tell_choices(model *m, kv_cache *cache, const model_batch *batch);
 
 #endif

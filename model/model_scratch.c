@@ -18,7 +18,7 @@ static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scra
     s->cos = arena_take(a, n, c->head_dim / 2 * sizeof(float));
     s->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
     s->router_logits = arena_take(a, n, c->n_experts * sizeof(float));
-    s->chosen = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    s->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
     s->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
     s->gate = arena_take(a, n, c->top_k * sizeof(float));
     s->moe = arena_take(a, moe_bytes, 1);
@@ -49,7 +49,7 @@ static void place_mirror(arena *a, const model *m, model_mirror *h)
     h->q_nope = arena_take(a, n, q_dim * sizeof(float));
     h->cos = arena_take(a, n, c->head_dim / 2 * sizeof(float));
     h->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
-    h->chosen = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    h->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
     h->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
     h->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
 }

@@ -11,6 +11,7 @@ err_t device_open(const device_config *config, uint32_t n_threads, uint32_t gpu,
                                .n_threads = n_threads,
                                .kind = (dev_kind)config->kind,
                                .gpu = gpu,
-                               .gpu_memory_share = (float)config->gpu_memory_share};
+                               .gpu_memory_share = (float)config->gpu_memory_share,
+                               .gpu_graphs = config->gpu_graphs};
     return dev_open(&device, out, info);
 }

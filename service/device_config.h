@@ -8,8 +8,9 @@
 typedef struct device_config {
     uint32_t kind;           /* dev_kind */
     double gpu_memory_share; /* --gpu-memory-utilization */
-    char *isa;               /* auto, ref, avx2, avx512 */
-    uint32_t n_threads;      /* 0: all */
+    bool gpu_graphs;
+    char *isa;          /* auto, ref, avx2, avx512 */
+    uint32_t n_threads; /* 0: all */
 } device_config;
 
 extern const char *const device_kinds[]; /* of dev_kind */
@@ -20,6 +21,8 @@ extern const char *const device_kinds[]; /* of dev_kind */
              "what computes: cpu, cuda, or auto: a GPU where there is one"),                  \
         CFG_REAL(S, device.gpu_memory_share, "gpu-memory-utilization", 0.01, 1, "0.9",        \
                  "cuda: share of the GPU's memory that may be in use, others' use included"), \
+        CFG_FLAG(S, device.gpu_graphs, "gpu-graphs", "true",                                  \
+                 "cuda: decode steps that come again are queued as one CUDA graph"),          \
         CFG_TEXT(S, device.isa, "isa", "auto", "NAME",                                        \
                  "instruction set: auto, ref, avx2, avx512"),                                 \
         CFG_NUM32(S, device.n_threads, "threads", 0, 1024, "0",                               \

@@ -15,6 +15,7 @@ static err_t open_cuda(const dev_config *config, dev **out, err_info *info)
     dev_config cuda = *config;
     cuda.kind = DEV_CUDA;
     cuda.gpu_memory_share = 0.9f;
+    cuda.gpu_graphs = true;
     return dev_open(&cuda, out, info);
 }
 

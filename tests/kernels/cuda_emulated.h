@@ -120,8 +120,9 @@ void emu_mma_bf16(emu_site site, float d[4], const uint32_t a[4], uint32_t b0, u
 template <typename Shape, typename Dev, typename... P, typename... A>
 static void cuda_launch(Dev *d, Shape shape, void (*kernel)(P...), A... args)
 {
-    emu_launch(d, shape.grid, shape.n_threads, shape.shared_bytes,
-               [=]() { kernel(static_cast<P>(args)...); });
+    emu_queue(d,
+              {shape.grid, shape.n_threads, shape.shared_bytes,
+               reinterpret_cast<const void *>(kernel), [=]() { kernel(static_cast<P>(args)...); }});
 }
 
 #endif

@@ -21,8 +21,20 @@ void emu_barrier(emu_site site);
 void emu_warp(emu_site site, unsigned mask, void *payload, emu_combine *combine);
 void *emu_shared();
 unsigned emu_lane();
-void emu_launch(void *failure, dim3 grid, unsigned n_threads, size_t shared_bytes,
+void emu_launch(void *device, dim3 grid, unsigned n_threads, size_t shared_bytes,
                 const std::function<void()> &body);
+
+/* A launch with its arguments. */
+struct emu_launched {
+    dim3 grid;
+    unsigned n_threads;
+    size_t shared_bytes;
+    const void *kernel;
+    std::function<void()> body;
+};
+
+/* Runs it, or makes it part of a graph. */
+void emu_queue(void *device, const emu_launched &launch);
 
 template <typename T> struct emu_exchange {
     T value, result;

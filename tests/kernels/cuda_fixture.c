@@ -5,7 +5,8 @@
 gpu gpu_open(size_t scratch_bytes)
 {
     gpu g = {.random = random_fresh(), .cpu = open_table("ref", 1)};
-    const dev_cuda_config config = {.memory_share = 0.9f, .scratch_bytes = scratch_bytes};
+    const dev_cuda_config config = {
+        .memory_share = 0.9f, .scratch_bytes = scratch_bytes, .has_graphs = true};
     err_info info = {.code = ERR_OK};
     ck_assert_msg(dev_cuda_open(&config, &g.d, &info) == ERR_OK, "%s", info.message);
     g.ops = dev_cuda_get_ops(g.d);

@@ -31,6 +31,7 @@ err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *inf
         }
         d->queue.scratch_bytes = config->scratch_bytes;
     }
+    if (config->has_graphs) d->queue.graphs = cuda_graphs_open();
     *out = d;
     return ERR_OK;
 }
@@ -38,6 +39,7 @@ err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *inf
 void dev_cuda_close(dev_cuda *d)
 {
     if (d == nullptr) return;
+    cuda_graphs_close(d->queue.graphs);
     free(d->queue.scratch);
     free(d);
 }
@@ -66,20 +68,29 @@ void dev_cuda_free(dev_cuda *, void *data)
     free(data);
 }
 
+/* Memory is not moved while a graph is made or runs. */
+static void check_no_graph(dev_cuda *d)
+{
+    if (d->queue.run != CUDA_RUN_AT_ONCE) d->queue.failure = 1;
+}
+
 err_t dev_cuda_upload(dev_cuda *d, void *to, const void *from, size_t bytes, err_info *info)
 {
+    check_no_graph(d);
     memcpy(to, from, bytes);
     return dev_cuda_wait(d, info);
 }
 
 err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes, err_info *info)
 {
+    check_no_graph(d);
     memcpy(to, from, bytes);
     return dev_cuda_wait(d, info);
 }
 
 err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info)
 {
+    check_no_graph(d);
     memset(data, 0, bytes);
     return dev_cuda_wait(d, info);
 }

@@ -30,8 +30,8 @@ static size_t n_outputs(const step *s, const step_row *rows, uint32_t n_rows)
 static uint32_t make_rows(step *s, step_row rows[STEP_ROWS_MAX])
 {
     test_random *random = &s->g.random;
-    const uint32_t bt = s->shape.block_tokens, far = (9 + random_below(random, 9)) * bt;
-    const uint32_t length = far + random_below(random, bt), n_prompt = 1 + random_below(random, 20);
+    const uint32_t bt = s->shape.block_tokens, far = (8 + random_below(random, 5)) * bt;
+    const uint32_t length = far + random_below(random, bt), n_prompt = 1 + random_below(random, 14);
     const step_sequence *deep = step_add_sequence(s, length + 1);
     const step_sequence *prompt = step_add_sequence(s, 3 * bt + n_prompt);
     rows[0] = step_make_row(s, deep, length, 1);
@@ -141,11 +141,11 @@ START_TEST(every_coding_is_read_as_the_definition_does)
 START_TEST(wide_rows_and_shared_ones_are_read_as_the_definition_does)
 {
     static const step_shape wide[] = {
-        {.type = DTYPE_BF16, .group = 16, .k_dim = 576, .v_dim = 512, .is_shared = true},
+        {.type = DTYPE_BF16, .group = 9, .k_dim = 576, .v_dim = 512, .is_shared = true},
         {.type = DTYPE_F32, .group = 3, .k_dim = 40, .v_dim = 24, .is_shared = true, .pad = 1},
-        {.type = DTYPE_BF16, .group = 9, .k_dim = 1024, .v_dim = 1024},
+        {.type = DTYPE_BF16, .group = 5, .k_dim = 1024, .v_dim = 1024},
         {.type = DTYPE_F32, .group = 1, .k_dim = 1024, .v_dim = 1001, .coding = ATTN_INT4},
-        {.type = DTYPE_F32, .group = 6, .k_dim = 1017, .v_dim = 264, .coding = ATTN_KEPT},
+        {.type = DTYPE_F32, .group = 3, .k_dim = 1017, .v_dim = 264, .coding = ATTN_KEPT},
     };
     for (size_t i = 0; i < N_OF(wide); i++) {
         step_shape shape = wide[i];
@@ -181,7 +181,7 @@ static step_shape random_shape(test_random *r)
 
 START_TEST(random_steps_are_those_of_the_definition)
 {
-    enum { N_STEPS = 20 };
+    enum { N_STEPS = 16 };
     test_random random = random_fresh();
     for (uint32_t i = 0; i < N_STEPS; i++) {
         const step_shape shape = random_shape(&random);
@@ -239,21 +239,20 @@ START_TEST(neighbours_change_no_bit)
 }
 
 /* A whole prompt in one step, or in steps of random sizes, each finding what came before in pages and its ring, cut
- * anywhere; every piece alone, and any of it next to itself. */
+ * anywhere, and next to itself with another cut. */
 static void check_prompt(const step_shape *shape)
 {
     step *s = test_alloc(sizeof *s);
     step_open(s, shape);
-    const uint32_t n_tokens = shape->block_tokens * 9 + 3;
+    const uint32_t n_tokens = shape->block_tokens * 8 + 3; /* two splits */
     const size_t each = (size_t)step_heads(s) * shape->v_dim;
     const step_sequence *sequence = step_add_sequence(s, n_tokens);
     const step_row all = {.sequence = sequence, .n_tokens = n_tokens};
-    float *want, *whole = step_run(s, &all, 1, CUT_ROWS, &want);
-    assert_is_definition(s, whole, want, n_tokens * each);
+    float *whole = step_run(s, &all, 1, CUT_ROWS, NULL);
     for (uint32_t at = 0; at < n_tokens;) {
         const uint32_t left = n_tokens - at, n = 1 + random_below(&s->g.random, left);
-        const step_row piece = step_make_row(s, sequence, at, n);
-        const step_row twice[2] = {step_make_row(s, sequence, at, n), piece};
+        const step_row twice[2] = {step_make_row(s, sequence, at, n),
+                                   step_make_row(s, sequence, at, n)};
         float *got = step_run(s, twice, 2, CUT_RANDOM, NULL);
         assert_same_bits(got, whole + at * each, n * each, s->g.random.seed);
         assert_same_bits(got + n * each, whole + at * each, n * each, s->g.random.seed);
@@ -261,7 +260,6 @@ static void check_prompt(const step_shape *shape)
         at += n;
     }
     free(whole);
-    free(want);
     step_close(s);
     free(s);
 }
@@ -270,7 +268,7 @@ START_TEST(chunks_of_a_prompt_have_the_bits_of_the_whole)
 {
     for (size_t i = 0; i < N_OF(shapes); i++) {
         step_shape shape = shapes[i];
-        if (shape.block_tokens > 16) shape.block_tokens = 11;
+        if (shape.block_tokens > 8) shape.block_tokens = 7;
         shape.type = i % 2 == 0 ? DTYPE_BF16 : DTYPE_F32;
         shape.has_dead = shape.has_bias = shape.has_positions = false; /* pages know more */
         check_prompt(&shape);

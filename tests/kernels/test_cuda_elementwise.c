@@ -183,10 +183,37 @@ START_TEST(put_rows_rounds_every_kind_of_number_as_the_reference)
     gpu_close(&g);
 }
 
+START_TEST(a_graph_runs_again_over_what_its_arguments_lead_to)
+{
+    enum { N = 300, N_RUNS = 3, N_KEYS = 2 };
+    gpu g = gpu_open(0);
+    float *x = random_floats(&g.random, N), *y = random_floats(&g.random, N);
+    add_args args = {.x = gpu_put(&g, x, N * sizeof *x), .n = N};
+    float *there = gpu_put(&g, y, N * sizeof *y);
+    args.y = there;
+    for (uint32_t i = 0; i < N_RUNS * N_KEYS; i++) {
+        dev_cuda_begin_graph(g.d, i % N_KEYS);
+        for (uint32_t k = 0; k <= i % N_KEYS; k++)
+            g.ops->add(g.d, &args);
+        dev_cuda_end_graph(g.d);
+        for (uint32_t k = 0; k <= i % N_KEYS; k++)
+            g.cpu->ops->add(g.cpu, &(add_args){.x = x, .y = y, .n = N});
+        y[i] = (float)i; /* seen by the next run */
+        ck_assert(dev_cuda_upload(g.d, there, y, N * sizeof *y, NULL) == ERR_OK);
+    }
+    float *got = gpu_get_floats(&g, args.x, N);
+    assert_same_bits(got, x, N, g.random.seed);
+    free(x);
+    free(y);
+    free(got);
+    gpu_close(&g);
+}
+
 const test_case test_cases[] = {
     TEST_CASE(embed_converts_its_rows_exactly),
     TEST_CASE(norms_are_those_of_the_reference_with_and_without_a_sum),
     TEST_CASE(rope_is_the_reference),
     TEST_CASE(put_rows_rounds_every_kind_of_number_as_the_reference),
+    TEST_CASE(a_graph_runs_again_over_what_its_arguments_lead_to),
     TEST_CASES_END,
 };

@@ -144,10 +144,34 @@ START_TEST(a_forgotten_barrier_shows_in_some_order)
     gpu_close(&g);
 }
 
+/* What a key stands for may not change behind its back. */
+START_TEST(a_graph_that_its_key_does_not_tell_is_found)
+{
+    for (unsigned n_threads = 64; n_threads <= 128; n_threads *= 2) {
+        for (unsigned n_launches = 0; n_launches <= 2; n_launches++) {
+            gpu g = gpu_open(0);
+            err_info info = {};
+            float *out = gpu_poisoned(&g, 128);
+            dev_cuda_begin_graph(g.d, 7);
+            cuda_launch(g.d, cuda_shape{dim3(1), 128, 128 * sizeof(float)}, fine, out);
+            dev_cuda_end_graph(g.d);
+            ck_assert(dev_cuda_wait(g.d, &info) == ERR_OK);
+            dev_cuda_begin_graph(g.d, 7);
+            for (unsigned i = 0; i < n_launches; i++)
+                cuda_launch(g.d, cuda_shape{dim3(1), n_threads, 128 * sizeof(float)}, fine, out);
+            dev_cuda_end_graph(g.d);
+            const bool is_same = n_launches == 1 && n_threads == 128;
+            ck_assert((dev_cuda_wait(g.d, &info) == ERR_OK) == is_same);
+            gpu_close(&g);
+        }
+    }
+}
+
 extern const test_case test_cases[] = {
     TEST_CASE(faults_of_divergence_are_found),
     TEST_CASE(faults_of_addresses_are_found),
     TEST_CASE(a_sound_kernel_is_run),
     TEST_CASE(a_forgotten_barrier_shows_in_some_order),
+    TEST_CASE(a_graph_that_its_key_does_not_tell_is_found),
     TEST_CASES_END,
 };
