@@ -24,7 +24,7 @@ typedef unsigned long long units; /* 2^45 are 1 */
 #define UNITS_OF_ONE 0x1p45f
 #define LEAST_UNIT   32.0f /* exp(-32) is less than one of them */
 
-/* 27 KiB. */
+/* 17 KiB. */
 typedef struct sample_shared {
     units weight[N_BINS];
     units partial[SAMPLE_WARPS];
