@@ -32,7 +32,8 @@ static void fill_logits(test_random *r, shape of, uint32_t n, float *x)
     const float width = random_below(r, 2) == 0 ? 3.0f : 25.0f;
     for (uint32_t i = 0; i < n; i++) {
         x[i] = width * (random_signed(r) + random_signed(r));
-        if (of == TIES) x[i] = roundf(x[i] / 4);
+        if (of == TIES) x[i] = -fabsf(roundf(x[i] / 4));
+        if (of == TIES && x[i] == 0 && random_below(r, 2) == 0) x[i] = 0; /* of both signs */
         if (of == EQUAL) x[i] = -1.5f;
         if (of == FEW && random_below(r, 4) != 0) x[i] = -INFINITY;
         if (of == ONE || of == NONE) x[i] = -INFINITY;
@@ -73,7 +74,9 @@ static sample_row make_row(test_random *r, uint32_t number, uint32_t n_vocab)
         .uniform = uniform(r),
         .temperature = temperatures[number / 8 % 4],
         .top_k = number % 2 == 0 ? 0 : random_below(r, n_vocab + 2),
-        .min_p = number / 2 % 2 == 0 ? 0 : (float)uniform(r) * 0.3f,
+        .min_p = number / 2 % 2 == 0       ? 0
+                 : random_below(r, 4) == 0 ? 1
+                                           : (float)uniform(r) * 0.3f,
         .top_p = number / 4 % 2 == 0 ? 1 : (float)uniform(r) * 0.999f + 1e-6f,
         .n_logprobs = n_logprobs[random_below(r, N_OF(n_logprobs))],
     };
@@ -156,7 +159,7 @@ static bool is_at_a_border(const step *s, uint32_t r, uint32_t token)
         sample_row row = s->rows[r];
         row.uniform = fmin(fmax(row.uniform + nudges[i % 3], 0), 1 - 1e-9);
         if (row.top_p < 1) row.top_p *= (float)(1 + nudges[i / 3 % 3]);
-        row.min_p *= (float)(1 + nudges[i / 9]);
+        row.min_p = fminf(row.min_p * (float)(1 + nudges[i / 9]), 1);
         if (define(s, r, &row).token == token) return true;
     }
     return false;

@@ -12,10 +12,12 @@ enum { TOKENS_MAX = 64, N_RANKS = 2 };
 /* Those of the present rig, as they were opened: of ranks in any order. */
 static dev *_Atomic opened[N_RANKS];
 static atomic_uint n_opened;
+static bool draws; /* the device attends and draws by itself */
 
 static err_t open_apart(const dev_config *config, dev **out, err_info *info)
 {
-    const err_t err = dev_apart_open(config, (size_t)64 << 20, out, info);
+    const err_t err = draws ? dev_apart_open_attending(config, (size_t)256 << 20, out, info)
+                            : dev_apart_open(config, (size_t)64 << 20, out, info);
     if (err == ERR_OK) atomic_store(&opened[atomic_fetch_add(&n_opened, 1) % N_RANKS], *out);
     return err;
 }
@@ -38,7 +40,7 @@ START_TEST(tokens_are_those_of_the_host)
 }
 END_TEST
 
-static void check_failure(uint32_t n_ranks, uint32_t which)
+static void check_failure_after(uint32_t n_ranks, uint32_t which, uint32_t n_ops)
 {
     rig r;
     guest running, late;
@@ -52,7 +54,7 @@ static void check_failure(uint32_t n_ranks, uint32_t which)
     guest_submit(&r, &running);
     guest_wait_tokens(&running, 3);
     ck_assert_uint_eq(atomic_load(&n_opened), n_ranks);
-    dev_apart_fail_after(atomic_load(&opened[which]), 100);
+    dev_apart_fail_after(atomic_load(&opened[which]), n_ops);
     ck_assert_int_eq(guest_wait(&running), FINISH_ERROR);
     ck_assert_int_ne(engine_status(r.e, &info), ERR_OK);
     ck_assert_msg(strstr(info.message, "the device failed") != NULL, "%s", info.message);
@@ -63,11 +65,19 @@ static void check_failure(uint32_t n_ranks, uint32_t which)
     rig_close(&r);
 }
 
+static void check_failure(uint32_t n_ranks, uint32_t which)
+{
+    check_failure_after(n_ranks, which, 100);
+}
+
 START_TEST(a_device_that_fails_ends_every_session_and_every_rank)
 {
     check_failure(1, 0);
     check_failure(N_RANKS, 0);
     check_failure(N_RANKS, 1);
+    draws = true;
+    for (uint32_t n_ops = 90; n_ops < 110; n_ops++) /* a step is fewer: the draw is among them */
+        check_failure_after(1, 0, n_ops);
 }
 END_TEST
 
