@@ -157,7 +157,7 @@ static err_t open_parts(bench *b, err_info *info)
     const cli_parts_wanted wanted = {
         .config = &config, .model_dir = b->model_dir, .n_step_tokens_max = CHUNK_TOKENS};
     TRY(cli_parts_open(&wanted, &b->parts, info));
-    TRY(bandwidth_probe_open(b->parts.d->pool, PROBE_BYTES, &b->probe));
+    TRY(bandwidth_probe_open(b->parts.d, PROBE_BYTES, &b->probe, info));
     TRY(make_table(b));
     for (size_t i = 0; i < N_SETTINGS; i++)
         TRY(open_turn(b, i, info));

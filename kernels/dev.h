@@ -58,6 +58,7 @@ typedef struct dev_ops {
 typedef struct dev_memory {
     err_t (*alloc)(dev *d, size_t bytes, void **out, err_info *info);
     void (*free)(dev *d, void *data);
+    size_t (*room)(dev *d);
     void (*upload)(dev *d, void *to, const void *from, size_t bytes);
     void (*download)(dev *d, void *to, const void *from, size_t bytes);
     void (*zero)(dev *d, void *data, size_t bytes);
@@ -95,6 +96,7 @@ void dev_close(dev *d); /* NULL is fine */
 /* Zeroed, aligned to 64 bytes. ERR_NO_MEMORY names the bytes. */
 err_t dev_alloc(dev *d, size_t bytes, void **out, err_info *info) MUST_CHECK;
 void dev_free(dev *d, void *data); /* NULL is fine */
+size_t dev_room(dev *d);           /* bytes that it may still give; SIZE_MAX: the host decides */
 
 /* In the order of the ops around them; when they return `from` may be reused, and `to` of a download is filled. The
  * first failure of a device is kept:

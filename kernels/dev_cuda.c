@@ -216,6 +216,11 @@ void dev_cuda_free(dev_cuda *d, void *data)
     free(a);
 }
 
+size_t dev_cuda_room(const dev_cuda *d)
+{
+    return d->about.memory_limit - d->allocated_bytes;
+}
+
 static err_t keep(dev_cuda *d, cudaError_t error, err_info *info)
 {
     if (error == cudaSuccess) return ERR_OK;

@@ -52,6 +52,7 @@ const cuda_ops *dev_cuda_get_ops(const dev_cuda *d);
 /* Aligned to 256. ERR_NO_MEMORY names the bytes wanted, in use and allowed. Waits: not inside a step. */
 err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info) MUST_CHECK;
 void dev_cuda_free(dev_cuda *d, void *data); /* NULL is fine */
+size_t dev_cuda_room(const dev_cuda *d);     /* bytes that dev_cuda_alloc may still give */
 
 /* In stream order. When they return, `from` may be reused, and `to` of a download is filled; an upload does not wait
  * for what was queued before it. It also makes the GPU the calling thread's: a step begins with one. */

@@ -45,6 +45,12 @@ err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info)
     abort();
 }
 
+size_t dev_cuda_room(const dev_cuda *d)
+{
+    (void)d;
+    abort();
+}
+
 void dev_cuda_free(dev_cuda *d, void *data)
 {
     (void)d;

@@ -106,6 +106,11 @@ static void free_gpu(dev *d, void *data)
     dev_cuda_free(gpu_of(d)->cuda, data);
 }
 
+static size_t room_gpu(dev *d)
+{
+    return dev_cuda_room(gpu_of(d)->cuda);
+}
+
 static void upload_gpu(dev *d, void *to, const void *from, size_t bytes)
 {
     err_info info = {0};
@@ -155,6 +160,7 @@ static void close_gpu(dev *d)
 
 static const dev_memory memory_gpu = {.alloc = alloc_gpu,
                                       .free = free_gpu,
+                                      .room = room_gpu,
                                       .upload = upload_gpu,
                                       .download = download_gpu,
                                       .zero = zero_gpu,

@@ -32,6 +32,11 @@ void dev_free(dev *d, void *data)
         d->memory->free(d, data);
 }
 
+size_t dev_room(dev *d)
+{
+    return d->memory != NULL ? d->memory->room(d) : SIZE_MAX;
+}
+
 static void copy_host(void *to, const void *from, size_t bytes)
 {
     if (to != from) memcpy(to, from, bytes);

@@ -375,7 +375,10 @@ static uint64_t choose_budget(kv_cache *cache, const kv_config *settings,
     need_all(cache, cache->limits.n_seqs_max,
              cache->limits.n_seq_tokens_max / cache->page_tokens + 1);
     const uint64_t wanted = kv_pool_least_bytes(config, cache->need);
-    const uint64_t most = kv_memory_available() / MEMORY_SHARE / n_here;
+    const uint64_t here = kv_memory_available() / MEMORY_SHARE / n_here;
+    /* The view of a device is as large, and has rings and staging beside it. */
+    const uint64_t there = dev_room(cache->d) / 4 * 3;
+    const uint64_t most = here < there ? here : there;
     return wanted < most ? wanted : most;
 }
 

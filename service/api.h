@@ -38,10 +38,11 @@ typedef struct api_context {
     const char *const *model_names; /* [n_model_names], the first is the name in replies */
     size_t n_model_names;
     uint32_t n_context_max;
-    uint32_t n_choices_max; /* of one request: --max-choices, and what the engine can hold */
-    size_t text_bytes_max;  /* of one request: tokenising is slow, and delays other requests */
-    int64_t created;        /* of the model, unix seconds: stable for its files */
-    char fingerprint[32];   /* system_fingerprint: hash of config, index and build */
+    uint64_t n_capacity_tokens; /* of the cache, as it was opened */
+    uint32_t n_choices_max;     /* of one request: --max-choices, and what the engine can hold */
+    size_t text_bytes_max;      /* of one request: tokenising is slow, and delays other requests */
+    int64_t created;            /* of the model, unix seconds: stable for its files */
+    char fingerprint[32];       /* system_fingerprint: hash of config, index and build */
     api_keys keys;
     http_server *server; /* the main one */
     double load_seconds;

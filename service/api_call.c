@@ -323,7 +323,10 @@ bool api_call_submit(api_call *call, api_error *error)
     const err_t err =
         n_sessions > 0 ? engine_submit(call->api->engine, sessions, n_sessions, &info) : ERR_OK;
     free(sessions);
-    return err == ERR_OK || refuse_submit(error, err, &info);
+    if (err != ERR_OK) return refuse_submit(error, err, &info);
+    for (size_t i = 0; i < call->request.n_prompts; i++)
+        metrics_observe(call->api->metrics, METRIC_CHOICES, call->request.n);
+    return true;
 }
 
 void api_call_close(api_call *call)

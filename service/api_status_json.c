@@ -138,10 +138,12 @@ static metrics_gauges read_gauges(const api_context *api, rank_report ranks[KV_S
     metrics_gauges gauges = {.is_ready = phase == API_READY,
                              .dev_name = "",
                              .kv_type = "",
-                             .page_tokens = api->kv_config->page_tokens};
+                             .page_tokens = api->kv_config->page_tokens,
+                             .has_prefix_cache = api->kv_config->prefix_caching};
     if (!has_engine(api)) return gauges;
     gauges.http_active = http_server_n_active(api->server);
     gauges.context_max = api->n_context_max;
+    gauges.capacity_tokens = api->n_capacity_tokens;
     const engine_load load = engine_get_load(api->engine);
     gauges.n_running = load.n_running;
     gauges.n_waiting = load.n_waiting;

@@ -135,7 +135,7 @@ static double peak_resident_bytes(void)
 
 static void print_table(const bench *b)
 {
-    printf("device %s, %u threads; weights %.3f GB; read bandwidth %.2f GB/s; peak RSS %.3f GB\n",
+    printf("device %s, %u threads; weights %.3f GB; bandwidth %.2f GB/s; peak RSS %.3f GB\n",
            b->parts.d->ops->name, thread_pool_n_threads(b->parts.d->pool),
            (double)model_weight_bytes(b->parts.m) * 1e-9, b->bandwidth * 1e-9,
            peak_resident_bytes() * 1e-9);
@@ -184,7 +184,7 @@ static err_t measure(bench *b, err_info *info)
     b->run.n_seqs = b->n_seqs_max;
     b->run.n_context = b->config->n_context;
     b->run.n_step_tokens_max = b->config->n_step_tokens;
-    TRY(bandwidth_probe_open(b->parts.d->pool, b->config->probe_bytes, &b->probe));
+    TRY(bandwidth_probe_open(b->parts.d, b->config->probe_bytes, &b->probe, info));
     TRY(bench_run_open(&b->parts, &b->run, info));
     for (uint32_t round = 0; round < b->config->n_rounds; round++) {
         for (size_t i = 0; i < b->n_cases; i++) {

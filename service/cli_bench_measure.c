@@ -13,12 +13,20 @@
 
 enum { PROBE_GRAIN = 1 << 20 };
 
-err_t bandwidth_probe_open(thread_pool *pool, size_t bytes, bandwidth_probe *out)
+static err_t open_device_probe(bandwidth_probe *out, err_info *info)
 {
-    *out = (bandwidth_probe){.pool = pool, .bytes = round_up(bytes, PROBE_GRAIN)};
+    TRY(dev_alloc(out->d, out->bytes, &out->there, info));
+    return dev_alloc(out->d, out->bytes, &out->there_too, info);
+}
+
+err_t bandwidth_probe_open(dev *d, size_t bytes, bandwidth_probe *out, err_info *info)
+{
+    *out = (bandwidth_probe){.d = d, .bytes = round_up(bytes, PROBE_GRAIN)};
+    if (d->memory != NULL) return open_device_probe(out, info);
     void *buffer =
         mmap(NULL, out->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (buffer == MAP_FAILED) return ERR_NO_MEMORY;
+    if (buffer == MAP_FAILED)
+        return err_set(info, ERR_NO_MEMORY, "probe-bytes: no memory for %zu bytes", out->bytes);
     madvise(buffer, out->bytes, MADV_HUGEPAGE); /* the bound must not be lowered by page walks */
     memset(buffer, 1, out->bytes);              /* otherwise all pages are the one zero page */
     out->buffer = buffer;
@@ -28,6 +36,8 @@ err_t bandwidth_probe_open(thread_pool *pool, size_t bytes, bandwidth_probe *out
 void bandwidth_probe_close(bandwidth_probe *probe)
 {
     if (probe->buffer != NULL) munmap(probe->buffer, probe->bytes);
+    if (probe->d != NULL) dev_free(probe->d, probe->there);
+    if (probe->d != NULL) dev_free(probe->d, probe->there_too);
     *probe = (bandwidth_probe){0};
 }
 
@@ -57,17 +67,33 @@ static void read_range(void *ctx, size_t begin, size_t end, uint32_t worker)
     pass->sum += sums[0][0] + sums[0][1];
 }
 
-double bandwidth_probe_run(const bandwidth_probe *probe, double seconds)
+/* Sums of two arrays: two bytes read and one written for each that an array has. */
+static double run_device_probe(const bandwidth_probe *probe)
+{
+    float first;
+    const add_args args = {
+        .x = probe->there, .y = probe->there_too, .n = probe->bytes / sizeof(float)};
+    probe->d->ops->add(probe->d, &args);
+    dev_download(probe->d, &first, probe->there, sizeof first); /* waits */
+    return 3 * (double)probe->bytes;
+}
+
+static double run_host_probe(const bandwidth_probe *probe)
 {
     probe_pass pass = {.buffer = probe->buffer};
+    parallel_for(probe->d->pool, probe->bytes / PROBE_GRAIN, 1, read_range, &pass);
+    return (double)probe->bytes;
+}
+
+double bandwidth_probe_run(const bandwidth_probe *probe, double seconds)
+{
     const uint64_t start_ns = clock_mono_ns();
-    double n_passes = 0, elapsed;
+    double bytes = 0, elapsed;
     do {
-        parallel_for(probe->pool, probe->bytes / PROBE_GRAIN, 1, read_range, &pass);
-        n_passes++;
+        bytes += (probe->buffer != NULL ? run_host_probe : run_device_probe)(probe);
         elapsed = clock_seconds_since(start_ns);
     } while (elapsed < seconds);
-    return n_passes * (double)probe->bytes / elapsed;
+    return bytes / elapsed;
 }
 
 /* ---- steps -------------------------------------------------------------------------------------- */

@@ -12,13 +12,15 @@
 #include "model/sampler.h"
 #include "service/cli_parts.h"
 
-/* A buffer of `bytes`, larger than any cache, that all threads read. */
+/* Memory of the device, larger than any cache: a CPU's threads read it, a device with memory of its own adds one
+ * array of `bytes` to another. */
 typedef struct bandwidth_probe {
-    thread_pool *pool;
-    uint8_t *buffer;
+    dev *d;
+    uint8_t *buffer;         /* NULL on a device with memory of its own, */
+    void *there, *there_too; /* which has these */
     size_t bytes;
 } bandwidth_probe;
-err_t bandwidth_probe_open(thread_pool *pool, size_t bytes, bandwidth_probe *out) MUST_CHECK;
+err_t bandwidth_probe_open(dev *d, size_t bytes, bandwidth_probe *out, err_info *info) MUST_CHECK;
 void bandwidth_probe_close(bandwidth_probe *probe);
 /* Bytes per second over whole passes that take `seconds` or more. */
 double bandwidth_probe_run(const bandwidth_probe *probe, double seconds);

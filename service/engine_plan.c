@@ -116,6 +116,7 @@ static void note_first_schedule(engine *e, entry *en, uint32_t n_cached)
     session_begin(en->s, now_ns, n_cached);
     metrics_observe(e->parts.metrics, METRIC_QUEUE, (double)waited_ns * 1e-9);
     metrics_add(e->parts.metrics, METRIC_PROMPT_TOKENS, spec->n_prompt);
+    metrics_add(e->parts.metrics, METRIC_PROMPT_CACHED_TOKENS, n_cached);
     en->was_scheduled = true;
 }
 

@@ -43,6 +43,15 @@ static double seconds_between(uint64_t from_ns, uint64_t to_ns)
     return to_ns > from_ns ? (double)(to_ns - from_ns) * 1e-9 : 0;
 }
 
+static void count_decode(metrics *m, const session_times *times, uint32_t n_output)
+{
+    const double seconds = seconds_between(times->first_token_ns, times->last_token_ns);
+    metrics_observe(m, METRIC_DECODE, seconds);
+    metrics_observe(m, METRIC_INFERENCE,
+                    seconds_between(times->scheduled_ns, times->last_token_ns));
+    if (n_output > 1) metrics_observe(m, METRIC_TPOT, seconds / (n_output - 1));
+}
+
 static void count_end(const engine *e, const session *s, session_finish finish, uint64_t now_ns)
 {
     metrics *m = e->parts.metrics;
@@ -52,8 +61,12 @@ static void count_end(const engine *e, const session *s, session_finish finish, 
     metrics_observe(m, METRIC_E2E, seconds_between(times.arrival_ns, now_ns));
     metrics_observe(m, METRIC_PROMPT_LENGTH, session_get_spec(s)->n_prompt);
     metrics_observe(m, METRIC_OUTPUT_LENGTH, session_n_output(s));
-    if (times.first_token_ns == 0) return;
-    metrics_observe(m, METRIC_DECODE, seconds_between(times.first_token_ns, times.last_token_ns));
+    metrics_observe(m, METRIC_MAX_TOKENS, session_get_spec(s)->max_tokens);
+    if (times.scheduled_ns != 0) {
+        metrics_observe(m, METRIC_PREFILL_COMPUTED,
+                        session_get_spec(s)->n_prompt - session_cached_tokens(s));
+    }
+    if (times.first_token_ns != 0) count_decode(m, &times, session_n_output(s));
 }
 
 static void count_as_closed(engine *e)

@@ -1,4 +1,4 @@
-/* service/metrics.c - see metrics.h: counting. The page is written in metrics_text.c.
+/* service/metrics.c - see metrics.h: counting. The page is written in metrics_text.c and its neighbours.
  *
  * Edges of the latency histograms are vLLM's, so that dashboards can be compared, with more of them at
  * the low end: a small model makes a token in a millisecond, and all of its tokens would lie in vLLM's
@@ -19,21 +19,26 @@ static const double REQUEST_EDGES[] = {.001, .005, .01, .05, .1,  .3,  .5,   .8,
                                        50,   60,   120, 240, 480, 960, 1920, 7680};
 static const double LENGTH_EDGES[] = {1,    2,    5,    10,    20,    50,    100,    200,   500,
                                       1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
+static const double CHOICES_EDGES[] = {1, 2, 5, 10, 20};
 static const double BATCH_EDGES[] = {1,   2,   4,    8,    16,   32,   64,   128,
                                      256, 512, 1024, 2048, 4096, 8192, 16384};
 static const double STEP_EDGES[] = {.0002, .0005, .001, .002, .005, .01, .02, .05, .1,
                                     .2,    .5,    1,    2,    5,    10,  20,  60};
 
 /* What the other rows of METRIC_HISTOGRAMS use. */
-#define E2E_EDGES           REQUEST_EDGES
-#define QUEUE_EDGES         REQUEST_EDGES
-#define PREFILL_EDGES       REQUEST_EDGES
-#define DECODE_EDGES        REQUEST_EDGES
-#define PROMPT_LENGTH_EDGES LENGTH_EDGES
-#define OUTPUT_LENGTH_EDGES LENGTH_EDGES
-#define BATCH_TOKENS_EDGES  BATCH_EDGES
-#define STEP_PREFILL_EDGES  STEP_EDGES
-#define STEP_DECODE_EDGES   STEP_EDGES
+#define E2E_EDGES              REQUEST_EDGES
+#define QUEUE_EDGES            REQUEST_EDGES
+#define PREFILL_EDGES          REQUEST_EDGES
+#define DECODE_EDGES           REQUEST_EDGES
+#define INFERENCE_EDGES        REQUEST_EDGES
+#define TPOT_EDGES             ITL_EDGES
+#define PROMPT_LENGTH_EDGES    LENGTH_EDGES
+#define OUTPUT_LENGTH_EDGES    LENGTH_EDGES
+#define PREFILL_COMPUTED_EDGES LENGTH_EDGES
+#define MAX_TOKENS_EDGES       LENGTH_EDGES
+#define BATCH_TOKENS_EDGES     BATCH_EDGES
+#define STEP_PREFILL_EDGES     STEP_EDGES
+#define STEP_DECODE_EDGES      STEP_EDGES
 
 static const char *const PHASES[METRIC_HISTOGRAM_COUNT] = {
     [METRIC_STEP_PREFILL] = "prefill", [METRIC_STEP_DECODE] = "decode"};
@@ -124,6 +129,8 @@ err_t metrics_open(const metrics_shape *shape, metrics **out)
     size_t n_experts;
     err_t err = size_mul(shape->n_layers, shape->n_experts, &n_experts);
     if (err == ERR_OK) {
+        m->compat = shape->compat;
+        m->start_seconds = metrics_process_start_seconds();
         m->n_layers = shape->n_layers;
         m->n_experts = shape->n_experts;
         m->model_name = escape_label(shape->model_name);

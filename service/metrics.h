@@ -20,9 +20,13 @@
 
 typedef struct metrics metrics;
 
+/* Whose names the page shows beside ours: --metrics-compat. */
+typedef enum metrics_compat { METRICS_COMPAT_NONE, METRICS_COMPAT_VLLM } metrics_compat;
+
 typedef struct metrics_shape {
     const char *model_name; /* label model_name; copied */
     uint32_t n_layers, n_experts;
+    metrics_compat compat;
 } metrics_shape;
 err_t metrics_open(const metrics_shape *shape, metrics **out) MUST_CHECK;
 void metrics_close(metrics *m); /* NULL is fine */
@@ -33,22 +37,30 @@ void metrics_pause(metrics *m, bool is_paused);
 #define METRIC_COUNTERS(X)                                                                         \
     X(PROMPT_TOKENS, "prompt_tokens_total",                                                        \
       "Prompt tokens of admitted sequences, cached ones included")                                 \
+    X(PROMPT_CACHED_TOKENS, "prompt_cached_tokens_total",                                          \
+      "Prompt tokens of admitted sequences that the prefix cache had")                             \
     X(GENERATION_TOKENS, "generation_tokens_total", "Tokens generated")                            \
     X(PREEMPTIONS, "preemptions_total", "Sequences preempted because the KV pool was full")        \
     X(CLIENT_DISCONNECTS, "client_disconnects_total", "Requests whose client left before the end") \
     X(STEPS, "engine_steps_total", "Steps of the engine")
 
-#define METRIC_HISTOGRAMS(X)                                                           \
-    X(TTFT, "time_to_first_token_seconds", "Arrival to first token")                   \
-    X(ITL, "inter_token_latency_seconds", "Between two tokens of a sequence")          \
-    X(E2E, "e2e_request_latency_seconds", "Arrival to the end of a sequence")          \
-    X(QUEUE, "request_queue_time_seconds", "Arrival to the first step")                \
-    X(PREFILL, "request_prefill_time_seconds", "First step to first token")            \
-    X(DECODE, "request_decode_time_seconds", "First token to last")                    \
-    X(PROMPT_LENGTH, "request_prompt_tokens", "Prompt tokens per sequence")            \
-    X(OUTPUT_LENGTH, "request_generation_tokens", "Output tokens per sequence")        \
-    X(BATCH_TOKENS, "batch_tokens", "Tokens of one step")                              \
-    X(STEP_PREFILL, "step_seconds", "Duration of a step; prefill: with prompt tokens") \
+#define METRIC_HISTOGRAMS(X)                                                                       \
+    X(TTFT, "time_to_first_token_seconds", "Arrival to first token")                               \
+    X(ITL, "inter_token_latency_seconds", "Between two tokens of a sequence")                      \
+    X(E2E, "e2e_request_latency_seconds", "Arrival to the end of a sequence")                      \
+    X(QUEUE, "request_queue_time_seconds", "Arrival to the first step")                            \
+    X(PREFILL, "request_prefill_time_seconds", "First step to first token")                        \
+    X(DECODE, "request_decode_time_seconds", "First token to last")                                \
+    X(INFERENCE, "request_inference_time_seconds", "First step to last token")                     \
+    X(TPOT, "request_time_per_output_token_seconds", "Mean time between two tokens of a sequence") \
+    X(PROMPT_LENGTH, "request_prompt_tokens", "Prompt tokens per sequence")                        \
+    X(OUTPUT_LENGTH, "request_generation_tokens", "Output tokens per sequence")                    \
+    X(PREFILL_COMPUTED, "request_prefill_computed_tokens",                                         \
+      "Prompt tokens per sequence that the prefix cache did not have")                             \
+    X(MAX_TOKENS, "request_params_max_tokens", "max_tokens of a sequence")                         \
+    X(CHOICES, "request_params_n", "n of a request, once per prompt")                              \
+    X(BATCH_TOKENS, "batch_tokens", "Tokens of one step")                                          \
+    X(STEP_PREFILL, "step_seconds", "Duration of a step; prefill: with prompt tokens")             \
     X(STEP_DECODE, "step_seconds", "Duration of a step; decode: without")
 
 /* Neighbours of one name are one family, told apart by the label phase. */
@@ -102,6 +114,8 @@ typedef struct metrics_gauges {
     kv_stats kv;
     const char *dev_name, *kv_type; /* labels of build_info and cache_config_info */
     uint32_t page_tokens, context_max;
+    bool has_prefix_cache;
+    uint64_t capacity_tokens; /* of pool and tiers, when they were opened */
     const rank_report *ranks; /* [n_ranks] */
     uint32_t n_ranks;
 } metrics_gauges;

@@ -1,5 +1,5 @@
-/* service/metrics_internal.h - the tables behind metrics.h, shared by metrics.c (counting) and
- * metrics_text.c (the page). */
+/* service/metrics_internal.h - the tables behind metrics.h, shared by metrics.c (counting) and those that
+ * write the page (metrics_page.h). */
 #ifndef SERVICE_METRICS_INTERNAL_H
 #define SERVICE_METRICS_INTERNAL_H
 
@@ -26,6 +26,10 @@ typedef struct histogram {
 
 struct metrics {
     char *model_name; /* as a label's value: escaped */
+    /* Of the process, since the epoch. Read once, since it comes from two clocks: another digit would be
+     * another start to whoever counts restarts. */
+    double start_seconds;
+    metrics_compat compat;
     uint32_t n_layers, n_experts;
     _Atomic bool is_paused;
     _Atomic uint64_t counters[METRIC_COUNTER_COUNT];
@@ -41,6 +45,9 @@ struct metrics {
             *ended; /* [n_routings][n_schedulings][n_selections][n_codecs]: sequences */
     } methods;
 };
+
+/* Of this process, since the epoch; 0 if that cannot be read. */
+double metrics_process_start_seconds(void);
 
 /* What counters call a policy: none, quest, or its scorer; NULL behind the last one. */
 const char *metrics_scheduling_name(uint32_t index);

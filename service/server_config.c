@@ -4,6 +4,7 @@
 static const char *const load_formats[] = {"auto", "safetensors", "dummy", NULL}; /* model_load */
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL}; /* log_level */
 static const char *const log_formats[] = {"text", "json", NULL};                  /* log_format */
+static const char *const compats[] = {"none", "vllm", NULL}; /* metrics_compat */
 
 #define S serve_config
 static const cfg_field fields[] = {
@@ -30,6 +31,8 @@ static const cfg_field fields[] = {
               "seconds that running requests get after SIGTERM"),
     CFG_NUM32(S, n_logprobs_max, "max-logprobs", 0, 20, "20", "largest `logprobs` of a request"),
     CFG_NUM32(S, n_choices_max, "max-choices", 1, 65536, "256", "n times prompts of one request"),
+    CFG_PICK(S, metrics_compat, "metrics-compat", compats, "none",
+             "whose metric names /metrics shows beside its own"),
     CFG_PICK(S, log_level, "log-level", log_levels, "info", "least important level shown"),
     CFG_PICK(S, log_format, "log-format", log_formats, "text", "form of the log's lines"),
     CFG_NUM32(S, tensor_parallel, "tensor-parallel-size", 1, 1024, "1", "only 1 in this build"),

@@ -30,6 +30,7 @@ typedef struct serve_config {
     uint32_t stream_write_timeout_s; /* --stream-write-timeout */
     uint32_t n_logprobs_max;         /* --max-logprobs, 20 */
     uint32_t n_choices_max;          /* --max-choices: n x prompts of one request */
+    uint32_t metrics_compat;         /* as in service/metrics.h */
     uint32_t log_level, log_format;  /* as in base/log.h */
     uint32_t tensor_parallel, pipeline_parallel, data_parallel; /* accepted as 1 */
     bool expert_parallel; /* what ranks do in any case; refused with one */

@@ -103,7 +103,8 @@ err_t server_prepare(server_parts *parts, const server_settings *settings, err_i
     TRY(api_keys_open(serve, &parts->api.keys, info));
     const metrics_shape shape = {.model_name = parts->model_names[0],
                                  .n_layers = parts->shape.n_layers,
-                                 .n_experts = parts->shape.n_experts};
+                                 .n_experts = parts->shape.n_experts,
+                                 .compat = (metrics_compat)serve->metrics_compat};
     if (metrics_open(&shape, &parts->metrics) != ERR_OK) {
         return err_set(info, ERR_NO_MEMORY, "no memory for counters");
     }
@@ -163,6 +164,7 @@ static err_t open_engine(server_parts *parts, err_info *info)
     parts->api.cache = parts->own.cache;
     parts->api.t = parts->t;
     parts->api.n_context_max = engine_context_max(parts->e);
+    parts->api.n_capacity_tokens = kv_cache_capacity_tokens(parts->own.cache, NULL);
     /* A request with more choices could never be queued: 429 would make clients repeat it for ever. */
     const engine_config *config = &parts->settings->engine;
     parts->api.n_choices_max = (uint32_t)min_size(parts->settings->serve.n_choices_max,

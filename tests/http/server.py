@@ -4,6 +4,8 @@ The binary is PIKV_BIN (build/dev/pikv if unset). Every server gets port 0, so t
 real ports are read from the log. PIKV_SLOW=1 stretches the time limits for sanitizer builds. A server that
 leaves with another code than the expected one, or whose log holds a sanitizer's report, fails the test.
 
+PIKV_TEST_DEVICE=cuda puts it on a GPU.
+
 PIKV_TEST_RANKS=local:4 gives every server 4 ranks in its process, mpi:2 starts it under mpirun: the same tests, the
 same answers.
 """
@@ -21,6 +23,7 @@ import requests
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("PIKV_BIN", str(ROOT / "build/dev/pikv"))
 TRANSPORT, _, N_RANKS = os.environ.get("PIKV_TEST_RANKS", "local:1").partition(":")
+DEVICE = os.environ.get("PIKV_TEST_DEVICE")
 SLOWNESS = 8 if os.environ.get("PIKV_SLOW") == "1" else 1
 REPORTS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer",
            "runtime error:", "Assertion `", "Sanitizer:DEADLYSIGNAL")
@@ -67,6 +70,8 @@ def serve_words(args):
         return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", N_RANKS, *words]
     if int(N_RANKS) > 1 and "--ranks" not in args:
         words += ["--ranks", N_RANKS]
+    if DEVICE and "--device" not in args:
+        words += ["--device", DEVICE]
     return words
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 
 import requests
 
@@ -113,6 +114,14 @@ def test_counters_never_fall_and_scrapes_change_nothing(server):
     for (name, labels), value in second.values.items():
         if name.startswith("pikv_") and name.endswith("_total"):
             assert third.values[name, labels] == value, name
+
+
+def test_the_start_of_the_process_never_changes(server):
+    """Alerts count its changes as restarts."""
+    name = ("process_start_time_seconds", frozenset())
+    started = {server.metrics().values[name] for _ in range(30) if not time.sleep(0.05)}
+    assert len(started) == 1
+    assert 0 <= time.time() - started.pop() < limit(600)
 
 
 def test_rejections_are_counted_by_reason(server):

@@ -218,6 +218,11 @@ static void free_apart(dev *d, void *data)
     check(apart_of(d), data, 0); /* it goes with the device */
 }
 
+static size_t room(dev *d)
+{
+    return apart_of(d)->memory_bytes - apart_of(d)->used_bytes;
+}
+
 static void upload(dev *d, void *to, const void *from, size_t bytes)
 {
     apart *a = apart_of(d);
@@ -263,6 +268,7 @@ static void close_apart(dev *d)
 
 static const dev_memory memory_apart = {.alloc = alloc_apart,
                                         .free = free_apart,
+                                        .room = room,
                                         .upload = upload,
                                         .download = download,
                                         .zero = zero,

@@ -63,6 +63,11 @@ err_t dev_cuda_alloc(dev_cuda *, size_t bytes, void **out, err_info *info)
     return ERR_OK;
 }
 
+size_t dev_cuda_room(const dev_cuda *d)
+{
+    return d->about.memory_limit;
+}
+
 void dev_cuda_free(dev_cuda *, void *data)
 {
     free(data);

@@ -19,12 +19,14 @@ static metrics *open_metrics(const char *model_name)
 
 static const metrics_gauges GAUGES = {.n_running = 3,
                                       .n_waiting = 2,
+                                      .n_preempted = 5,
                                       .weight_bytes = 1000,
                                       .load_seconds = 1.5,
                                       .is_ready = true,
                                       .kv = {.pages_total = 10,
                                              .pages_used = 4,
                                              .used_bytes = 4096,
+                                             .pool_budget_bytes = 16384,
                                              .pages_free = 6,
                                              .pages_open = 100,
                                              .pages_read = 25,
@@ -51,6 +53,8 @@ static const metrics_gauges GAUGES = {.n_running = 3,
                                       .dev_name = "avx2",
                                       .kv_type = "bf16",
                                       .page_tokens = 32,
+                                      .has_prefix_cache = true,
+                                      .capacity_tokens = 6400,
                                       .context_max = 2048};
 
 static char *write_page(const metrics *m)
@@ -394,6 +398,81 @@ static metrics *open_busy(void)
     return m;
 }
 
+static metrics *open_vllm(void)
+{
+    metrics *m;
+    const metrics_shape shape = {
+        .model_name = "s", .n_layers = 3, .n_experts = 4, .compat = METRICS_COMPAT_VLLM};
+    ck_assert_int_eq(metrics_open(&shape, &m), ERR_OK);
+    return m;
+}
+
+/* The value of vllm:NAME{LABELS}; all of these carry model and engine. */
+static double vllm_value(const char *text, const char *name, const char *labels)
+{
+    char series[160];
+    snprintf(series, sizeof series, "vllm:%s{model_name=\"s\",engine=\"0\"%s}", name, labels);
+    return value_of(text, series);
+}
+
+START_TEST(names_of_vllm_are_shown_where_asked_for)
+{
+    metrics *m = open_vllm();
+    metrics_add(m, METRIC_PROMPT_TOKENS, 100);
+    metrics_add(m, METRIC_PROMPT_CACHED_TOKENS, 32);
+    metrics_count_outcome(m, OUTCOME_LENGTH);
+    char *text = write_page(m);
+    const char *const by_source = "prompt_tokens_by_source_total";
+    ck_assert(vllm_value(text, "num_requests_running", "") == 3);
+    ck_assert(vllm_value(text, "num_requests_waiting", "") == 7); /* 2, and 5 preempted ones */
+    ck_assert(vllm_value(text, "kv_cache_usage_perc", "") == 0.25);
+    ck_assert(vllm_value(text, "prompt_tokens_total", "") == 100);
+    ck_assert(vllm_value(text, by_source, ",source=\"local_compute\"") == 68);
+    ck_assert(vllm_value(text, by_source, ",source=\"local_cache_hit\"") == 32);
+    ck_assert(vllm_value(text, "request_success_total", ",finished_reason=\"length\"") == 1);
+    ck_assert(vllm_value(text, "cache_config_info",
+                         ",block_size=\"32\",cache_dtype=\"bf16\",enable_prefix_caching=\"True\","
+                         "num_gpu_blocks=\"200\"") == 1);
+    ck_assert(value_of(text, "pikv_kv_capacity_tokens{model_name=\"s\"}") == 6400);
+    free(text);
+    metrics_close(m);
+    m = open_metrics("s");
+    text = write_page(m);
+    ck_assert_ptr_null(strstr(text, "vllm:"));
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
+START_TEST(buckets_of_vllm_are_sums_of_ours)
+{
+    metrics *m = open_vllm();
+    const double seconds[] = {0.0001, 0.001, 0.0015, 0.005, 0.0051, 3000};
+    for (size_t i = 0; i < sizeof seconds / sizeof *seconds; i++)
+        metrics_observe(m, METRIC_TTFT, seconds[i]);
+    metrics_observe(m, METRIC_PROMPT_LENGTH, 1500);
+    char *text = write_page(m);
+    const char *const ttft = "time_to_first_token_seconds_bucket";
+    ck_assert(vllm_value(text, ttft, ",le=\"0.001\"") == 2);
+    ck_assert(vllm_value(text, ttft, ",le=\"0.005\"") == 4); /* ours has .002 in between */
+    ck_assert(vllm_value(text, ttft, ",le=\"0.01\"") == 5);
+    ck_assert(vllm_value(text, ttft, ",le=\"2560\"") == 5);
+    ck_assert(vllm_value(text, ttft, ",le=\"+Inf\"") == 6);
+    ck_assert(vllm_value(text, "time_to_first_token_seconds_count", "") == 6);
+    ck_assert_ptr_null(strstr(text, "vllm:time_to_first_token_seconds_bucket{model_name=\"s\","
+                                    "engine=\"0\",le=\"0.002\"}"));
+    /* Lengths end where sequences do: the context has 2048 positions. */
+    const char *const length = "request_prompt_tokens_bucket";
+    ck_assert(vllm_value(text, length, ",le=\"1000\"") == 0);
+    ck_assert(vllm_value(text, length, ",le=\"2000\"") == 1);
+    ck_assert(vllm_value(text, length, ",le=\"+Inf\"") == 1);
+    ck_assert_ptr_null(strstr(text, "vllm:request_prompt_tokens_bucket{model_name=\"s\","
+                                    "engine=\"0\",le=\"5000\"}"));
+    free(text);
+    metrics_close(m);
+}
+END_TEST
+
 START_TEST(the_page_is_well_formed)
 {
     metrics *m = open_metrics("empty");
@@ -472,6 +551,8 @@ const test_case test_cases[] = {TEST_CASE(what_is_counted_is_written),
                                 TEST_CASE(experts_are_counted_per_layer),
                                 TEST_CASE(a_value_on_an_edge_belongs_to_its_bucket),
                                 TEST_CASE(steps_are_one_family_with_a_phase),
+                                TEST_CASE(names_of_vllm_are_shown_where_asked_for),
+                                TEST_CASE(buckets_of_vllm_are_sums_of_ours),
                                 TEST_CASE(the_page_is_well_formed),
                                 TEST_CASE(promtool_has_nothing_to_say),
                                 TEST_CASE(nothing_is_lost_while_pages_are_written),
