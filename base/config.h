@@ -95,12 +95,11 @@ typedef struct cfg_binding {
                                  .choices = (names), .metavar = "NAME", .help = (text))  \
     }
 
-/* Sets every field to its default. A default that its own limits refuse is a bug (asserted). */
+/* A default that its own limits refuse is a bug (asserted). */
 err_t cfg_defaults(const cfg_binding *bindings, size_t n_bindings) MUST_CHECK;
 
 /* Sets one field by name from text. ERR_NOT_FOUND names an unknown key (with the nearest known one);
- * ERR_BAD_CONFIG names key, value and limit: `kv-page-tokens: 0 is outside [4, 64]`. A CFG_STRINGS
- * value is appended; cfg_clear_list empties it (a stronger source replaces a weaker one's list). */
+ * ERR_BAD_CONFIG key, value and limit. A CFG_STRINGS value is appended; cfg_clear_list empties it. */
 err_t cfg_set(const cfg_binding *bindings, size_t n_bindings, const char *name, const char *value,
               err_info *info) MUST_CHECK;
 void cfg_clear_list(const cfg_binding *bindings, size_t n_bindings, const char *name);
@@ -110,12 +109,14 @@ void cfg_clear_list(const cfg_binding *bindings, size_t n_bindings, const char *
 const cfg_field *cfg_find(const cfg_binding *bindings, size_t n_bindings, const char *name,
                           void **target);
 
-/* Every PIKV_* variable of `environment` ("NAME=value", NULL-terminated). Unknown PIKV_ names fail. */
+/* Every PIKV_* variable of `environment` ("NAME=value", NULL-terminated); unknown ones fail. Not what
+ * Kubernetes says of a Service called pikv or pikv-*: cfg_is_service_link, of "NAME=value". */
 err_t cfg_set_environment(const cfg_binding *bindings, size_t n_bindings, char *const *environment,
                           err_info *info) MUST_CHECK;
+bool cfg_is_service_link(const char *variable);
 
-/* --name value, --name=value, --flag, --no-flag, -x aliases (see cfg_alias); `--` ends the flags.
- * Other words are positional: moved to the front of argv, counted in *n_positional. */
+/* --name value, --name=value, --flag, --no-flag, aliases; `--` ends the flags. Other words are
+ * positional: moved to the front of argv, counted in *n_positional. */
 typedef struct cfg_alias {
     const char *alias; /* "-p", "--model" */
     const char *name;  /* "prompt" */
@@ -133,7 +134,6 @@ err_t cfg_set_arguments(const cfg_binding *bindings, size_t n_bindings, cfg_args
 void cfg_print_help(const cfg_binding *bindings, size_t n_bindings, FILE *out);
 /* --print-config: YAML, one `name: value` line per field, secrets (names ending in "api-key") masked. */
 void cfg_print_yaml(const cfg_binding *bindings, size_t n_bindings, FILE *out);
-
 /* Every field to another struct of the table, strings as copies. On ERR_NO_MEMORY `to` is in parts. */
 err_t cfg_copy(const cfg_table *table, const void *from, void *to) MUST_CHECK;
 

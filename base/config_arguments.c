@@ -168,12 +168,50 @@ static err_t set_variable(const source *s, const char *variable)
     return cfg_set(s->bindings, s->n_bindings, name, equals + 1, s->info);
 }
 
+static bool begins(const char *text, const char *with)
+{
+    return strncmp(text, with, strlen(with)) == 0;
+}
+
+/* `tail` is what stands behind the name of a Service. */
+static bool is_link_tail(const char *tail)
+{
+    static const char *const protocols[] = {"_TCP", "_UDP", "_SCTP"}, *const schemes[] = {
+                                                                          "=tcp://", "=udp://",
+                                                                          "=sctp://"};
+    if (begins(tail, "_SERVICE_HOST=") || begins(tail, "_SERVICE_PORT=")) return true;
+    if (begins(tail, "_SERVICE_PORT_")) return true;
+    if (!begins(tail, "_PORT")) return false;
+    const char *rest = tail + strlen("_PORT");
+    for (int i = 0; i < 3; i++) {
+        if (begins(rest, schemes[i])) return true;
+    }
+    const size_t n_digits = *rest == '_' ? strspn(rest + 1, "0123456789") : 0;
+    for (int i = 0; n_digits > 0 && i < 3; i++) {
+        if (begins(rest + 1 + n_digits, protocols[i])) return true;
+    }
+    return false;
+}
+
+/* For a Service `pikv` on port 8000 these are PIKV_SERVICE_HOST, PIKV_SERVICE_PORT, PIKV_SERVICE_PORT_<name>,
+ * PIKV_PORT=tcp://10.0.0.1:8000, PIKV_PORT_8000_TCP=... and that with _PROTO, _PORT and _ADDR. Told by their shape,
+ * since PIKV_PORT is a setting of ours too; PIKV_PORT=8000 stays one. */
+bool cfg_is_service_link(const char *variable)
+{
+    if (!begins(variable, ENVIRONMENT_PREFIX)) return false;
+    const char *equals = strchr(variable, '=');
+    for (const char *at = variable; at != NULL && at < equals; at = strchr(at + 1, '_')) {
+        if (is_link_tail(at)) return true;
+    }
+    return false;
+}
+
 err_t cfg_set_environment(const cfg_binding *bindings, size_t n_bindings, char *const *environment,
                           err_info *info)
 {
     const source s = {.bindings = bindings, .n_bindings = n_bindings, .info = info};
     for (char *const *variable = environment; *variable != NULL; variable++) {
-        if (strncmp(*variable, ENVIRONMENT_PREFIX, sizeof ENVIRONMENT_PREFIX - 1) != 0) continue;
+        if (!begins(*variable, ENVIRONMENT_PREFIX) || cfg_is_service_link(*variable)) continue;
         TRY(set_variable(&s, *variable));
     }
     return ERR_OK;

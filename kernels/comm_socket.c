@@ -6,6 +6,7 @@
 #include "kernels/comm_socket.h"
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "kernels/comm_impl.h"
 
 #include <errno.h>
@@ -18,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { TRY_MS = 2000, PAUSE_MS = 100, BACKLOG = 4096 };
+enum { TRY_MS = 2000, PAUSE_MS = 100, NAME_MS = 60000, BACKLOG = 4096 };
 
 err_t socket_own_address(int fd, socket_address *out)
 {
@@ -65,8 +66,8 @@ err_t socket_listen_at(const socket_address *address, int *out, err_info *info)
     }
     const int cause = errno;
     if (fd >= 0) close(fd);
-    return err_set(info, ERR_SYSTEM, "tcp: cannot listen at port %u: %s", socket_port(address),
-                   strerror(cause));
+    return err_set(info, cause == EADDRNOTAVAIL ? ERR_NOT_FOUND : ERR_SYSTEM,
+                   "tcp: cannot listen at port %u: %s", socket_port(address), strerror(cause));
 }
 
 /* NULL if the name is not known. Freed with freeaddrinfo. */
@@ -87,24 +88,52 @@ static socket_address address_of(const struct addrinfo *info)
     return address;
 }
 
-err_t socket_listen_host(const char *host, uint16_t port, int *out, err_info *info)
+/* ERR_NOT_FOUND: the name is not known, or none of its addresses is of this machine. */
+static err_t listen_by_name(const char *host, uint16_t port, int *out, err_info *info)
 {
     int cause = 0;
     struct addrinfo *found = resolve(host, port, &cause);
     if (found == NULL) {
-        return err_set(info, ERR_BAD_CONFIG, "tcp: master address \"%s\": %s", host,
+        return err_set(info, ERR_NOT_FOUND, "tcp: master address \"%s\": %s", host,
                        gai_strerror(cause));
     }
     err_info last = {.code = ERR_OK};
     err_t err = ERR_NOT_FOUND;
     for (const struct addrinfo *at = found; at != NULL && err != ERR_OK; at = at->ai_next) {
         const socket_address address = address_of(at);
+        last = (err_info){.code = ERR_OK};
         err = socket_listen_at(&address, out, &last);
     }
     freeaddrinfo(found);
     if (err == ERR_OK) return ERR_OK;
-    return err_set(info, ERR_BAD_CONFIG, "%s, of master address \"%s\", which must be rank 0's own",
+    return err_set(info, err, "%s, of master address \"%s\", which must be rank 0's own",
                    last.message, host);
+}
+
+static bool is_numeric(const char *host)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST};
+    struct addrinfo *found = NULL;
+    if (getaddrinfo(host, NULL, &hints, &found) != 0) return false;
+    freeaddrinfo(found);
+    return true;
+}
+
+err_t socket_listen_host(const char *host, uint16_t port, uint64_t deadline_ns, int *out,
+                         err_info *info)
+{
+    const uint64_t name_ns = comm_deadline_ns(NAME_MS);
+    const bool may_change = !is_numeric(host);
+    if (name_ns < deadline_ns) deadline_ns = name_ns;
+    for (bool is_first = true;; is_first = false) {
+        err_info last = {.code = ERR_OK};
+        const err_t err = listen_by_name(host, port, out, &last);
+        if (err == ERR_OK) return ERR_OK;
+        if (err != ERR_NOT_FOUND || !may_change || clock_mono_ns() >= deadline_ns)
+            return err_set(info, ERR_BAD_CONFIG, "%s", last.message);
+        if (is_first) log_warn("comm", "waiting cause=\"%s\"", last.message);
+        nanosleep(&(struct timespec){.tv_nsec = PAUSE_MS * 1000000L}, NULL);
+    }
 }
 
 static void set_no_delay(int fd)

@@ -25,8 +25,10 @@ void socket_set_port(socket_address *address, uint16_t port);
 /* Listens at `address`; port 0 is any. */
 err_t socket_listen_at(const socket_address *address, int *out, err_info *info) MUST_CHECK;
 
-/* Listens at the first address of `host` that is this machine's, the same way. */
-err_t socket_listen_host(const char *host, uint16_t port, int *out, err_info *info) MUST_CHECK;
+/* Listens at the first address of `host` that is this machine's, the same way. A name may be new, as that of a pod is,
+ * whose record comes after its start or still is its predecessor's: that is waited for, a minute at most. ERR_BAD_CONFIG. */
+err_t socket_listen_host(const char *host, uint16_t port, uint64_t deadline_ns, int *out,
+                         err_info *info) MUST_CHECK;
 
 /* -1 if nobody is there. */
 int socket_accept(int listener);

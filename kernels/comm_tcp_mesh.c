@@ -331,7 +331,7 @@ static err_t connect_first(tcp_comm *c, const comm_config *config, uint64_t dead
                            err_info *info)
 {
     int listener = -1;
-    TRY(socket_listen_host(config->master_host, config->master_port, &listener, info));
+    TRY(socket_listen_host(config->master_host, config->master_port, deadline_ns, &listener, info));
     err_info failure = {.code = ERR_OK};
     gate *g = open_gate(c, listener, 1, 0);
     if (g == NULL) {

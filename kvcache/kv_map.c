@@ -70,6 +70,12 @@ static int by_id(const void *a, const void *b)
     return (x->id > y->id) - (x->id < y->id);
 }
 
+static bool is_wanted(const kv_map_query *query, const kv_seq *seq, const kv_seq *before)
+{
+    if (query->seq == KV_MAP_NEWEST) return before == NULL || seq->id > before->id;
+    return seq->id == query->seq;
+}
+
 /* Returns the sequence whose pages are wanted, if it is open. */
 static const kv_seq *take_seqs(const kv_cache *cache, kv_map *map)
 {
@@ -85,7 +91,7 @@ static const kv_seq *take_seqs(const kv_cache *cache, kv_map *map)
                             .n_blocks = seq->n_blocks};
         for (uint32_t list = 0; list < cache->n_lists && seq->table.capacity > 0; list++)
             row->slots_live += seq->table.n_live[list];
-        if (seq->id == map->query.seq) wanted = seq;
+        if (is_wanted(&map->query, seq, wanted)) wanted = seq;
     }
     qsort(map->seqs, map->n_seqs, sizeof *map->seqs, by_id);
     return wanted;
@@ -161,6 +167,7 @@ void kv_map_take(const kv_cache *cache, kv_map *map)
     take_settings(cache, map);
     const kv_seq *seq = take_seqs(cache, map);
     map->has_seq = seq != NULL;
+    map->seq_id = seq != NULL ? seq->id : 0;
     map->n_lists = map->n_runs = 0;
     map->is_truncated = false;
     for (uint32_t l = 0; l < cache->n_layers; l++) {

@@ -19,9 +19,11 @@
 #include "kvcache/page_tiers.h"
 
 enum { KV_MAP_RUNS_MAX = 8192 };
+#define KV_MAP_NEWEST \
+    UINT64_MAX /* for an id: of the sequence that was opened last, when the map is taken */
 
 typedef struct kv_map_query {
-    uint64_t seq;   /* whose pages are shown; 0: nobody's */
+    uint64_t seq;   /* whose pages are shown; 0: nobody's; KV_MAP_NEWEST */
     bool has_layer; /* lists of this layer only */
     uint32_t layer;
 } kv_map_query;
@@ -65,7 +67,8 @@ typedef struct kv_map {
     uint32_t n_lists;
     kv_map_run *runs; /* [n_runs], as the lists name them */
     uint32_t n_runs;
-    bool has_seq;      /* query.seq is open */
+    bool has_seq;      /* query.seq is open; always so with KV_MAP_NEWEST, unless nothing is */
+    uint64_t seq_id;   /* the one that is shown, with has_seq */
     bool is_truncated; /* it has more than KV_MAP_RUNS_MAX runs, and the last are left out */
     uint8_t *parts;    /* of all ranks, see kv_map_ranks.h; NULL: there is one */
 } kv_map;

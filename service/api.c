@@ -1,11 +1,12 @@
 /* service/api.c - the routes, and what all of them do alike: keys, refusals, the line in the log.
  *
- * Public are only the routes that probes and scrapers need. Everything else wants a key as soon as there
+ * Public are only the page, which holds no data, and the routes that probes and scrapers need. Everything else wants a key as soon as there
  * is one, also paths that do not exist: an outsider learns nothing from the difference. */
 #include "service/api.h"
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "web/router.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,13 +15,21 @@
 enum { ALLOW_BYTES = 64, FIELDS_MAX = 3, NUMBER_BYTES = 16 };
 
 static const route routes[] = {
+    {.method = "GET", .path = "/", .is_public = true, .handle = api_page},
+    {.method = "GET",
+     .path = "/page/",
+     .takes_rest = true,
+     .is_public = true,
+     .handle = api_page_file},
     {.method = "POST", .path = "/v1/completions", .handle = api_completions},
     {.method = "GET", .path = "/v1/models", .handle = api_models},
     {.method = "GET", .path = "/v1/models/", .takes_rest = true, .handle = api_model},
     {.method = "POST", .path = "/tokenize", .handle = api_tokenize},
     {.method = "POST", .path = "/detokenize", .handle = api_detokenize},
     {.method = "GET", .path = "/load", .handle = api_load},
+    {.method = "GET", .path = "/tokenizer_info", .handle = api_tokenizer_info},
     {.method = "GET", .path = "/debug/kv", .handle = api_debug_kv},
+    {.method = "GET", .path = "/debug/kv/methods", .handle = api_debug_kv_methods},
     {.method = "GET", .path = "/live", .is_public = true, .handle = api_live},
     {.method = "GET", .path = "/ready", .is_public = true, .handle = api_ready},
     {.method = "GET", .path = "/health", .is_public = true, .handle = api_ready},
@@ -29,19 +38,14 @@ static const route routes[] = {
     {.method = "GET", .path = "/metrics", .is_public = true, .handle = api_metrics},
 };
 
-/* The monitor listener serves the last of them. */
-enum { N_ROUTES = sizeof routes / sizeof routes[0], FIRST_PUBLIC = 7 };
+/* The page has the first of them, and without it they do not exist; the monitor listener serves the last. */
+enum { N_ROUTES = sizeof routes / sizeof routes[0], N_PAGE_ROUTES = 2, FIRST_MONITOR = 11 };
 
-const route *api_routes(size_t *n_routes)
+static const route *routes_of(const api_context *api, size_t *n_routes)
 {
-    *n_routes = N_ROUTES;
-    return routes;
-}
-
-const route *api_monitor_routes(size_t *n_routes)
-{
-    *n_routes = N_ROUTES - FIRST_PUBLIC;
-    return routes + FIRST_PUBLIC;
+    const size_t first = api->config->dashboard ? 0 : N_PAGE_ROUTES;
+    *n_routes = N_ROUTES - first;
+    return routes + first;
 }
 
 static void count_reject(api_context *api, unsigned status)
@@ -153,8 +157,10 @@ void api_handle(void *ctx, http_exchange *ex)
     api_context *api = ctx;
     const route *found = NULL;
     char allow[ALLOW_BYTES];
+    size_t n_routes;
+    const route *known = routes_of(api, &n_routes);
     const route_result result =
-        route_find(routes, N_ROUTES, http_method(ex), http_path(ex), &found, allow);
+        route_find(known, n_routes, http_method(ex), http_path(ex), &found, allow);
     /* OPTIONS carries no key in a browser, and tells nothing. */
     const bool is_free = (result == ROUTE_FOUND && found->is_public) ||
                          (result == ROUTE_NO_METHOD && strcmp(http_method(ex), "OPTIONS") == 0);
@@ -174,7 +180,7 @@ void api_handle_monitor(void *ctx, http_exchange *ex)
 {
     const route *found = NULL;
     char allow[ALLOW_BYTES];
-    switch (route_find(routes + FIRST_PUBLIC, N_ROUTES - FIRST_PUBLIC, http_method(ex),
+    switch (route_find(routes + FIRST_MONITOR, N_ROUTES - FIRST_MONITOR, http_method(ex),
                        http_path(ex), &found, allow)) {
     case ROUTE_FOUND: found->handle(ctx, ex); break;
     case ROUTE_NO_PATH: refuse_path(ctx, ex); break;

@@ -11,7 +11,6 @@
 #include "service/metrics.h"
 #include "service/server_config.h"
 #include "web/http.h"
-#include "web/router.h"
 
 #include <stdatomic.h>
 
@@ -72,18 +71,18 @@ bool api_is_serving(const api_context *api, api_error *error);
 void api_completions(void *ctx, http_exchange *ex);
 void api_tokenize(void *ctx, http_exchange *ex);
 void api_detokenize(void *ctx, http_exchange *ex);
+void api_tokenizer_info(void *ctx, http_exchange *ex);
 void api_models(void *ctx, http_exchange *ex);
 void api_model(void *ctx, http_exchange *ex);
 void api_live(void *ctx, http_exchange *ex);
 void api_ready(void *ctx, http_exchange *ex);
 void api_version(void *ctx, http_exchange *ex);
 void api_debug_kv(void *ctx, http_exchange *ex);
+void api_debug_kv_methods(void *ctx, http_exchange *ex);
+void api_page(void *ctx, http_exchange *ex);
+void api_page_file(void *ctx, http_exchange *ex);
 void api_load(void *ctx, http_exchange *ex);
 void api_metrics(void *ctx, http_exchange *ex);
-
-/* All routes of the main listener, and of the monitor listener (health and metrics only). */
-const route *api_routes(size_t *n_routes);
-const route *api_monitor_routes(size_t *n_routes);
 
 /* The http_handler entries: find the route, check the API key, reply 401, 404 and 405. */
 void api_handle(void *ctx, http_exchange *ex);

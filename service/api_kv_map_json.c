@@ -100,7 +100,7 @@ static json_t *pages_new(const kv_map *map, const kv_map_list *list)
 /* The sequence whose pages were asked for. */
 static json_t *sequence_new(const kv_map *map)
 {
-    json_t *object = json_pack("{s:I,s:b,s:[]}", "id", (json_int_t)map->query.seq, "is_truncated",
+    json_t *object = json_pack("{s:I,s:b,s:[]}", "id", (json_int_t)map->seq_id, "is_truncated",
                                map->is_truncated, "heads");
     json_t *heads = json_object_get(object, "heads");
     bool is_ok = heads != NULL;
@@ -139,7 +139,8 @@ static void poll(void *user, http_exchange *ex)
     const kv_map *map = kv_look_map(call->look);
     if (map == NULL || call->is_over) return;
     call->is_over = true;
-    if (map->query.seq != 0 && !map->has_seq) {
+    const bool is_named = map->query.seq != 0 && map->query.seq != KV_MAP_NEWEST;
+    if (is_named && !map->has_seq) {
         api_error error = {0};
         api_refuse(&error, API_FAULT_PATH, "seq", "seq: no sequence %llu is open",
                    (unsigned long long)map->query.seq);
@@ -190,10 +191,12 @@ static bool read_query(const http_exchange *ex, uint32_t n_layers, kv_map_query 
                        api_error *error)
 {
     int64_t seq = 0, layer = 0;
-    if (!read_number(ex, "seq", (api_int_range){1, INT64_MAX}, &seq, error) ||
+    const char *name = http_query(ex, "seq");
+    const bool is_newest = name != NULL && strcmp(name, "newest") == 0;
+    if ((!is_newest && !read_number(ex, "seq", (api_int_range){1, INT64_MAX}, &seq, error)) ||
         !read_number(ex, "layer", (api_int_range){0, n_layers - 1}, &layer, error))
         return false;
-    *out = (kv_map_query){.seq = (uint64_t)seq,
+    *out = (kv_map_query){.seq = is_newest ? KV_MAP_NEWEST : (uint64_t)seq,
                           .has_layer = http_query(ex, "layer") != NULL,
                           .layer = (uint32_t)layer};
     return true;

@@ -3,12 +3,14 @@
  * Two dialects: vLLM's {prompt, add_special_tokens, return_token_strs} -> {count, max_model_len, tokens,
  * token_strs} and {tokens} -> {prompt}; llama.cpp's {content, add_special, with_pieces} -> {tokens} and
  * {tokens} -> {content}. A request that says `content` gets the second; /detokenize answers with both
- * keys. */
+ * keys. GET /tokenizer_info is vLLM's, as far as clients that count tokens ask for it (lm-eval's remote
+ * tokenizer). */
 #include "service/api.h"
 
 #include "service/api_fields_json.h"
 #include "service/api_prompt_json.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 typedef struct tokenize_request {
@@ -167,4 +169,42 @@ void api_tokenize(void *ctx, http_exchange *ex)
 void api_detokenize(void *ctx, http_exchange *ex)
 {
     serve(ctx, ex, detokenize);
+}
+
+/* null: the model has no such token. */
+static json_t *control_new(const tokenizer *t, int64_t id)
+{
+    if (id < 0) return json_null();
+    const tok_piece piece = tokenizer_piece(t, (uint32_t)id, true);
+    return api_text_new(piece.bytes, piece.n_bytes);
+}
+
+static bool put_control(json_t *document, const tokenizer *t, const char *name, int64_t id)
+{
+    char id_name[32];
+    snprintf(id_name, sizeof id_name, "%s_id", name);
+    return api_put(document, name, control_new(t, id)) &&
+           api_put(document, id_name, id < 0 ? json_null() : json_integer(id));
+}
+
+void api_tokenizer_info(void *ctx, http_exchange *ex)
+{
+    api_context *api = ctx;
+    api_error error = {0};
+    if (!api_is_serving(api, &error)) {
+        api_reply_error(api, ex, &error);
+        return;
+    }
+    size_t n_bytes = 0;
+    char *text = NULL;
+    const tokenizer *t = api->t;
+    json_t *document =
+        json_pack("{s:s,s:b,s:I,s:I}", "tokenizer_class", "sentencepiece", "add_bos_token",
+                  tokenizer_adds_bos(t), "vocab_size", (json_int_t)tokenizer_n_vocab(t),
+                  "model_max_length", (json_int_t)api->n_context_max);
+    if (document != NULL && put_control(document, t, "bos_token", tokenizer_bos(t)) &&
+        put_control(document, t, "eos_token", tokenizer_eos(t)))
+        text = api_dump(document, &n_bytes);
+    json_decref(document);
+    api_reply_text_take(api, ex, text, n_bytes);
 }

@@ -45,6 +45,7 @@ static err_t read_environment(const cli_settings *s, char *const *environment, e
     char name[96];
     for (size_t i = 0; environment != NULL && environment[i] != NULL; i++) {
         if (!field_name_of(environment[i], name, sizeof name)) continue;
+        if (cfg_is_service_link(environment[i])) continue;
         if (cfg_find(s->bindings, s->n_bindings, name, NULL) == NULL) continue;
         const char *value = strchr(environment[i], '=') + 1;
         TRY(cfg_set(s->bindings, s->n_bindings, name, value, info));

@@ -17,6 +17,8 @@ static const cfg_field fields[] = {
     CFG_TEXT(S, host, "host", "127.0.0.1", "ADDRESS", "address to listen on"),
     CFG_NUM32(S, port, "port", 0, 65535, "8000", "port; 0: any free one, see the log"),
     CFG_FLAG(S, monitor, "monitor", "true", "second listener with health and metrics only"),
+    CFG_FLAG(S, dashboard, "dashboard", "true",
+             "page at / that shows the server, and a playground"),
     CFG_TEXT(S, monitor_host, "monitor-host", NULL, "ADDRESS", "its address (default: --host)"),
     CFG_TEXT(S, monitor_port_text, "monitor-port", "auto", "N", "its port; auto: port + 1; 0: any"),
     CFG_LIST(S, api_keys, "api-key", NULL, "KEY", "keys that clients must show; visible in ps"),

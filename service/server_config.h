@@ -16,6 +16,7 @@ typedef struct serve_config {
     char *host;              /* 127.0.0.1 */
     uint32_t port;           /* 8000; 0: any, printed */
     bool monitor;            /* --monitor: second listener, health and metrics only; on */
+    bool dashboard;          /* --dashboard: the page at /; on */
     char *monitor_host;      /* NULL: host */
     char *monitor_port_text; /* --monitor-port: "auto" (port + 1), or a number; 0: any, printed */
     cfg_strings served_model_names; /* --served-model-name; default: last part of model_dir */

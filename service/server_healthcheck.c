@@ -69,19 +69,44 @@ static unsigned ask(int fd)
     return sscanf(reply, "HTTP/1.%*1[01] %3u", &status) == 1 ? status : 0;
 }
 
+enum { NO_CONNECTION = 1000 }; /* beyond every status */
+
+static unsigned ask_port(const char *host, uint32_t port)
+{
+    const int fd = open_socket(host, port);
+    if (fd < 0) return NO_CONNECTION;
+    const unsigned status = ask(fd);
+    close(fd);
+    return status;
+}
+
+/* A full main listener refuses probes too: then the word of the monitor counts. Only where the main one is there at all,
+ * since an automatic port of the monitor may have been somebody else's: see open_monitor in server.c. */
+static unsigned ask_server(const serve_config *serve)
+{
+    const char *host = reachable(serve->host);
+    const unsigned status = serve->port > 0 ? ask_port(host, serve->port) : 0;
+    if (status == 200 || status == NO_CONNECTION) return status;
+    if (!serve->monitor || serve->monitor_port == 0) return status;
+    if (serve->monitor_host != NULL) host = reachable(serve->monitor_host);
+    return ask_port(host, serve->monitor_port) == 200 ? 200 : status;
+}
+
 int server_healthcheck(const server_settings *settings)
 {
     const serve_config *serve = &settings->serve;
-    if (serve->port == 0) {
+    if (settings->place.rank > 0) {
+        printf("rank %u has no HTTP: rank 0 answers for the group\n", settings->place.rank);
+        return 0;
+    }
+    if (serve->port == 0 && (!serve->monitor || serve->monitor_port == 0)) {
         fprintf(stderr, "pikv: healthcheck: the port is 0, any: it cannot be known here\n");
         return 1;
     }
-    const char *host = reachable(serve->host);
-    const int fd = open_socket(host, serve->port);
-    const unsigned status = fd >= 0 ? ask(fd) : 0;
-    if (fd >= 0) close(fd);
+    const unsigned status = ask_server(serve);
     if (status == 200) return 0;
-    fprintf(stderr, "pikv: healthcheck: %s port %u: %s (status %u)\n", host, serve->port,
-            fd < 0 ? "no connection" : "not ready", status);
+    fprintf(stderr, "pikv: healthcheck: %s port %u: %s", reachable(serve->host), serve->port,
+            status == NO_CONNECTION ? "no connection\n" : "not ready");
+    if (status != NO_CONNECTION) fprintf(stderr, " (status %u)\n", status);
     return 1;
 }

@@ -4,7 +4,7 @@
 set -u
 cd "${1:-$(dirname "$0")/..}" || exit 1
 list=$(mktemp)
-files=$(find base kernels kvcache model web service bench tests tools \
+files=$(find base kernels kvcache model web service bench docker tests tools \
     \( -name '*.c' -o -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.sh' \))
 
 # shellcheck disable=SC2086 # paths hold no spaces

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what is missing, by Debian package name: `setup.sh run` for building and serving,
 # `setup.sh eval` for reading compressed text as well, `setup.sh results` for Python too, `setup.sh test` for the
-# tests, `setup.sh mpi` for preset mpi and its tests. Does nothing, quickly, when everything is there.
+# tests, `setup.sh mpi` for preset mpi and its tests, `setup.sh image` for docker/test.sh. Does nothing, quickly,
+# when everything is there.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -9,7 +10,8 @@ run_packages="gcc g++ libc6-dev cmake ninja-build pkg-config
     libmicrohttpd-dev libjansson-dev libcjson-dev libsentencepiece-dev libyaml-dev libsodium-dev"
 mpi_packages="libopenmpi-dev openmpi-bin"
 test_packages="xz-utils check clang clang-format libclang-rt-14-dev universal-ctags
-    python3 python3-venv prometheus curl procps iproute2"
+    python3 python3-venv prometheus curl procps iproute2 chromium"
+image_packages="buildah debootstrap debian-archive-keyring wget ca-certificates python3 iproute2 util-linux"
 
 missing_of() {
     for package in "$@"; do
@@ -27,16 +29,18 @@ eval) packages="$run_packages xz-utils" ;;
 results) packages="$run_packages python3" ;;
 test) packages="$run_packages $test_packages" ;;
 mpi) packages="$run_packages $test_packages $mpi_packages" ;;
-*) echo "usage: $0 run|eval|results|test|mpi" >&2; exit 2 ;;
+image) packages=$image_packages ;;
+*) echo "usage: $0 run|eval|results|test|mpi|image" >&2; exit 2 ;;
 esac
 
 # shellcheck disable=SC2086 # the list is meant to be split
 missing=$(missing_of $packages)
 if [ -n "$missing" ]; then
     echo "installing:" $missing
-    as_root apt-get update -qq
+    as_root apt-get -o DPkg::Lock::Timeout=300 update -qq
     # shellcheck disable=SC2086
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq \
+        --no-install-recommends $missing
 fi
 
 # Clients that the tests drive the server with, in a virtual environment of their own.

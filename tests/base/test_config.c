@@ -172,6 +172,44 @@ START_TEST(the_environment_sets_what_it_names)
 }
 END_TEST
 
+START_TEST(what_kubernetes_says_of_services_is_no_setting)
+{
+    static const char *const links[] = {"PIKV_PORT=tcp://10.0.0.1:8000",
+                                        "PIKV_PORT=udp://10.0.0.1:53",
+                                        "PIKV_MONITOR_PORT=sctp://10.0.0.1:1",
+                                        "PIKV_SERVICE_HOST=10.0.0.1",
+                                        "PIKV_SERVICE_PORT=8000",
+                                        "PIKV_SERVICE_PORT_HTTP=8000",
+                                        "PIKV_PORT_8000_TCP=tcp://10.0.0.1:8000",
+                                        "PIKV_PORT_8000_TCP_PROTO=tcp",
+                                        "PIKV_PORT_53_UDP_ADDR=10.0.0.1",
+                                        "PIKV_A_B_PORT_1_SCTP_PORT=1"};
+    static const char *const others[] = {"PIKV_PORT=8000",
+                                         "PIKV_PORT=",
+                                         "PIKV_MONITOR_PORT=8001",
+                                         "PIKV_PORT=http://10.0.0.1",
+                                         "PIKV_PORT_8000=tcp://10.0.0.1:8000",
+                                         "PIKV_PORT_TCP=1",
+                                         "PIKV_SERVICE=1",
+                                         "PIKV_API_KEY=_PORT=tcp://",
+                                         "PIKV_API_KEY=a_SERVICE_HOST=b",
+                                         "PIKV_PORT",
+                                         "OTHER_PORT=tcp://10.0.0.1:1",
+                                         "PIKVX_SERVICE_HOST=1",
+                                         ""};
+    for (size_t i = 0; i < sizeof links / sizeof links[0]; i++)
+        ck_assert_msg(cfg_is_service_link(links[i]), "%s", links[i]);
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        ck_assert_msg(!cfg_is_service_link(others[i]), "%s", others[i]);
+    fixture *f = open_defaults();
+    char *words[N_WORDS_MAX];
+    char mixed[] = "PIKV_SERVICE_HOST=1 PIKV_KV_PAGE_TOKENS=16 PIKV_PORT=tcp://1";
+    ck_assert_int_eq(cfg_set_environment(&f->binding, 1, split(mixed, words), &f->info), ERR_OK);
+    ck_assert_uint_eq(f->s.page_tokens, 16);
+    close_settings(f);
+}
+END_TEST
+
 static err_t arguments(fixture *f, cfg_args *args, char **argv)
 {
     static const cfg_alias aliases[] = {{"-m", "model"}, {"--weights", "model"}, {NULL, NULL}};
@@ -361,6 +399,7 @@ const test_case test_cases[] = {
     TEST_CASE(sizes_take_suffixes),
     TEST_CASE(an_unknown_key_is_named_with_the_nearest),
     TEST_CASE(the_environment_sets_what_it_names),
+    TEST_CASE(what_kubernetes_says_of_services_is_no_setting),
     TEST_CASE(flags_take_values_in_every_usual_form),
     TEST_CASE(a_list_takes_words_up_to_the_next_flag_and_replaces_the_weaker_list),
     TEST_CASE(broken_flags_are_refused_by_name),

@@ -1,12 +1,15 @@
 """The words of the command line: settings from four sources, exit codes, --check, healthcheck."""
 
 import json
+import os
 import re
 import shutil
+import socket
 
 import pytest
 
-from server import ROOT, Server, run_command
+from server import ROOT, Server, run_command, wait_until
+from wire import Connection
 
 MODEL = ROOT / "models/storyteller"
 
@@ -136,6 +139,25 @@ def test_a_bad_variable_is_named():
     assert code == 2 and "no-such-thing" in err
 
 
+SERVICE_LINKS = {"PIKV_SERVICE_HOST": "10.0.0.1", "PIKV_SERVICE_PORT": "8000",
+                 "PIKV_SERVICE_PORT_HTTP": "8000", "PIKV_PORT": "tcp://10.0.0.1:8000",
+                 "PIKV_PORT_8000_TCP": "tcp://10.0.0.1:8000", "PIKV_PORT_8000_TCP_PROTO": "tcp",
+                 "PIKV_PORT_8000_TCP_PORT": "8000", "PIKV_PORT_8000_TCP_ADDR": "10.0.0.1"}
+
+
+def test_what_kubernetes_says_of_a_service_called_pikv_is_ignored_and_said():
+    assert settings(env=SERVICE_LINKS)["port"] == "8000"
+    assert settings(env={**SERVICE_LINKS, "PIKV_MONITOR_PORT": "9001"})["monitor-port"] == "9001"
+    with Server(env=SERVICE_LINKS) as server:
+        said = [line for line in server.log().splitlines() if "enableServiceLinks" in line]
+        assert len(said) == 1 and "variables=8" in said[0]
+        assert run_command("healthcheck", "--port", server.port, env=SERVICE_LINKS)[0] == 0
+    code, _, err = run_command("generate", "models/storyteller", "-p", "x", "-n", 1, env=SERVICE_LINKS)
+    assert code == 0, err
+    code, _, err = run_command("serve", env={"PIKV_PORT": "http://10.0.0.1:8000"})
+    assert code == 2 and "port" in err
+
+
 def test_help_and_version_are_for_everyone():
     assert run_command("--version")[1].startswith("pikv ")
     for words in (("--help",), ("serve", "--help"), ("generate", "--help"), ("bench", "--help"),
@@ -207,6 +229,12 @@ def test_an_api_key_file_without_a_key_is_refused(tmp_path):
 # ---- healthcheck ----
 
 
+def free_port():
+    """Free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
 def test_healthcheck_says_whether_the_server_is_ready():
     with Server() as server:
         assert run_command("healthcheck", "--port", server.port)[0] == 0
@@ -217,3 +245,37 @@ def test_healthcheck_says_whether_the_server_is_ready():
     assert code == 1 and str(port) in err
     assert run_command("healthcheck", "--port", 0)[0] == 1
     assert run_command("healthcheck", "--port", "x")[0] == 2
+
+
+def test_healthcheck_takes_the_words_of_the_process_that_it_asks_about():
+    with Server() as server:
+        pid = server.process.pid
+        code, _, err = run_command("healthcheck", "--pid", pid)  # it got --port 0
+        assert code == 1 and "port is 0" in err
+    port = free_port()
+    with Server("--port", port, "--monitor-port", 0) as server:
+        assert run_command("healthcheck", "--pid", server.process.pid) == (0, "", "")
+        pid = server.process.pid
+    code, _, err = run_command("healthcheck", "--pid", pid)
+    assert code == 1 and str(pid) in err
+    code, _, err = run_command("healthcheck", "--pid", os.getpid())
+    assert code == 1 and "no `pikv serve`" in err
+    assert run_command("healthcheck", "--pid", "one")[0] == 2
+    assert run_command("healthcheck", "--pid")[0] == 2
+
+
+def test_healthcheck_of_a_full_server_is_the_word_of_its_monitor():
+    port = free_port()
+    with Server("--port", port, "--monitor-port", 0, "--max-connections", 2) as server:
+        ports = ("--port", port, "--monitor-port", server.monitor_port)
+        idle = [Connection(port) for _ in range(2)]
+        wait_until(lambda: run_command("healthcheck", *ports, "--no-monitor")[0] == 1, 10, "it is full")
+        assert run_command("healthcheck", *ports)[0] == 0
+        for connection in idle:
+            connection.close()
+
+
+def test_healthcheck_of_a_rank_without_http_says_so():
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    code, out, _ = run_command("healthcheck", env=place)
+    assert code == 0 and "rank 1" in out

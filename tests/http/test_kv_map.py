@@ -128,6 +128,16 @@ def test_the_pages_of_a_sequence_are_those_that_are_used(free):
     assert [h["slots_live"] for h in part["heads"]] == [h["slots_live"] for h in document["heads"]]
 
 
+def test_the_newest_sequence_can_be_asked_for(free):
+    assert "sequence" not in look(free, seq="newest")
+    with running(free), running(free):
+        document = look(free, seq="newest")
+        first, second = document["sequences"]
+        assert document["sequence"]["id"] == second["id"] > first["id"]
+        assert sum(h["slots_live"] for h in document["sequence"]["heads"]) == second["slots_live"]
+        assert look(free, seq=first["id"])["sequence"]["id"] == first["id"]
+
+
 def test_sequences_show_their_methods_and_codecs(free):
     own = {"routing": "topk", "routing_k": 0.5, "scheduling": "none", "compression": "int8",
            "rewrite": "none"}
@@ -166,7 +176,7 @@ def test_a_layer_can_be_asked_for(free):
 
 
 @pytest.mark.parametrize("query, param", [
-    ("seq=x", "seq"), ("seq=0", "seq"), ("seq=-1", "seq"), ("seq=", "seq"), ("seq=1e3", "seq"),
+    ("seq=x", "seq"), ("seq=newest1", "seq"), ("seq=0", "seq"), ("seq=-1", "seq"), ("seq=", "seq"), ("seq=1e3", "seq"),
     ("seq=99999999999999999999", "seq"), ("layer=4", "layer"), ("layer=", "layer"),
     ("layer=4294967296", "layer"), ("seq=1&layer=two", "layer"), ("seq=" + "9" * 5000, "seq")])
 def test_a_bad_query_is_refused(server, query, param):

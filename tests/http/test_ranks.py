@@ -211,6 +211,19 @@ def test_ready_only_when_every_rank_is():
         assert lonely.wait() == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="an /etc/hosts of its own needs root")
+def test_rank_0_waits_for_its_own_name_as_a_new_pod_must(tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n203.0.113.7 late.pikv\n")  # that of its predecessor
+    own = f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"'
+    env = {"MASTER_ADDR": "late.pikv"}
+    with Group(2, waits=False, env_of={0: env, 1: env},
+               prefix_of=lambda rank: ["unshare", "--mount", "sh", "-c", own]) as group:
+        wait_until(lambda: group.says(0, "waiting cause="), 20, "it waits")
+        hosts.write_text("127.0.0.1 localhost\n127.0.0.1 late.pikv\n")
+        wait_until(lambda: group.says(0, r" ready model="), 60, "ready")
+
+
 def test_a_rank_that_nobody_meets_gives_up():
     env = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     code, _, err = run_command("serve", "--rank-open-timeout", 1, env=env)

@@ -1,15 +1,18 @@
 """Routes, methods, keys and probes."""
 
+import re
+
 import pytest
 import requests
 
-from server import limit
+from server import Server, limit
 from test_errors import check_error
-from wire import Connection
+from wire import Connection, request_bytes
 
 PUBLIC = ("/live", "/ready", "/health", "/ping", "/version", "/metrics")
 PRIVATE = {"/v1/completions": "POST", "/v1/models": "GET", "/v1/models/storyteller": "GET",
-           "/tokenize": "POST", "/detokenize": "POST", "/load": "GET", "/debug/kv": "GET"}
+           "/tokenize": "POST", "/detokenize": "POST", "/tokenizer_info": "GET", "/load": "GET",
+           "/debug/kv": "GET", "/debug/kv/methods": "GET"}
 BODIES = {"/v1/completions": {"prompt": "a", "max_tokens": 1}, "/tokenize": {"prompt": "a"},
           "/detokenize": {"tokens": [1]}}
 KEYS = {"bearer": {"Authorization": "Bearer file-key"},
@@ -85,6 +88,85 @@ def test_load_counts_sequences_and_pages(server):
     assert load["kv_pages_total"] > 0
 
 
+def test_tokenizer_info_names_the_control_tokens(server):
+    info = ask(server, "/tokenizer_info").json()
+    assert info == {"tokenizer_class": "sentencepiece", "add_bos_token": True, "vocab_size": 4096,
+                    "model_max_length": 2048, "bos_token": "<s>", "bos_token_id": 1,
+                    "eos_token": "</s>", "eos_token_id": 2}
+
+
+def test_the_methods_that_requests_may_name_are_listed():
+    with Server("--kv-request-methods", "--kv-compression", "int8", "--kv-routing-k", 3) as choosing:
+        known = ask(choosing, "/debug/kv/methods").json()
+        assert known["request_methods"] is True
+        assert known["methods"]["compression"] == "int8" and known["numbers"]["routing_k"] == 3
+        names = known["names"]
+        assert {"none", "int4", "int8"} <= set(names["codec"]) and "adakv" in names["allocator"]
+        assert "flexgen" not in names["scheduling"] and "lora" not in names["codec"]  # no tiers, no bases
+        for key, n_each in (("routing", "routing"), ("scheduling", "scheduling"), ("compression", "codec")):
+            for name in names[n_each]:
+                number = known["routing_numbers"].get(name) if key == "routing" else None
+                kv = {key: name, **({number: 0.5} if number else {})}
+                reply = choosing.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "kv": kv})
+                assert reply.status_code == 200, (kv, reply.text)
+        for name in names["selection"]:
+            kv = {"compression": name + ",none", "budget": 0.5}
+            assert choosing.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "kv": kv}).ok, kv
+
+
+def test_without_the_flag_a_server_lists_its_own_methods_alone(server):
+    known = ask(server, "/debug/kv/methods").json()
+    assert known["request_methods"] is False
+    assert known["names"]["codec"] == ["none"]
+
+
+# ---- the page ----
+
+PAGE = {"/": "text/html; charset=utf-8", "/page/page.css": "text/css; charset=utf-8",
+        "/page/app.js": "text/javascript; charset=utf-8", "/page/icon.svg": "image/svg+xml"}
+
+
+@pytest.mark.parametrize("path", PAGE)
+def test_the_page_is_public_and_strict(locked, path):
+    reply = ask(locked, path)
+    assert reply.status_code == 200 and reply.headers["Content-Type"] == PAGE[path]
+    assert reply.headers["Cache-Control"] == "no-cache"
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    policy = reply.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self';") and "unsafe" not in policy
+    assert requests.get(locked.monitor_url + path, timeout=limit(20)).status_code == 404
+    assert ask(locked, path, "POST").status_code == 401
+
+
+@pytest.mark.parametrize("path", PAGE)
+def test_a_page_that_the_browser_has_is_304(server, path):
+    with Connection(server.port) as connection:
+        fresh = connection.ask("GET", path)
+        tag = fresh.headers["etag"]
+        for tags in (tag, f'"other", W/{tag}', "*"):
+            connection.send(request_bytes("GET", path, headers=[f"If-None-Match: {tags}"]))
+            known = connection.read_reply(is_head=True)  # it has no body either
+            assert known.status == 304 and known.headers["etag"] == tag
+        connection.send(request_bytes("GET", path, headers=['If-None-Match: "other"']))
+        again = connection.read_reply()
+        assert again.status == 200 and again.body == fresh.body and len(again.body) > 100
+        assert connection.ask("HEAD", path).status == 200
+        assert connection.ask("GET", "/live").status == 200  # nothing was left in between
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(server):
+    for name in re.findall(r'(?:href|src)="([^"]*)"', ask(server, "/").text):
+        assert name.startswith(("/", "#")) and not name.startswith("//")
+        assert name.startswith("#") or ask(server, name).status_code == 200, name
+
+
+def test_without_the_dashboard_there_is_no_page():
+    with Server("--no-dashboard") as bare:
+        for path in PAGE:
+            reply = ask(bare, path)
+            check_error(reply.status_code, reply.content, 404, "not_found")
+
+
 def test_models_say_how_long_a_context_is(server):
     models = ask(server, "/v1/models").json()
     assert models["object"] == "list"
@@ -96,9 +178,8 @@ def test_models_say_how_long_a_context_is(server):
     check_error(reply.status_code, reply.content, 404, "model_not_found", "model")
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/v1/completions/", "/v1//completions", "/V1/models",
-                                  "/v1/completion", "/v1/models/", "/v1/%63ompletions", "/live%00",
-                                  "/v1/chat/completions", "/../etc/passwd"])
+@pytest.mark.parametrize("path", ["//", "/nothing", "/page", "/page/nothing", "/page/../live", "/v1/completions/", "/v1//completions", "/V1/models", "/v1/completion", "/v1/models/",
+                                  "/v1/%63ompletions", "/live%00", "/v1/chat/completions", "/../etc/passwd"])
 def test_an_unknown_path_is_404(server, path):
     with Connection(server.port) as connection:
         reply = connection.ask("GET", path)

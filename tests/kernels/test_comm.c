@@ -81,6 +81,9 @@ START_TEST(a_bad_configuration_is_named)
         {"tcp", {.rank = 0, .n_ranks = 1, .peer_timeout_ms = 1}, "1 ms"},
         /* TEST-NET-3: nobody's, so not rank 0's own */
         {"tcp", {.n_ranks = 2, .master_host = "203.0.113.7", .master_port = 9}, "203.0.113.7"},
+        {"tcp",
+         {.n_ranks = 2, .master_host = "a.invalid", .master_port = 9, .open_timeout_ms = 200},
+         "a.invalid"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         comm *c = NULL;

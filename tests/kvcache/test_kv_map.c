@@ -107,9 +107,18 @@ START_TEST(sequences_are_told_apart)
     map = take(f, (kv_map_query){.seq = gone_id});
     ck_assert(!map->has_seq && map->n_runs == 0);
     kv_map_close(map);
+    map = take(f, (kv_map_query){.seq = KV_MAP_NEWEST});
+    ck_assert(map->has_seq && map->seq_id == late.seq->id);
+    kv_map_close(map);
+    fake_seq_close(f, &late, false);
+    map = take(f, (kv_map_query){.seq = KV_MAP_NEWEST});
+    ck_assert(map->has_seq && map->seq_id == b.seq->id && map->n_runs > 0);
+    kv_map_close(map);
     fake_seq_close(f, &a, false);
     fake_seq_close(f, &b, false);
-    fake_seq_close(f, &late, false);
+    map = take(f, (kv_map_query){.seq = KV_MAP_NEWEST});
+    ck_assert(!map->has_seq && map->n_seqs == 0);
+    kv_map_close(map);
     fake_close(f);
 }
 END_TEST

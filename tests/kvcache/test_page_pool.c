@@ -1,5 +1,6 @@
 /* tests/kvcache/test_page_pool.c - pages and slabs of one budget. */
 #include "kvcache/page_bias.h"
+#include "kvcache/page_changes.h"
 #include "kvcache/page_slots.h"
 #include "kvcache/page_tiers.h"
 #include "tests/test_main.h"
@@ -262,6 +263,46 @@ START_TEST(free_pages_are_poisoned)
 END_TEST
 #endif
 
+START_TEST(changes_are_told_once_and_in_order)
+{
+    static const size_t page_bytes[] = {SMALL};
+    static const uint32_t positions[] = {3, 5};
+    const kv_pool_config config = {.budget_bytes = 2 * KV_SLAB_BYTES,
+                                   .page_tokens = PAGE_TOKENS,
+                                   .n_classes = 1,
+                                   .page_bytes = page_bytes,
+                                   .n_shards = 1,
+                                   .notes_changes = true};
+    kv_pool *pool;
+    uint32_t pages[5], page;
+    ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
+    ck_assert_uint_eq(kv_pool_mapped_bytes(pool), 2 * KV_SLAB_BYTES);
+    for (uint32_t i = 0; i < 5; i++)
+        pages[i] = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+    ck_assert(!kv_pool_take_change(pool, &page)); /* none has slots */
+    kv_pool_fill(pool, pages[3], 0, PAGE_TOKENS, 0);
+    kv_pool_own(pool, pages[1], 0);
+    kv_pool_append(pool, pages[1], 7);
+    kv_pool_append(pool, pages[1], 9);
+    kv_pool_rewrite(pool, pages[0], positions, 2, 0);
+    kv_pool_fill(pool, pages[4], 0, PAGE_TOKENS, 0);
+    ck_assert(kv_pool_drop(pool, pages[4], KV_HELD_BY_SEQ)); /* nobody asks for it any more */
+    const uint32_t expected[] = {3, 1, 0};
+    for (uint32_t i = 0; i < 3; i++) {
+        ck_assert(kv_pool_take_change(pool, &page));
+        ck_assert_uint_eq(page, pages[expected[i]]);
+        ck_assert_uint_eq(kv_pool_offset(pool, page), (uint64_t)page * SMALL);
+    }
+    ck_assert(!kv_pool_take_change(pool, &page));
+    kv_pool_note_change(pool, pages[1]);
+    kv_pool_note_change(pool, pages[1]);
+    ck_assert(kv_pool_take_change(pool, &page));
+    ck_assert_uint_eq(page, pages[1]);
+    ck_assert(!kv_pool_take_change(pool, &page));
+    kv_pool_close(pool);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE(the_budget_is_spent_to_the_last_slab_and_not_beyond),
     TEST_CASE(a_slab_returns_when_its_last_page_does_and_serves_another_class),
@@ -272,6 +313,7 @@ const test_case test_cases[] = {
     TEST_CASE(room_is_counted_in_slabs_of_the_class),
     TEST_CASE(a_page_larger_than_a_slab_makes_slabs_larger),
     TEST_CASE(a_wrong_reference_count_is_noticed),
+    TEST_CASE(changes_are_told_once_and_in_order),
 #ifdef HAS_POISON
     TEST_CASE(free_pages_are_poisoned),
 #endif
