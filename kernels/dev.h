@@ -21,6 +21,7 @@
 #include "kernels/key_bounds.h"
 #include "kernels/matmul.h"
 #include "kernels/moe.h"
+#include "kernels/sample.h"
 
 typedef struct dev dev;
 
@@ -39,6 +40,8 @@ typedef struct dev_ops {
     /* Both, of a device that attends by itself; NULL: the cache does on the host. */
     void (*attend_pages)(dev *d, const attend_pages_args *args);
     void (*put_rows)(dev *d, const put_rows_args *args);
+    /* Of a device that draws where its logits are; NULL: they come to the host. */
+    void (*sample)(dev *d, const sample_args *args);
     /* Serial: folds `blocks` into `state`. */
     void (*attend)(const attn_query *query, const attn_blocks *blocks, attn_state *state);
     /* Serial. */

@@ -88,6 +88,11 @@ static void put_rows_gpu(dev *d, const put_rows_args *args)
     ops_of(d)->put_rows(gpu_of(d)->cuda, args);
 }
 
+static void sample_gpu(dev *d, const sample_args *args)
+{
+    ops_of(d)->sample(gpu_of(d)->cuda, args);
+}
+
 /* ---- memory -------------------------------------------------------------------------------------- */
 
 static err_t alloc_gpu(dev *d, size_t bytes, void **out, err_info *info)
@@ -181,6 +186,7 @@ static void fill_ops(dev_gpu *g)
     g->ops.add = add_gpu;
     g->ops.attend_pages = attend_pages_gpu;
     g->ops.put_rows = put_rows_gpu;
+    g->ops.sample = sample_gpu;
     g->base = (dev){.ops = &g->ops, .pool = g->cpu->pool, .memory = &memory_gpu};
 }
 

@@ -12,4 +12,5 @@ const cuda_ops cuda_ops_table = {
     .moe = moe_cuda,
     .attend_pages = attend_pages_cuda,
     .put_rows = put_rows_cuda,
+    .sample = sample_cuda,
 };

@@ -8,6 +8,7 @@
 #include "kernels/attention_pages.h"
 #include "kernels/elementwise.h"
 #include "kernels/moe.h"
+#include "kernels/sample.h"
 
 typedef struct dev_cuda dev_cuda;
 
@@ -30,6 +31,7 @@ typedef struct cuda_ops {
      * attend_pages_cpu and put_rows_cpu, with rows aligned to their elements. */
     void (*attend_pages)(dev_cuda *d, const attend_pages_args *args);
     void (*put_rows)(dev_cuda *d, const put_rows_args *args);
+    void (*sample)(dev_cuda *d, const sample_args *args);
 } cuda_ops;
 
 #ifdef __cplusplus

@@ -108,7 +108,7 @@ void model_forward(model *m, kv_cache *cache, const model_batch *batch)
     if (expert_placement_end_step(m->placement)) model_follow_placement(m);
 }
 
-void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits)
+void model_compute_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *out)
 {
     const model_config *const c = &m->config;
     const model_scratch *const s = &m->scratch;
@@ -116,7 +116,6 @@ void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits
     assert(n_rows <= MODEL_LOGIT_ROWS_MAX);
     for (uint32_t i = 0; i < n_rows; i++)
         assert(rows[i] < m->n_last_tokens);
-    float *const out = s->logits != NULL ? s->logits : logits;
     m->d->ops->embed(m->d, &(embed_args){.table = {s->x, DTYPE_F32, m->n_last_tokens, c->d_model},
                                          .id = send_ids(m, rows, n_rows),
                                          .n_tokens = n_rows,
@@ -133,5 +132,4 @@ void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits
                                            .n_tokens = n_rows,
                                            .n_parts = 1,
                                            .part = {{m->device.head, out, c->n_vocab}}});
-    dev_download(m->d, logits, out, (size_t)n_rows * c->n_vocab * sizeof *logits);
 }

@@ -26,6 +26,7 @@
 #include "kvcache/kv_cache.h"
 #include "model/expert_placement.h"
 #include "model/model_config.h"
+#include "model/sampler.h"
 
 typedef struct model model;
 
@@ -40,7 +41,11 @@ typedef struct model_options {
     const experts_config *experts; /* the same on all ranks; NULL: the defaults. Copied */
 } model_options;
 
-enum { MODEL_LOGIT_ROWS_MAX = 64 }; /* rows of one model_logits call: bounds its memory */
+enum {
+    MODEL_LOGIT_ROWS_MAX = 64, /* rows of one model_logits call: bounds its memory */
+    MODEL_ROW_EDITS_MAX =
+        4096 /* biased, banned and penalized tokens of a row drawn by the device */
+};
 
 err_t model_open(dev *d, const char *dir, const model_options *options, model **out,
                  err_info *info) MUST_CHECK;
@@ -76,5 +81,18 @@ err_t model_status(const model *m, err_info *info) MUST_CHECK;
 /* Logits of chosen tokens of the last forward: rows[i] is a token's index in the batch. n_rows <=
  * MODEL_LOGIT_ROWS_MAX; logits [n_rows][n_vocab]. */
 void model_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *logits);
+
+/* What is wanted of a row: a draw, or its logits. */
+typedef struct model_draw {
+    const sampler_params *params; /* NULL: the logits */
+    const sampler_state *state;
+    sampler_input in; /* but for its memory */
+    bool is_drawn;    /* out: there is a result; else there are logits, to draw from or to read */
+} model_draw;
+
+/* The same, but rows that the device can draw from stay there: their results come instead. Which they are is nobody
+ * else's matter: the device, and the draw itself. results [n_rows] */
+void model_sample(model *m, const uint32_t *rows, uint32_t n_rows, model_draw *draws, float *logits,
+                  sampler_result *results);
 
 #endif

@@ -10,6 +10,13 @@
 
 #include <stdatomic.h>
 
+/* For dev_ops.sample; NULL if the device has none. */
+typedef struct model_drawing {
+    sample_row *rows;       /* [MODEL_LOGIT_ROWS_MAX] */
+    sample_edit *edits;     /* [MODEL_LOGIT_ROWS_MAX][MODEL_ROW_EDITS_MAX] */
+    sample_result *results; /* [MODEL_LOGIT_ROWS_MAX] */
+} model_drawing;
+
 /* Working memory of a step, in the device's memory: cut from one block. n = n_step_tokens_max. */
 typedef struct model_scratch {
     float *x;             /* [n][d_model] the residual stream */
@@ -28,6 +35,7 @@ typedef struct model_scratch {
     /* NULL if the device works on the host's memory, which has these: */
     uint32_t *ids; /* [max(n, MODEL_LOGIT_ROWS_MAX)] tokens, or rows for logits */
     float *logits; /* [MODEL_LOGIT_ROWS_MAX][n_vocab] */
+    model_drawing drawing;
 } model_scratch;
 
 /* What the host reads or writes of that, as large; the same arrays where the device's memory is the host's. */
@@ -38,6 +46,7 @@ typedef struct model_mirror {
     float *cos, *sin;
     uint32_t *chosen, *served;
     float *moe_sum;
+    model_drawing drawing;
 } model_mirror;
 
 struct model {
@@ -77,6 +86,9 @@ void layer_attention(model *m, kv_cache *cache, uint32_t layer, uint32_t n_token
 
 /* x += sum of experts( norm(x) ) for the batch's tokens. */
 void layer_moe(model *m, kv_cache *cache, uint32_t layer, const model_batch *batch);
+
+/* Logits of rows of the last forward to `out`, which is in the device's memory. */
+void model_compute_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *out);
 
 /* Behind the last layer: what the routers of all have chosen goes to all who count it. */
 void model_tell_choices(model *m, kv_cache *cache, const model_batch *batch);

@@ -3,6 +3,14 @@
 
 #include "base/check.h"
 
+static void place_drawing(arena *a, const model *m, model_drawing *s)
+{
+    if (m->d->ops->sample == NULL) return;
+    s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, sizeof *s->rows);
+    s->edits = arena_take(a, MODEL_LOGIT_ROWS_MAX, MODEL_ROW_EDITS_MAX * sizeof *s->edits);
+    s->results = arena_take(a, MODEL_LOGIT_ROWS_MAX, sizeof *s->results);
+}
+
 static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scratch *s)
 {
     const model_config *const c = &m->config;
@@ -27,6 +35,7 @@ static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scra
     if (!is_apart) return;
     s->ids = arena_take(a, max_size(n, MODEL_LOGIT_ROWS_MAX), sizeof(uint32_t));
     s->logits = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->n_vocab * sizeof(float));
+    place_drawing(a, m, &s->drawing);
 }
 
 /* Of a device whose memory is the host's there is nothing to mirror. */
@@ -52,6 +61,7 @@ static void place_mirror(arena *a, const model *m, model_mirror *h)
     h->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
     h->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
     h->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
+    place_drawing(a, m, &h->drawing);
 }
 
 static err_t no_memory(const model *m, err_t err, size_t bytes, err_info *info)

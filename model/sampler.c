@@ -1,14 +1,4 @@
-/* model/sampler.c - see sampler.h.
- *
- * Tokens are ranked by adjusted logit, ties to the lower id; a cut is the rank of the last token
- * that may be drawn. Top-k and top-p both look for a cut: the shortest prefix of the ranking whose
- * weight reaches a target, with weight 1 each or exp(logit - max). That is a weighted quickselect,
- * linear on average, so no vocabulary is ever sorted. The draw then walks the vocabulary in order of
- * ids over everything above the cut: its result depends on the kept set alone, not on how the set
- * was found.
- *
- * Sums are doubles in a fixed order. The random number has 53 bits, so that rare tokens of large
- * vocabularies keep their probability. */
+/* model/sampler.c - see sampler.h. What is drawn from, and how, is kernels/sample.h's. */
 #include "model/sampler.h"
 
 #include "base/check.h"
@@ -16,101 +6,20 @@
 #include "model/sampler_state.h"
 
 #include <math.h>
-#include <string.h>
-
-static const float greedy_below = 1e-5f; /* temperatures below this divide into infinities */
-
-typedef struct candidate {
-    float logit;
-    float weight; /* exp((logit - max) / temperature), in (0, 1] */
-    uint32_t token;
-} candidate;
-
-/* The last token that is kept: those with a larger logit, or an equal one and no larger id, are in. */
-typedef struct cut {
-    float logit;
-    uint32_t token;
-} cut;
-
-/* ---- raw log-probabilities ----------------------------------------------------------------------- */
-
-typedef struct log_sum {
-    float max;
-    double log; /* of sum exp(logit), minus max */
-    bool is_bad;
-} log_sum;
-
-static float find_max(const float *logits, uint32_t n_vocab, bool *is_bad)
-{
-    float max = -INFINITY;
-    bool has_nan = false;
-    for (uint32_t i = 0; i < n_vocab; i++) {
-        has_nan |= isnan(logits[i]) != 0;
-        max = logits[i] > max ? logits[i] : max;
-    }
-    *is_bad = has_nan || !isfinite(max);
-    return max;
-}
-
-static log_sum sum_logits(const float *logits, uint32_t n_vocab)
-{
-    log_sum s = {0};
-    s.max = find_max(logits, n_vocab, &s.is_bad);
-    if (s.is_bad) return s;
-    double sum = 0;
-    for (uint32_t i = 0; i < n_vocab; i++)
-        sum += (double)expf(logits[i] - s.max);
-    s.log = log(sum);
-    return s;
-}
-
-/* One function for the chosen token and for the list: clients compare the two numbers for equality. */
-static float logprob_of(const log_sum *s, float logit)
-{
-    return (float)((double)logit - (double)s->max - s->log);
-}
-
-/* The n_top largest, by insertion: almost every token fails the first comparison. */
-static void fill_top(const float *logits, uint32_t n_vocab, uint32_t n_top, sampler_result *out)
-{
-    out->n_top = 0;
-    for (uint32_t i = 0; i < n_vocab; i++) {
-        uint32_t at = out->n_top;
-        if (at == n_top) {
-            if (n_top == 0 || !(logits[i] > out->top[at - 1].logprob)) continue;
-            at--;
-        } else {
-            out->n_top++;
-        }
-        for (; at > 0 && logits[i] > out->top[at - 1].logprob; at--)
-            out->top[at] = out->top[at - 1];
-        out->top[at] = (sampler_entry){.token = i, .logprob = logits[i]};
-    }
-}
-
-static void fill_logprobs(const float *logits, uint32_t n_vocab, uint32_t n_top, const log_sum *sum,
-                          sampler_result *out)
-{
-    assert(n_top <= SAMPLER_LOGPROBS_MAX);
-    fill_top(logits, n_vocab, n_top, out);
-    for (uint32_t i = 0; i < out->n_top; i++)
-        out->top[i].logprob = logprob_of(sum, out->top[i].logprob);
-}
 
 void sampler_score(const float *logits, uint32_t n_vocab, uint32_t token, int32_t n_logprobs,
                    sampler_result *out)
 {
-    assert(token < n_vocab);
-    memset(out, 0, sizeof *out);
-    out->token = token;
-    const log_sum sum = sum_logits(logits, n_vocab);
-    out->is_bad = sum.is_bad;
-    if (sum.is_bad || n_logprobs < 0) return;
-    fill_logprobs(logits, n_vocab, (uint32_t)n_logprobs, &sum, out);
-    out->logprob = logprob_of(&sum, logits[token]);
+    sample_score_cpu(logits, n_vocab, token, n_logprobs, out);
 }
 
 /* ---- adjustments --------------------------------------------------------------------------------- */
+
+typedef struct adjustment {
+    const sampler_params *params;
+    const sampler_state *state;
+    const sampler_input *in;
+} adjustment;
 
 static void apply_bans(const sampler_params *params, const sampler_input *in)
 {
@@ -123,118 +32,18 @@ static void apply_bans(const sampler_params *params, const sampler_input *in)
     }
 }
 
-static void adjust_logits(const sampler_params *params, const sampler_state *state,
-                          const sampler_input *in)
+static void adjust_logits(const void *ctx, float *logits, uint32_t n_vocab)
 {
-    for (uint32_t i = 0; i < params->n_bias; i++) {
-        if (params->bias[i].token < in->n_vocab)
-            in->logits[params->bias[i].token] += params->bias[i].bias;
+    const adjustment *const a = ctx;
+    for (uint32_t i = 0; i < a->params->n_bias; i++) {
+        const sampler_bias *const bias = &a->params->bias[i];
+        if (bias->token < n_vocab) logits[bias->token] += bias->bias;
     }
-    apply_bans(params, in);
-    if (state != NULL) sampler_state_apply(state, params, in->logits, in->n_vocab);
+    apply_bans(a->params, a->in);
+    if (a->state != NULL) sampler_state_apply(a->state, a->params, logits, n_vocab);
 }
 
-/* ---- cuts ---------------------------------------------------------------------------------------- */
-
-/* Does a stand before b in the ranking? */
-static bool is_before(const candidate *a, const candidate *b)
-{
-    return a->logit > b->logit || (a->logit == b->logit && a->token < b->token);
-}
-
-static void swap_candidates(candidate *a, candidate *b)
-{
-    const candidate kept = *a;
-    *a = *b;
-    *b = kept;
-}
-
-/* The median of first, middle and last, moved to the front: sorted input does not become quadratic. */
-static void choose_pivot(candidate *c, size_t n)
-{
-    candidate *a = c, *b = c + n / 2, *z = c + n - 1;
-    if (is_before(b, a)) swap_candidates(a, b);
-    if (is_before(z, b)) swap_candidates(b, z);
-    if (is_before(b, a)) swap_candidates(a, b);
-    swap_candidates(c, b);
-}
-
-/* Moves what ranks before the pivot c[0] to the front, the pivot behind it. Returns its place. */
-static size_t partition(candidate *c, size_t n)
-{
-    choose_pivot(c, n);
-    size_t place = 0;
-    for (size_t i = 1; i < n; i++) {
-        if (is_before(&c[i], &c[0])) swap_candidates(&c[i], &c[++place]);
-    }
-    swap_candidates(&c[0], &c[place]);
-    return place;
-}
-
-static double sum_weights(const candidate *c, size_t n)
-{
-    double sum = 0;
-    for (size_t i = 0; i < n; i++)
-        sum += (double)c[i].weight;
-    return sum;
-}
-
-/* Length of the shortest prefix of the ranking with a weight of at least `target`; the prefix is
- * then at the front of c. By count when `by_count`. All n if the target is never reached. */
-static size_t select_prefix(candidate *c, size_t n, double target, bool by_count)
-{
-    size_t first = 0;
-    double before = 0; /* weight of c[0 .. first), which is in the prefix */
-    while (first < n) {
-        const size_t place = first + partition(c + first, n - first);
-        const size_t n_upper = place - first;
-        const double upper = by_count ? (double)n_upper : sum_weights(c + first, n_upper);
-        if (before + upper >= target && n_upper > 0) {
-            n = place; /* the prefix ends among the upper ones */
-            continue;
-        }
-        before += upper + (by_count ? 1.0 : (double)c[place].weight);
-        first = place + 1;
-        if (before >= target) return first;
-    }
-    return n;
-}
-
-/* Fills c with the tokens that pass min-p; returns their number. */
-static size_t gather(const sampler_params *params, const sampler_input *in, float max, candidate *c)
-{
-    size_t n = 0;
-    for (uint32_t i = 0; i < in->n_vocab; i++) {
-        if (!(in->logits[i] > -INFINITY)) continue;
-        const float weight = expf((in->logits[i] - max) / params->temperature);
-        if (weight < params->min_p) continue;
-        c[n++] = (candidate){.logit = in->logits[i], .weight = weight, .token = i};
-    }
-    return n;
-}
-
-/* The last in rank of c[0 .. n), n > 0. */
-static cut last_of(const candidate *c, size_t n)
-{
-    const candidate *last = c;
-    for (size_t i = 1; i < n; i++) {
-        if (is_before(last, &c[i])) last = &c[i];
-    }
-    return (cut){.logit = last->logit, .token = last->token};
-}
-
-static cut find_cut(const sampler_params *params, const sampler_input *in, float max, candidate *c)
-{
-    size_t n = gather(params, in, max, c);
-    assert(n > 0); /* the largest has weight 1 */
-    if (params->top_k > 0 && params->top_k < n)
-        n = select_prefix(c, n, (double)params->top_k, true);
-    if (params->top_p < 1.0f)
-        n = select_prefix(c, n, (double)params->top_p * sum_weights(c, n), false);
-    return last_of(c, n);
-}
-
-/* ---- the draw ------------------------------------------------------------------------------------ */
+/* ---- draws --------------------------------------------------------------------------------------- */
 
 /* Uniform in [0, 1), 53 bits. */
 static double draw_uniform(const sampler_params *params, uint64_t position)
@@ -244,78 +53,54 @@ static double draw_uniform(const sampler_params *params, uint64_t position)
     return (double)(bits >> 11) * 0x1p-53;
 }
 
-static float weight_at(const sampler_params *params, const sampler_input *in, float max,
-                       const cut *end, uint32_t token)
+static sample_row row_of(const sampler_params *params, uint64_t position)
 {
-    const float logit = in->logits[token];
-    if (logit < end->logit || (logit == end->logit && token > end->token)) return 0.0f;
-    return expf((logit - max) / params->temperature);
+    return (sample_row){.uniform = draw_uniform(params, position),
+                        .temperature = params->temperature,
+                        .top_p = params->top_p,
+                        .min_p = params->min_p,
+                        .top_k = params->top_k,
+                        .n_logprobs = params->n_logprobs};
 }
 
-static uint32_t draw(const sampler_params *params, const sampler_input *in, float max,
-                     const cut *end)
-{
-    double total = 0;
-    for (uint32_t i = 0; i < in->n_vocab; i++)
-        total += (double)weight_at(params, in, max, end, i);
-    const double target = draw_uniform(params, in->position) * total;
-    double sum = 0;
-    uint32_t last = 0;
-    for (uint32_t i = 0; i < in->n_vocab; i++) {
-        const float weight = weight_at(params, in, max, end, i);
-        if (weight == 0.0f) continue;
-        last = i;
-        sum += (double)weight;
-        if (sum > target) break; /* always met: the sum ends at total > target */
-    }
-    return last;
-}
-
-static uint32_t find_largest(const float *logits, uint32_t n_vocab)
-{
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < n_vocab; i++) {
-        if (logits[i] > logits[best]) best = i;
-    }
-    return best;
-}
-
-static uint32_t choose(const sampler_params *params, const sampler_input *in, float max,
-                       candidate *c)
-{
-    if (params->temperature < greedy_below || params->top_k == 1)
-        return find_largest(in->logits, in->n_vocab);
-    const bool keeps_all = params->top_p >= 1.0f && params->min_p <= 0.0f &&
-                           (params->top_k == 0 || params->top_k >= in->n_vocab);
-    const cut none = {.logit = -INFINITY, .token = UINT32_MAX};
-    const cut end = keeps_all ? none : find_cut(params, in, max, c);
-    return draw(params, in, max, &end);
-}
-
-/* Scratch: the candidates, then a copy of the raw logits. */
 size_t sampler_scratch_bytes(uint32_t n_vocab)
 {
-    return (size_t)n_vocab * (sizeof(candidate) + sizeof(float));
+    return sample_scratch_bytes(n_vocab);
 }
 
 void sampler_run(const sampler_params *params, const sampler_state *state, const sampler_input *in,
                  sampler_result *out)
 {
-    candidate *const c = in->scratch;
-    float *const raw = (float *)(void *)(c + in->n_vocab);
-    memset(out, 0, sizeof *out);
-    log_sum sum = {0};
-    if (params->n_logprobs >= 0) {
-        sum = sum_logits(in->logits, in->n_vocab);
-        memcpy(raw, in->logits, in->n_vocab * sizeof *raw);
+    const sample_row row = row_of(params, in->position);
+    const adjustment by = {.params = params, .state = state, .in = in};
+    const sample_one one = {.row = &row,
+                            .logits = in->logits,
+                            .n_vocab = in->n_vocab,
+                            .edit = adjust_logits,
+                            .ctx = &by,
+                            .scratch = in->scratch};
+    sample_one_cpu(&one, out);
+}
+
+bool sampler_lower(const sampler_params *params, const sampler_state *state,
+                   const sampler_input *in, uint32_t n_edits_max, sample_row *row,
+                   sample_edit *edits)
+{
+    const uint32_t n_seen = state != NULL ? sampler_state_n_tokens(state) : 0;
+    const size_t n_most = (size_t)params->n_bias + in->n_banned + n_seen;
+    uint32_t n = 0;
+    if (params->allowed != NULL || n_most > n_edits_max) return false;
+    for (uint32_t i = 0; i < params->n_bias; i++) {
+        const sampler_bias *const bias = &params->bias[i];
+        if (bias->token >= in->n_vocab) continue;
+        edits[n++] = (sample_edit){.token = bias->token, .kind = SAMPLE_ADD, .by = bias->bias};
     }
-    out->is_bad = sum.is_bad;
-    if (out->is_bad) return;
-    adjust_logits(params, state, in);
-    const float max = find_max(in->logits, in->n_vocab, &out->is_bad);
-    if (out->is_bad) return;
-    out->token = choose(params, in, max, c);
-    if (params->n_logprobs < 0) return;
-    fill_logprobs(raw, in->n_vocab, (uint32_t)params->n_logprobs, &sum, out);
-    out->logprob = logprob_of(&sum, raw[out->token]);
+    for (uint32_t i = 0; i < in->n_banned; i++) {
+        if (in->banned[i] >= in->n_vocab) continue;
+        edits[n++] = (sample_edit){.token = in->banned[i], .kind = SAMPLE_BAN};
+    }
+    if (state != NULL) n += sampler_state_lower(state, params, in->n_vocab, edits + n);
+    *row = row_of(params, in->position);
+    row->n_edits = n;
+    return true;
 }

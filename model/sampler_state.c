@@ -88,6 +88,18 @@ void sampler_state_reset_output(sampler_state *s)
         s->place[i].n_output = 0;
 }
 
+static bool is_penalized(const seen *p, uint32_t n_vocab)
+{
+    return p->token < n_vocab && (p->n_output > 0 || p->in_prompt);
+}
+
+/* What the number of its occurrences in the output costs. */
+static float count_penalty(const sampler_params *params, const seen *p)
+{
+    if (p->n_output == 0) return 0;
+    return params->frequency_penalty * (float)p->n_output + params->presence_penalty;
+}
+
 /* As vLLM: the repetition penalty divides positive and multiplies negative logits. */
 void sampler_state_apply(const sampler_state *s, const sampler_params *params, float *logits,
                          uint32_t n_vocab)
@@ -95,11 +107,31 @@ void sampler_state_apply(const sampler_state *s, const sampler_params *params, f
     if (s->is_off) return;
     for (size_t i = 0; i <= s->mask; i++) {
         const seen *const p = &s->place[i];
-        if (p->token >= n_vocab || (p->n_output == 0 && !p->in_prompt)) continue;
-        float x = logits[p->token];
-        x = x > 0 ? x / params->repetition_penalty : x * params->repetition_penalty;
-        if (p->n_output > 0)
-            x -= params->frequency_penalty * (float)p->n_output + params->presence_penalty;
-        logits[p->token] = x;
+        if (!is_penalized(p, n_vocab)) continue;
+        const float x = logits[p->token];
+        logits[p->token] =
+            (x > 0 ? x / params->repetition_penalty : x * params->repetition_penalty) -
+            count_penalty(params, p);
     }
+}
+
+uint32_t sampler_state_n_tokens(const sampler_state *s)
+{
+    return s->n_tokens;
+}
+
+uint32_t sampler_state_lower(const sampler_state *s, const sampler_params *params, uint32_t n_vocab,
+                             sample_edit *edits)
+{
+    uint32_t n = 0;
+    if (s->is_off) return 0;
+    for (size_t i = 0; i <= s->mask; i++) {
+        const seen *const p = &s->place[i];
+        if (!is_penalized(p, n_vocab)) continue;
+        edits[n++] = (sample_edit){.token = p->token,
+                                   .kind = SAMPLE_PENALIZE,
+                                   .by = params->repetition_penalty,
+                                   .minus = count_penalty(params, p)};
+    }
+    return n;
 }

@@ -111,20 +111,23 @@ static void note_experts(void *ctx, uint32_t layer, const uint32_t *chosen, uint
         r->n_active += r->is_active[e];
 }
 
+static const sampler_params greedy = {.top_p = 1, .repetition_penalty = 1, .n_logprobs = -1};
+
 typedef struct draws {
     bench_run *r;
-    uint32_t n_vocab;
+    model_draw row[MODEL_LOGIT_ROWS_MAX];
 } draws;
 
+/* Those that the device has not drawn. */
 static void draw_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
     const draws *d = ctx;
-    static const sampler_params greedy = {.top_p = 1, .repetition_penalty = 1, .n_logprobs = -1};
     for (size_t row = begin; row < end; row++) {
         sampler_result result;
-        const sampler_input in = {.logits = d->r->logits + row * d->n_vocab,
-                                  .n_vocab = d->n_vocab,
-                                  .scratch = d->r->scratch + worker * d->r->scratch_bytes};
+        sampler_input in = d->row[row].in;
+        if (d->row[row].is_drawn) continue;
+        in.logits = d->r->logits + row * in.n_vocab;
+        in.scratch = d->r->scratch + worker * d->r->scratch_bytes;
         sampler_run(&greedy, NULL, &in, &result);
     }
 }
@@ -133,15 +136,18 @@ static void draw_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
 static void run_logits(bench_run *r, uint32_t n_rows)
 {
     uint32_t last[MODEL_LOGIT_ROWS_MAX];
-    draws d = {.r = r, .n_vocab = model_get_config(r->parts->m)->n_vocab};
+    const uint32_t n_vocab = model_get_config(r->parts->m)->n_vocab;
+    sampler_result results[MODEL_LOGIT_ROWS_MAX];
+    draws d = {.r = r};
     for (uint32_t first = 0; first < n_rows; first += MODEL_LOGIT_ROWS_MAX) {
         const uint32_t n_left = n_rows - first;
         const uint32_t n = n_left < MODEL_LOGIT_ROWS_MAX ? n_left : MODEL_LOGIT_ROWS_MAX;
         for (uint32_t i = 0; i < n; i++) {
             const kv_row *row = &r->rows[first + i];
             last[i] = row->first_token + row->n_tokens - 1;
+            d.row[i] = (model_draw){.params = &greedy, .in = {.n_vocab = n_vocab}};
         }
-        model_logits(r->parts->m, last, n, r->logits);
+        model_sample(r->parts->m, last, n, d.row, r->logits, results);
         parallel_for(r->parts->d->pool, n, 1, draw_rows, &d);
     }
 }

@@ -29,20 +29,28 @@ static void forward(engine *e)
 typedef struct group {
     engine *e;
     const job *jobs;
+    const model_draw *draws;
 } group;
 
-static void draw(engine *e, const session *s, size_t row, uint32_t worker)
+/* What a job wants of its row. */
+static model_draw draw_of(const engine *e, const job *j)
 {
-    const session_spec *spec = session_get_spec(s);
-    uint32_t n_banned;
-    const uint32_t *banned = session_banned(s, &n_banned);
-    const sampler_input in = {.logits = e->logits + row * e->n_vocab,
-                              .n_vocab = e->n_vocab,
-                              .position = session_n_output(s),
-                              .banned = banned,
-                              .n_banned = n_banned,
-                              .scratch = e->scratch + worker * e->scratch_bytes};
-    sampler_run(&spec->sampling, session_sampling(s), &in, &e->results[row]);
+    const session *s = e->entries[j->item].s;
+    if (j->score_position > 0) return (model_draw){.params = NULL};
+    model_draw draw = {.params = &session_get_spec(s)->sampling,
+                       .state = session_sampling(s),
+                       .in = {.n_vocab = e->n_vocab, .position = session_n_output(s)}};
+    draw.in.banned = session_banned(s, &draw.in.n_banned);
+    return draw;
+}
+
+/* On the host. */
+static void draw_row(engine *e, const model_draw *draw, size_t row, uint32_t worker)
+{
+    sampler_input in = draw->in;
+    in.logits = e->logits + row * e->n_vocab;
+    in.scratch = e->scratch + worker * e->scratch_bytes;
+    sampler_run(draw->params, draw->state, &in, &e->results[row]);
 }
 
 static void sample_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -51,12 +59,12 @@ static void sample_rows(void *ctx, size_t begin, size_t end, uint32_t worker)
     engine *e = g->e;
     for (size_t row = begin; row < end; row++) {
         const job *j = &g->jobs[row];
-        const session *s = e->entries[j->item].s;
+        if (g->draws[row].is_drawn) continue;
         if (j->score_position == 0) {
-            draw(e, s, row, worker);
+            draw_row(e, &g->draws[row], row, worker);
             continue;
         }
-        const session_spec *spec = session_get_spec(s);
+        const session_spec *spec = session_get_spec(e->entries[j->item].s);
         sampler_score(e->logits + row * e->n_vocab, e->n_vocab, spec->prompt[j->score_position],
                       spec->sampling.n_logprobs, &e->results[row]);
     }
@@ -96,15 +104,18 @@ static void apply_result(engine *e, const job *j, const sampler_result *result, 
 static bool run_jobs(engine *e)
 {
     uint32_t rows[MODEL_LOGIT_ROWS_MAX];
+    model_draw draws[MODEL_LOGIT_ROWS_MAX];
     for (uint32_t first = 0; first < e->batch.n_jobs; first += MODEL_LOGIT_ROWS_MAX) {
         const job *jobs = &e->batch.jobs[first];
         const uint32_t n_left = e->batch.n_jobs - first;
         const uint32_t n_rows = n_left < MODEL_LOGIT_ROWS_MAX ? n_left : MODEL_LOGIT_ROWS_MAX;
-        for (uint32_t i = 0; i < n_rows; i++)
+        for (uint32_t i = 0; i < n_rows; i++) {
             rows[i] = jobs[i].batch_row;
-        model_logits(e->parts.m, rows, n_rows, e->logits);
+            draws[i] = draw_of(e, &jobs[i]);
+        }
+        model_sample(e->parts.m, rows, n_rows, draws, e->logits, e->results);
         if (model_status(e->parts.m, NULL) != ERR_OK) return false;
-        group g = {.e = e, .jobs = jobs};
+        group g = {.e = e, .jobs = jobs, .draws = draws};
         parallel_for(e->parts.d->pool, n_rows, 1, sample_rows, &g);
         const uint64_t now_ns = clock_mono_ns();
         for (uint32_t i = 0; i < n_rows; i++)

@@ -5,6 +5,7 @@
 #include "tests/test_main.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Sums of products differ in their order and, of bf16 weights, in the 16 digits that are kept of an input. */
@@ -103,8 +104,77 @@ START_TEST(a_cut_of_the_prompt_changes_no_bit)
 }
 END_TEST
 
+enum { N_DRAWS = 6 };
+
+/* The host's draw from the same logits. */
+static void check_draw(const model_draw *draw, const float *logits, uint32_t n_vocab,
+                       const sampler_result *got)
+{
+    sampler_result want;
+    sampler_input in = draw->in;
+    in.logits = malloc(n_vocab * sizeof *logits);
+    in.scratch = malloc(sampler_scratch_bytes(n_vocab));
+    ck_assert_ptr_nonnull(in.logits);
+    ck_assert_ptr_nonnull(in.scratch);
+    in.n_vocab = n_vocab;
+    memcpy(in.logits, logits, n_vocab * sizeof *logits);
+    sampler_run(draw->params, draw->state, &in, &want);
+    ck_assert(!got->is_bad);
+    ck_assert_uint_eq(got->token, want.token);
+    ck_assert_uint_eq(got->n_top, want.n_top);
+    for (uint32_t i = 0; i < want.n_top; i++) {
+        ck_assert_uint_eq(got->top[i].token, want.top[i].token);
+        ck_assert_float_eq_tol(got->top[i].logprob, want.top[i].logprob, 1e-5f);
+    }
+    ck_assert_float_eq_tol(got->logprob, want.logprob, 1e-5f);
+    free(in.logits);
+    free(in.scratch);
+}
+
+/* One row of the last step, drawn from in several ways, and once as it is. */
+START_TEST(a_gpu_draws_from_its_own_logits)
+{
+    static const sampler_bias bias[] = {{3, 2.5f}, {9, -1}};
+    static const uint32_t banned[] = {4, 8};
+    golden cuda = open_golden(1, open_cuda);
+    track t;
+    run(&cuda, pick_prompt(&cuda), GOLDEN_STEP_TOKENS_MAX, &t);
+    const float *logits = track_logits(&t, t.n_done - 1);
+    sampler_params params[N_DRAWS];
+    model_draw draws[N_DRAWS + 1] = {0};
+    sampler_result results[N_DRAWS + 1];
+    const uint32_t rows[N_DRAWS + 1] = {0};
+    float *came = malloc((N_DRAWS + 1) * (size_t)cuda.n_vocab * sizeof *came);
+    ck_assert_ptr_nonnull(came);
+    for (uint32_t i = 0; i < N_DRAWS; i++) {
+        params[i] = (sampler_params){.temperature = i == 0 ? 0.0f : 1.5f,
+                                     .top_p = i % 2 == 0 ? 1.0f : 0.6f,
+                                     .top_k = i % 3 == 0 ? 0 : 12,
+                                     .repetition_penalty = 1,
+                                     .bias = bias,
+                                     .n_bias = i < 4 ? 2 : 0,
+                                     .seed = 17 + i,
+                                     .n_logprobs = (int32_t)(4 * i) - 1};
+        draws[i] = (model_draw){.params = &params[i],
+                                .in = {.position = i, .banned = banned, .n_banned = 2}};
+    }
+    model_sample(cuda.m, rows, N_DRAWS + 1, draws, came, results);
+    ck_assert(model_status(cuda.m, NULL) == ERR_OK);
+    for (uint32_t i = 0; i < N_DRAWS; i++) {
+        ck_assert(draws[i].is_drawn);
+        check_draw(&draws[i], logits, cuda.n_vocab, &results[i]);
+    }
+    ck_assert(!draws[N_DRAWS].is_drawn);
+    ck_assert_mem_eq(came + (size_t)N_DRAWS * cuda.n_vocab, logits, cuda.n_vocab * sizeof *came);
+    free(came);
+    track_close(&t);
+    golden_close(&cuda);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_gpu_gives_the_logits_and_tokens_of_the_reference, 900),
     TEST_CASE_SECONDS(a_cut_of_the_prompt_changes_no_bit, 900),
+    TEST_CASE_SECONDS(a_gpu_draws_from_its_own_logits, 900),
     TEST_CASES_END,
 };

@@ -66,6 +66,14 @@ static inline unsigned __float_as_uint(float x)
     return f32_bits(x);
 }
 
+/* Threads run one at a time. */
+template <typename T> static inline T atomicAdd(T *at, T by)
+{
+    const T was = *at;
+    *at += by;
+    return was;
+}
+
 /* A sum that is no part of a multiply-add. */
 static inline float __fadd_rn(float a, float b)
 {

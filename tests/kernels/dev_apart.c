@@ -182,6 +182,25 @@ static void put_rows(dev *d, const put_rows_args *args)
     set_open(a, false);
 }
 
+static void sample(dev *d, const sample_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->logits, (size_t)args->n_rows * args->n_vocab * sizeof *args->logits);
+    check(a, args->rows, args->n_rows * sizeof *args->rows);
+    check(a, args->results, args->n_rows * sizeof *args->results);
+    if (!begin(a)) return;
+    for (uint32_t r = 0; r < args->n_rows; r++) {
+        const sample_row *const row = &args->rows[r];
+        if (row->n_edits > 0)
+            check(a, args->edits + row->first_edit, row->n_edits * sizeof *args->edits);
+    }
+    void *const scratch = malloc(sample_scratch_bytes(args->n_vocab));
+    if (scratch == NULL) abort();
+    sample_cpu(args, scratch);
+    free(scratch);
+    set_open(a, false);
+}
+
 /* ---- memory -------------------------------------------------------------------------------------- */
 
 static err_t alloc_apart(dev *d, size_t bytes, void **out, err_info *info)
@@ -283,6 +302,7 @@ static err_t open_apart(const dev_config *config, size_t memory_bytes, bool atte
     a->ops.add = add;
     if (attends) a->ops.attend_pages = attend_pages;
     if (attends) a->ops.put_rows = put_rows;
+    if (attends) a->ops.sample = sample;
     a->base.ops = &a->ops;
     a->base.pool = a->cpu->pool;
     *out = &a->base;

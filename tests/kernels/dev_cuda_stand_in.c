@@ -70,6 +70,15 @@ static void put_rows(dev_cuda *d, const put_rows_args *args)
     put_rows_cpu(args);
 }
 
+static void sample(dev_cuda *d, const sample_args *args)
+{
+    (void)d;
+    void *scratch = malloc(sample_scratch_bytes(args->n_vocab));
+    if (scratch == NULL) abort();
+    sample_cpu(args, scratch);
+    free(scratch);
+}
+
 static const cuda_ops stand_in_ops = {.embed = embed,
                                       .rms_norm = rms_norm,
                                       .rope = rope,
@@ -78,7 +87,8 @@ static const cuda_ops stand_in_ops = {.embed = embed,
                                       .router = router,
                                       .moe = moe,
                                       .attend_pages = attend_pages,
-                                      .put_rows = put_rows};
+                                      .put_rows = put_rows,
+                                      .sample = sample};
 
 uint32_t dev_cuda_count(void)
 {

@@ -421,6 +421,107 @@ START_TEST(logprobs_are_raw_sorted_and_equal_where_they_name_one_token)
 }
 END_TEST
 
+/* ---- for devices ---------------------------------------------------------------------------------- */
+
+typedef struct lowered {
+    sample_row row;
+    sample_edit edits[64];
+} lowered;
+
+/* What a device with the same logits makes of it. */
+static sampler_result run_lowered(lowered *l, const float *logits)
+{
+    static float copy[VOCAB];
+    static char scratch[VOCAB * 64];
+    sampler_result out;
+    memcpy(copy, logits, sizeof copy);
+    ck_assert_uint_le(sampler_scratch_bytes(VOCAB), sizeof scratch);
+    const sample_args args = {.logits = copy,
+                              .n_vocab = VOCAB,
+                              .n_rows = 1,
+                              .rows = &l->row,
+                              .edits = l->edits,
+                              .results = &out};
+    sample_cpu(&args, scratch);
+    return out;
+}
+
+static void check_lowered(const sampler_params *params, const sampler_state *state,
+                          const float *logits, uint64_t position)
+{
+    static const uint32_t banned[] = {7, 5, VOCAB + 9, 5};
+    static float copy[VOCAB];
+    static char scratch[VOCAB * 64];
+    sampler_result want;
+    lowered l = {0};
+    memcpy(copy, logits, sizeof copy);
+    const sampler_input in = {.logits = copy,
+                              .n_vocab = VOCAB,
+                              .position = position,
+                              .banned = banned,
+                              .n_banned = 4,
+                              .scratch = scratch};
+    ck_assert(sampler_lower(params, state, &in, 64, &l.row, l.edits));
+    sampler_run(params, state, &in, &want);
+    const sampler_result got = run_lowered(&l, logits);
+    ck_assert(!want.is_bad);
+    ck_assert_uint_eq(got.token, want.token);
+    ck_assert_mem_eq(&got.logprob, &want.logprob, sizeof got.logprob);
+    ck_assert_uint_eq(got.n_top, want.n_top);
+    ck_assert_mem_eq(got.top, want.top, sizeof got.top);
+}
+
+START_TEST(a_draw_that_is_lowered_to_edits_is_the_same)
+{
+    static float logits[VOCAB];
+    const sampler_bias bias[] = {{2, 3.5f}, {VOCAB + 77, 5}, {11, -4}, {5, 60}, {20, 2}};
+    for (uint64_t seed = 0; seed < 100; seed++) {
+        sampler_params params = plain;
+        sampler_state *s;
+        fill(logits, VOCAB, seed);
+        params.temperature = seed % 5 == 0 ? 0 : 0.9f;
+        params.top_p = seed % 2 == 0 ? 1 : 0.7f;
+        params.n_logprobs = (int32_t)(seed % 7) - 1;
+        params.bias = bias;
+        params.n_bias = seed % 3 == 0 ? 0 : 5;
+        params.seed = seed;
+        if (seed % 4 != 0) params.repetition_penalty = 1.4f;
+        if (seed % 4 == 1) params.presence_penalty = 0.7f, params.frequency_penalty = -0.3f;
+        ck_assert(sampler_state_open(&params, 20, &s) == ERR_OK);
+        sampler_note_prompt(s, (const uint32_t[]){1, 2, 20, VOCAB + 3}, 4);
+        sampler_note_output(s, 2);
+        sampler_note_output(s, 2);
+        sampler_note_output(s, 90);
+        check_lowered(&params, s, logits, seed);
+        check_lowered(&params, NULL, logits, seed);
+        sampler_state_close(s);
+    }
+}
+END_TEST
+
+START_TEST(a_mask_or_too_many_edits_are_left_to_the_host)
+{
+    static const sampler_bias bias[] = {{2, 3}, {4, 1}};
+    static const uint32_t banned[] = {7};
+    static const uint64_t allowed[] = {UINT64_MAX};
+    lowered l;
+    sampler_params params = plain;
+    sampler_state *s;
+    const sampler_input in = {.n_vocab = 64, .banned = banned, .n_banned = 1};
+    params.bias = bias;
+    params.n_bias = 2;
+    params.presence_penalty = 1;
+    ck_assert(sampler_state_open(&params, 4, &s) == ERR_OK);
+    sampler_note_output(s, 3);
+    ck_assert(!sampler_lower(&params, s, &in, 3, &l.row, l.edits));
+    ck_assert(sampler_lower(&params, s, &in, 4, &l.row, l.edits));
+    ck_assert_uint_eq(l.row.n_edits, 4);
+    params.allowed = allowed;
+    ck_assert(!sampler_lower(&params, s, &in, 4, &l.row, l.edits));
+    sampler_state_close(s);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE(draws_follow_the_distribution),
     TEST_CASE(the_kept_set_is_the_naive_one),
@@ -433,5 +534,7 @@ const test_case test_cases[] = {
     TEST_CASE(penalties_are_those_computed_by_hand),
     TEST_CASE(a_state_holds_as_many_tokens_as_promised),
     TEST_CASE(logprobs_are_raw_sorted_and_equal_where_they_name_one_token),
+    TEST_CASE(a_draw_that_is_lowered_to_edits_is_the_same),
+    TEST_CASE(a_mask_or_too_many_edits_are_left_to_the_host),
     TEST_CASES_END,
 };
