@@ -101,6 +101,7 @@ static void add_stats(const kv_stats *from, kv_stats *sum)
     sum->ring_bytes += from->ring_bytes;
     sum->observed_bytes += from->observed_bytes;
     sum->staging_bytes += from->staging_bytes;
+    sum->view_bytes += from->view_bytes;
     sum->pages_total += from->pages_total;
     sum->pages_used += from->pages_used;
     sum->pages_cached += from->pages_cached;

@@ -41,6 +41,8 @@ void kv_publish(kv_cache *cache)
         prefix->n_objects_max * (sizeof *prefix->objects + sizeof *prefix->index.keys);
     stats->ring_bytes = cache->rings.total_bytes;
     stats->staging_bytes = cache->staging.total_bytes;
+    if (cache->view != NULL) stats->staging_bytes += cache->view->memory.used_bytes;
+    if (cache->view != NULL) stats->view_bytes = cache->view->device_bytes;
     stats->pages_total = pool.pages_used + pool.pages_cached + pool.pages_free;
     stats->pages_used = pool.pages_used;
     stats->pages_cached = pool.pages_cached;

@@ -15,7 +15,8 @@ static void write_kv_gauges(page *p, const kv_stats *kv)
                                 {"tables", kv->table_bytes},
                                 {"ring", kv->ring_bytes},
                                 {"scores", kv->observed_bytes},
-                                {"staging", kv->staging_bytes}};
+                                {"staging", kv->staging_bytes},
+                                {"device", kv->view_bytes}};
     page_family(p, "kv_cache_bytes", "gauge", "Bytes that the KV cache holds, by part");
     page_labelled(p, "kv_cache_bytes", "part", parts, sizeof parts / sizeof *parts);
     page_gauge(p, "kv_pool_budget_bytes", (double)kv->pool_budget_bytes, "Budget of the page pool");
