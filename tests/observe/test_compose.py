@@ -55,8 +55,6 @@ def test_the_server_is_built_from_the_dockerfile():
     build = service("pikv")["build"]
     assert service("pikv")["image"] == "pikv:" + build["target"] == "pikv:cpu"
     assert (DOCKER / build["context"]).resolve() == observe.ROOT
-    if not (observe.ROOT / build["dockerfile"]).exists():
-        pytest.skip("no docker/Dockerfile yet")
     stages = re.findall(r"^FROM .* AS (\S+)$", (observe.ROOT / build["dockerfile"]).read_text(), re.M)
     assert {"cpu", "cuda"} <= set(stages)
 
