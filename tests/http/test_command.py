@@ -173,6 +173,18 @@ def test_help_and_version_are_for_everyone():
 # ---- models ----
 
 
+def test_the_document_of_flags_says_what_there_is():
+    rows = [row.split("|") for row in (ROOT / "docs/flags.md").read_text().splitlines() if row.startswith("| `--")]
+    known = dict(re.findall(r"^  --(?:\[no-\])?([a-z-]+) .*?(?:\(default (.*)\))?$", run_command("serve", "--help")[1], re.M))
+    assert len(rows) > 25
+    for _, flags, defaults, *_ in rows:
+        names = [name.removeprefix("no-") for name in re.findall(r"--([a-z-]+)", flags)]
+        assert set(names) <= set(known), flags
+        for name, value in zip(names, defaults.split(", ")):
+            if re.fullmatch(r"\d+|[a-z0-9.]+", value.strip()) and value.strip() not in ("none", "all", "on", "off"):
+                assert known[name] == value.strip(), (name, known[name], value)
+
+
 def test_a_sound_model_is_checked():
     code, out, err = run_command("serve", "--check", seconds=60)
     assert code == 0 and "sound" in out and err == ""

@@ -329,12 +329,12 @@ def test_help_lists_the_tasks():
         assert word in out
 
 
-# ---- what the README says ----
+# ---- what docs/quality.md says ----
 
 
 @pytest.mark.skipif(SLOWNESS > 1, reason="minutes under a sanitizer, of what other tests run there")
-def test_the_commands_of_the_readme_run(tmp_path):
-    lines = (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines()
+def test_the_commands_of_the_document_run(tmp_path):
+    lines = (ROOT / "docs/quality.md").read_text().replace("\\\n", " ").splitlines()
     commands = [shlex.split(line) for line in lines
                 if line.startswith(("build/release/pikv eval", "python3 tools/plot_eval.py"))]
     assert len(commands) >= 5
