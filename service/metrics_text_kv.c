@@ -11,12 +11,9 @@ static void write_kv_gauges(page *p, const kv_stats *kv)
         {"used", kv->pages_used}, {"cached", kv->pages_cached}, {"free", kv->pages_free}};
     page_family(p, "kv_blocks", "gauge", "Pages of the KV pool, by state");
     page_labelled(p, "kv_blocks", "state", blocks, sizeof blocks / sizeof *blocks);
-    const page_value parts[] = {{"slabs", kv->slab_bytes},
-                                {"tables", kv->table_bytes},
-                                {"ring", kv->ring_bytes},
-                                {"scores", kv->observed_bytes},
-                                {"staging", kv->staging_bytes},
-                                {"device", kv->view_bytes}};
+    const page_value parts[] = {{"slabs", kv->slab_bytes},      {"tables", kv->table_bytes},
+                                {"ring", kv->ring_bytes},       {"scores", kv->observed_bytes},
+                                {"staging", kv->staging_bytes}, {"device", kv->view_bytes}};
     page_family(p, "kv_cache_bytes", "gauge", "Bytes that the KV cache holds, by part");
     page_labelled(p, "kv_cache_bytes", "part", parts, sizeof parts / sizeof *parts);
     page_gauge(p, "kv_pool_budget_bytes", (double)kv->pool_budget_bytes, "Budget of the page pool");
