@@ -6,6 +6,8 @@
 PRESET ?= release
 ARGS   ?=
 CORPUS ?=
+# Tests at a time: one more than processors, since some wait for others most of the time.
+JOBS   ?= $(shell expr $$(nproc) + 1)
 
 .PHONY: run test eval results build check format clean
 
@@ -17,7 +19,7 @@ run:
 test:
 	@tools/setup.sh test
 	@tools/build.sh dev
-	ctest --test-dir build/dev --output-on-failure --parallel 2
+	ctest --test-dir build/dev --output-on-failure --parallel $(JOBS)
 
 eval:
 	@tools/setup.sh eval
@@ -37,7 +39,7 @@ build:
 # The suite of `make test` in the present PRESET, without set-up: make check PRESET=asan
 check:
 	@tools/build.sh $(PRESET)
-	ctest --test-dir build/$(PRESET) --output-on-failure --parallel 2
+	ctest --test-dir build/$(PRESET) --output-on-failure --parallel $(JOBS)
 
 format:
 	git ls-files '*.c' '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i

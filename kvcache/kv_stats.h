@@ -20,8 +20,8 @@ typedef struct kv_stats {
     uint64_t table_bytes; /* page tables, descriptors, prefix index */
     uint64_t ring_bytes;
     uint64_t observed_bytes; /* what scorers need beside the entries */
-    uint64_t staging_bytes; /* and what is on its way to or from a device */
-    uint64_t view_bytes;    /* in the memory of a device that attends by itself: device_view.h */
+    uint64_t staging_bytes;  /* and what is on its way to or from a device */
+    uint64_t view_bytes;     /* in the memory of a device that attends by itself: device_view.h */
     /* now, pages and slots */
     uint64_t pages_total; /* used, cached and free; free slabs count as pages of the largest size */
     uint64_t pages_used;  /* referenced by an open sequence */

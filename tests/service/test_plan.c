@@ -154,7 +154,7 @@ START_TEST(mixtral_on_eight_ranks_at_128k_has_an_eighth_of_the_cache_on_each)
      * heads = 131072 pages of 16 KiB, four to a slab. */
     ck_assert_uint_eq(in.cache.n_pages, 131072);
     ck_assert_uint_eq(in.cache.page_bytes, 2147483648UL);
-    /* Ring: 5 blocks and 4 sinks of 131072 bytes a token; 2 bytes a layer and slot for experts; the struct, 24. */
+    /* Ring: 5 blocks and 4 sinks of 131072 bytes a token; 2 bytes a layer and slot for experts; the struct, 32. */
     ck_assert_uint_eq(in.cache.ring_bytes, 164 * 131072 + 32 * 160 * 2 + 32);
     /* Staging: 512 tokens of the same, and their experts. */
     ck_assert_uint_eq(in.cache.staging_bytes, 512 * 131072 + 32 * 512 * 2);
