@@ -13,7 +13,7 @@
 #if defined(__SANITIZE_ADDRESS__)
 enum { IS_WHOLE = 0, N_OPS = 1000 };
 #else
-enum { IS_WHOLE = 1, N_OPS = 2000 };
+enum { IS_WHOLE = 1, N_OPS = 3000 };
 #endif
 enum { N_SEQS = 8, N_TOKENS_MAX = 400, STEP_TOKENS = 64 };
 
