@@ -444,13 +444,10 @@ static __device__ void finish_rows(const tile *t, tile_shared<ROWS> *s, const fl
 
 /* Blocks that are to be on a multiprocessor together, as one alone waits for its loads: what its registers allow
  * when the sums of ROWS rows are among them. */
-static constexpr int blocks_together(int n_rows)
-{
-    return n_rows == 8 ? 4 : n_rows == 4 ? 5 : 8;
-}
+template <int ROWS> constexpr int blocks_together = ROWS == 8 ? 4 : ROWS == 4 ? 5 : 8;
 
 template <int ROWS>
-static __global__ void __launch_bounds__(ATTEND_THREADS, blocks_together(ROWS))
+static __global__ void __launch_bounds__(ATTEND_THREADS, blocks_together<ROWS>)
     attend_kernel(attend_pages_args args, uint32_t n_tiles)
 {
     CUDA_SHARED(tile_shared<ROWS>, s);
