@@ -63,10 +63,9 @@ typedef struct attn_row {
     uint32_t length;      /* positions below are in pages or the ring */
     uint32_t first_token; /* of its tokens in the batch: that of position `length` */
     uint32_t n_tokens;
-    uint32_t choice; /* which; valid with `chosen` */
-    const uint32_t
-        *chosen; /* of KV head h at chosen + h * chosen_stride: how many entries its one token
-                             * reads, then which, rising; NULL: all */
+    uint32_t choice;  /* which; valid with `chosen` */
+    uint32_t *chosen; /* [n_kv_heads][chosen_stride]: how many entries its one token reads in a
+                       * head, then which, rising; NULL: all */
 } attn_row;
 
 typedef struct attn_task {

@@ -114,7 +114,7 @@ static void choose(const choose_pages_args *args, uint32_t choice, uint32_t kv_h
     const attend_pages_args *attend = args->attend;
     const size_t at = (size_t)choice * attend->n_kv_heads + kv_head;
     const attn_row *row = &attend->rows[args->choices[choice].row];
-    uint32_t *chosen = args->chosen + at * (1 + (size_t)args->n_blocks_max);
+    uint32_t *chosen = row->chosen + (size_t)kv_head * attend->chosen_stride;
     head_choice c = {.args = args,
                      .choice = &args->choices[choice],
                      .row = row,
@@ -137,6 +137,7 @@ void choose_pages_cpu(const choose_pages_args *args)
     for (uint32_t i = 0; i < args->n_choices; i++) {
         assert(args->attend->rows[args->choices[i].row].n_tokens == 1);
         assert(args->attend->rows[args->choices[i].row].n_blocks <= args->n_blocks_max);
+        assert(args->attend->rows[args->choices[i].row].n_blocks < args->attend->chosen_stride);
         assert(args->choices[i].n_candidates <= args->attend->rows[args->choices[i].row].n_blocks);
         for (uint32_t h = 0; h < args->attend->n_kv_heads; h++)
             choose(args, i, h);

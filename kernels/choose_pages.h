@@ -4,7 +4,8 @@
  * those that the layer's window does not exclude, that lie below `n_candidates` and that have a live slot are candidates;
  * the k whose keys may score highest in any query head of the group (key_bounds.h) are chosen, of equal ones those
  * that come first. The entries from n_candidates on are read in any case, and so are sinks, ring and staging, which are no
- * entries. Then `chosen` is what attend_pages reads, and log_unread what may have been missed: with the mass that
+ * entries. It writes attn_row.chosen, which attend_pages reads, and
+ * log_unread, of what may have been missed: with the mass that
  * attention has found (attn_mass) that makes the certificate of routing.h, which the host adds up.
  *
  * On a device its memory has all that pointers lead to but `attend`. The definition computes bounds in double precision
@@ -29,9 +30,8 @@ typedef struct attn_choice_note {
 } attn_choice_note;
 
 typedef struct choose_pages_args {
-    const attend_pages_args
-        *attend;          /* queries, shapes, window, lists and rows are read, nothing else */
-    const uint8_t *boxes; /* box b at boxes + b * box_stride_bytes: see key_bounds.h */
+    const attend_pages_args *attend; /* queries, shapes, window, lists and rows */
+    const uint8_t *boxes;            /* box b at boxes + b * box_stride_bytes: see key_bounds.h */
     size_t box_stride_bytes;
     const float
         *bias_most; /* [boxes]: no slot's bias is above it, so it belongs to the bound; or NULL */
@@ -41,7 +41,6 @@ typedef struct choose_pages_args {
     float
         *bounds; /* [n_choices][n_kv_heads][group + 1][n_blocks_max]: by entry; the last row is the
                     * largest of the others, -inf of what is no candidate or was chosen */
-    uint32_t *chosen;  /* [n_choices][n_kv_heads][1 + n_blocks_max]: see attn_row */
     float *log_unread; /* [n_choices][n_kv_heads * group]: log of sum n exp(bound); -inf: nothing */
     attn_choice_note *notes; /* [n_choices][n_kv_heads] */
 } choose_pages_args;

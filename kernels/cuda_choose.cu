@@ -320,7 +320,7 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
     __syncthreads();
     const uint32_t n = n_chosen_of(c.choice.k, s->n_open);
     const threshold from = find_threshold(&c, s, n);
-    uint32_t *chosen = args.chosen + c.at * (1 + static_cast<size_t>(args.n_blocks_max));
+    uint32_t *chosen = c.row.chosen + static_cast<size_t>(c.kv_head) * attend.chosen_stride;
     const taken mine = list_chosen(&c, &attend, s, from, chosen);
     atomicAdd(&s->n_chosen, mine.n_chosen);
     atomicAdd(&s->n_read, mine.n_read);

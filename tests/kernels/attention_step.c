@@ -360,7 +360,7 @@ static attend_pages_args move_there(step *s, const attend_pages_args *host, uint
         rows[r] = host->rows[r];
         rows[r].pages = page_pointers_there(s, &host->rows[r]);
         rows[r].ring = there(s, rows[r].ring);
-        rows[r].chosen = there(s, rows[r].chosen);
+        rows[r].chosen = (uint32_t *)(uintptr_t)there(s, rows[r].chosen);
     }
     out.rows = there(s, rows);
     out.layouts = there(s, host->layouts);

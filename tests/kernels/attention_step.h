@@ -32,7 +32,7 @@ typedef struct step_sequence {
 typedef struct step_row {
     const step_sequence *sequence;
     uint32_t length, n_blocks, n_tokens;
-    const uint32_t *chosen; /* see attn_row; NULL: all entries are read */
+    uint32_t *chosen; /* see attn_row; NULL: all entries are read */
 } step_row;
 
 /* How rows become tasks: one each; one per token; one per token and split, and merges; all of that by chance. */

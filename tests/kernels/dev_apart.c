@@ -180,10 +180,11 @@ static void choose_pages(dev *d, const choose_pages_args *args)
     check(a, args->choices, args->n_choices * sizeof *args->choices);
     check(a, args->boxes, 1);
     check(a, args->bounds, (n_heads + n) * n_max * sizeof *args->bounds);
-    check(a, args->chosen, n * (1 + n_max) * sizeof *args->chosen);
     check(a, args->log_unread, n_heads * sizeof *args->log_unread);
     check(a, args->notes, n * sizeof *args->notes);
     if (!begin(a)) return;
+    for (uint32_t i = 0; i < args->n_choices; i++)
+        check(a, args->attend->rows[args->choices[i].row].chosen, 1);
     choose_pages_cpu(args);
     set_open(a, false);
 }

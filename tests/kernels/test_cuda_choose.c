@@ -23,7 +23,8 @@ typedef struct layer {
     gpu g;
     choose_shape shape;
     attend_pages_args attend, attend_there;
-    choose_pages_args args, there; /* of the host; of the device */
+    choose_pages_args args, there;   /* of the host; of the device */
+    uint32_t *chosen, *chosen_there; /* [N_ROWS][n_kv_heads][chosen_stride] */
     uint32_t n_boxes;
 } layer;
 
@@ -73,6 +74,9 @@ static void make_rows(layer *l, const uint32_t n_blocks[N_ROWS])
 {
     attn_row *rows = test_alloc(N_ROWS * sizeof *rows), there[N_ROWS];
     const uint32_t n_lists = l->attend.n_lists;
+    const size_t n_chosen = (size_t)l->shape.n_kv_heads * l->attend.chosen_stride;
+    l->chosen = test_alloc(N_ROWS * n_chosen * sizeof *l->chosen);
+    l->chosen_there = (uint32_t *)(void *)gpu_poisoned(&l->g, N_ROWS * n_chosen);
     memset(rows, 0, N_ROWS * sizeof *rows);
     for (uint32_t r = 0; r < N_ROWS; r++) {
         const size_t n = (size_t)n_blocks[r] * n_lists;
@@ -92,8 +96,10 @@ static void make_rows(layer *l, const uint32_t n_blocks[N_ROWS])
                              .length = n_blocks[r] * l->shape.block_tokens + 5,
                              .first_token = N_ROWS - 1 - r,
                              .n_tokens = 1};
+        rows[r].chosen = l->chosen + r * n_chosen;
         there[r] = rows[r];
         there[r].pages = gpu_put(&l->g, pages, n * sizeof *pages);
+        there[r].chosen = l->chosen_there + r * n_chosen;
     }
     l->attend.rows = rows;
     l->attend_there = l->attend;
@@ -133,18 +139,16 @@ static size_t n_bounds(const layer *l)
 
 static size_t n_listed(const layer *l)
 {
-    return (size_t)N_ROWS * l->shape.n_kv_heads * (1 + l->shape.n_blocks_max);
+    return (size_t)N_ROWS * l->shape.n_kv_heads * l->attend.chosen_stride;
 }
 
 static void make_results(layer *l)
 {
     const size_t n_notes = (size_t)N_ROWS * l->shape.n_kv_heads;
     l->args.bounds = poisoned_floats(n_bounds(l));
-    l->args.chosen = test_alloc(n_listed(l) * sizeof *l->args.chosen);
     l->args.log_unread = poisoned_floats((size_t)N_ROWS * n_heads(l));
     l->args.notes = test_alloc(n_notes * sizeof *l->args.notes);
     l->there.bounds = gpu_poisoned(&l->g, n_bounds(l));
-    l->there.chosen = (uint32_t *)(void *)gpu_poisoned(&l->g, n_listed(l));
     l->there.log_unread = gpu_poisoned(&l->g, (size_t)N_ROWS * n_heads(l));
     l->there.notes = (attn_choice_note *)(void *)gpu_poisoned(
         &l->g, n_notes * sizeof *l->args.notes / sizeof(float));
@@ -163,7 +167,8 @@ static layer *run(const choose_shape *shape, const uint32_t n_blocks[N_ROWS], do
                                     .type = shape->type,
                                     .block_tokens = shape->block_tokens,
                                     .first_list = FIRST_LIST,
-                                    .n_lists = shape->n_kv_heads + SPARE_LISTS};
+                                    .n_lists = shape->n_kv_heads + SPARE_LISTS,
+                                    .chosen_stride = shape->n_blocks_max + 2};
     make_boxes(l);
     make_rows(l, n_blocks);
     make_queries(l);
@@ -186,7 +191,7 @@ static void close_layer(layer *l)
     free((void *)(uintptr_t)l->args.bias_most);
     free((void *)(uintptr_t)l->args.choices);
     free(l->args.bounds);
-    free(l->args.chosen);
+    free(l->chosen);
     free(l->args.log_unread);
     free(l->args.notes);
     gpu_close(&l->g);
@@ -209,7 +214,7 @@ static results get_results(layer *l)
                        gpu_get_floats(&l->g, l->there.log_unread, (size_t)N_ROWS * n_heads(l)),
                    .chosen = test_alloc(n_listed(l) * sizeof *out.chosen),
                    .notes = test_alloc(n_notes * sizeof *out.notes)};
-    gpu_get(&l->g, out.chosen, l->there.chosen, n_listed(l) * sizeof *out.chosen);
+    gpu_get(&l->g, out.chosen, l->chosen_there, n_listed(l) * sizeof *out.chosen);
     gpu_get(&l->g, out.notes, l->there.notes, n_notes * sizeof *out.notes);
     return out;
 }
@@ -237,7 +242,9 @@ static found find(const layer *l, const results *r, uint32_t choice, uint32_t kv
                    .first = first < row->n_blocks ? first : row->n_blocks,
                    .bounds = r->bounds + at * (l->shape.group + 1) * l->shape.n_blocks_max,
                    .log_unread = r->log_unread + at * l->shape.group,
-                   .chosen = r->chosen + at * (1 + (size_t)l->shape.n_blocks_max),
+                   .chosen = r->chosen +
+                             (l->args.choices[choice].row * (size_t)l->shape.n_kv_heads + kv_head) *
+                                 l->attend.chosen_stride,
                    .note = &r->notes[at]};
 }
 
@@ -323,7 +330,7 @@ static void check(const choose_shape *shape, const uint32_t n_blocks[N_ROWS], do
 {
     layer *l = run(shape, n_blocks, k);
     const results device = get_results(l);
-    const results host = {l->args.bounds, l->args.log_unread, l->args.chosen, l->args.notes};
+    const results host = {l->args.bounds, l->args.log_unread, l->chosen, l->args.notes};
     for (uint32_t i = 0; i < N_ROWS; i++) {
         for (uint32_t h = 0; h < shape->n_kv_heads; h++) {
             const found here = find(l, &host, i, h), there = find(l, &device, i, h);
