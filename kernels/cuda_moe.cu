@@ -238,7 +238,7 @@ static __device__ void lanes_of_prompt(const matrix *gate, const matrix *w,
 static __device__ void prompt_rows(prompt_tiles *tiles, const matrix *gate, const matrix *w,
                                    const product_tokens *items, float *out)
 {
-    if (w->type != DTYPE_BF16) {
+    if (!is_tensor_type(w->type)) {
         lanes_of_prompt(gate, w, items, out);
         return;
     }

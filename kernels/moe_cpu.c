@@ -5,15 +5,6 @@
 
 #include <math.h>
 
-static double dot(const matrix *w, size_t r, const float *x)
-{
-    const void *row = matrix_row(w, r);
-    double sum = 0;
-    for (uint32_t i = 0; i < w->cols; i++)
-        sum += (double)load_element(row, w->type, i) * (double)x[i];
-    return sum;
-}
-
 /* p = softmax(logits). Double inside, so that the f32 result is the correctly rounded one almost
  * always, and the same in every table. */
 static void softmax(const float *logits, uint32_t n, float *p)
@@ -117,11 +108,12 @@ void moe_cpu(dev *d, const moe_args *args)
             const float *x = args->x + t * args->dim;
             float *hidden = plan.hidden + (size_t)i * args->ffn;
             for (uint32_t r = 0; r < args->ffn; r++)
-                hidden[r] = (float)(silu(dot(&expert->gate, r, x)) * dot(&expert->up, r, x));
+                hidden[r] =
+                    (float)(silu(matrix_dot(&expert->gate, r, x)) * matrix_dot(&expert->up, r, x));
             for (uint32_t r = 0; r < args->dim; r++) {
                 float *out = args->out + t * args->dim + r;
                 const double weight = (double)args->weight[plan.pairs[i]];
-                *out = (float)((double)*out + weight * dot(&expert->down, r, hidden));
+                *out = (float)((double)*out + weight * matrix_dot(&expert->down, r, hidden));
             }
         }
     }

@@ -14,9 +14,9 @@
 static const uint32_t chunks[] = {GOLDEN_STEP_TOKENS_MAX, 1, 7, 64};
 enum { N_CHUNKS = sizeof chunks / sizeof chunks[0] };
 
-static const char *const fixtures[] = {"mixtral-base-f32",    "mixtral-gqa-bf16",
-                                       "mixtral-window-f16",  "mixtral-tied-bf16",
-                                       "mixtral-sharded-f16", "mixtral-odd-f32"};
+static const char *const fixtures[] = {
+    "mixtral-base-f32",    "mixtral-gqa-bf16", "mixtral-window-f16", "mixtral-tied-bf16",
+    "mixtral-sharded-f16", "mixtral-odd-f32",  "mixtral-fp8-block",  "mixtral-fp8-tensor"};
 enum { N_FIXTURES = sizeof fixtures / sizeof fixtures[0] };
 
 /* Runs `body` for every instruction set and both page layouts. */

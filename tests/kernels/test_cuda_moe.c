@@ -119,14 +119,26 @@ static void choose(gpu *g, experts *e)
     }
 }
 
+static matrix random_part(gpu *g, dtype type, uint32_t rows, uint32_t cols, uint32_t row_step)
+{
+    if (!dtype_has_scales(type)) return random_matrix(&g->random, type, rows, cols);
+    return random_scaled_matrix(&g->random, (matrix){.type = type,
+                                                     .rows = rows,
+                                                     .cols = cols,
+                                                     .row_step = row_step,
+                                                     .block_rows = 128,
+                                                     .block_cols = 128});
+}
+
 static experts experts_open(gpu *g, const problem *p)
 {
     experts e = {.p = *p, .host = test_alloc(p->n_experts * sizeof *e.host)};
     moe_expert *there = test_alloc(p->n_experts * sizeof *there);
     for (uint32_t i = 0; i < p->n_experts; i++) {
-        e.host[i].gate = random_matrix(&g->random, p->type, p->ffn, p->dim);
-        e.host[i].up = random_matrix(&g->random, p->type, p->ffn, p->dim);
-        e.host[i].down = random_matrix(&g->random, p->type, p->dim, p->ffn);
+        const uint32_t step = p->type == DTYPE_MXFP4 ? 2 : 1; /* gate and up take turns */
+        e.host[i].gate = random_part(g, p->type, p->ffn, p->dim, step);
+        e.host[i].up = random_part(g, p->type, p->ffn, p->dim, step);
+        e.host[i].down = random_part(g, p->type, p->dim, p->ffn, 1);
         there[i] = (moe_expert){.gate = gpu_put_matrix(g, &e.host[i].gate),
                                 .up = gpu_put_matrix(g, &e.host[i].up),
                                 .down = gpu_put_matrix(g, &e.host[i].down)};
@@ -207,7 +219,9 @@ static const problem problems[] = {
     {5, 130, 33, 64, 8, DTYPE_BF16}, {31, 40, 70, 5, 4, DTYPE_BF16},
     {33, 72, 65, 3, 2, DTYPE_BF16},  {35, 36, 66, 4, 2, DTYPE_F32},
     {9, 31, 17, 6, 3, DTYPE_F16},    {2, 1040, 16, 4, 2, DTYPE_BF16},
-    {150, 16, 16, 2, 1, DTYPE_BF16},
+    {150, 16, 16, 2, 1, DTYPE_BF16}, {3, 160, 130, 4, 2, DTYPE_FP8},
+    {35, 160, 130, 3, 2, DTYPE_FP8}, {2, 96, 64, 4, 2, DTYPE_MXFP4},
+    {35, 96, 64, 3, 2, DTYPE_MXFP4},
 };
 
 START_TEST(experts_are_summed_as_the_reference_does)
@@ -219,7 +233,8 @@ START_TEST(experts_are_summed_as_the_reference_does)
         float *want = expect(&g, &e), *got = run(&g, &e, 0, p->n_tokens);
         /* hidden is of the order of dim / 3, and is summed over ffn with random signs. */
         const double size = (double)p->dim / 3 * sqrt((double)p->ffn * p->top_k) + 1;
-        const double part = p->type == DTYPE_BF16 ? 3e-5 : 3e-6;
+        const bool is_exact = p->type == DTYPE_F32 || p->type == DTYPE_F16;
+        const double part = is_exact ? 3e-6 : dtype_has_scales(p->type) ? 2e-4 : 3e-5;
         assert_near(got, want, (size_t)p->n_tokens * p->dim, (tolerance){part * size, part},
                     g.random.seed);
         free(want);
