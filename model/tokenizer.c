@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/utf8.h"
 #include "model/model_file.h"
+#include "model/special_tokens.h"
 #include "model/spm_settings.h"
 #include "model/tokenizer_settings.h"
 #include "model/tokenizer_spm.h"
@@ -43,7 +44,8 @@ struct tokenizer {
     uint32_t *text_end;   /* [n_vocab] */
     uint8_t *kind;        /* [n_vocab], spm_kind */
     char *bytes;
-    void *block; /* owns the four arrays */
+    void *block;            /* owns the four arrays */
+    special_tokens special; /* names lie in `bytes` */
     size_t piece_bytes_max;
     size_t spelling_bytes_max; /* as SentencePiece spells: three bytes for a space or a U+2581 */
     int64_t bos, eos;
@@ -168,6 +170,24 @@ static void fill_table(tokenizer *t, const spm_settings *settings)
     t->text_begin[t->n_vocab] = (uint32_t)at;
 }
 
+/* Of the table, once it is filled. */
+static err_t collect_special(tokenizer *t, err_info *info)
+{
+    size_t n = 0;
+    for (uint32_t id = 0; id < t->n_vocab; id++)
+        n += is_special(t->kind[id]);
+    special_token *const tokens = calloc(n + 1, sizeof *tokens);
+    if (tokens == NULL) return err_set(info, ERR_NO_MEMORY, "%s: out of memory", model_file);
+    n = 0;
+    for (uint32_t id = 0; id < t->n_vocab; id++) {
+        const uint32_t begin = t->text_end[id], end = t->text_begin[id + 1];
+        if (is_special(t->kind[id]) && end > begin)
+            tokens[n++] = (special_token){t->bytes + begin, end - begin, id};
+    }
+    special_tokens_init(&t->special, tokens, n);
+    return ERR_OK;
+}
+
 /* ---- life cycle ---------------------------------------------------------------------------------- */
 
 static err_t read_model(const char *dir, uint8_t **out, size_t *n_bytes, err_info *info)
@@ -231,7 +251,7 @@ static err_t build(tokenizer *t, const uint8_t *model, size_t n_bytes, err_info 
     TRY(measure_pieces(t, &settings, &table_bytes, info));
     TRY(alloc_table(t, table_bytes, info));
     fill_table(t, &settings);
-    return ERR_OK;
+    return collect_special(t, info);
 }
 
 err_t tokenizer_open(const char *dir, tokenizer **out, err_info *info)
@@ -262,6 +282,7 @@ void tokenizer_close(tokenizer *t)
 {
     if (t == NULL) return;
     spm_close(t->model);
+    free(t->special.sorted);
     free(t->block);
     free(t);
 }
@@ -317,11 +338,75 @@ tok_piece tokenizer_piece(const tokenizer *t, uint32_t id, bool show_special)
 
 /* ---- text to ids --------------------------------------------------------------------------------- */
 
+/* Ids of one text, as they are found. */
+typedef struct id_list {
+    uint32_t *ids; /* [n_ids] */
+    size_t n_ids, n_room;
+} id_list;
+
+static err_t reserve(id_list *list, size_t n_more)
+{
+    size_t n_wanted, n_bytes;
+    TRY(size_add(list->n_ids, n_more, &n_wanted));
+    if (n_wanted <= list->n_room) return ERR_OK;
+    n_wanted = max_size(n_wanted, 2 * list->n_room);
+    TRY(size_mul(n_wanted, sizeof *list->ids, &n_bytes));
+    uint32_t *const ids = realloc(list->ids, n_bytes);
+    if (ids == NULL) return ERR_NO_MEMORY;
+    list->ids = ids;
+    list->n_room = n_wanted;
+    return ERR_OK;
+}
+
+static err_t append_text(const tokenizer *t, const char *bytes, size_t n_bytes, id_list *list)
+{
+    uint32_t *ids;
+    size_t n_ids;
+    if (n_bytes == 0) return ERR_OK;
+    TRY(spm_encode(t->model, bytes, n_bytes, 0, &ids, &n_ids));
+    const err_t err = reserve(list, n_ids);
+    if (err == ERR_OK) memcpy(list->ids + list->n_ids, ids, n_ids * sizeof *ids);
+    if (err == ERR_OK) list->n_ids += n_ids;
+    free(ids);
+    return err;
+}
+
+static err_t append_all(const tokenizer *t, const tok_text *text, id_list *list)
+{
+    TRY(reserve(list, 1)); /* also an empty list is an array */
+    if (text->add_bos && t->bos >= 0) list->ids[list->n_ids++] = (uint32_t)t->bos;
+    for (size_t from = 0, at = 0; from < text->n_bytes;) {
+        const special_token *const found =
+            special_tokens_find(&t->special, text->bytes, text->n_bytes, from, &at);
+        if (found == NULL) return append_text(t, text->bytes + from, text->n_bytes - from, list);
+        TRY(append_text(t, text->bytes + from, at - from, list));
+        TRY(reserve(list, 1));
+        list->ids[list->n_ids++] = found->id;
+        from = at + found->n_bytes;
+    }
+    return ERR_OK;
+}
+
+static err_t encode_with_special(const tokenizer *t, const tok_text *text, uint32_t **ids,
+                                 size_t *n_ids)
+{
+    id_list list = {0};
+    const err_t err = append_all(t, text, &list);
+    if (err != ERR_OK) {
+        free(list.ids);
+        return err;
+    }
+    *ids = list.ids;
+    *n_ids = list.n_ids;
+    return ERR_OK;
+}
+
 err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids, size_t *n_ids)
 {
     *ids = NULL;
     *n_ids = 0;
     if (!utf8_valid(text->bytes, text->n_bytes)) return ERR_BAD_REQUEST;
+    if (text->parse_special) return encode_with_special(t, text, ids, n_ids);
     const bool has_bos = text->add_bos && t->bos >= 0;
     TRY(spm_encode(t->model, text->bytes, text->n_bytes, has_bos ? 1 : 0, ids, n_ids));
     if (has_bos) (*ids)[0] = (uint32_t)t->bos;
