@@ -12,7 +12,7 @@
 enum {
     API_MESSAGE_BYTES = 500,
     API_ECHO_BYTES = 200, /* of a refused value within a message */
-    API_PARAM_BYTES = 64, /* of the path of a field, with the NUL */
+    API_PARAM_BYTES = 80, /* of the path of a field, with the NUL */
     API_ERROR_BODY_BYTES = 4096
 };
 

@@ -44,7 +44,19 @@ typedef struct api_prompt {
     size_t n_ids;
 } api_prompt;
 
+/* What a chat has instead of prompts: variables of the template that makes one of them. */
+struct json_t;
+typedef struct api_chat {
+    struct json_t *variables; /* owned; NULL: not a chat. messages, add_generation_prompt ... */
+    const char *role;         /* of the message that answers; static */
+    bool continues; /* continue_final_message: the prompt ends where the last message does */
+    bool echo;      /* the answer begins with the last message */
+    char *last;     /* the text of the last message, owned; NULL unless one of the two */
+    size_t last_bytes;
+} api_chat;
+
 typedef struct completion_request {
+    api_chat chat;
     api_prompt *prompts; /* [n_prompts], owned */
     size_t n_prompts;
     uint32_t n;          /* choices of each prompt */
@@ -63,8 +75,9 @@ typedef struct completion_request {
     uint32_t n_stop_ids;
     bool include_stop; /* include_stop_str_in_output */
     bool ignore_eos;
-    bool skip_special;    /* skip_special_tokens */
-    bool add_special;     /* add_special_tokens: BOS before a prompt of text */
+    bool skip_special; /* skip_special_tokens */
+    bool
+        add_special; /* add_special_tokens: BOS before a prompt of text; a chat's template has its own */
     bool return_ids;      /* return_token_ids */
     bool tokens_as_ids;   /* return_tokens_as_token_ids */
     bool truncates;       /* truncate_prompt_tokens was given */
@@ -79,7 +92,11 @@ typedef struct completion_request {
 /* False leaves the reason in `error`; *out is zeroed then and owns nothing. */
 bool api_completion_parse(const api_limits *limits, const char *body, size_t body_bytes,
                           completion_request *out, api_error *error);
+/* The same for /v1/chat/completions: the one prompt is empty until the template has been rendered. */
+bool api_chat_parse(const api_limits *limits, const char *body, size_t body_bytes,
+                    completion_request *out, api_error *error);
 void api_completion_deinit(completion_request *request); /* zeroed is fine */
+void api_chat_deinit(api_chat *chat);                    /* zeroed is fine */
 
 /* Refuses methods for a reason given in terms of settings, in terms of the request. */
 bool api_kv_refuse(api_error *error, const err_info *info);

@@ -372,8 +372,16 @@ bool api_completion_parse(const api_limits *limits, const char *body, size_t bod
     return is_read;
 }
 
+void api_chat_deinit(api_chat *chat)
+{
+    json_decref(chat->variables);
+    free(chat->last);
+    *chat = (api_chat){0};
+}
+
 void api_completion_deinit(completion_request *request)
 {
+    api_chat_deinit(&request->chat);
     for (size_t i = 0; i < request->n_prompts; i++) {
         free(request->prompts[i].text);
         free(request->prompts[i].ids);
