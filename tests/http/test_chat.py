@@ -124,6 +124,20 @@ def test_variables_of_a_template_come_from_the_request(tmp_path):
             plain("LOUD Tell me a story. low[d] >")
 
 
+BOMBS = {"output": "{% for a in range(9999) %}{% for b in range(9999) %}xxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
+         "steps": "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+         "memory": "{% set n = namespace(x='x' * 1000) %}{% for a in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}"}
+
+
+@pytest.mark.parametrize("template", BOMBS.values(), ids=BOMBS)
+def test_a_template_that_goes_on_and_on_is_a_refusal(tmp_path, template):
+    path = tmp_path / "template"
+    path.write_text(template)
+    with Server("--chat-template", path) as server:
+        refuse(server, {"messages": [USER]}, "messages")
+        assert server.text("The king", max_tokens=2)
+
+
 # ---- replies ----
 
 
