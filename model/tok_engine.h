@@ -34,7 +34,8 @@ typedef struct tok_traits {
     bool drops_first_byte;    /* that space may also come from a byte */
     bool drops_first_markers; /* of the first token's spelling every U+2581 is nothing */
     bool parts_at_nothing;    /* a token that adds nothing ends a character that is incomplete */
-    bool is_lossless;         /* every byte of a text is in one of its tokens */
+    bool finds_names; /* of control tokens in a text, always; else tok_text.parse_special does */
+    bool is_lossless; /* every byte of a text is in one of its tokens */
 } tok_traits;
 
 typedef struct tok_engine {

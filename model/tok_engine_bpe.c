@@ -39,6 +39,7 @@ static err_t open_model(const char *dir, const tokenizer_settings *settings, voi
                            .drops_first_space = t->decoding.drops_first_space,
                            .drops_first_byte = true,
                            .drops_first_markers = t->decoding.drops_first_markers,
+                           .finds_names = true,
                            .is_lossless = tok_bpe_is_lossless(t)};
     set_ends(t, settings, traits);
     *out = t;

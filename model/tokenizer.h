@@ -38,6 +38,9 @@ typedef struct tok_text {
     const char *bytes;
     size_t n_bytes;
     bool add_bos;
+    bool
+        parse_special; /* names of control tokens in the text ("</s>") become those tokens; the text between
+                         * them is encoded piece by piece. With tokenizer.json they always do */
 } tok_text;
 err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
                        size_t *n_ids) MUST_CHECK;
