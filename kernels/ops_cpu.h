@@ -31,6 +31,7 @@ void rms_norm_cpu(dev *d, const rms_norm_args *args);
 void rope_cpu(dev *d, const rope_args *args);
 void store_cpu(const float *x, size_t n, dtype type, void *out);
 void matmul_cpu(dev *d, const matmul_args *args);
+void matmul_heads_cpu(dev *d, const matmul_heads_args *args);
 void add_cpu(dev *d, const add_args *args);
 void router_cpu(dev *d, const router_args *args);
 void router_token(const router_args *args, size_t t); /* one token; shared by all tables */
