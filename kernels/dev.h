@@ -29,6 +29,8 @@ typedef struct dev_ops {
     const char *name; /* "ref", "avx2", "avx512" */
     void (*embed)(dev *d, const embed_args *args);
     void (*rms_norm)(dev *d, const rms_norm_args *args);
+    void (*layer_norm)(dev *d, const layer_norm_args *args);
+    void (*adjust)(dev *d, const adjust_args *args);
     void (*rope)(dev *d, const rope_args *args);
     void (*matmul)(dev *d, const matmul_args *args);
     void (*matmul_heads)(dev *d, const matmul_heads_args *args);

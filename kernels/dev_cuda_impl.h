@@ -39,6 +39,8 @@ void cuda_graphs_close(cuda_graphs *g);
 void embed_cuda(dev_cuda *d, const embed_args *args);
 void rms_norm_cuda(dev_cuda *d, const rms_norm_args *args);
 void add_norm_cuda(dev_cuda *d, const add_norm_args *args);
+void layer_norm_cuda(dev_cuda *d, const layer_norm_args *args);
+void adjust_cuda(dev_cuda *d, const adjust_args *args);
 void rope_cuda(dev_cuda *d, const rope_args *args);
 void add_cuda(dev_cuda *d, const add_args *args);
 void matmul_cuda(dev_cuda *d, const matmul_args *args);

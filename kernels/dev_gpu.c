@@ -53,6 +53,16 @@ static void rms_norm_gpu(dev *d, const rms_norm_args *args)
     ops_of(d)->rms_norm(gpu_of(d)->cuda, args);
 }
 
+static void layer_norm_gpu(dev *d, const layer_norm_args *args)
+{
+    ops_of(d)->layer_norm(gpu_of(d)->cuda, args);
+}
+
+static void adjust_gpu(dev *d, const adjust_args *args)
+{
+    ops_of(d)->adjust(gpu_of(d)->cuda, args);
+}
+
 static void rope_gpu(dev *d, const rope_args *args)
 {
     ops_of(d)->rope(gpu_of(d)->cuda, args);
@@ -183,6 +193,8 @@ static void fill_ops(dev_gpu *g)
     g->ops.name = g->name;
     g->ops.embed = embed_gpu;
     g->ops.rms_norm = rms_norm_gpu;
+    g->ops.layer_norm = layer_norm_gpu;
+    g->ops.adjust = adjust_gpu;
     g->ops.rope = rope_gpu;
     g->ops.matmul = matmul_gpu;
     g->ops.matmul_heads = matmul_heads_gpu;

@@ -28,6 +28,8 @@ static inline const void *matrix_row(const matrix *w, size_t r)
 
 void embed_cpu(dev *d, const embed_args *args);
 void rms_norm_cpu(dev *d, const rms_norm_args *args);
+void layer_norm_cpu(dev *d, const layer_norm_args *args);
+void adjust_cpu(dev *d, const adjust_args *args);
 void rope_cpu(dev *d, const rope_args *args);
 void store_cpu(const float *x, size_t n, dtype type, void *out);
 void matmul_cpu(dev *d, const matmul_args *args);

@@ -22,6 +22,8 @@ typedef struct cuda_ops {
     void (*embed)(dev_cuda *d, const embed_args *args);
     void (*rms_norm)(dev_cuda *d, const rms_norm_args *args);
     void (*add_norm)(dev_cuda *d, const add_norm_args *args);
+    void (*layer_norm)(dev_cuda *d, const layer_norm_args *args);
+    void (*adjust)(dev_cuda *d, const adjust_args *args);
     void (*rope)(dev_cuda *d, const rope_args *args);
     void (*add)(dev_cuda *d, const add_args *args);
     void (*matmul)(dev_cuda *d, const matmul_args *args);

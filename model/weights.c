@@ -21,11 +21,14 @@ err_t model_weights_alloc(const model_config *config, model_weights *w, err_info
     const size_t n_experts = (size_t)config->n_layers * config->n_experts;
     w->layer = calloc(config->n_layers, sizeof *w->layer);
     w->experts = calloc(n_experts, sizeof *w->experts);
+    w->commons = calloc(config->n_layers, sizeof *w->commons);
     w->is_read = malloc(n_experts * sizeof *w->is_read);
-    if (w->layer == NULL || w->experts == NULL || w->is_read == NULL)
+    if (w->layer == NULL || w->experts == NULL || w->commons == NULL || w->is_read == NULL)
         return err_set(info, ERR_NO_MEMORY, "weights: out of memory");
-    for (uint32_t l = 0; l < config->n_layers; l++)
+    for (uint32_t l = 0; l < config->n_layers; l++) {
         w->layer[l].expert = &w->experts[(size_t)l * config->n_experts];
+        w->layer[l].common = &w->commons[l];
+    }
     for (size_t i = 0; i < n_experts; i++)
         w->is_read[i] = true;
     return ERR_OK;
@@ -77,12 +80,32 @@ static err_t type_of(const finder *f, const tensor *t, dtype *out)
     }
 }
 
+static bool has_part(const tensor *t, const model_weight *weight)
+{
+    const uint32_t n_dims = weight->part.n_items > 0 ? 3 : 2;
+    return t->n_dims == n_dims && t->shape[n_dims - 1] == weight->cols &&
+           t->shape[n_dims - 2] == weight->part.n_rows &&
+           (n_dims == 2 || t->shape[0] == weight->part.n_items);
+}
+
+/* The shape that a tensor of parts must have. */
+static err_t refuse_part(const finder *f, const tensor *t, const model_weight *weight)
+{
+    return err_set(f->info, ERR_BAD_MODEL,
+                   "tensor %.100s: %u dimensions of first size %llu are not %s%u, %u, %u]", t->name,
+                   t->n_dims, t->n_dims > 0 ? (unsigned long long)t->shape[0] : 0ULL,
+                   weight->part.n_items > 0 ? "[" : "(no) [", weight->part.n_items,
+                   weight->part.n_rows, weight->cols);
+}
+
 static err_t check_shape(const finder *f, const tensor *t, const model_weight *weight)
 {
-    const bool is_right = weight->is_vector ? t->n_dims == 1 && t->shape[0] == weight->cols
-                                            : t->n_dims == 2 && t->shape[0] == weight->rows &&
-                                                  t->shape[1] == weight->cols;
+    const bool is_right = weight->part.n_rows > 0 ? has_part(t, weight)
+                          : weight->is_vector     ? t->n_dims == 1 && t->shape[0] == weight->cols
+                                                  : t->n_dims == 2 && t->shape[0] == weight->rows &&
+                                                    t->shape[1] == weight->cols;
     if (is_right) return ERR_OK;
+    if (weight->part.n_rows > 0) return refuse_part(f, t, weight);
     if (t->n_dims == 2 && !weight->is_vector)
         return err_set(f->info, ERR_BAD_MODEL, "tensor %.100s: shape [%llu, %llu] is not [%u, %u]",
                        t->name, (unsigned long long)t->shape[0], (unsigned long long)t->shape[1],
@@ -110,12 +133,18 @@ static err_t find_weight(void *ctx, const model_weight *weight)
     dtype type = DTYPE_F32;
     TRY(type_of(f, t, &type));
     TRY(check_shape(f, t, weight));
+    const size_t first_row =
+        (size_t)weight->part.item * weight->part.n_rows + weight->part.first_row;
     *weight->into =
-        (matrix){.data = t->data, .type = type, .rows = weight->rows, .cols = weight->cols};
-    f->n_found++;
+        (matrix){.data = (const uint8_t *)t->data + first_row * weight->cols * dtype_bytes(type),
+                 .type = type,
+                 .rows = weight->rows,
+                 .cols = weight->cols};
+    const size_t bytes = matrix_bytes(weight->into);
+    f->n_found += first_row == 0;
     f->n_params += (uint64_t)weight->rows * weight->cols;
-    f->type_bytes[type] += t->data_bytes;
-    if (!is_aligned(weight->into)) f->unaligned_bytes += round_up(t->data_bytes, 64);
+    f->type_bytes[type] += bytes;
+    if (!is_aligned(weight->into)) f->unaligned_bytes += round_up(bytes, 64);
     return ERR_OK;
 }
 
@@ -244,6 +273,7 @@ void model_weights_deinit(model_weights *w)
     free(w->copies);
     free(w->is_read);
     free(w->experts);
+    free(w->commons);
     free(w->layer);
     *w = (model_weights){0};
 }

@@ -16,22 +16,33 @@
 
 struct model_family;
 
+/* What a family does not have is zero: no data. */
 typedef struct model_layer {
-    matrix attention_norm; /* [1][d_model] */
-    matrix q;              /* [n_heads * head_dim][d_model] */
-    matrix k, v;           /* [n_kv_heads * head_dim][d_model] */
-    matrix o;              /* [d_model][n_heads * head_dim] */
-    matrix moe_norm;       /* [1][d_model] */
-    matrix router;         /* [n_experts][d_model] */
-    moe_expert *expert;    /* [n_experts] */
+    matrix attention_norm, attention_norm_bias; /* [1][d_model] */
+    matrix q;                                   /* [n_heads * head_dim][d_model] */
+    matrix k;                                   /* [n_kv_heads * head_dim][d_model] */
+    matrix v;                                   /* [n_kv_heads * v_dim][d_model] */
+    matrix o;                                   /* [d_model][n_heads * v_dim] */
+    matrix q_bias, k_bias, v_bias, o_bias;      /* [1][rows of q, k, v, o] */
+    matrix q_norm, k_norm;                      /* [1][head_dim], or [1][rows of q, k] */
+    matrix moe_norm, moe_norm_bias;             /* [1][d_model] */
+    matrix router;                              /* [n_experts][d_model] */
+    matrix router_bias;                         /* [1][n_experts], of the logits */
+    moe_expert *expert;                         /* [n_experts]; without data in a dense layer */
+    moe_expert *
+        common; /* [1] the shared expert, or the FFN of a dense layer: model_layer_common_ffn wide */
+    matrix shared_gate; /* [1][d_model] */
 } model_layer;
 
 typedef struct model_weights {
-    matrix embedding;    /* [n_vocab][d_model] */
-    matrix head;         /* [n_vocab][d_model]; the embedding itself when tied */
-    matrix final_norm;   /* [1][d_model] */
+    matrix embedding;  /* [n_vocab][d_model] */
+    matrix head;       /* [n_vocab][d_model]; the embedding itself when tied */
+    matrix head_bias;  /* [1][n_vocab], or no data */
+    matrix final_norm; /* [1][d_model] */
+    matrix final_norm_bias;
     model_layer *layer;  /* [n_layers] */
     moe_expert *experts; /* [n_layers][n_experts], what layer[].expert points into */
+    moe_expert *commons; /* [n_layers], what layer[].common points to */
     bool *is_read;       /* [n_layers][n_experts]: experts that this rank has; all at first */
     size_t bytes;        /* of all tensors, each counted once */
     uint64_t n_params;
@@ -47,6 +58,12 @@ typedef struct model_weight {
     char name[128];
     uint32_t rows, cols;
     bool is_vector; /* the file's shape is [cols] */
+    bool is_bias;   /* dummy ones are zeros, as other vectors are ones */
+    /* It is a part of the file's tensor: rows first_row .. of item `item` of [n_items][n_rows][cols], or of
+     * [n_rows][cols] if n_items is 0. n_rows 0: all of it. Each tensor's first part, item 0 and row 0, is visited. */
+    struct {
+        uint32_t n_items, item, n_rows, first_row;
+    } part;
     matrix *into;
 } model_weight;
 typedef err_t model_weight_visit(void *ctx, const model_weight *weight);

@@ -74,18 +74,22 @@ static err_t move_matrix(void *ctx, const model_weight *weight)
 /* Tensors, and behind them the arrays of experts; measures without a base. */
 static err_t move_all(mover *to)
 {
-    size_t offset;
+    size_t offset, commons;
     const model_config *const c = to->args->config;
     to->used_bytes = to->at = 0;
     TRY(to->args->family->each_weight(c, to->copy, move_matrix, to));
     const size_t n_experts = (size_t)c->n_layers * c->n_experts;
     TRY(take(to, n_experts * sizeof(moe_expert), &offset));
+    TRY(take(to, c->n_layers * sizeof(moe_expert), &commons));
     if (to->base == NULL) return ERR_OK;
     dev_upload(to->d, to->base + offset, to->copy->experts, n_experts * sizeof(moe_expert));
+    dev_upload(to->d, to->base + commons, to->copy->commons, c->n_layers * sizeof(moe_expert));
     if (c->tied_embeddings) to->copy->head = to->copy->embedding;
-    for (uint32_t l = 0; l < c->n_layers; l++)
+    for (uint32_t l = 0; l < c->n_layers; l++) {
         to->copy->layer[l].expert =
             (moe_expert *)(void *)(to->base + offset) + (size_t)l * c->n_experts;
+        to->copy->layer[l].common = (moe_expert *)(void *)(to->base + commons) + l;
+    }
     return ERR_OK;
 }
 
@@ -123,6 +127,8 @@ err_t model_weights_to_device(dev *d, const device_weights_args *args, model_dev
     const model_weights *w = d->memory != NULL ? &out->copy : args->host;
     out->embedding = w->embedding;
     out->head = w->head;
+    out->head_bias = w->head_bias;
+    out->final_norm_bias = w->final_norm_bias;
     out->final_norm = w->final_norm;
     out->layer = w->layer;
     return ERR_OK;

@@ -2,7 +2,7 @@
  *
  * Values are 16 bits of a hash of their index, uniform in +-sqrt(3 / cols), so every product has about
  * the variance of its input, as after a usual initialisation: activations neither vanish nor
- * overflow. Norms are ones. One hash serves four values, which takes about a nanosecond for each. The
+ * overflow. Norms are ones, biases zeros. One hash serves four values, which takes about a nanosecond for each. The
  * values are the same on every machine and for every number of threads. Pages are small ones, as
  * those of mapped files are: measurements should not flatter. */
 #include "model/weights.h"
@@ -115,7 +115,9 @@ static err_t place_weight(void *ctx, const model_weight *weight)
                            .reach = sqrtf(3.0f / (float)weight->cols)};
         *weight->into = (matrix){
             .data = fill.out, .type = walk->type, .rows = weight->rows, .cols = weight->cols};
-        if (weight->is_vector)
+        if (weight->is_bias)
+            memset(fill.out, 0, n * dtype_bytes(walk->type));
+        else if (weight->is_vector)
             fill_ones(&fill, n);
         else
             parallel_for(walk->d->pool, n, FILL_GRAIN, fill_part, &fill);

@@ -253,11 +253,13 @@ void bench_run_close(bench_run *r)
  * token; with tied embeddings the matrix is read as the head. */
 static double dense_bytes(const model_config *c, uint64_t n_tokens)
 {
-    const double d = c->d_model, element = dtype_bytes(c->stored_type);
-    const double heads = (double)c->n_heads * c->head_dim,
-                 kv_heads = (double)c->n_kv_heads * c->head_dim;
-    const double layer = 2 * d * heads + 2 * d * kv_heads + d * c->n_experts + 2 * d;
-    return element * (c->n_layers * layer + d * c->n_vocab + d + d * (double)n_tokens);
+    const double d = c->d_model, table = c->tied_embeddings ? 0 : d * c->n_vocab;
+    double n_experts = 0;
+    for (uint32_t l = 0; l < c->n_layers; l++)
+        n_experts += model_layer_is_dense(c, l) ? 0 : c->n_experts;
+    const double experts = n_experts * 3 * d * c->d_ffn;
+    return dtype_bytes(c->stored_type) *
+           ((double)c->n_params - experts - table + d * (double)n_tokens);
 }
 
 static double expert_bytes(const model_config *c)

@@ -36,7 +36,9 @@ err_t plan_weights_of(const model_config *model, plan_weights *out, err_info *in
     if (err != ERR_OK) return err_set(info, err, "weights: %s", err_sentence(err));
     const uint64_t row_bytes = (uint64_t)model->d_model * dtype_bytes(model->stored_type);
     const uint64_t table_bytes = model->tied_embeddings ? 0 : row_bytes * model->n_vocab;
-    const uint64_t n_experts = (uint64_t)model->n_layers * model->n_experts;
+    uint64_t n_experts = 0;
+    for (uint32_t l = 0; l < model->n_layers; l++)
+        n_experts += model_layer_is_dense(model, l) ? 0 : model->n_experts;
     const uint64_t replicated_bytes = sum.all_bytes - sum.expert_bytes;
     *out = (plan_weights){.replicated_bytes = replicated_bytes,
                           .step_bytes = replicated_bytes - table_bytes,

@@ -84,6 +84,30 @@ static void rms_norm(dev *d, const rms_norm_args *args)
     set_open(a, false);
 }
 
+static void layer_norm(dev *d, const layer_norm_args *args)
+{
+    apart *a = apart_of(d);
+    const rms_norm_args *const n = &args->norm;
+    const size_t bytes = (size_t)n->n_tokens * n->dim * sizeof(float);
+    check(a, n->x, bytes);
+    check(a, n->w, n->dim * dtype_bytes(n->w_type));
+    check(a, args->b, n->dim * dtype_bytes(n->w_type));
+    check(a, n->out, bytes);
+    if (!begin(a)) return;
+    a->cpu->ops->layer_norm(a->cpu, args);
+    set_open(a, false);
+}
+
+static void adjust(dev *d, const adjust_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->x, (size_t)args->n_tokens * args->dim * sizeof(float));
+    if (args->b != NULL) check(a, args->b, args->dim * dtype_bytes(args->b_type));
+    if (!begin(a)) return;
+    a->cpu->ops->adjust(a->cpu, args);
+    set_open(a, false);
+}
+
 static void rope(dev *d, const rope_args *args)
 {
     apart *a = apart_of(d);
@@ -314,6 +338,8 @@ static err_t open_apart(const dev_config *config, size_t memory_bytes, bool atte
     a->ops = *a->cpu->ops; /* serial ones stay: they work on the host's memory */
     a->ops.embed = embed;
     a->ops.rms_norm = rms_norm;
+    a->ops.layer_norm = layer_norm;
+    a->ops.adjust = adjust;
     a->ops.rope = rope;
     a->ops.matmul = matmul;
     a->ops.matmul_heads = matmul_heads;

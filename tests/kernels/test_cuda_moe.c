@@ -21,6 +21,7 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
                         .n_experts = r->n_experts,
                         .top_k = r->top_k,
                         .renormalise = renormalise,
+                        .scale = 1,
                         .expert = want,
                         .weight = poisoned_floats(n)};
     g->cpu->ops->router(g->cpu, &args);

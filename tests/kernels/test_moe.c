@@ -195,6 +195,7 @@ static routed route(const char *isa, const float *logits, uint32_t n_experts, ui
                               .n_experts = n_experts,
                               .top_k = top_k,
                               .renormalise = renormalise,
+                              .scale = 1,
                               .expert = out.expert,
                               .weight = out.weight};
     d->ops->router(d, &args);

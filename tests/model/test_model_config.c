@@ -71,7 +71,7 @@ START_TEST(the_old_keys_are_read)
     ck_assert_uint_eq(c.d_ffn, 48);
     ck_assert_uint_eq(c.window, 0);
     ck_assert_uint_eq(c.n_positions, 1024);
-    ck_assert(c.rope_theta == 1e6f);
+    ck_assert(c.rope.theta == 1e6f);
     ck_assert(c.norm_eps == 1e-5f);
     ck_assert(c.renormalise_top_k);
     ck_assert(!c.tied_embeddings);
@@ -98,7 +98,7 @@ START_TEST(the_new_keys_are_read)
                 "\"default\"},\"sliding_window\":24,\"head_dim\":16,\"tie_word_embeddings\":true"),
             NULL, &c, &info) == ERR_OK,
         "%s", info.message);
-    ck_assert(c.rope_theta == 5e5f);
+    ck_assert(c.rope.theta == 5e5f);
     ck_assert(c.stored_type == DTYPE_F16);
     ck_assert_uint_eq(c.window, 24);
     ck_assert_uint_eq(c.head_dim, 16);
@@ -158,11 +158,11 @@ static const broken_config broken_configs[] = {
     {"", "", "\"head_dim\":7", ERR_BAD_MODEL, "head_dim: 7 is not an even"},
     {"", "", "\"sliding_window\":-1", ERR_BAD_MODEL, "sliding_window: -1"},
     {"", "", "\"hidden_act\":\"gelu\"", ERR_UNSUPPORTED, "hidden_act: \"gelu\""},
-    {"", "", "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}", ERR_UNSUPPORTED,
-     "rope_scaling.type: \"linear\""},
+    {"", "", "\"rope_scaling\":{\"type\":\"ntk\",\"factor\":2}", ERR_UNSUPPORTED,
+     "rope_scaling.type: \"ntk\""},
     {"", "", "\"rope_scaling\":7", ERR_UNSUPPORTED, "rope_scaling: 7"},
-    {"", "", "\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":1}", ERR_UNSUPPORTED,
-     "rope_parameters.rope_type: \"yarn\""},
+    {"", "", "\"rope_parameters\":{\"rope_type\":\"proportional\",\"rope_theta\":1}",
+     ERR_UNSUPPORTED, "rope_parameters.rope_type: \"proportional\""},
     {"", "", "\"rope_parameters\":{\"rope_theta\":1}", ERR_UNSUPPORTED,
      "rope_parameters.type: null"},
     {"", "", "\"rope_parameters\":{\"rope_type\":\"default\"}", ERR_BAD_MODEL,
