@@ -417,12 +417,75 @@ static __device__ uint32_t take_mixed(const router_args *args, const float *logi
     return best;
 }
 
-/* A warp per token; a lane has every 32nd expert, so no lane reads what another wrote. */
+/* See group_worth of moe_cpu.c. */
+static __device__ float group_worth(const float *choice, uint32_t n, uint32_t n_best)
+{
+    float best = choice[0], second = -INFINITY;
+    for (uint32_t e = 1; e < n; e++) {
+        second = choice[e] > best ? best : choice[e] > second ? choice[e] : second;
+        best = choice[e] > best ? choice[e] : best;
+    }
+    return n_best == 1 || n == 1 ? best : best + second;
+}
+
+/* Makes the experts of all but the best groups unchoosable. `worth` [n_groups] is the warp's. */
+static __device__ void leave_groups(const router_args *args, float *choice, float *worth)
+{
+    const uint32_t lane = threadIdx.x % WARP, n = args->n_experts / args->n_groups;
+    uint32_t best = 0; /* bit g: group g */
+    float unused;
+    __syncwarp();
+    if (lane < args->n_groups) worth[lane] = group_worth(choice + lane * n, n, args->n_group_best);
+    __syncwarp();
+    for (uint32_t i = 0; i < args->top_groups; i++)
+        best |= 1u << take_largest(worth, args->n_groups, -INFINITY, &unused);
+    for (uint32_t e = lane; e < args->n_experts; e += WARP) {
+        if ((best >> e / n & 1) == 0) choice[e] = -INFINITY;
+    }
+}
+
+/* What experts are chosen by, where it is not p. */
+static __device__ void fill_choice(const router_args *args, const float *p, float *choice,
+                                   float *worth)
+{
+    for (uint32_t e = threadIdx.x % WARP; e < args->n_experts; e += WARP) {
+        const float bias =
+            args->choice_bias != NULL ? cuda_load(args->choice_bias, args->choice_bias_type, e) : 0;
+        choice[e] = p[e] == static_cast<float>(IS_NAN) ? -FLT_MAX : p[e] + bias;
+    }
+    if (args->n_groups > 0) leave_groups(args, choice, worth);
+}
+
+/* The next one by `choice`, and its p, which one lane has. */
+static __device__ uint32_t take_chosen(const router_args *args, const float *p, float *choice,
+                                       float *share)
+{
+    float unused;
+    const uint32_t e = take_largest(choice, args->n_experts, -INFINITY, &unused);
+    const float mine = e % WARP == threadIdx.x % WARP ? p[e] : 0;
+    *share = __shfl_sync(WARP_ALL, mine, static_cast<int>(e % WARP));
+    if (*share == static_cast<float>(IS_NAN)) *share = NAN;
+    return e;
+}
+
+static __host__ __device__ __forceinline__ bool is_plain(const router_args *args)
+{
+    return args->choice_bias == NULL && args->n_groups == 0;
+}
+
+/* Floats in shared memory of a warp: p, and where something else chooses, that and the worth of groups. */
+static __host__ __device__ __forceinline__ uint32_t router_floats(const router_args *args)
+{
+    return is_plain(args) ? args->n_experts : 2 * args->n_experts + MOE_GROUPS_MAX;
+}
+
+/* A warp per token; a lane has every 32nd expert, so no lane reads what another wrote, but for groups. */
 static __global__ void __launch_bounds__(ROUTER_WARPS *WARP) router_kernel(router_args args)
 {
-    CUDA_SHARED(float, shared); /* [ROUTER_WARPS][n_experts] */
+    CUDA_SHARED(float, shared); /* [ROUTER_WARPS][router_floats] */
     const uint32_t warp = threadIdx.x / WARP, t = blockIdx.x * ROUTER_WARPS + warp;
-    float *p = shared + warp * args.n_experts, chosen[MOE_TOP_K_MAX];
+    float *p = shared + warp * router_floats(&args), chosen[MOE_TOP_K_MAX];
+    float *choice = p + args.n_experts;
     double sum = 0;
     if (t >= args.n_tokens) return;
     const float *logits = args.logits + static_cast<size_t>(t) * args.n_experts;
@@ -430,16 +493,19 @@ static __global__ void __launch_bounds__(ROUTER_WARPS *WARP) router_kernel(route
     if (args.kind == ROUTER_SOFTMAX) softmax(logits, args.n_experts, p);
     if (args.kind == ROUTER_SIGMOID) sigmoid(logits, args.n_experts, p);
     if (is_mixed) finite(logits, args.n_experts, p);
+    if (!is_plain(&args)) fill_choice(&args, p, choice, choice + args.n_experts);
     const size_t first = static_cast<size_t>(t) * args.top_k;
     for (uint32_t i = 0; i < args.top_k; i++) {
-        const uint32_t e = is_mixed ? take_mixed(&args, logits, p, &chosen[i])
-                                    : take_probable(p, args.n_experts, &chosen[i]);
+        const uint32_t e = is_mixed          ? take_mixed(&args, logits, p, &chosen[i])
+                           : is_plain(&args) ? take_probable(p, args.n_experts, &chosen[i])
+                                             : take_chosen(&args, p, choice, &chosen[i]);
         if (threadIdx.x % WARP == 0) args.expert[first + i] = e;
         sum += static_cast<double>(chosen[i]);
     }
     for (uint32_t i = 0; threadIdx.x % WARP == 0 && i < args.top_k; i++) {
         const double share = static_cast<double>(chosen[i]) * static_cast<double>(args.scale);
-        args.weight[first + i] = static_cast<float>(args.renormalise ? share / sum : share);
+        args.weight[first + i] =
+            static_cast<float>(args.renormalise ? share / (sum + 1e-20) : share);
     }
 }
 
@@ -450,7 +516,8 @@ void router_cuda(dev_cuda *d, const router_args *args)
     assert(args->top_k <= args->n_experts);
     assert(args->top_k <= MOE_TOP_K_MAX);
     if (args->n_tokens == 0) return;
-    const size_t bytes = ROUTER_WARPS * args->n_experts * sizeof(float);
+    assert(args->n_groups <= MOE_GROUPS_MAX);
+    const size_t bytes = ROUTER_WARPS * router_floats(args) * sizeof(float);
     const cuda_shape shape = {dim3(div_up(args->n_tokens, ROUTER_WARPS)), ROUTER_WARPS * WARP,
                               bytes};
     cuda_launch(d, shape, router_kernel, *args);

@@ -9,6 +9,9 @@
 typedef struct routing {
     uint32_t n_tokens, n_experts, top_k;
     uint32_t n_levels; /* of logits; few make ties */
+    router_kind kind;
+    bool has_choice_bias;
+    uint32_t n_groups, top_groups, n_group_best;
 } routing;
 
 /* Experts must be equal, weights to rounding. Logits: [n_tokens][n_experts] */
@@ -16,7 +19,14 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
 {
     const size_t n = (size_t)r->n_tokens * r->top_k;
     uint32_t *want = test_alloc(n * sizeof *want), *got = test_alloc(n * sizeof *got);
-    router_args args = {.logits = logits,
+    matrix bias = random_matrix(&g->random, DTYPE_BF16, 1, r->n_experts);
+    router_args args = {.kind = r->kind,
+                        .logits = logits,
+                        .choice_bias = r->has_choice_bias ? bias.data : NULL,
+                        .choice_bias_type = DTYPE_BF16,
+                        .n_groups = r->n_groups,
+                        .top_groups = r->top_groups,
+                        .n_group_best = r->n_group_best,
                         .n_tokens = r->n_tokens,
                         .n_experts = r->n_experts,
                         .top_k = r->top_k,
@@ -27,6 +37,7 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
     g->cpu->ops->router(g->cpu, &args);
     float *want_weight = args.weight;
     args.logits = gpu_put(g, logits, (size_t)r->n_tokens * r->n_experts * sizeof *logits);
+    if (r->has_choice_bias) args.choice_bias = gpu_put_matrix(g, &bias).data;
     args.expert = (uint32_t *)gpu_poisoned(g, n);
     args.weight = gpu_poisoned(g, n);
     g->ops->router(g->d, &args);
@@ -40,6 +51,7 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
             assert_near(weight + i, want_weight + i, 1, (tolerance){0, 1e-6}, g->random.seed);
         }
     }
+    matrix_free(&bias);
     free(want);
     free(got);
     free(want_weight);
@@ -48,8 +60,18 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
 
 START_TEST(the_router_chooses_as_the_reference_ties_included)
 {
-    static const routing problems[] = {{1, 1, 1, 9},    {3, 8, 2, 2},       {31, 64, 8, 5},
-                                       {5, 100, 16, 3}, {2, 1024, 8, 1000}, {4, 40, 6, 1}};
+    static const routing problems[] = {
+        {.n_tokens = 1, .n_experts = 1, .top_k = 1, .n_levels = 9},
+        {.n_tokens = 3, .n_experts = 8, .top_k = 2, .n_levels = 2},
+        {.n_tokens = 31, .n_experts = 64, .top_k = 8, .n_levels = 5},
+        {.n_tokens = 5, .n_experts = 100, .top_k = 16, .n_levels = 3},
+        {.n_tokens = 2, .n_experts = 1024, .top_k = 8, .n_levels = 1000},
+        {.n_tokens = 4, .n_experts = 40, .top_k = 6, .n_levels = 1},
+        {7, 40, 4, 1000, ROUTER_SIGMOID, true, 0, 0, 0},
+        {9, 256, 8, 1000, ROUTER_SIGMOID, true, 8, 4, 2},
+        {5, 160, 6, 3, ROUTER_SOFTMAX, false, 8, 3, 1},
+        {6, 8, 4, 2, ROUTER_SIGMOID, false, 8, 5, 2},
+    };
     for (size_t i = 0; i < N_OF(problems); i++) {
         const routing *r = &problems[i];
         gpu g = gpu_open(0);

@@ -230,6 +230,65 @@ START_TEST(weights_are_the_softmax_and_sum_to_one_when_renormalised)
 }
 END_TEST
 
+/* Eight experts in four groups, of which two count. */
+static routed route_in_groups(const char *isa, router_kind kind, const float *logits,
+                              const float *bias, uint32_t n_group_best)
+{
+    routed out = {{0}, {0}};
+    dev *d = open_table(isa, 1);
+    const router_args args = {.kind = kind,
+                              .logits = logits,
+                              .n_tokens = 1,
+                              .n_experts = 8,
+                              .top_k = 3,
+                              .scale = 2.5f,
+                              .choice_bias = bias,
+                              .choice_bias_type = DTYPE_F32,
+                              .n_groups = 4,
+                              .top_groups = 2,
+                              .n_group_best = n_group_best,
+                              .expert = out.expert,
+                              .weight = out.weight};
+    d->ops->router(d, &args);
+    dev_close(d);
+    return out;
+}
+
+START_TEST(groups_are_chosen_before_experts)
+{
+    static const float logits[8] = {3, -9, 2, 1.9f, 2.5f, -9, 0, 0};
+    static const uint32_t by_best[2] = {0, 4}, by_two[2] = {0, 2}; /* a group of two likely ones */
+    double sum = 0;
+    for (int e = 0; e < 8; e++)
+        sum += exp((double)logits[e]);
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        const routed one = route_in_groups((*t)->name, ROUTER_SOFTMAX, logits, NULL, 1);
+        const routed two = route_in_groups((*t)->name, ROUTER_SOFTMAX, logits, NULL, 2);
+        ck_assert_mem_eq(one.expert, by_best, sizeof by_best);
+        ck_assert_mem_eq(two.expert, by_two, sizeof by_two);
+        for (int i = 0; i < 2; i++)
+            ck_assert_double_eq_tol((double)one.weight[i],
+                                    2.5 * exp((double)logits[by_best[i]]) / sum, 1e-6);
+    }
+}
+END_TEST
+
+START_TEST(a_bias_chooses_and_does_not_weigh)
+{
+    static const float logits[8] = {0, 1, 0, 0.5f, 2, 3, -1, 0};
+    static const float bias[8] = {0, 0, 4, 4, 0, -2, 0, 0};
+    /* Groups by their sums: 2 and 3 with 8 more, then 0 and 1 with 1.23; 4 and 5 have 0.88 - 1.05. */
+    static const uint32_t want[3] = {3, 2, 1};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        const routed r = route_in_groups((*t)->name, ROUTER_SIGMOID, logits, bias, 2);
+        ck_assert_mem_eq(r.expert, want, sizeof want);
+        for (int i = 0; i < 3; i++)
+            ck_assert_double_eq_tol((double)r.weight[i], 2.5 / (1 + exp(-(double)logits[want[i]])),
+                                    1e-6);
+    }
+}
+END_TEST
+
 START_TEST(broken_logits_still_choose_distinct_experts)
 {
     const float logits[4] = {NAN, INFINITY, NAN, -INFINITY};
@@ -250,6 +309,8 @@ const test_case test_cases[] = {
     TEST_CASE(a_scratch_that_does_not_fit_is_reported),
     TEST_CASE(a_tie_goes_to_the_lower_expert),
     TEST_CASE(weights_are_the_softmax_and_sum_to_one_when_renormalised),
+    TEST_CASE(groups_are_chosen_before_experts),
+    TEST_CASE(a_bias_chooses_and_does_not_weigh),
     TEST_CASE(broken_logits_still_choose_distinct_experts),
     TEST_CASES_END,
 };
