@@ -22,6 +22,9 @@ err_t config_read_real(const model_json_object *from, const char *key, const dou
 err_t config_read_layers(const model_json_object *from, const char *key, uint32_t n_layers,
                          model_layer_set *out) MUST_CHECK;
 
+/* layer_types: "full_attention" or "sliding_attention" for each layer; sets full_layers. */
+err_t config_read_layer_types(const model_json_object *from, model_config *out) MUST_CHECK;
+
 /* decoder_sparse_step and mlp_only_layers (Qwen): which layers are dense, and intermediate_size, their width. */
 err_t config_read_sparse_steps(const model_json_object *from, model_config *out) MUST_CHECK;
 

@@ -11,7 +11,14 @@
 #include "model/model_config.h"
 #include "model/weights.h"
 
-#define MODEL_FAMILY_LIST(X) X(mixtral)
+#define MODEL_FAMILY_LIST(X) \
+    X(mixtral)               \
+    X(olmoe)                 \
+    X(qwen2_moe)             \
+    X(qwen3_moe)             \
+    X(granitemoe)            \
+    X(granitemoeshared)      \
+    X(phimoe)
 
 typedef struct model_family {
     const char *name; /* config.json's model_type */

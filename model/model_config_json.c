@@ -277,19 +277,32 @@ static err_t read_layers(const model_json_object *from, const model_family *fami
     return err_set(from->info, ERR_UNSUPPORTED, "%s: no layer has experts", from->file);
 }
 
-/* layer_types repeats what other keys have said; something else is not computed. */
-static err_t check_layer_types(const model_json_object *from, const model_config *c)
+err_t config_read_layer_types(const model_json_object *from, model_config *out)
 {
     const cJSON *const list = model_json_member(from, "layer_types");
-    if (list == NULL) return ERR_OK;
-    if (!cJSON_IsArray(list) || (uint32_t)cJSON_GetArraySize(list) != c->n_layers)
+    if (!cJSON_IsArray(list) || (uint32_t)cJSON_GetArraySize(list) != out->n_layers)
         return config_refuse(from, "layer_types", list);
     const cJSON *item = list->child;
-    for (uint32_t l = 0; l < c->n_layers; l++, item = item->next) {
-        const char *const type =
-            model_layer_window(c, l) == 0 ? "full_attention" : "sliding_attention";
-        if (!cJSON_IsString(item) || strcmp(item->valuestring, type) != 0)
+    for (uint32_t l = 0; l < out->n_layers; l++, item = item->next) {
+        const bool is_full =
+            cJSON_IsString(item) && strcmp(item->valuestring, "full_attention") == 0;
+        if (is_full)
+            model_layer_set_add(&out->full_layers, l);
+        else if (!cJSON_IsString(item) || strcmp(item->valuestring, "sliding_attention") != 0)
             return config_refuse(from, "layer_types", item);
+    }
+    return ERR_OK;
+}
+
+/* Where it repeats what other keys have said; something else is not computed. */
+static err_t check_layer_types(const model_json_object *from, const model_config *c)
+{
+    if (model_json_member(from, "layer_types") == NULL) return ERR_OK;
+    model_config said = {.n_layers = c->n_layers};
+    TRY(config_read_layer_types(from, &said));
+    for (uint32_t l = 0; l < c->n_layers; l++) {
+        if ((model_layer_window(c, l) == 0) != model_layer_set_has(&said.full_layers, l))
+            return config_refuse(from, "layer_types", model_json_member(from, "layer_types"));
     }
     return ERR_OK;
 }
