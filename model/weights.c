@@ -63,7 +63,8 @@ typedef struct finder {
     char first_missing[128];
     size_t n_missing, n_found;
     size_t type_bytes[DTYPE_COUNT];
-    size_t unaligned_bytes; /* of tensors that must be copied */
+    size_t copied_bytes;    /* of tensors that must be copied */
+    size_t unaligned_bytes; /* of those, for where they lie */
     uint64_t n_params;
 } finder;
 
@@ -122,6 +123,11 @@ static bool is_aligned(const matrix *m)
     return (uintptr_t)m->data % dtype_bytes(m->type) == 0;
 }
 
+static bool is_copied(const model_weight *weight)
+{
+    return weight->arrange != NULL || !is_aligned(weight->into);
+}
+
 static err_t find_weight(void *ctx, const model_weight *weight)
 {
     finder *const f = ctx;
@@ -144,36 +150,46 @@ static err_t find_weight(void *ctx, const model_weight *weight)
     f->n_found += first_row == 0;
     f->n_params += (uint64_t)weight->rows * weight->cols;
     f->type_bytes[type] += bytes;
-    if (!is_aligned(weight->into)) f->unaligned_bytes += round_up(bytes, 64);
+    if (is_copied(weight)) f->copied_bytes += round_up(bytes, 64);
+    if (!is_aligned(weight->into)) f->unaligned_bytes += bytes;
     return ERR_OK;
 }
 
-/* ---- tensors at odd addresses -------------------------------------------------------------------- */
+/* ---- copies -------------------------------------------------------------------------------------- */
+
+typedef struct copier {
+    const model_config *config;
+    uint8_t *at;
+} copier;
 
 /* The format does not pad: a header of odd length puts every value at an odd address. Kernels may
  * assume that a float lies at a multiple of four, so such tensors are copied. */
-static err_t copy_unaligned(void *ctx, const model_weight *weight)
+static err_t copy_weight(void *ctx, const model_weight *weight)
 {
-    uint8_t **const at = ctx;
+    copier *const to = ctx;
     matrix *const m = weight->into;
-    if (is_aligned(m)) return ERR_OK;
-    memcpy(*at, m->data, matrix_bytes(m));
-    m->data = *at;
-    *at += round_up(matrix_bytes(m), 64);
+    if (!is_copied(weight)) return ERR_OK;
+    if (weight->arrange != NULL)
+        weight->arrange(to->config, m, to->at);
+    else
+        memcpy(to->at, m->data, matrix_bytes(m));
+    m->data = to->at;
+    to->at += round_up(matrix_bytes(m), 64);
     return ERR_OK;
 }
 
-static err_t align_weights(const model_family *family, const model_config *config, size_t bytes,
-                           model_weights *w, err_info *info)
+static err_t copy_weights(const model_family *family, const model_config *config, const finder *f,
+                          model_weights *w, err_info *info)
 {
-    if (bytes == 0) return ERR_OK;
-    w->copies = aligned_alloc(64, bytes);
+    if (f->copied_bytes == 0) return ERR_OK;
+    w->copies = aligned_alloc(64, f->copied_bytes);
     if (w->copies == NULL)
-        return err_set(info, ERR_NO_MEMORY, "weights: no memory to align %zu bytes of tensors",
-                       bytes);
-    uint8_t *at = w->copies;
-    log_warn("model", "unaligned tensors are copied bytes=%zu", bytes);
-    return family->each_weight(config, w, copy_unaligned, &at);
+        return err_set(info, ERR_NO_MEMORY, "weights: no memory for copies of %zu bytes of tensors",
+                       f->copied_bytes);
+    copier to = {config, w->copies};
+    if (f->unaligned_bytes > 0)
+        log_warn("model", "unaligned tensors are copied bytes=%zu", f->unaligned_bytes);
+    return family->each_weight(config, w, copy_weight, &to);
 }
 
 /* ---- loading ------------------------------------------------------------------------------------- */
@@ -256,7 +272,7 @@ err_t model_weights_load(const char *dir, const model_family *family, const mode
         goto fail;
     }
     count_weights(&f, config, out);
-    err = align_weights(family, config, f.unaligned_bytes, out, info);
+    err = copy_weights(family, config, &f, out, info);
     if (err != ERR_OK) goto fail;
     if (config->tied_embeddings) out->head = out->embedding; /* which may have moved */
     warn_extra(family, config, out, &f);
