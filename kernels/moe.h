@@ -11,7 +11,10 @@
  *          groups alone that have the largest sums of their n_group_best best; weights are p's (DeepSeek-V2, arXiv
  *          2405.04434; V3, arXiv 2412.19437). Not with sparsemixer.
  * experts  out[t] += sum over the chosen experts e of token t, in rising order of e:
- *              weight[t][e] * down_e( silu(gate_e x[t]) * up_e x[t] )
+ *              weight[t][e] * down_e( act(gate_e x[t], up_e x[t]) )
+ *          with the biases that an expert has, each added to its product. By activation act(g, u) is
+ *          silu      silu(g) * u
+ *          clamped   g' sigmoid(alpha g') * (u' + 1), g' = min(g, limit), u' = u clipped to +-limit (gpt-oss)
  *          One flat list of (expert, rows) work over all active experts for gate and up, one for
  *          down: a small expert does not leave threads idle. The order of the sum over experts is
  *          fixed by the expert's number, so the batch does not change a bit.
@@ -46,14 +49,19 @@ typedef struct router_args {
 } router_args;
 
 typedef struct moe_expert {
-    matrix gate, up; /* [ffn][dim] */
-    matrix down;     /* [dim][ffn] */
+    matrix gate, up;                      /* [ffn][dim] */
+    matrix down;                          /* [dim][ffn] */
+    matrix gate_bias, up_bias, down_bias; /* [1][ffn], [1][ffn], [1][dim]; without data: none */
 } moe_expert;
+
+typedef enum moe_activation { MOE_SILU, MOE_CLAMPED } moe_activation;
 
 typedef struct moe_args {
     const float *x; /* [n_tokens][dim] */
     uint32_t n_tokens, dim, ffn;
     uint32_t n_experts, top_k;
+    moe_activation activation;
+    float alpha, limit;       /* of clamped */
     const moe_expert *expert; /* [n_experts] */
     const uint32_t *chosen;   /* [n_tokens][top_k], the router's or MOE_ELSEWHERE */
     const float *weight;      /* [n_tokens][top_k] */

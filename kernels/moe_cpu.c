@@ -144,9 +144,23 @@ void router_cpu(dev *d, const router_args *args)
         router_token(args, t);
 }
 
-static double silu(double x)
+/* x / (1 + exp(-alpha x)) */
+static double gated(double x, double alpha)
 {
-    return x / (1 + exp(-x));
+    return x / (1 + exp(-alpha * x));
+}
+
+static double activation(const moe_args *args, double gate, double up)
+{
+    const double limit = (double)args->limit;
+    if (args->activation == MOE_SILU) return gated(gate, 1) * up;
+    return gated(fmin(gate, limit), (double)args->alpha) * (fmax(fmin(up, limit), -limit) + 1);
+}
+
+static double biased(const matrix *w, const matrix *bias, size_t r, const float *x)
+{
+    const double sum = dot(w, r, x);
+    return bias->data == NULL ? sum : sum + (double)load_element(bias->data, bias->type, r);
 }
 
 void moe_cpu(dev *d, const moe_args *args)
@@ -160,12 +174,16 @@ void moe_cpu(dev *d, const moe_args *args)
             const size_t t = plan.pairs[i] / args->top_k;
             const float *x = args->x + t * args->dim;
             float *hidden = plan.hidden + (size_t)i * args->ffn;
-            for (uint32_t r = 0; r < args->ffn; r++)
-                hidden[r] = (float)(silu(dot(&expert->gate, r, x)) * dot(&expert->up, r, x));
+            for (uint32_t r = 0; r < args->ffn; r++) {
+                const double gate = biased(&expert->gate, &expert->gate_bias, r, x);
+                const double up = biased(&expert->up, &expert->up_bias, r, x);
+                hidden[r] = (float)activation(args, gate, up);
+            }
             for (uint32_t r = 0; r < args->dim; r++) {
                 float *out = args->out + t * args->dim + r;
                 const double weight = (double)args->weight[plan.pairs[i]];
-                *out = (float)((double)*out + weight * dot(&expert->down, r, hidden));
+                *out = (float)((double)*out +
+                               weight * biased(&expert->down, &expert->down_bias, r, hidden));
             }
         }
     }

@@ -116,9 +116,16 @@ static void choose(gpu *g, experts *e)
     }
 }
 
+/* Experts in pairs have biases and the other activation. */
+static bool is_clamped(const problem *p)
+{
+    return p->top_k == 2;
+}
+
 static experts experts_open(gpu *g, const problem *p)
 {
     experts e = {.p = *p, .host = test_alloc(p->n_experts * sizeof *e.host)};
+    memset(e.host, 0, p->n_experts * sizeof *e.host);
     moe_expert *there = test_alloc(p->n_experts * sizeof *there);
     for (uint32_t i = 0; i < p->n_experts; i++) {
         e.host[i].gate = random_matrix(&g->random, p->type, p->ffn, p->dim);
@@ -127,6 +134,13 @@ static experts experts_open(gpu *g, const problem *p)
         there[i] = (moe_expert){.gate = gpu_put_matrix(g, &e.host[i].gate),
                                 .up = gpu_put_matrix(g, &e.host[i].up),
                                 .down = gpu_put_matrix(g, &e.host[i].down)};
+        if (!is_clamped(p)) continue;
+        e.host[i].gate_bias = random_matrix(&g->random, p->type, 1, p->ffn);
+        e.host[i].up_bias = random_matrix(&g->random, DTYPE_F16, 1, p->ffn);
+        e.host[i].down_bias = random_matrix(&g->random, p->type, 1, p->dim);
+        there[i].gate_bias = gpu_put_matrix(g, &e.host[i].gate_bias);
+        there[i].up_bias = gpu_put_matrix(g, &e.host[i].up_bias);
+        there[i].down_bias = gpu_put_matrix(g, &e.host[i].down_bias);
     }
     e.there = gpu_put(g, there, p->n_experts * sizeof *there);
     free(there);
@@ -144,6 +158,10 @@ static void experts_close(experts *e)
         matrix_free(&e->host[i].gate);
         matrix_free(&e->host[i].up);
         matrix_free(&e->host[i].down);
+        if (!is_clamped(&e->p)) continue;
+        matrix_free(&e->host[i].gate_bias);
+        matrix_free(&e->host[i].up_bias);
+        matrix_free(&e->host[i].down_bias);
     }
     free(e->host);
     free(e->x);
@@ -165,6 +183,9 @@ static float *run(gpu *g, const experts *e, uint32_t first, uint32_t n)
                            .ffn = p->ffn,
                            .n_experts = p->n_experts,
                            .top_k = p->top_k,
+                           .activation = is_clamped(p) ? MOE_CLAMPED : MOE_SILU,
+                           .alpha = 1.702f,
+                           .limit = 1.5f,
                            .expert = e->there,
                            .chosen = gpu_put(g, e->chosen + pair_at, n_pairs * sizeof *e->chosen),
                            .weight = gpu_put(g, e->weight + pair_at, n_pairs * sizeof *e->weight),
@@ -186,6 +207,9 @@ static float *expect(gpu *g, const experts *e)
                      .ffn = p->ffn,
                      .n_experts = p->n_experts,
                      .top_k = p->top_k,
+                     .activation = is_clamped(p) ? MOE_CLAMPED : MOE_SILU,
+                     .alpha = 1.702f,
+                     .limit = 1.5f,
                      .expert = e->host,
                      .chosen = e->chosen,
                      .weight = e->weight,

@@ -7,6 +7,8 @@
 /* One layer of experts and the arrays of one batch. */
 typedef struct layer {
     uint32_t n_tokens, dim, ffn, n_experts, top_k;
+    moe_activation activation;
+    bool has_bias;
     moe_expert *expert;
     float *x, *weight, *out;
     uint32_t *chosen;
@@ -31,10 +33,15 @@ static layer layer_open(layer shape, dtype type)
     const size_t n_pairs = (size_t)l.n_tokens * l.top_k;
     l.seed = r.seed;
     l.expert = test_alloc(l.n_experts * sizeof *l.expert);
+    memset(l.expert, 0, l.n_experts * sizeof *l.expert);
     for (uint32_t e = 0; e < l.n_experts; e++) {
         l.expert[e].gate = random_matrix(&r, type, l.ffn, l.dim);
         l.expert[e].up = random_matrix(&r, type, l.ffn, l.dim);
         l.expert[e].down = random_matrix(&r, type, l.dim, l.ffn);
+        if (!l.has_bias) continue;
+        l.expert[e].gate_bias = random_matrix(&r, type, 1, l.ffn);
+        l.expert[e].up_bias = random_matrix(&r, DTYPE_F32, 1, l.ffn);
+        l.expert[e].down_bias = random_matrix(&r, type, 1, l.dim);
     }
     l.x = random_floats(&r, (size_t)l.n_tokens * l.dim);
     l.weight = test_alloc(n_pairs * sizeof *l.weight);
@@ -50,6 +57,10 @@ static void layer_close(layer *l)
         matrix_free(&l->expert[e].gate);
         matrix_free(&l->expert[e].up);
         matrix_free(&l->expert[e].down);
+        if (!l->has_bias) continue;
+        matrix_free(&l->expert[e].gate_bias);
+        matrix_free(&l->expert[e].up_bias);
+        matrix_free(&l->expert[e].down_bias);
     }
     free(l->expert);
     free(l->x);
@@ -74,6 +85,9 @@ static float *run(const layer *l, const char *isa, uint32_t first, uint32_t n)
                            .ffn = l->ffn,
                            .n_experts = l->n_experts,
                            .top_k = l->top_k,
+                           .activation = l->activation,
+                           .alpha = 1.702f,
+                           .limit = 1.5f, /* that some products pass */
                            .expert = l->expert,
                            .chosen = l->chosen + (size_t)first * l->top_k,
                            .weight = l->weight + (size_t)first * l->top_k,
@@ -109,6 +123,21 @@ START_TEST(every_table_agrees_with_the_reference)
         {.n_tokens = 19, .dim = 100, .ffn = 70, .n_experts = 3, .top_k = 1},
         {.n_tokens = 150, .dim = 48, .ffn = 33, .n_experts = 2, .top_k = 2},
         {.n_tokens = 64, .dim = 257, .ffn = 96, .n_experts = 16, .top_k = 4},
+        {.n_tokens = 1,
+         .dim = 64,
+         .ffn = 96,
+         .n_experts = 8,
+         .top_k = 2,
+         .activation = MOE_CLAMPED,
+         .has_bias = true},
+        {.n_tokens = 39,
+         .dim = 31,
+         .ffn = 45,
+         .n_experts = 5,
+         .top_k = 3,
+         .activation = MOE_CLAMPED,
+         .has_bias = true},
+        {.n_tokens = 9, .dim = 40, .ffn = 24, .n_experts = 3, .top_k = 2, .has_bias = true},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         for (size_t t = 0; t < 3; t++)
@@ -119,7 +148,13 @@ END_TEST
 
 START_TEST(a_token_has_the_same_bits_alone_and_in_any_batch)
 {
-    static const layer shape = {.n_tokens = 150, .dim = 72, .ffn = 57, .n_experts = 5, .top_k = 3};
+    static const layer shape = {.n_tokens = 150,
+                                .dim = 72,
+                                .ffn = 57,
+                                .n_experts = 5,
+                                .top_k = 3,
+                                .activation = MOE_CLAMPED,
+                                .has_bias = true};
     static const uint32_t sizes[] = {1, 2, 7, 33, 90};
     layer l = layer_open(shape, DTYPE_BF16);
     test_random r = random_fresh();
@@ -170,6 +205,51 @@ START_TEST(choices_of_other_ranks_are_left_out)
         free(whole);
     }
     layer_close(&l);
+}
+END_TEST
+
+/* One expert of one channel: 0.5 * (2 h - 1), h = min(3 x + 1, 7) sigmoid(1.702 ..) (clip(x - 20) + 1). */
+START_TEST(clamped_activation_and_biases_are_the_formula)
+{
+    static const float gate = 3, up = 1, down = 2, gate_bias = 1, up_bias = -20, down_bias = -1;
+    static const float xs[3] = {1, 5, 40};
+    const matrix one = {&gate, DTYPE_F32, 1, 1};
+    moe_expert expert = {.gate = one, .up = one, .down = one};
+    expert.gate_bias = expert.up_bias = expert.down_bias = one;
+    expert.up.data = &up;
+    expert.down.data = &down;
+    expert.gate_bias.data = &gate_bias;
+    expert.up_bias.data = &up_bias;
+    expert.down_bias.data = &down_bias;
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        for (int i = 0; i < 3; i++) {
+            const double x = (double)xs[i], g = fmin(3 * x + 1, 7);
+            const double u = fmax(fmin(x - 20, 7), -7);
+            const double want = 0.5 * (2 * g / (1 + exp(-1.702 * g)) * (u + 1) - 1);
+            float weight = 0.5f, x_there = xs[i], out = 0;
+            uint32_t chosen = 0;
+            dev *d = open_table((*t)->name, 1);
+            void *scratch = aligned_alloc(64, moe_scratch_bytes(1, 1, 1, 1, 1));
+            const moe_args args = {.x = &x_there,
+                                   .n_tokens = 1,
+                                   .dim = 1,
+                                   .ffn = 1,
+                                   .n_experts = 1,
+                                   .top_k = 1,
+                                   .activation = MOE_CLAMPED,
+                                   .alpha = 1.702f,
+                                   .limit = 7,
+                                   .expert = &expert,
+                                   .chosen = &chosen,
+                                   .weight = &weight,
+                                   .out = &out,
+                                   .scratch = scratch};
+            d->ops->moe(d, &args);
+            ck_assert_double_eq_tol((double)out, want, 1e-5 * fabs(want));
+            free(scratch);
+            dev_close(d);
+        }
+    }
 }
 END_TEST
 
@@ -306,6 +386,7 @@ const test_case test_cases[] = {
     TEST_CASE(every_table_agrees_with_the_reference),
     TEST_CASE(a_token_has_the_same_bits_alone_and_in_any_batch),
     TEST_CASE(choices_of_other_ranks_are_left_out),
+    TEST_CASE(clamped_activation_and_biases_are_the_formula),
     TEST_CASE(a_scratch_that_does_not_fit_is_reported),
     TEST_CASE(a_tie_goes_to_the_lower_expert),
     TEST_CASE(weights_are_the_softmax_and_sum_to_one_when_renormalised),
