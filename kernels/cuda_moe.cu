@@ -270,7 +270,7 @@ static __device__ void run_prompt(prompt_tiles *tiles, const prompt_rows *to,
                                   const product_tokens *items)
 {
     const matrix *w = to->is_down ? &to->expert->down : &to->expert->up;
-    if (w->type != DTYPE_BF16) {
+    if (!is_tensor_type(w->type)) {
         lanes_of_prompt(to, items);
         return;
     }

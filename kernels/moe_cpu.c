@@ -6,15 +6,6 @@
 #include <float.h>
 #include <math.h>
 
-static double dot(const matrix *w, size_t r, const float *x)
-{
-    const void *row = matrix_row(w, r);
-    double sum = 0;
-    for (uint32_t i = 0; i < w->cols; i++)
-        sum += (double)load_element(row, w->type, i) * (double)x[i];
-    return sum;
-}
-
 /* p = softmax(logits). Double inside, so that the f32 result is the correctly rounded one almost
  * always, and the same in every table. */
 static void softmax(const float *logits, uint32_t n, float *p)
@@ -159,7 +150,7 @@ static double activation(const moe_args *args, double gate, double up)
 
 static double biased(const matrix *w, const matrix *bias, size_t r, const float *x)
 {
-    const double sum = dot(w, r, x);
+    const double sum = matrix_dot(w, r, x);
     return bias->data == NULL ? sum : sum + (double)load_element(bias->data, bias->type, r);
 }
 

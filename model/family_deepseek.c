@@ -26,6 +26,9 @@ enum { LATENT_DIM_MAX = 1024, PART_DIM_MAX = 256 };
 static err_t read_attention(const model_json_object *from, model_config *out)
 {
     static const uint32_t parts[2] = {1, PART_DIM_MAX};
+    /* A head's rows are a part of a block of scales. */
+    const cJSON *const codes = model_json_member(from, "quantization_config");
+    if (codes != NULL) return config_refuse(from, "quantization_config", codes);
     TRY(config_read_u32(from, "q_lora_rank", (const uint32_t[]){1, LATENT_DIM_MAX * 16},
                         &out->latent.q_rank));
     TRY(model_json_u32(from, "qk_nope_head_dim", parts, &out->latent.nope_dim));

@@ -2,7 +2,7 @@
  *
  * Every number passes one checked reader: present or defaulted, integral, inside its limits, and
  * consistent with the others. A key that changes the computation in a way this build does not
- * implement (a RoPE type, another activation, quantised weights) is ERR_UNSUPPORTED, named with its
+ * implement (a RoPE type, another activation, a way of quantising) is ERR_UNSUPPORTED, named with its
  * value: never ignored. What families differ by is here as data, which the forward pass asks. */
 #ifndef MODEL_MODEL_CONFIG_H
 #define MODEL_MODEL_CONFIG_H
@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "kernels/dtype.h"
 #include "kernels/moe.h"
+#include "model/quantisation.h"
 #include "model/rope.h"
 
 #include <stdbool.h>
@@ -79,9 +80,12 @@ typedef struct model_config {
     bool tied_embeddings; /* the head is the embedding matrix */
 
     uint32_t
-        n_positions;   /* max_position_embeddings, or as many as the RoPE scaling makes of them */
-    dtype stored_type; /* of most weights: torch_dtype / dtype, then confirmed by the tensors */
-    int64_t bos;       /* -1: none */
+        n_positions; /* max_position_embeddings, or as many as the RoPE scaling makes of them */
+    dtype
+        stored_type; /* of most weights: torch_dtype / dtype, then confirmed by the tensors; of those that
+                          have no scales, if some have */
+    quantisation quantisation;   /* how the others are coded */
+    int64_t bos;                 /* -1: none */
     uint32_t eos[MODEL_EOS_MAX]; /* from generation_config.json if present, else config.json */
     uint32_t n_eos;
     uint64_t n_params, n_params_active; /* of all tensors; of those that a token passes */

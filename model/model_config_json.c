@@ -43,7 +43,6 @@ typedef struct plain_key {
 } plain_key;
 
 static const plain_key plain_keys[] = {
-    {"quantization_config", OFF},
     {"compression_config", OFF},
     {"attention_bias", OFF},
     {"qkv_bias", OFF},
@@ -115,7 +114,7 @@ static err_t refuse_unknown_arithmetic(const model_json_object *from, const mode
 
 static err_t read_type(const model_json_object *from, model_config *out)
 {
-    static const char *const names[DTYPE_COUNT] = {
+    static const char *const names[DTYPE_F16 + 1] = {
         [DTYPE_F32] = "float32", [DTYPE_BF16] = "bfloat16", [DTYPE_F16] = "float16"};
     const char *key = "dtype";
     const cJSON *value = model_json_member(from, key);
@@ -125,7 +124,7 @@ static err_t read_type(const model_json_object *from, model_config *out)
     }
     out->stored_type = DTYPE_F32;
     if (value == NULL) return ERR_OK; /* the tensors tell */
-    for (dtype type = 0; type < DTYPE_COUNT; type++) {
+    for (dtype type = 0; type <= DTYPE_F16; type++) {
         if (cJSON_IsString(value) && strcmp(value->valuestring, names[type]) == 0) {
             out->stored_type = type;
             return ERR_OK;
@@ -256,8 +255,11 @@ static err_t read_shape(const model_json_object *from, const model_family *famil
                        out->head_dim, HEAD_DIM_MAX);
     out->v_dim = out->rope.n_rotated = out->head_dim;
     TRY(model_json_u32(from, "vocab_size", (const uint32_t[]){1, VOCAB_MAX}, &out->n_vocab));
-    TRY(model_json_u32(from, family->key_n_experts, (const uint32_t[]){1, MOE_EXPERTS_MAX},
-                       &out->n_experts));
+    const char *key = family->key_n_experts;
+    if (family->key_n_experts_too != NULL && model_json_member(from, key) == NULL &&
+        model_json_member(from, family->key_n_experts_too) != NULL)
+        key = family->key_n_experts_too;
+    TRY(model_json_u32(from, key, (const uint32_t[]){1, MOE_EXPERTS_MAX}, &out->n_experts));
     const uint32_t top_k_max = out->n_experts < MOE_TOP_K_MAX ? out->n_experts : MOE_TOP_K_MAX;
     TRY(model_json_u32(from, family->key_top_k, (const uint32_t[]){1, top_k_max}, &out->top_k));
     return model_json_u32(from, family->key_d_ffn, (const uint32_t[]){1, CONFIG_D_FFN_MAX},
@@ -312,6 +314,7 @@ static err_t read_config(const model_json_object *from, model_config *out)
     const model_family *family;
     TRY(read_family(from, out, &family));
     TRY(refuse_unknown_arithmetic(from, family));
+    TRY(quantisation_read(from, &out->quantisation));
     TRY(read_shape(from, family, out));
     out->router_scale = out->embedding_scale = out->residual_scale = out->logits_divisor = 1;
     TRY(model_json_u32(from, "max_position_embeddings", (const uint32_t[]){1, POSITIONS_MAX},

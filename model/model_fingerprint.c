@@ -51,13 +51,33 @@ static void add_rope(uint64_t *mark, const rope_config *r)
 /* Field by field: between the fields of a struct lies anything. */
 static void add_config(uint64_t *mark, const model_config *c)
 {
-    const uint64_t counts[] = {
-        c->n_layers,     c->d_model,         c->n_heads,         c->n_kv_heads,
-        c->head_dim,     c->v_dim,           c->n_vocab,         c->has_qkv_bias,
-        c->has_o_bias,   c->qk_norm,         c->window,          c->n_experts,
-        c->top_k,        c->d_ffn,           c->router,          c->renormalise_top_k,
-        c->d_shared_ffn, c->is_shared_gated, c->d_dense_ffn,     c->norm,
-        c->n_positions,  c->has_head_bias,   c->tied_embeddings, c->stored_type};
+    const uint64_t counts[] = {c->n_layers,
+                               c->d_model,
+                               c->n_heads,
+                               c->n_kv_heads,
+                               c->head_dim,
+                               c->v_dim,
+                               c->n_vocab,
+                               c->has_qkv_bias,
+                               c->has_o_bias,
+                               c->qk_norm,
+                               c->window,
+                               c->n_experts,
+                               c->top_k,
+                               c->d_ffn,
+                               c->router,
+                               c->renormalise_top_k,
+                               c->d_shared_ffn,
+                               c->is_shared_gated,
+                               c->d_dense_ffn,
+                               c->norm,
+                               c->n_positions,
+                               c->has_head_bias,
+                               c->tied_embeddings,
+                               c->stored_type,
+                               c->quantisation.method,
+                               c->quantisation.block_rows,
+                               c->quantisation.block_cols};
     const uint64_t more[] = {c->is_rope_interleaved, c->latent.q_rank,  c->latent.kv_rank,
                              c->latent.nope_dim,     c->router_groups,  c->router_top_groups,
                              c->router_group_best,   c->has_choice_bias};

@@ -51,7 +51,7 @@ typedef struct model_weights {
     bool *is_read;       /* [n_layers][n_experts]: experts that this rank has; all at first */
     size_t bytes;        /* of all tensors, each counted once */
     uint64_t n_params;
-    dtype main_type;     /* of most bytes */
+    dtype main_type;     /* of most bytes of weights without scales */
     tensor_files *files; /* mapped; NULL for dummy weights */
     void *copies;        /* aligned copies, or NULL */
     void *dummy;         /* anonymous map of dummy_bytes, or NULL */
@@ -74,6 +74,8 @@ typedef struct model_weight {
      * [n_rows][cols] if n_items is 0. n_rows 0: all of it. Each tensor's first part, item 0 and row 0, is visited. */
     struct {
         uint32_t n_items, item, n_rows, first_row;
+        uint32_t
+            row_step; /* every so many rows of it; 0 is 1. Of tensors with mxfp4's blocks alone */
     } part;
     model_arrange *arrange; /* NULL: it is used as it lies in the file */
     matrix *into;
@@ -108,9 +110,18 @@ size_t model_weights_read_bytes(const model_config *config, const model_weights 
 size_t model_weights_expert_of(const model_config *config, const model_weights *w,
                                const matrix *into);
 
+/* Of its values or codes. */
 static inline size_t matrix_bytes(const matrix *m)
 {
-    return (size_t)m->rows * m->cols * dtype_bytes(m->type);
+    return m->rows * matrix_row_bytes(m);
+}
+
+static inline size_t matrix_scale_bytes(const matrix *m)
+{
+    const size_t n = matrix_scale_cols(m);
+    if (m->type == DTYPE_MXFP4) return m->rows * n;
+    return m->type == DTYPE_FP8 ? (m->rows + m->block_rows - 1) / m->block_rows * n * sizeof(float)
+                                : 0;
 }
 
 /* For the loaders alone: arrays of layers and experts, zeroed; all experts are read. */

@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "model/family.h"
 #include "model/kv_bases.h"
+#include "model/weights_scaled.h"
 
 #include <stdlib.h>
 
@@ -17,8 +18,9 @@ static err_t add_weight(void *ctx, const model_weight *weight)
 {
     weight_sum *sum = ctx;
     size_t bytes;
-    TRY(size_mul(weight->rows, weight->cols, &bytes));
-    TRY(size_mul(bytes, dtype_bytes(sum->model->stored_type), &bytes));
+    const matrix shape = scaled_expect(sum->model, sum->weights, weight);
+    TRY(size_mul(shape.rows, matrix_row_bytes(&shape), &bytes));
+    TRY(size_add(bytes, matrix_scale_bytes(&shape), &bytes));
     if (model_weights_expert_of(sum->model, sum->weights, weight->into) != SIZE_MAX)
         TRY(size_add(sum->expert_bytes, bytes, &sum->expert_bytes));
     return size_add(sum->all_bytes, bytes, &sum->all_bytes);

@@ -45,31 +45,6 @@ START_TEST(embed_converts_its_rows_exactly)
     }
 }
 
-/* In place, in rows with gaps. */
-static void check_norm_gaps(gpu *g, uint32_t n_tokens, uint32_t dim)
-{
-    const size_t stride = dim + 7, n = n_tokens * stride;
-    float *x = random_floats(&g->random, n);
-    matrix w = random_matrix(&g->random, DTYPE_F32, 1, dim);
-    rms_norm_args args = {.x = gpu_put(g, x, n * sizeof *x),
-                          .w = gpu_put_matrix(g, &w).data,
-                          .w_type = DTYPE_F32,
-                          .n_tokens = n_tokens,
-                          .dim = dim,
-                          .eps = 1e-6f,
-                          .stride = stride};
-    args.out = (float *)(uintptr_t)args.x;
-    g->ops->rms_norm(g->d, &args);
-    float *got = gpu_get_floats(g, args.x, n);
-    args.x = args.out = x;
-    args.w = w.data;
-    g->cpu->ops->rms_norm(g->cpu, &args);
-    assert_near(got, x, n, near_f32, g->random.seed);
-    free(x);
-    free(got);
-    matrix_free(&w);
-}
-
 /* With `add`: of x + add, which replaces x. In place when is_in_place. */
 static void check_norm(gpu *g, uint32_t n_tokens, uint32_t dim, bool has_add, bool is_in_place)
 {
@@ -111,6 +86,31 @@ static void check_norm(gpu *g, uint32_t n_tokens, uint32_t dim, bool has_add, bo
     free(x_after);
 }
 
+/* In place, in rows with gaps. */
+static void check_norm_gaps(gpu *g, uint32_t n_tokens, uint32_t dim)
+{
+    const size_t stride = dim + 7, n = n_tokens * stride;
+    float *x = random_floats(&g->random, n);
+    matrix w = random_matrix(&g->random, DTYPE_F32, 1, dim);
+    rms_norm_args args = {.x = gpu_put(g, x, n * sizeof *x),
+                          .w = gpu_put_matrix(g, &w).data,
+                          .w_type = DTYPE_F32,
+                          .n_tokens = n_tokens,
+                          .dim = dim,
+                          .eps = 1e-6f,
+                          .stride = stride};
+    args.out = (float *)(uintptr_t)args.x;
+    g->ops->rms_norm(g->d, &args);
+    float *got = gpu_get_floats(g, args.x, n);
+    args.x = args.out = x;
+    args.w = w.data;
+    g->cpu->ops->rms_norm(g->cpu, &args);
+    assert_near(got, x, n, near_f32, g->random.seed);
+    free(x);
+    free(got);
+    matrix_free(&w);
+}
+
 START_TEST(norms_are_those_of_the_reference_with_and_without_a_sum)
 {
     for (size_t i = 0; i < N_OF(counts); i++) {
@@ -120,6 +120,71 @@ START_TEST(norms_are_those_of_the_reference_with_and_without_a_sum)
             check_norm(&g, counts[i], dims[j], false, true);
             check_norm(&g, counts[i], dims[j], true, false);
             check_norm_gaps(&g, counts[i], dims[j]);
+            gpu_close(&g);
+        }
+    }
+}
+
+static void check_layer_norm(gpu *g, uint32_t n_tokens, uint32_t dim, dtype type)
+{
+    const size_t n = (size_t)n_tokens * dim;
+    matrix w = random_matrix(&g->random, type, 1, dim), b = random_matrix(&g->random, type, 1, dim);
+    float *x = random_floats(&g->random, n);
+    layer_norm_args args = {.norm = {.x = x,
+                                     .w = w.data,
+                                     .w_type = type,
+                                     .n_tokens = n_tokens,
+                                     .dim = dim,
+                                     .eps = 1e-5f,
+                                     .out = poisoned_floats(n)},
+                            .b = b.data};
+    g->cpu->ops->layer_norm(g->cpu, &args);
+    float *want = args.norm.out;
+    args.norm.x = gpu_put(g, x, n * sizeof *x);
+    args.norm.w = gpu_put_matrix(g, &w).data;
+    args.b = gpu_put_matrix(g, &b).data;
+    args.norm.out = gpu_poisoned(g, n);
+    g->ops->layer_norm(g->d, &args);
+    float *got = gpu_get_floats(g, args.norm.out, n);
+    assert_near(got, want, n, near_f32, g->random.seed);
+    matrix_free(&w);
+    matrix_free(&b);
+    free(x);
+    free(want);
+    free(got);
+}
+
+static void check_adjust(gpu *g, uint32_t n_tokens, uint32_t dim, dtype type, float limit)
+{
+    const size_t n = (size_t)n_tokens * dim;
+    matrix b = random_matrix(&g->random, type, 1, dim);
+    float *x = random_floats(&g->random, n);
+    adjust_args args = {.x = gpu_put(g, x, n * sizeof *x),
+                        .b = limit < 1 ? NULL : gpu_put_matrix(g, &b).data,
+                        .b_type = type,
+                        .n_tokens = n_tokens,
+                        .dim = dim,
+                        .scale = 1.5f,
+                        .limit = limit};
+    g->ops->adjust(g->d, &args);
+    float *got = gpu_get_floats(g, args.x, n);
+    args.x = x;
+    args.b = args.b == NULL ? NULL : b.data;
+    g->cpu->ops->adjust(g->cpu, &args);
+    assert_near(got, x, n, near_f32, g->random.seed);
+    matrix_free(&b);
+    free(x);
+    free(got);
+}
+
+START_TEST(layer_norms_biases_and_limits_are_those_of_the_reference)
+{
+    for (size_t i = 0; i < N_OF(counts); i++) {
+        for (size_t j = 0; j < N_OF(dims); j++) {
+            gpu g = gpu_open(0);
+            check_layer_norm(&g, counts[i], dims[j], all_dtypes[(i + j) % 3]);
+            check_adjust(&g, counts[i], dims[j], all_dtypes[(i + j) % 3], INFINITY);
+            check_adjust(&g, counts[i], dims[j], all_dtypes[(i + j) % 3], 0.5f);
             gpu_close(&g);
         }
     }
@@ -243,6 +308,7 @@ START_TEST(a_graph_runs_again_over_what_its_arguments_lead_to)
 const test_case test_cases[] = {
     TEST_CASE(embed_converts_its_rows_exactly),
     TEST_CASE(norms_are_those_of_the_reference_with_and_without_a_sum),
+    TEST_CASE(layer_norms_biases_and_limits_are_those_of_the_reference),
     TEST_CASE(rope_is_the_reference),
     TEST_CASE(put_rows_rounds_every_kind_of_number_as_the_reference),
     TEST_CASE(a_graph_runs_again_over_what_its_arguments_lead_to),

@@ -21,17 +21,18 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
     uint32_t *want = test_alloc(n * sizeof *want), *got = test_alloc(n * sizeof *got);
     matrix bias = random_matrix(&g->random, DTYPE_BF16, 1, r->n_experts);
     router_args args = {.kind = r->kind,
-                        .logits = logits,
                         .choice_bias = r->has_choice_bias ? bias.data : NULL,
                         .choice_bias_type = DTYPE_BF16,
                         .n_groups = r->n_groups,
                         .top_groups = r->top_groups,
                         .n_group_best = r->n_group_best,
+                        .jitter = 0.2f,
+                        .logits = logits,
                         .n_tokens = r->n_tokens,
                         .n_experts = r->n_experts,
                         .top_k = r->top_k,
                         .renormalise = renormalise,
-                        .scale = 1,
+                        .scale = 0.75f,
                         .expert = want,
                         .weight = poisoned_floats(n)};
     g->cpu->ops->router(g->cpu, &args);
@@ -89,6 +90,28 @@ START_TEST(the_router_chooses_as_the_reference_ties_included)
     }
 }
 
+/* Kinds of their own, with logits that are near to each other and far. */
+START_TEST(other_routers_choose_and_weigh_as_the_reference)
+{
+    static const routing problems[] = {{1, 1, 1, 9, 0, false, 0, 0, 0},
+                                       {3, 8, 2, 4, 0, false, 0, 0, 0},
+                                       {31, 64, 2, 50, 0, false, 0, 0, 0},
+                                       {5, 100, 16, 30, 0, false, 0, 0, 0},
+                                       {2, 1024, 2, 1000, 0, false, 0, 0, 0}};
+    for (size_t i = 0; i < 2 * N_OF(problems); i++) {
+        routing r = problems[i / 2];
+        gpu g = gpu_open(0);
+        const size_t n = (size_t)r.n_tokens * r.n_experts;
+        float *logits = test_alloc(n * sizeof *logits);
+        for (size_t k = 0; k < n; k++)
+            logits[k] = 0.25f * ((float)random_below(&g.random, r.n_levels) - 3);
+        r.kind = i % 2 == 0 ? ROUTER_SIGMOID : ROUTER_SPARSEMIXER;
+        check_router(&g, &r, logits, false);
+        free(logits);
+        gpu_close(&g);
+    }
+}
+
 typedef struct problem {
     uint32_t n_tokens, dim, ffn, n_experts, top_k;
     dtype type;
@@ -122,22 +145,34 @@ static bool is_clamped(const problem *p)
     return p->top_k == 2;
 }
 
+static matrix random_part(gpu *g, dtype type, uint32_t rows, uint32_t cols, uint32_t row_step)
+{
+    if (!dtype_has_scales(type)) return random_matrix(&g->random, type, rows, cols);
+    return random_scaled_matrix(&g->random, (matrix){.type = type,
+                                                     .rows = rows,
+                                                     .cols = cols,
+                                                     .row_step = row_step,
+                                                     .block_rows = 128,
+                                                     .block_cols = 128});
+}
+
 static experts experts_open(gpu *g, const problem *p)
 {
     experts e = {.p = *p, .host = test_alloc(p->n_experts * sizeof *e.host)};
     memset(e.host, 0, p->n_experts * sizeof *e.host);
     moe_expert *there = test_alloc(p->n_experts * sizeof *there);
     for (uint32_t i = 0; i < p->n_experts; i++) {
-        e.host[i].gate = random_matrix(&g->random, p->type, p->ffn, p->dim);
-        e.host[i].up = random_matrix(&g->random, p->type, p->ffn, p->dim);
-        e.host[i].down = random_matrix(&g->random, p->type, p->dim, p->ffn);
+        const uint32_t step = p->type == DTYPE_MXFP4 ? 2 : 1; /* gate and up take turns */
+        e.host[i].gate = random_part(g, p->type, p->ffn, p->dim, step);
+        e.host[i].up = random_part(g, p->type, p->ffn, p->dim, step);
+        e.host[i].down = random_part(g, p->type, p->dim, p->ffn, 1);
         there[i] = (moe_expert){.gate = gpu_put_matrix(g, &e.host[i].gate),
                                 .up = gpu_put_matrix(g, &e.host[i].up),
                                 .down = gpu_put_matrix(g, &e.host[i].down)};
         if (!is_clamped(p)) continue;
-        e.host[i].gate_bias = random_matrix(&g->random, p->type, 1, p->ffn);
+        e.host[i].gate_bias = random_matrix(&g->random, DTYPE_BF16, 1, p->ffn);
         e.host[i].up_bias = random_matrix(&g->random, DTYPE_F16, 1, p->ffn);
-        e.host[i].down_bias = random_matrix(&g->random, p->type, 1, p->dim);
+        e.host[i].down_bias = random_matrix(&g->random, DTYPE_F32, 1, p->dim);
         there[i].gate_bias = gpu_put_matrix(g, &e.host[i].gate_bias);
         there[i].up_bias = gpu_put_matrix(g, &e.host[i].up_bias);
         there[i].down_bias = gpu_put_matrix(g, &e.host[i].down_bias);
@@ -228,7 +263,9 @@ static const problem problems[] = {
     {5, 130, 33, 64, 8, DTYPE_BF16}, {31, 40, 70, 5, 4, DTYPE_BF16},
     {33, 72, 65, 3, 2, DTYPE_BF16},  {35, 36, 66, 4, 2, DTYPE_F32},
     {9, 31, 17, 6, 3, DTYPE_F16},    {2, 1040, 16, 4, 2, DTYPE_BF16},
-    {150, 16, 16, 2, 1, DTYPE_BF16},
+    {150, 16, 16, 2, 1, DTYPE_BF16}, {3, 160, 130, 4, 2, DTYPE_FP8},
+    {35, 160, 130, 3, 2, DTYPE_FP8}, {2, 96, 64, 4, 2, DTYPE_MXFP4},
+    {35, 96, 64, 3, 2, DTYPE_MXFP4},
 };
 
 START_TEST(experts_are_summed_as_the_reference_does)
@@ -240,7 +277,8 @@ START_TEST(experts_are_summed_as_the_reference_does)
         float *want = expect(&g, &e), *got = run(&g, &e, 0, p->n_tokens);
         /* hidden is of the order of dim / 3, and is summed over ffn with random signs. */
         const double size = (double)p->dim / 3 * sqrt((double)p->ffn * p->top_k) + 1;
-        const double part = p->type == DTYPE_BF16 ? 3e-5 : 3e-6;
+        const bool is_exact = p->type == DTYPE_F32 || p->type == DTYPE_F16;
+        const double part = is_exact ? 3e-6 : dtype_has_scales(p->type) ? 2e-4 : 3e-5;
         assert_near(got, want, (size_t)p->n_tokens * p->dim, (tolerance){part * size, part},
                     g.random.seed);
         free(want);
@@ -275,6 +313,7 @@ START_TEST(scratch_whose_size_overflows_is_refused)
 }
 
 const test_case test_cases[] = {
+    TEST_CASE(other_routers_choose_and_weigh_as_the_reference),
     TEST_CASE(the_router_chooses_as_the_reference_ties_included),
     TEST_CASE(experts_are_summed_as_the_reference_does),
     TEST_CASE(a_token_has_the_same_bits_in_every_batch),

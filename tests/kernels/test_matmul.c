@@ -183,7 +183,7 @@ static void check_heads(const char *isa, shape s, uint32_t n_heads, bool has_own
                               .x_head_stride = x_head,
                               .n_tokens = s.n_tokens,
                               .n_heads = n_heads,
-                              .w = {all.data, type, s.rows, s.cols},
+                              .w = {.data = all.data, .type = type, .rows = s.rows, .cols = s.cols},
                               .w_head_rows = head_rows,
                               .out = got,
                               .out_stride = out_stride,

@@ -213,7 +213,7 @@ START_TEST(clamped_activation_and_biases_are_the_formula)
 {
     static const float gate = 3, up = 1, down = 2, gate_bias = 1, up_bias = -20, down_bias = -1;
     static const float xs[3] = {1, 5, 40};
-    const matrix one = {&gate, DTYPE_F32, 1, 1};
+    const matrix one = {.data = &gate, .type = DTYPE_F32, .rows = 1, .cols = 1};
     moe_expert expert = {.gate = one, .up = one, .down = one};
     expert.gate_bias = expert.up_bias = expert.down_bias = one;
     expert.up.data = &up;
@@ -310,6 +310,53 @@ START_TEST(weights_are_the_softmax_and_sum_to_one_when_renormalised)
 }
 END_TEST
 
+static routed route_by(const char *isa, router_kind kind, const float *logits, uint32_t n_experts)
+{
+    routed out = {{0}, {0}};
+    dev *d = open_table(isa, 1);
+    d->ops->router(d, &(router_args){.kind = kind,
+                                     .logits = logits,
+                                     .n_tokens = 1,
+                                     .n_experts = n_experts,
+                                     .top_k = n_experts > 1 ? 2 : 1,
+                                     .scale = 0.5f,
+                                     .jitter = 0.25f,
+                                     .expert = out.expert,
+                                     .weight = out.weight});
+    dev_close(d);
+    return out;
+}
+
+START_TEST(a_sigmoid_weighs_each_expert_by_itself)
+{
+    static const float logits[3] = {-1, 2, 0.5f};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        const routed r = route_by((*t)->name, ROUTER_SIGMOID, logits, 3);
+        ck_assert_uint_eq(r.expert[0], 1);
+        ck_assert_uint_eq(r.expert[1], 2);
+        ck_assert_double_eq_tol((double)r.weight[0], 0.5 / (1 + exp(-2)), 1e-7);
+        ck_assert_double_eq_tol((double)r.weight[1], 0.5 / (1 + exp(-0.5)), 1e-7);
+        const routed one = route_by((*t)->name, ROUTER_SIGMOID, logits, 1);
+        ck_assert_uint_eq(one.expert[0], 0);
+        ck_assert_double_eq_tol((double)one.weight[0], 0.5 / (1 + exp(1)), 1e-7);
+    }
+}
+END_TEST
+
+/* Near are those less than half of the larger magnitude below: of 4 itself, 3 and 2, of 3 itself and 2. */
+START_TEST(sparsemixer_weighs_each_choice_among_its_rivals)
+{
+    static const float logits[5] = {1, 4, 3, -5, 2};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        const routed r = route_by((*t)->name, ROUTER_SPARSEMIXER, logits, 5);
+        ck_assert_uint_eq(r.expert[0], 1);
+        ck_assert_uint_eq(r.expert[1], 2);
+        ck_assert_double_eq_tol((double)r.weight[0], 0.5 / (1 + exp(-1) + exp(-2)), 1e-7);
+        ck_assert_double_eq_tol((double)r.weight[1], 0.5 / (1 + exp(-1)), 1e-7);
+    }
+}
+END_TEST
+
 /* Eight experts in four groups, of which two count. */
 static routed route_in_groups(const char *isa, router_kind kind, const float *logits,
                               const float *bias, uint32_t n_group_best)
@@ -390,6 +437,8 @@ const test_case test_cases[] = {
     TEST_CASE(a_scratch_that_does_not_fit_is_reported),
     TEST_CASE(a_tie_goes_to_the_lower_expert),
     TEST_CASE(weights_are_the_softmax_and_sum_to_one_when_renormalised),
+    TEST_CASE(a_sigmoid_weighs_each_expert_by_itself),
+    TEST_CASE(sparsemixer_weighs_each_choice_among_its_rivals),
     TEST_CASE(groups_are_chosen_before_experts),
     TEST_CASE(a_bias_chooses_and_does_not_weigh),
     TEST_CASE(broken_logits_still_choose_distinct_experts),
