@@ -22,6 +22,9 @@ static const char *const family_fixtures[] = {
     "phimoe-base-bf16",
     "phimoe-short-f16",
     "phimoe-long-f32",
+    "deepseek_v2-lite-bf16",
+    "deepseek_v3-base-bf16",
+    "deepseek_v3-whole-f32",
 };
 enum { N_FAMILY_FIXTURES = sizeof family_fixtures / sizeof family_fixtures[0] };
 
