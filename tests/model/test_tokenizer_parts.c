@@ -83,21 +83,18 @@ END_TEST
 
 START_TEST(a_match_over_its_limit_is_an_error)
 {
-    enum { N_BYTES = 1 << 16 };
-    regex *const r = open_regex("a*a*a*a*a*a*a*a*b");
+    enum { N_BYTES = 1 << 12 }; /* n^4 ways to share them out, all in vain */
+    regex *const r = open_regex("a*a*a*a*b\\d");
     regex_scratch *s;
     regex_walk walk;
     regex_match m;
     char *const text = malloc(N_BYTES);
     ck_assert_ptr_nonnull(text);
     memset(text, 'a', N_BYTES);
-    text[N_BYTES / 2] = 'b'; /* else it is known beforehand that nothing matches */
     text[N_BYTES - 1] = 'b';
     ck_assert(regex_scratch_open(&s) == ERR_OK);
-    regex_walk_init(&walk, r, s, (text_view){text, N_BYTES - 1});
-    ck_assert(regex_walk_next(&walk, &m) == ERR_OK);
-    ck_assert(regex_walk_next(&walk, &m) == ERR_NOT_FOUND ||
-              regex_walk_next(&walk, &m) == ERR_BAD_REQUEST);
+    regex_walk_init(&walk, r, s, (text_view){text, N_BYTES});
+    ck_assert(regex_walk_next(&walk, &m) == ERR_BAD_REQUEST);
     regex_scratch_close(s);
     regex_close(r);
     free(text);
