@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/utf8.h"
+#include "model/special_tokens.h"
 #include "model/tok_engine.h"
 
 #include <stdlib.h>
@@ -28,7 +29,8 @@ struct tokenizer {
     uint32_t *text_end;   /* [n_vocab] */
     uint8_t *kind;        /* [n_vocab], tok_kind */
     text_buffer text;
-    void *block; /* owns the three arrays */
+    void *block;            /* owns the three arrays */
+    special_tokens special; /* names lie in `text`; none if the engine finds them itself */
     size_t piece_bytes_max;
     size_t spelling_bytes_max; /* as the engine spells: SentencePiece, three bytes for a space */
 };
@@ -74,10 +76,29 @@ static err_t fill_table(tokenizer *t)
     return text_buffer_reserve(&t->text, 1);
 }
 
+/* Of the table, once it is filled. */
+static err_t collect_special(tokenizer *t)
+{
+    size_t n = 0;
+    for (uint32_t id = 0; id < t->traits.n_vocab; id++)
+        n += is_special(t->kind[id]);
+    special_token *const tokens = calloc(n + 1, sizeof *tokens);
+    if (tokens == NULL) return ERR_NO_MEMORY;
+    n = 0;
+    for (uint32_t id = 0; id < t->traits.n_vocab; id++) {
+        const uint32_t begin = t->text_end[id], end = t->text_begin[id + 1];
+        if (is_special(t->kind[id]) && end > begin)
+            tokens[n++] = (special_token){t->text.bytes + begin, end - begin, id};
+    }
+    special_tokens_init(&t->special, tokens, n);
+    return ERR_OK;
+}
+
 static err_t build_table(tokenizer *t, err_info *info)
 {
     err_t err = alloc_table(t);
     if (err == ERR_OK) err = fill_table(t);
+    if (err == ERR_OK && !t->traits.finds_names) err = collect_special(t);
     if (err == ERR_OVERFLOW)
         return err_set(info, ERR_BAD_MODEL, "%s: the pieces are too long", t->engine->file);
     return err == ERR_OK ? err : err_set(info, err, "%s: out of memory", t->engine->file);
@@ -174,6 +195,7 @@ void tokenizer_close(tokenizer *t)
 {
     if (t == NULL) return;
     t->engine->close(t->model);
+    free(t->special.sorted);
     free(t->text.bytes);
     free(t->block);
     free(t);
@@ -236,14 +258,62 @@ tok_piece tokenizer_piece(const tokenizer *t, uint32_t id, bool show_special)
 
 /* ---- text to ids --------------------------------------------------------------------------------- */
 
+static err_t append_text(const tokenizer *t, const char *bytes, size_t n_bytes, id_list *list)
+{
+    uint32_t *ids;
+    size_t n_ids;
+    if (n_bytes == 0) return ERR_OK;
+    TRY(t->engine->encode(t->model, (text_view){bytes, n_bytes}, &(tok_encoding){0}, &ids, &n_ids));
+    err_t err = ERR_OK;
+    for (size_t i = 0; i < n_ids && err == ERR_OK; i++)
+        err = id_list_push(list, ids[i]);
+    free(ids);
+    return err;
+}
+
+static err_t append_all(const tokenizer *t, const tok_text *text, id_list *list)
+{
+    if (text->add_bos && t->traits.bos >= 0) TRY(id_list_push(list, (uint32_t)t->traits.bos));
+    for (size_t from = 0, at = 0; from < text->n_bytes;) {
+        const special_token *const found =
+            special_tokens_find(&t->special, text->bytes, text->n_bytes, from, &at);
+        if (found == NULL) return append_text(t, text->bytes + from, text->n_bytes - from, list);
+        TRY(append_text(t, text->bytes + from, at - from, list));
+        TRY(id_list_push(list, found->id));
+        from = at + found->n_bytes;
+    }
+    return ERR_OK;
+}
+
+static err_t encode_with_special(const tokenizer *t, const tok_text *text, uint32_t **ids,
+                                 size_t *n_ids)
+{
+    id_list list = {0};
+    err_t err = append_all(t, text, &list);
+    if (err == ERR_OK && list.id == NULL) { /* an empty list is an array, too */
+        list.id = malloc(sizeof *list.id);
+        if (list.id == NULL) err = ERR_NO_MEMORY;
+    }
+    if (err != ERR_OK) {
+        free(list.id);
+        return err;
+    }
+    *ids = list.id;
+    *n_ids = list.n;
+    return ERR_OK;
+}
+
 err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids, size_t *n_ids)
 {
     *ids = NULL;
     *n_ids = 0;
     if (!utf8_valid(text->bytes, text->n_bytes)) return ERR_BAD_REQUEST;
+    if (text->parse_special && !t->traits.finds_names)
+        return encode_with_special(t, text, ids, n_ids);
     const bool has_bos = text->add_bos && t->traits.bos >= 0;
     const text_view view = {text->bytes, text->n_bytes};
-    TRY(t->engine->encode(t->model, view, has_bos ? 1 : 0, ids, n_ids));
+    const tok_encoding how = {.n_front = has_bos ? 1 : 0, .parse_special = text->parse_special};
+    TRY(t->engine->encode(t->model, view, &how, ids, n_ids));
     if (has_bos) (*ids)[0] = (uint32_t)t->traits.bos;
     return ERR_OK;
 }

@@ -5,6 +5,7 @@ Each fixture is a folder tokenizer-json-NAME/, one for each family of tools/toke
 and cases.json:
 
     {"cases":        [{"text": ..., "ids": [...], "decoded": ..., "shown": ...}, ...],    encode, then decode those ids
+     "plain_cases":  [{"text": ..., "ids": [...], "decoded": ..., "shown": ...}, ...],    names of special tokens as text
      "decode_cases": [{"ids": [...], "decoded": ..., "shown": ...}, ...],                 ids as a model may sample them
      "fragments": [...], "blocks": [[first, last], ...], "n_lines": ..., "digest": ...}   many generated lines
 
@@ -112,9 +113,13 @@ def make_fixture(name):
     # stream cannot know; tokenizer-bpe has such cases.
     if '"ByteFallback"' in description:
         decode_cases = [case for case in decode_cases if "\ufffd" not in case["decoded"] + case["shown"]]
+    tokenizer.encode_special_tokens = True
+    plain_cases = [with_decoded(tokenizer, {"text": line, "ids": tokenizer.encode(line, add_special_tokens=False).ids})
+                   for line in names]
+    tokenizer.encode_special_tokens = False
     fragments = GLUE + list(SPACES) + names[:6] + FOREIGN[:4] + ["return x;", "aa", "Aa", "aA", "AA"]
     blocks = [list(block) for block in BLOCKS]
-    return description, {"cases": cases, "decode_cases": decode_cases, "fragments": fragments, "blocks": blocks,
+    return description, {"cases": cases, "plain_cases": plain_cases, "decode_cases": decode_cases, "fragments": fragments, "blocks": blocks,
                          "n_lines": N_LINES, "digest": digest_of(tokenizer, fragments, blocks)}
 
 

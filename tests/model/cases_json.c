@@ -79,6 +79,7 @@ void golden_cases_open(const char *path, golden_cases *out)
     *out = (golden_cases){.tree = root};
     out->encode = read_cases(json_object_get(root, "cases"), &out->n_encode);
     out->decode = read_cases(json_object_get(root, "decode_cases"), &out->n_decode);
+    out->plain = read_cases(json_object_get(root, "plain_cases"), &out->n_plain);
     out->piece = read_pieces(json_object_get(root, "pieces"), &out->n_pieces);
     ck_assert(out->n_encode > 0);
     ck_assert(out->n_decode > 0);
@@ -92,6 +93,9 @@ void golden_cases_close(golden_cases *cases)
         free(cases->encode[i].ids);
     for (size_t i = 0; i < cases->n_decode; i++)
         free(cases->decode[i].ids);
+    for (size_t i = 0; i < cases->n_plain; i++)
+        free(cases->plain[i].ids);
+    free(cases->plain);
     free(cases->encode);
     free(cases->decode);
     free(cases->piece);

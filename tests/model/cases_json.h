@@ -37,6 +37,8 @@ typedef struct golden_cases {
     size_t n_encode;
     golden_case *decode; /* [n_decode] */
     size_t n_decode;
+    golden_case *plain; /* [n_plain], encoded with special tokens as text; may be none */
+    size_t n_plain;
     golden_piece *piece; /* [n_pieces], by id */
     size_t n_pieces;
     golden_lines lines; /* n_lines 0: there are none */

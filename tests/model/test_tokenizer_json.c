@@ -47,13 +47,14 @@ static void for_each_fixture(void (*body)(const tokenizer *t, const golden_cases
 
 /* ---- against the library ------------------------------------------------------------------------- */
 
-static void check_encode(const tokenizer *t, const golden_cases *cases)
+static void check_ids(const tokenizer *t, const golden_case *cases, size_t n, bool parse_special)
 {
-    for (size_t i = 0; i < cases->n_encode; i++) {
-        const golden_case *const c = &cases->encode[i];
+    for (size_t i = 0; i < n; i++) {
+        const golden_case *const c = &cases[i];
         uint32_t *ids;
         size_t n_ids;
-        const tok_text text = {.bytes = c->text, .n_bytes = c->n_text};
+        const tok_text text = {
+            .bytes = c->text, .n_bytes = c->n_text, .parse_special = parse_special};
         ck_assert(tokenizer_encode(t, &text, &ids, &n_ids) == ERR_OK);
         ck_assert_msg(n_ids == c->n_ids && memcmp(ids, c->ids, n_ids * sizeof *ids) == 0,
                       "\"%s\": other ids", c->text);
@@ -61,6 +62,34 @@ static void check_encode(const tokenizer *t, const golden_cases *cases)
         free(ids);
     }
 }
+
+static void check_encode(const tokenizer *t, const golden_cases *cases)
+{
+    check_ids(t, cases->encode, cases->n_encode, true);
+}
+
+/* What cannot be spelled: no name of the text's. */
+static bool is_unknown(const tokenizer *t, uint32_t id)
+{
+    const tok_piece shown = tokenizer_piece(t, id, true);
+    return shown.n_bytes == 5 && memcmp(shown.bytes, "<unk>", 5) == 0;
+}
+
+static void check_plain(const tokenizer *t, const golden_cases *cases)
+{
+    ck_assert(cases->n_plain > 0);
+    check_ids(t, cases->plain, cases->n_plain, false);
+    for (size_t i = 0; i < cases->n_plain; i++)
+        for (size_t j = 0; j < cases->plain[i].n_ids; j++)
+            ck_assert(!tokenizer_piece(t, cases->plain[i].ids[j], false).is_special ||
+                      is_unknown(t, cases->plain[i].ids[j]));
+}
+
+START_TEST(a_name_becomes_a_control_token_only_where_asked)
+{
+    for_each_fixture(check_plain);
+}
+END_TEST
 
 START_TEST(text_becomes_the_ids_of_the_library)
 {
@@ -223,7 +252,9 @@ static void check_digest(const tokenizer *t, const golden_cases *cases)
         char line[LINE_BYTES_MAX], *decoded;
         uint32_t *ids;
         size_t n_ids, n_decoded;
-        const tok_text text = {.bytes = line, .n_bytes = make_line(&cases->lines, &state, line)};
+        const tok_text text = {.bytes = line,
+                               .n_bytes = make_line(&cases->lines, &state, line),
+                               .parse_special = true};
         ck_assert(tokenizer_encode(t, &text, &ids, &n_ids) == ERR_OK);
         ck_assert(tokenizer_decode(t, ids, n_ids, false, &decoded, &n_decoded) == ERR_OK);
         add(&digest, ids, n_ids * sizeof *ids);
@@ -501,6 +532,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE(text_becomes_the_ids_of_the_library),
+    TEST_CASE(a_name_becomes_a_control_token_only_where_asked),
     TEST_CASE(ids_become_the_text_of_the_library),
     TEST_CASE(streamed_and_whole_text_are_equal),
     TEST_CASE_SECONDS(generated_lines_give_the_librarys_digest, 250),
