@@ -42,7 +42,10 @@ def stream_text(server, prompt, **fields):
 
 def test_texts_have_the_ids_of_the_library(served):
     name, server = served
-    for case in golden(name, "cases")["cases"][::7]:
+    cases = golden(name, "cases")
+    named = [case for case in cases["cases"] if case["decoded"] != case["shown"]]
+    assert named # text of a client is never a control token, so these have other ids here
+    for case in [case for case in cases["cases"][::7] if case not in named] + cases["plain_cases"]:
         assert server.tokenize(case["text"], special=False) == case["ids"], case["text"]
 
 
