@@ -263,7 +263,7 @@ static err_t append_text(const tokenizer *t, const char *bytes, size_t n_bytes, 
     uint32_t *ids;
     size_t n_ids;
     if (n_bytes == 0) return ERR_OK;
-    TRY(t->engine->encode(t->model, (text_view){bytes, n_bytes}, 0, &ids, &n_ids));
+    TRY(t->engine->encode(t->model, (text_view){bytes, n_bytes}, &(tok_encoding){0}, &ids, &n_ids));
     err_t err = ERR_OK;
     for (size_t i = 0; i < n_ids && err == ERR_OK; i++)
         err = id_list_push(list, ids[i]);
@@ -312,7 +312,8 @@ err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
         return encode_with_special(t, text, ids, n_ids);
     const bool has_bos = text->add_bos && t->traits.bos >= 0;
     const text_view view = {text->bytes, text->n_bytes};
-    TRY(t->engine->encode(t->model, view, has_bos ? 1 : 0, ids, n_ids));
+    const tok_encoding how = {.n_front = has_bos ? 1 : 0, .parse_special = text->parse_special};
+    TRY(t->engine->encode(t->model, view, &how, ids, n_ids));
     if (has_bos) (*ids)[0] = (uint32_t)t->traits.bos;
     return ERR_OK;
 }
