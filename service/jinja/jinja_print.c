@@ -85,7 +85,7 @@ static int escape_json(uint32_t c, bool ascii_only, char out[16])
     const char *found = c != 0 && c < 0x80 ? strchr(letters, (char)c) : NULL;
     if (found != NULL) return snprintf(out, 16, "\\%c", names[found - letters]);
     if (c < 0x20) return snprintf(out, 16, "\\u%04x", c);
-    if (!ascii_only || c < 0x7F || c == 0x7F) return 0;
+    if (!ascii_only || c < 0x7F) return 0;
     if (c < 0x10000) return snprintf(out, 16, "\\u%04x", c);
     const uint32_t low = c - 0x10000;
     return snprintf(out, 16, "\\u%04x\\u%04x", 0xD800 + (low >> 10), 0xDC00 + (low & 0x3FF));
