@@ -89,7 +89,7 @@ err_t jinja_take_text(jinja_run *run, size_t n_bytes, char **out)
 
 err_t jinja_make_text(jinja_run *run, const char *text, size_t n_bytes, jinja_value *out)
 {
-    char *copy;
+    char *copy = NULL;
     TRY(jinja_take_text(run, n_bytes, &copy));
     if (n_bytes > 0) memcpy(copy, text, n_bytes);
     *out = jinja_string(copy, n_bytes);
@@ -99,7 +99,7 @@ err_t jinja_make_text(jinja_run *run, const char *text, size_t n_bytes, jinja_va
 err_t jinja_join_text(jinja_run *run, jinja_value a, jinja_value b, jinja_value *out)
 {
     const size_t n_bytes = (size_t)a.n_bytes + b.n_bytes;
-    char *text;
+    char *text = NULL;
     if (a.n_bytes == 0 || b.n_bytes == 0) {
         *out = a.n_bytes == 0 ? b : a;
         out->is_escaped = false;

@@ -240,7 +240,7 @@ static err_t print_value(jinja_run *run, jinja_value v, const jinja_json_style *
     printer pr = {.run = run, .style = style};
     TRY(put_value(&pr, v, 0));
     const size_t n_bytes = pr.n_bytes;
-    char *text;
+    char *text = NULL;
     TRY(jinja_take_text(run, n_bytes, &text));
     pr = (printer){.run = run, .style = style, .text = text};
     TRY(put_value(&pr, v, 0));

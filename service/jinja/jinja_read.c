@@ -294,7 +294,7 @@ static err_t slice_text(jinja_run *run, jinja_value v, const jinja_value bounds[
     }
     jinja_value characters;
     TRY(split_characters(run, v, &characters));
-    char *text;
+    char *text = NULL;
     TRY(jinja_take_text(run, s.n * JINJA_CHAR_BYTES_MAX, &text));
     size_t n = 0;
     for (size_t i = 0; i < s.n; i++) {
