@@ -22,9 +22,11 @@ enum { GIB = 1 << 30, CHUNK_BYTES = 1 << 20, PROMPT_TOKENS = 512 };
 typedef struct bench {
     dev *d;
     uint8_t *memory; /* [GIB] random bf16 in (-1, 1) */
+    float *scales;   /* [SCALES] ones: of fp8 */
+    uint8_t *powers; /* [POWERS] 2^-7: of mxfp4 */
     float *x, *out;  /* [PROMPT_TOKENS][DIM_MAX] */
 } bench;
-enum { DIM_MAX = 14336 };
+enum { DIM_MAX = 14336, SCALES = GIB / (128 * 128), POWERS = GIB / 16 };
 
 typedef struct rates {
     double best, last;
@@ -143,34 +145,50 @@ static double fma_rate(const bench *b)
 
 /* ---- kernels ---- */
 
+/* A matrix at `at`, whose scales, if it has some, are ones that all matrices share. */
+static matrix matrix_at(const bench *b, const void *at, dtype type, uint32_t rows, uint32_t cols)
+{
+    return (matrix){.data = at,
+                    .type = type,
+                    .rows = rows,
+                    .cols = cols,
+                    .block_rows = 128,
+                    .block_cols = 128,
+                    .scale = type == DTYPE_MXFP4 ? (const void *)b->powers : b->scales};
+}
+
 /* GB/s of weights for one token, over the whole of memory. */
 static double matvec_rate(const bench *b, dtype type, uint32_t cols)
 {
-    const size_t rows = GIB / ((size_t)cols * dtype_bytes(type));
+    const size_t row_bytes = dtype_row_bytes(type, cols), rows = GIB / row_bytes;
     float *out = malloc(rows * sizeof *out);
     if (out == NULL) return 0;
-    const matmul_args args = {
-        .x = b->x,
-        .x_stride = cols,
-        .n_tokens = 1,
-        .n_parts = 1,
-        .part = {{.w = {b->memory, type, (uint32_t)rows, cols}, .out = out, .out_stride = rows}}};
+    const matmul_args args = {.x = b->x,
+                              .x_stride = cols,
+                              .n_tokens = 1,
+                              .n_parts = 1,
+                              .part = {{.w = matrix_at(b, b->memory, type, (uint32_t)rows, cols),
+                                        .out = out,
+                                        .out_stride = rows}}};
     const uint64_t start_ns = clock_mono_ns();
     b->d->ops->matmul(b->d, &args);
     const double seconds = clock_seconds_since(start_ns);
     free(out);
-    return (double)rows * cols * dtype_bytes(type) * 1e-9 / seconds;
+    const size_t scale_bytes = type == DTYPE_MXFP4 ? cols / MX_BLOCK : 0; /* of fp8: nothing */
+    return (double)rows * (double)(row_bytes + scale_bytes) * 1e-9 / seconds;
 }
 
-/* GFLOP/s of bf16 weights [rows][cols]. */
-static double matmul_rate(const bench *b, uint32_t rows, uint32_t cols, uint32_t n_tokens)
+/* GFLOP/s of weights [rows][cols]. */
+static double matmul_rate(const bench *b, dtype type, const uint32_t shape[2], uint32_t n_tokens)
 {
+    const uint32_t rows = shape[0], cols = shape[1];
     const matmul_args args = {
         .x = b->x,
         .x_stride = cols,
         .n_tokens = n_tokens,
         .n_parts = 1,
-        .part = {{.w = {b->memory, DTYPE_BF16, rows, cols}, .out = b->out, .out_stride = rows}}};
+        .part = {
+            {.w = matrix_at(b, b->memory, type, rows, cols), .out = b->out, .out_stride = rows}}};
     const uint64_t start_ns = clock_mono_ns();
     b->d->ops->matmul(b->d, &args);
     return 2. * rows * cols * n_tokens * 1e-9 / clock_seconds_since(start_ns);
@@ -178,10 +196,12 @@ static double matmul_rate(const bench *b, uint32_t rows, uint32_t cols, uint32_t
 
 /* GB/s of the chosen experts' weights for one token: 8 experts of 2048 x 768 in each of many
  * layers, 8 of 8 chosen, so that memory is swept. */
-static double moe_rate(const bench *b)
+static double moe_rate(const bench *b, dtype type)
 {
-    enum { DIM = 2048, FFN = 768, N_EXPERTS = 8, EXPERT_BYTES = 3 * DIM * FFN * 2 };
-    enum { N_LAYERS = GIB / (N_EXPERTS * EXPERT_BYTES) };
+    enum { DIM = 2048, FFN = 768, N_EXPERTS = 8 };
+    const size_t part_bytes = dtype_row_bytes(type, (size_t)DIM * FFN),
+                 expert_bytes = 3 * part_bytes;
+    const size_t n_layers = GIB / (N_EXPERTS * expert_bytes);
     moe_expert experts[N_EXPERTS];
     uint32_t chosen[N_EXPERTS];
     float weight[N_EXPERTS];
@@ -189,12 +209,12 @@ static double moe_rate(const bench *b)
     if (scratch == NULL) return 0;
     memset(b->out, 0, DIM * sizeof(float));
     const uint64_t start_ns = clock_mono_ns();
-    for (size_t l = 0; l < N_LAYERS; l++) {
+    for (size_t l = 0; l < n_layers; l++) {
         for (uint32_t e = 0; e < N_EXPERTS; e++) {
-            const uint8_t *at = b->memory + (l * N_EXPERTS + e) * EXPERT_BYTES;
-            experts[e].gate = (matrix){at, DTYPE_BF16, FFN, DIM};
-            experts[e].up = (matrix){at + EXPERT_BYTES / 3, DTYPE_BF16, FFN, DIM};
-            experts[e].down = (matrix){at + EXPERT_BYTES / 3 * 2, DTYPE_BF16, DIM, FFN};
+            const uint8_t *at = b->memory + (l * N_EXPERTS + e) * expert_bytes;
+            experts[e].gate = matrix_at(b, at, type, FFN, DIM);
+            experts[e].up = matrix_at(b, at + part_bytes, type, FFN, DIM);
+            experts[e].down = matrix_at(b, at + 2 * part_bytes, type, DIM, FFN);
             chosen[e] = e;
             weight[e] = 0.125f;
         }
@@ -213,7 +233,7 @@ static double moe_rate(const bench *b)
     }
     const double seconds = clock_seconds_since(start_ns);
     free(scratch);
-    return (double)N_LAYERS * N_EXPERTS * EXPERT_BYTES * 1e-9 / seconds;
+    return (double)(n_layers * N_EXPERTS * expert_bytes) * 1e-9 / seconds;
 }
 
 enum { HEAD_DIM = 128, BLOCK_SLOTS = 32, N_BLOCKS = GIB / (BLOCK_SLOTS * HEAD_DIM * 2 * 2) };
@@ -323,10 +343,16 @@ typedef enum row {
     MATVEC_F32,
     MATVEC_F16,
     MATVEC_SHORT,
+    MATVEC_FP8,
+    MATVEC_MXFP4,
     MOE_DECODE,
+    MOE_FP8,
+    MOE_MXFP4,
     PROMPT_SQUARE,
     PROMPT_WIDE,
     PROMPT_16,
+    PROMPT_FP8,
+    PROMPT_MXFP4,
     ATTEND_1,
     ATTEND_4,
     ATTEND_8,
@@ -340,6 +366,7 @@ typedef enum row {
 
 static double measure(const bench *b, row r)
 {
+    static const uint32_t square[2] = {4096, 4096}, wide[2] = {4096, 14336};
     switch (r) {
     case READ: return read_rate(b);
     case FMA: return fma_rate(b);
@@ -347,10 +374,16 @@ static double measure(const bench *b, row r)
     case MATVEC_F32: return matvec_rate(b, DTYPE_F32, 4096);
     case MATVEC_F16: return matvec_rate(b, DTYPE_F16, 4096);
     case MATVEC_SHORT: return matvec_rate(b, DTYPE_BF16, 512);
-    case MOE_DECODE: return moe_rate(b);
-    case PROMPT_SQUARE: return matmul_rate(b, 4096, 4096, PROMPT_TOKENS);
-    case PROMPT_WIDE: return matmul_rate(b, 4096, 14336, PROMPT_TOKENS);
-    case PROMPT_16: return matmul_rate(b, 4096, 4096, 16);
+    case MATVEC_FP8: return matvec_rate(b, DTYPE_FP8, 4096);
+    case MATVEC_MXFP4: return matvec_rate(b, DTYPE_MXFP4, 4096);
+    case MOE_DECODE: return moe_rate(b, DTYPE_BF16);
+    case MOE_FP8: return moe_rate(b, DTYPE_FP8);
+    case MOE_MXFP4: return moe_rate(b, DTYPE_MXFP4);
+    case PROMPT_SQUARE: return matmul_rate(b, DTYPE_BF16, square, PROMPT_TOKENS);
+    case PROMPT_WIDE: return matmul_rate(b, DTYPE_BF16, wide, PROMPT_TOKENS);
+    case PROMPT_16: return matmul_rate(b, DTYPE_BF16, square, 16);
+    case PROMPT_FP8: return matmul_rate(b, DTYPE_FP8, square, PROMPT_TOKENS);
+    case PROMPT_MXFP4: return matmul_rate(b, DTYPE_MXFP4, square, PROMPT_TOKENS);
     case ATTEND_1: return attend_decode_rate(b, 1, ATTN_PLAIN);
     case ATTEND_4: return attend_decode_rate(b, 4, ATTN_PLAIN);
     case ATTEND_8: return attend_decode_rate(b, 8, ATTN_PLAIN);
@@ -374,10 +407,16 @@ static const struct {
     [MATVEC_F32] = {"matvec f32, 4096 columns", READ},
     [MATVEC_F16] = {"matvec f16, 4096 columns", READ},
     [MATVEC_SHORT] = {"matvec bf16, 512 columns", READ},
+    [MATVEC_FP8] = {"matvec fp8, 4096 columns", READ},
+    [MATVEC_MXFP4] = {"matvec mxfp4, 4096 columns", READ},
     [MOE_DECODE] = {"experts 2048 x 768, 1 token", READ},
+    [MOE_FP8] = {"the same in fp8", READ},
+    [MOE_MXFP4] = {"the same in mxfp4", READ},
     [PROMPT_SQUARE] = {"4096 x 4096, 512 tokens", FMA},
     [PROMPT_WIDE] = {"4096 x 14336, 512 tokens", FMA},
     [PROMPT_16] = {"4096 x 4096, 16 tokens", FMA},
+    [PROMPT_FP8] = {"4096 x 4096 fp8, 512 tokens", FMA},
+    [PROMPT_MXFP4] = {"the same in mxfp4", FMA},
     [ATTEND_1] = {"attention, 1 query head", READ},
     [ATTEND_4] = {"attention, 4 query heads", READ},
     [ATTEND_8] = {"attention, 8 query heads", READ},
@@ -403,7 +442,13 @@ static bool fill(bench *b)
     b->memory = aligned_alloc(4096, GIB);
     b->x = malloc((size_t)PROMPT_TOKENS * DIM_MAX * sizeof(float));
     b->out = malloc((size_t)PROMPT_TOKENS * DIM_MAX * sizeof(float));
+    b->scales = malloc(SCALES * sizeof(float));
+    b->powers = malloc(POWERS);
     if (b->memory == NULL || b->x == NULL || b->out == NULL) return false;
+    if (b->scales == NULL || b->powers == NULL) return false;
+    for (size_t i = 0; i < SCALES; i++)
+        b->scales[i] = 1;
+    memset(b->powers, 120, POWERS);
     uint16_t pattern[4096];
     for (size_t i = 0; i < 4096; i++)
         pattern[i] = bf16_from_f32(random_uniform(1, 0, i) - 0.5f);
@@ -440,6 +485,8 @@ int main(int argc, char **argv)
     free(b.memory);
     free(b.x);
     free(b.out);
+    free(b.scales);
+    free(b.powers);
     dev_close(b.d);
     return EXIT_SUCCESS;
 }

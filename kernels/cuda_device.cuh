@@ -99,6 +99,12 @@ static __device__ __forceinline__ float cuda_f32_from_fp8(uint32_t code)
     return __uint_as_float((code & 0x80u) << 24 | (code & 0x7fu) << 20) * 0x1p120f;
 }
 
+/* E2M1 of the low four bits, likewise: an exponent that is 126 too low. */
+static __device__ __forceinline__ float cuda_f32_from_fp4(uint32_t code)
+{
+    return __uint_as_float((code & 8u) << 28 | (code & 7u) << 22) * 0x1p126f;
+}
+
 /* Element i of a stored array that is aligned to its elements. */
 static __device__ __forceinline__ float cuda_load(const void *data, dtype type, size_t i)
 {

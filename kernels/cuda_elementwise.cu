@@ -1,4 +1,4 @@
-/* kernels/cuda_elementwise.cu - embed, rms_norm, rope, add and put_rows.
+/* kernels/cuda_elementwise.cu - embed, the norms, adjust, rope, add and put_rows.
  *
  * All move bytes and hardly compute: a thread per element, or per four of them where rows allow it, and one
  * block per token where there is a sum. Formulas and rounding are those of elementwise_cpu.c; the norm's
@@ -85,6 +85,67 @@ void rms_norm_cuda(dev_cuda *d, const rms_norm_args *args)
 {
     const add_norm_args alone = {*args, NULL};
     add_norm_cuda(d, &alone);
+}
+
+/* The sum over the block of one number per thread, the same bits in all of them; `sums` [N_WARPS] may be used again. */
+static __device__ double block_sum(double mine, double *sums)
+{
+    const double of_warp = warp_sum(mine);
+    double total = 0;
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = of_warp;
+    __syncthreads();
+    for (int w = 0; w < N_WARPS; w++)
+        total += sums[w];
+    __syncthreads();
+    return total;
+}
+
+/* One block per token. */
+static __global__ void layer_norm_kernel(layer_norm_args args)
+{
+    CUDA_SHARED(double, sums); /* [N_WARPS] */
+    const rms_norm_args &n = args.norm;
+    const float *x = n.x + static_cast<size_t>(blockIdx.x) * n.dim;
+    float *out = n.out + static_cast<size_t>(blockIdx.x) * n.dim;
+    double sum = 0, squares = 0;
+    for (uint32_t i = threadIdx.x; i < n.dim; i += THREADS)
+        sum += static_cast<double>(x[i]);
+    const double mean = block_sum(sum, sums) / n.dim;
+    for (uint32_t i = threadIdx.x; i < n.dim; i += THREADS) {
+        const double apart = static_cast<double>(x[i]) - mean;
+        squares = fma(apart, apart, squares);
+    }
+    const double scale = 1 / sqrt(block_sum(squares, sums) / n.dim + static_cast<double>(n.eps));
+    for (uint32_t i = threadIdx.x; i < n.dim; i += THREADS) {
+        const double w = static_cast<double>(cuda_load(n.w, n.w_type, i));
+        const double b = static_cast<double>(cuda_load(args.b, n.w_type, i));
+        out[i] = static_cast<float>(w * ((static_cast<double>(x[i]) - mean) * scale) + b);
+    }
+}
+
+void layer_norm_cuda(dev_cuda *d, const layer_norm_args *args)
+{
+    if (args->norm.n_tokens == 0) return;
+    const cuda_shape shape = {dim3(args->norm.n_tokens), THREADS, N_WARPS * sizeof(double)};
+    cuda_launch(d, shape, layer_norm_kernel, *args);
+}
+
+static __global__ void adjust_kernel(adjust_args args)
+{
+    const size_t n = static_cast<size_t>(args.n_tokens) * args.dim;
+    for (size_t i = first_item(); i < n; i += item_stride()) {
+        const double b =
+            args.b != NULL ? static_cast<double>(cuda_load(args.b, args.b_type, i % args.dim)) : 0;
+        const float y = static_cast<float>(
+            static_cast<double>(args.scale) * static_cast<double>(args.x[i]) + b);
+        args.x[i] = y > args.limit ? args.limit : y < -args.limit ? -args.limit : y;
+    }
+}
+
+void adjust_cuda(dev_cuda *d, const adjust_args *args)
+{
+    const size_t n = static_cast<size_t>(args->n_tokens) * args->dim;
+    if (n > 0) cuda_launch(d, shape_for(n), adjust_kernel, *args);
 }
 
 /* A thread per pair (c, c + half). Products in double, as the definition's. */

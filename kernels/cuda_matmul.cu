@@ -1,9 +1,9 @@
 /* kernels/cuda_matmul.cu - products with weight matrices. The order of their terms: cuda_product.cuh.
  *
- * Up to SMALL tokens of bf16, and f32 and f16 always: a block per 16 rows and 8 tokens. bf16: a strand a warp,
+ * Up to SMALL tokens on tensor cores (bf16, fp8, mxfp4), and f32 and f16 always: a block per 16 rows and 8 tokens. The former: a strand a warp,
  * weights straight from memory to registers, 16 bytes a lane and four of them under way; the strands meet in
  * shared memory. The rows of all parts (q, k and v) are one grid.
- * More tokens of bf16: a block per 64 rows and 64 tokens, through shared memory, with the same bits. */
+ * More tokens on tensor cores: a block per 64 rows and 64 tokens, through shared memory, with the same bits. */
 #include "kernels/cuda_prompt_tile.cuh"
 #include "kernels/cuda_tiles.cuh"
 
@@ -71,7 +71,7 @@ static uint32_t count_tiles(const matmul_args *args, uint32_t tile_rows)
 /* Of parts of one type. */
 static void launch(dev_cuda *d, const matmul_args *args)
 {
-    if (args->part[0].w.type == DTYPE_BF16 && args->n_tokens > SMALL) {
+    if (is_tensor_type(args->part[0].w.type) && args->n_tokens > SMALL) {
         const dim3 grid(count_tiles(args, PROMPT_TILE), div_up(args->n_tokens, PROMPT_TILE));
         cuda_launch(d, cuda_shape{grid, PROMPT_THREADS, sizeof(prompt_tiles)}, prompt_kernel,
                     *args);

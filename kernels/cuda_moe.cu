@@ -13,6 +13,8 @@
 #include "kernels/cuda_prompt_tile.cuh"
 #include "kernels/cuda_tiles.cuh"
 
+#include <float.h>
+
 enum {
     PLAN_THREADS = 256,
     PLAN_WARPS = PLAN_THREADS / WARP,
@@ -236,7 +238,7 @@ static __device__ void lanes_of_prompt(const matrix *gate, const matrix *w,
 static __device__ void prompt_rows(prompt_tiles *tiles, const matrix *gate, const matrix *w,
                                    const product_tokens *items, float *out)
 {
-    if (w->type != DTYPE_BF16) {
+    if (!is_tensor_type(w->type)) {
         lanes_of_prompt(gate, w, items, out);
         return;
     }
@@ -357,11 +359,26 @@ static __device__ void softmax(const float *logits, uint32_t n, float *p)
     }
 }
 
-/* The largest of p, ties to the lower expert: exact comparisons of (p, e). It is made unchoosable. */
-static __device__ uint32_t take_largest(float *p, uint32_t n, float *largest)
+static __device__ void sigmoid(const float *logits, uint32_t n, float *p)
+{
+    for (uint32_t e = threadIdx.x % WARP; e < n; e += WARP) {
+        const float share = static_cast<float>(1 / (1 + exp(-static_cast<double>(logits[e]))));
+        p[e] = share >= 0 ? share : static_cast<float>(IS_NAN);
+    }
+}
+
+/* For choices by the logit itself: a NaN is below all of them. */
+static __device__ void finite(const float *logits, uint32_t n, float *p)
+{
+    for (uint32_t e = threadIdx.x % WARP; e < n; e += WARP)
+        p[e] = logits[e] > -FLT_MAX ? logits[e] : -FLT_MAX;
+}
+
+/* The largest of p, ties to the lower expert: exact comparisons of (p, e). It is made `unchoosable`. */
+static __device__ uint32_t take_largest(float *p, uint32_t n, float unchoosable, float *largest)
 {
     const uint32_t lane = threadIdx.x % WARP;
-    float best = UNCHOOSABLE;
+    float best = unchoosable;
     uint32_t best_e = UINT32_MAX;
     for (uint32_t e = lane; e < n; e += WARP) {
         if (p[e] > best) best = p[e], best_e = e;
@@ -371,9 +388,33 @@ static __device__ uint32_t take_largest(float *p, uint32_t n, float *largest)
         const uint32_t other_e = __shfl_xor_sync(WARP_ALL, best_e, distance);
         if (other > best || (other == best && other_e < best_e)) best = other, best_e = other_e;
     }
-    if (best_e % WARP == lane) p[best_e] = UNCHOOSABLE; /* by the lane that alone reads it */
-    *largest = best == static_cast<float>(IS_NAN) ? NAN : best;
+    if (best_e % WARP == lane) p[best_e] = unchoosable; /* by the lane that alone reads it */
+    *largest = best;
     return best_e;
+}
+
+static __device__ uint32_t take_probable(float *p, uint32_t n, float *share)
+{
+    const uint32_t e = take_largest(p, n, UNCHOOSABLE, share);
+    if (*share == static_cast<float>(IS_NAN)) *share = NAN;
+    return e;
+}
+
+/* See take_mixed of moe_cpu.c. */
+static __device__ uint32_t take_mixed(const router_args *args, const float *logits, float *p,
+                                      float *share)
+{
+    float top;
+    double sum = 0;
+    const uint32_t best = take_largest(p, args->n_experts, -INFINITY, &top);
+    const double m = static_cast<double>(logits[best]);
+    for (uint32_t e = threadIdx.x % WARP; e < args->n_experts; e += WARP) {
+        const double l = static_cast<double>(logits[e]), scale = fabs(l) > m ? fabs(l) : m;
+        if (p[e] == -INFINITY || (m - l) / scale > 2 * static_cast<double>(args->jitter)) continue;
+        sum += exp(l - m);
+    }
+    *share = static_cast<float>(1 / (1 + warp_sum(sum)));
+    return best;
 }
 
 /* A warp per token; a lane has every 32nd expert, so no lane reads what another wrote. */
@@ -384,15 +425,20 @@ static __global__ void __launch_bounds__(ROUTER_WARPS *WARP) router_kernel(route
     float *p = shared + warp * args.n_experts, chosen[MOE_TOP_K_MAX];
     double sum = 0;
     if (t >= args.n_tokens) return;
-    softmax(args.logits + static_cast<size_t>(t) * args.n_experts, args.n_experts, p);
+    const float *logits = args.logits + static_cast<size_t>(t) * args.n_experts;
+    const bool is_mixed = args.kind == ROUTER_SPARSEMIXER;
+    if (args.kind == ROUTER_SOFTMAX) softmax(logits, args.n_experts, p);
+    if (args.kind == ROUTER_SIGMOID) sigmoid(logits, args.n_experts, p);
+    if (is_mixed) finite(logits, args.n_experts, p);
     const size_t first = static_cast<size_t>(t) * args.top_k;
     for (uint32_t i = 0; i < args.top_k; i++) {
-        const uint32_t e = take_largest(p, args.n_experts, &chosen[i]);
+        const uint32_t e = is_mixed ? take_mixed(&args, logits, p, &chosen[i])
+                                    : take_probable(p, args.n_experts, &chosen[i]);
         if (threadIdx.x % WARP == 0) args.expert[first + i] = e;
         sum += static_cast<double>(chosen[i]);
     }
     for (uint32_t i = 0; threadIdx.x % WARP == 0 && i < args.top_k; i++) {
-        const double share = static_cast<double>(chosen[i]);
+        const double share = static_cast<double>(chosen[i]) * static_cast<double>(args.scale);
         args.weight[first + i] = static_cast<float>(args.renormalise ? share / sum : share);
     }
 }

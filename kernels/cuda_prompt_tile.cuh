@@ -1,4 +1,4 @@
-/* kernels/cuda_prompt_tile.cuh - prompt_tile: 64 rows and 64 items of a product with bf16 weights, by one block.
+/* kernels/cuda_prompt_tile.cuh - prompt_tile: 64 rows and 64 items of a product on tensor cores, by one block.
  *
  * The order of terms is that of cuda_product.cuh: strands one after the other. Shared memory: prompt_tiles. */
 #ifndef KERNELS_CUDA_PROMPT_TILE_CUH
@@ -19,20 +19,22 @@ typedef struct prompt_tiles {
     uint4 w[PROMPT_UNITS], high[PROMPT_UNITS], low[PROMPT_UNITS];
 } prompt_tiles;
 
+template <int TYPE>
 static __device__ void load_tiles(prompt_tiles *tiles, const matrix *w, uint32_t first_row,
                                   const product_tokens *tokens, uint32_t column)
 {
     const bool is_vector = is_vector_matrix(w);
+    const float scale = chunk_scale<TYPE>(w, first_row, column);
     for (uint32_t i = threadIdx.x; i < PROMPT_UNITS; i += PROMPT_THREADS) {
         const uint32_t in_tile = i / (CHUNK / 8), unit = i % (CHUNK / 8), c = column + 8 * unit;
         const uint32_t item = tokens->first + in_tile, at = unit_at(in_tile, unit);
         float values[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        tiles->w[at] = load_weights8(w, is_vector, first_row + in_tile, c);
+        tiles->w[at] = load_weights8<TYPE>(w, is_vector, first_row + in_tile, c);
         if (item < tokens->end && c < w->cols) {
             const float *x = token_row(tokens, item);
             load_x8(x, (reinterpret_cast<uintptr_t>(x) & 15) == 0, c, w->cols, values);
         }
-        const halves8 h = split8(values);
+        const halves8 h = TYPE == DTYPE_FP8 ? split8_scaled(values, scale) : split8(values);
         tiles->high[at] = {h.high[0], h.high[1], h.high[2], h.high[3]};
         tiles->low[at] = {h.low[0], h.low[1], h.low[2], h.low[3]};
     }
@@ -81,7 +83,12 @@ static __device__ void prompt_tile(prompt_tiles *tiles, const matrix *w, uint32_
     float d[2][4][4] = {};
     for (uint32_t strand = 0; strand < STRANDS; strand++) {
         for (uint32_t from = strand * CHUNK; from < w->cols; from += STRANDS * CHUNK) {
-            load_tiles(tiles, w, first_row, tokens, from);
+            if (w->type == DTYPE_FP8)
+                load_tiles<DTYPE_FP8>(tiles, w, first_row, tokens, from);
+            else if (w->type == DTYPE_MXFP4)
+                load_tiles<DTYPE_MXFP4>(tiles, w, first_row, tokens, from);
+            else
+                load_tiles<DTYPE_BF16>(tiles, w, first_row, tokens, from);
             __syncthreads();
             multiply_tiles(tiles, warp / 2 * 32, warp % 2 * 32, d);
             __syncthreads();

@@ -19,7 +19,7 @@ enum {
 
 /* One strand of TILE_ROWS rows and up to TILE_TOKENS items, by one warp, into a fragment of each of N matrices
  * that share x (gate and up; or one). */
-template <int N>
+template <int N, int TYPE>
 static __device__ void strand_tile(const matrix *const w[N], uint32_t first_row,
                                    const product_tokens *tokens, uint32_t strand, float d[N][4])
 {
@@ -39,16 +39,19 @@ static __device__ void strand_tile(const matrix *const w[N], uint32_t first_row,
         for (int m = 0; m < N; m++) {
             for (uint32_t s = 0; s < CHUNK / 32; s++) {
                 const uint32_t column = from + 32 * s + 8 * in_group, row = first_row + group;
-                weights[m][s][0] = load_weights8(w[m], is_vector[m], row, column);
-                weights[m][s][1] = load_weights8(w[m], is_vector[m], row + 8, column);
+                weights[m][s][0] = load_weights8<TYPE>(w[m], is_vector[m], row, column);
+                weights[m][s][1] = load_weights8<TYPE>(w[m], is_vector[m], row + 8, column);
             }
         }
         for (uint32_t s = 0; s < CHUNK / 32; s++) {
             float values[8] = {0, 0, 0, 0, 0, 0, 0, 0};
             if (has_item) load_x8(x, is_vector_x, from + 32 * s + 8 * in_group, n_columns, values);
-            const halves8 halves = split8(values);
-            for (int m = 0; m < N; m++)
+            halves8 halves = split8(values);
+            for (int m = 0; m < N; m++) {
+                if (TYPE == DTYPE_FP8)
+                    halves = split8_scaled(values, chunk_scale<TYPE>(w[m], first_row, from));
                 step32(d[m], weights[m][s][0], weights[m][s][1], &halves);
+            }
         }
     }
 }
@@ -57,7 +60,7 @@ static __device__ void strand_tile(const matrix *const w[N], uint32_t first_row,
 static __device__ __forceinline__ void load_weights4(const matrix *w, uint32_t row, uint32_t column,
                                                      float out[4])
 {
-    const size_t at = static_cast<size_t>(row) * w->cols + column;
+    const size_t at = stored_row(w, row) * w->cols + column;
     if (w->type == DTYPE_F32 && (reinterpret_cast<uintptr_t>(w->data) & 15) == 0 &&
         w->cols % 4 == 0 && row < w->rows && column < w->cols) {
         const uint4 bits = cuda_load16(static_cast<const float *>(w->data) + at);
@@ -99,9 +102,14 @@ static __device__ void small_tile(const matrix *const w[N], uint32_t first_row,
                                   const product_tokens *tokens, float *cells, float out[N])
 {
     const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const uint32_t n_strands = w[0]->type == DTYPE_BF16 ? STRANDS : 1;
+    const uint32_t n_strands = is_tensor_type(w[0]->type) ? STRANDS : 1;
     float d[N][4];
-    if (n_strands == STRANDS) strand_tile<N>(w, first_row, tokens, warp, d);
+    if (w[0]->type == DTYPE_BF16)
+        strand_tile<N, DTYPE_BF16>(w, first_row, tokens, warp, d);
+    else if (w[0]->type == DTYPE_FP8)
+        strand_tile<N, DTYPE_FP8>(w, first_row, tokens, warp, d);
+    else if (w[0]->type == DTYPE_MXFP4)
+        strand_tile<N, DTYPE_MXFP4>(w, first_row, tokens, warp, d);
     for (int m = 0; m < N; m++) {
         float *to = cells + m * STRANDS * SMALL_CELLS;
         float sums[LANE_ROWS][TILE_TOKENS] = {};

@@ -17,6 +17,8 @@ enum { N_THREADS_MAX = 1024 }; /* of a pool */
 const dev_ops dev_ops_ref = {.name = "ref",
                              .embed = embed_cpu,
                              .rms_norm = rms_norm_cpu,
+                             .layer_norm = layer_norm_cpu,
+                             .adjust = adjust_cpu,
                              .rope = rope_cpu,
                              .matmul = matmul_cpu,
                              .router = router_cpu,

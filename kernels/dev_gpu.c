@@ -53,6 +53,16 @@ static void rms_norm_gpu(dev *d, const rms_norm_args *args)
     ops_of(d)->rms_norm(gpu_of(d)->cuda, args);
 }
 
+static void layer_norm_gpu(dev *d, const layer_norm_args *args)
+{
+    ops_of(d)->layer_norm(gpu_of(d)->cuda, args);
+}
+
+static void adjust_gpu(dev *d, const adjust_args *args)
+{
+    ops_of(d)->adjust(gpu_of(d)->cuda, args);
+}
+
 static void rope_gpu(dev *d, const rope_args *args)
 {
     ops_of(d)->rope(gpu_of(d)->cuda, args);
@@ -81,6 +91,11 @@ static void add_gpu(dev *d, const add_args *args)
 static void attend_pages_gpu(dev *d, const attend_pages_args *args)
 {
     ops_of(d)->attend_pages(gpu_of(d)->cuda, args);
+}
+
+static void choose_pages_gpu(dev *d, const choose_pages_args *args)
+{
+    ops_of(d)->choose_pages(gpu_of(d)->cuda, args);
 }
 
 static void put_rows_gpu(dev *d, const put_rows_args *args)
@@ -178,6 +193,8 @@ static void fill_ops(dev_gpu *g)
     g->ops.name = g->name;
     g->ops.embed = embed_gpu;
     g->ops.rms_norm = rms_norm_gpu;
+    g->ops.layer_norm = layer_norm_gpu;
+    g->ops.adjust = adjust_gpu;
     g->ops.rope = rope_gpu;
     g->ops.matmul = matmul_gpu;
     g->ops.router = router_gpu;
@@ -185,6 +202,7 @@ static void fill_ops(dev_gpu *g)
     g->ops.moe_scratch_bytes = cuda_moe_scratch_bytes;
     g->ops.add = add_gpu;
     g->ops.attend_pages = attend_pages_gpu;
+    g->ops.choose_pages = choose_pages_gpu;
     g->ops.put_rows = put_rows_gpu;
     g->ops.sample = sample_gpu;
     g->base = (dev){.ops = &g->ops, .pool = g->cpu->pool, .memory = &memory_gpu};

@@ -20,7 +20,9 @@
 #define KERNELS_DOTS_SIMD_H
 
 #include "base/check.h"
+#include "kernels/matmul.h"
 #include "kernels/simd.h"
+#include "kernels/simd_codes.h"
 
 enum {
     ROW_BLOCK = 48,
@@ -46,6 +48,8 @@ typedef struct dots {
     uint32_t n_x;          /* up to TOKEN_BLOCK */
     uint32_t cols;
     dtype type;
+    const void *const *scale; /* of types with scales: [n_rows] the first one of each row */
+    uint32_t block_cols;      /* of a scale */
 } dots;
 
 enum { DOTS_OUT_FLOATS = ROW_BLOCK * TOKEN_BLOCK }; /* enough for DIRECT_ROWS_MAX rows, too */
@@ -54,6 +58,41 @@ static_assert((int)DIRECT_ROWS_MAX * (int)DIRECT_TOKENS_MAX <= (int)DOTS_OUT_FLO
 static inline uint32_t dots_stride(uint32_t n_x)
 {
     return n_x <= DIRECT_TOKENS_MAX ? n_x : TOKEN_BLOCK;
+}
+
+/* ---- weights with scales ----
+ *
+ * A code becomes the f32 that the definition rounds to, in one product: the factor that its bits lack goes
+ * into the scale first, exactly as long as a scale of fp8 is below 256 (SCALE_BELOW; the loader looks). So
+ * the bits of a product are those of the same weights in f32. */
+
+/* Columns for whose whole number every scale stands; of fp8 a line. */
+static ALWAYS_INLINE uint32_t group_cols(const dtype type)
+{
+    return type == DTYPE_FP8 ? SCALE_BLOCK : MX_BLOCK;
+}
+static_assert((int)SCALE_BLOCK == (int)LINE_BYTES, "a group of fp8 is a line");
+static_assert((int)MX_BLOCK % (int)LANES == 0, "whole vectors");
+
+static ALWAYS_INLINE float load_factor(const void *scale, uint32_t block, const dtype type)
+{
+    if (type == DTYPE_MXFP4) return f32_from_e8m0(((const uint8_t *)scale)[block]);
+    return ((const float *)scale)[block] * FP8_TINY_UNIT;
+}
+
+/* LANES weights of a row from column c on. */
+static ALWAYS_INLINE vf load_scaled(const void *row, uint32_t c, vf factor, const dtype type)
+{
+    const char *at = (const char *)row + (type == DTYPE_MXFP4 ? c / 2 : c);
+    return vf_mul(type == DTYPE_MXFP4 ? vf_load_fp4(at) : vf_load_fp8_tiny(at), factor);
+}
+
+/* The first n < LANES of them, zeros behind; only rows of fp8 end inside a vector. */
+static ALWAYS_INLINE vf load_scaled_part(const void *row, uint32_t c, uint32_t n, vf factor)
+{
+    char whole[LANES] = {0};
+    memcpy(whole, (const char *)row + c, n);
+    return load_scaled(whole, 0, factor, DTYPE_FP8);
 }
 
 /* ---- direct ---- */
@@ -133,10 +172,83 @@ static ALWAYS_INLINE void direct_tile(const dots *d, uint32_t r, const int R, co
     direct_sums(acc, d->out + (size_t)r * (size_t)N, R, N);
 }
 
+/* The rows and columns of a tile of weights with scales. */
+typedef struct scaled_tile {
+    const char *w[DIRECT_TILE];
+    const float *x[DIRECT_TOKENS_MAX];
+    vf factor[DIRECT_TILE]; /* of the block that is read */
+} scaled_tile;
+
+/* acc[i][j] += w[i] * x[j] for the vector from column c on; n > 0: only n columns of it are there. */
+static ALWAYS_INLINE void scaled_step(vf acc[DIRECT_TILE][DIRECT_TOKENS_MAX], const scaled_tile *t,
+                                      uint32_t c, uint32_t n, const int R, const int N,
+                                      const dtype type)
+{
+    vf xs[DIRECT_TOKENS_MAX];
+    UNROLL
+    for (int j = 0; j < N; j++)
+        xs[j] = n > 0 ? vf_load_part(t->x[j] + c, DTYPE_F32, n) : vf_load(t->x[j] + c);
+    UNROLL
+    for (int i = 0; i < R; i++) {
+        const vf ws = n > 0 ? load_scaled_part(t->w[i], c, n, t->factor[i])
+                            : load_scaled(t->w[i], c, t->factor[i], type);
+        UNROLL
+        for (int j = 0; j < N; j++)
+            acc[i][j] = vf_fma(ws, xs[j], acc[i][j]);
+    }
+}
+
+/* direct_tile of a type with scales: block by block of columns. */
+static ALWAYS_INLINE void scaled_direct_tile(const dots *d, uint32_t r, const int R, const int N,
+                                             const dtype type)
+{
+    const uint32_t group = group_cols(type), group_bytes = type == DTYPE_MXFP4 ? group / 2 : group;
+    const char *ahead = d->ahead + r * dtype_row_bytes(type, d->cols);
+    scaled_tile t;
+    vf acc[DIRECT_TILE][DIRECT_TOKENS_MAX];
+    UNROLL
+    for (int i = 0; i < R; i++) {
+        t.w[i] = d->w[r + (uint32_t)i];
+        UNROLL
+        for (int j = 0; j < N; j++)
+            acc[i][j] = vf_set1(0);
+    }
+    UNROLL
+    for (int j = 0; j < N; j++)
+        t.x[j] = d->x[j];
+    for (uint32_t c = 0, block = 0; c < d->cols; block++) {
+        const uint32_t n_left = d->cols - c;
+        const uint32_t end = c + (n_left < d->block_cols ? n_left : d->block_cols);
+        UNROLL
+        for (int i = 0; i < R; i++)
+            t.factor[i] = vf_set1(load_factor(d->scale[r + (uint32_t)i], block, type));
+        for (; c + group <= end; ahead += (uint32_t)R * group_bytes) {
+            UNROLL
+            for (uint32_t b = 0; b < (uint32_t)R * group_bytes; b += LINE_BYTES)
+                _mm_prefetch(ahead + b, _MM_HINT_T0);
+            UNROLL
+            for (uint32_t g = 0; g < group; g += LANES, c += LANES)
+                scaled_step(acc, &t, c, 0, R, N, type);
+        }
+        for (; c + LANES <= end; c += LANES)
+            scaled_step(acc, &t, c, 0, R, N, type);
+        if (c < end) scaled_step(acc, &t, c, end - c, R, N, type);
+        c = end;
+    }
+    direct_sums(acc, d->out + (size_t)r * (size_t)N, R, N);
+}
+
 /* All rows: tiles of R, then single rows. */
 static ALWAYS_INLINE void direct_rows(const dots *d, const int R, const int N, const dtype type)
 {
     uint32_t r = 0;
+    if (dtype_has_scales(type)) {
+        for (; r + (uint32_t)R <= d->n_rows; r += (uint32_t)R)
+            scaled_direct_tile(d, r, R, N, type);
+        for (; r < d->n_rows; r++)
+            scaled_direct_tile(d, r, 1, N, type);
+        return;
+    }
     for (; r + (uint32_t)R <= d->n_rows; r += (uint32_t)R)
         direct_tile(d, r, R, N, type);
     for (; r < d->n_rows; r++)
@@ -161,6 +273,8 @@ static void dots_direct(const dots *d)
     case DTYPE_F32: direct_typed(d, DTYPE_F32); break;
     case DTYPE_BF16: direct_typed(d, DTYPE_BF16); break;
     case DTYPE_F16: direct_typed(d, DTYPE_F16); break;
+    case DTYPE_FP8: direct_typed(d, DTYPE_FP8); break;
+    case DTYPE_MXFP4: direct_typed(d, DTYPE_MXFP4); break;
     default: assert(false);
     }
 }
@@ -197,17 +311,38 @@ static ALWAYS_INLINE void pack_row(float *panel, const int step, const void *row
     vf_store(panel, vf_load_part(at + (size_t)(n - n_rest) * dtype_bytes(type), type, n_rest));
 }
 
+/* pack_row of a type with scales. */
+static ALWAYS_INLINE void pack_scaled_row(float *panel, const dots *d, uint32_t r, uint32_t k,
+                                          uint32_t n, const dtype type)
+{
+    const char *const row = d->w[r];
+    for (uint32_t c = k, block = k / d->block_cols; c < k + n; block++) {
+        const uint32_t n_left = k + n - c, n_block = d->block_cols - c % d->block_cols;
+        const uint32_t end = c + (n_left < n_block ? n_left : n_block);
+        const vf factor = vf_set1(load_factor(d->scale[r], block, type));
+        for (; c + LANES <= end; c += LANES, panel += TILE_ROWS * LANES) {
+            vf_store(panel, load_scaled(row, c, factor, type));
+            _mm_prefetch(row + dtype_row_bytes(type, c + n), _MM_HINT_T1);
+        }
+        if (c < end) vf_store(panel, load_scaled_part(row, c, end - c, factor));
+        c = end;
+    }
+}
+
 /* The last tile repeats the last row: its results are not read. */
 static void pack_rows(packed *p, const dots *d, uint32_t k, uint32_t n)
 {
     const uint32_t n_padded = (d->n_rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
     for (uint32_t r = 0; r < n_padded; r++) {
-        const void *row = d->w[r < d->n_rows ? r : d->n_rows - 1];
+        const uint32_t from = r < d->n_rows ? r : d->n_rows - 1;
+        const void *row = d->w[from];
         float *panel = p->w[r / TILE_ROWS] + (size_t)(r % TILE_ROWS) * LANES;
         switch (d->type) {
         case DTYPE_F32: pack_row(panel, TILE_ROWS, row, k, n, DTYPE_F32); break;
         case DTYPE_BF16: pack_row(panel, TILE_ROWS, row, k, n, DTYPE_BF16); break;
         case DTYPE_F16: pack_row(panel, TILE_ROWS, row, k, n, DTYPE_F16); break;
+        case DTYPE_FP8: pack_scaled_row(panel, d, from, k, n, DTYPE_FP8); break;
+        case DTYPE_MXFP4: pack_scaled_row(panel, d, from, k, n, DTYPE_MXFP4); break;
         default: assert(false);
         }
     }

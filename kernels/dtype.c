@@ -7,8 +7,11 @@
 
 const char *dtype_name(dtype type)
 {
-    static const char *const names[DTYPE_COUNT] = {
-        [DTYPE_F32] = "f32", [DTYPE_BF16] = "bf16", [DTYPE_F16] = "f16"};
+    static const char *const names[DTYPE_COUNT] = {[DTYPE_F32] = "f32",
+                                                   [DTYPE_BF16] = "bf16",
+                                                   [DTYPE_F16] = "f16",
+                                                   [DTYPE_FP8] = "fp8",
+                                                   [DTYPE_MXFP4] = "mxfp4"};
     assert((unsigned)type < DTYPE_COUNT);
     return names[type];
 }

@@ -4,6 +4,8 @@
  * rms_norm  out[t][i] = w[i] * (x[t][i] / sqrt(mean_i x[t][i]^2 + eps))      (Zhang, Sennrich 2019)
  * rope      half-split pairs (c, c + dim/2) rotated by angle[t][c], as Hugging Face's Llama and
  *           Mixtral do: x'[c] = x[c] cos - x[c+dim/2] sin, x'[c+dim/2] = x[c+dim/2] cos + x[c] sin
+ * layer_norm out[t][i] = w[i] * (x[t][i] - mean) / sqrt(variance + eps) + b[i]   (Ba, Kiros, Hinton 2016)
+ * adjust    x[t][i] = clip(scale * x[t][i] + b[i]) to +-limit: biases and multipliers
  * add       x[i] += y[i]
  * Sums run in a fixed order per row, so results do not depend on the batch. */
 #ifndef KERNELS_ELEMENTWISE_H
@@ -27,6 +29,19 @@ typedef struct rms_norm_args {
     float eps;
     float *out; /* [n_tokens][dim]; may be x */
 } rms_norm_args;
+
+typedef struct layer_norm_args {
+    rms_norm_args norm;
+    const void *b; /* [dim], of w_type */
+} layer_norm_args;
+
+typedef struct adjust_args {
+    float *x;      /* [n_tokens][dim], in place */
+    const void *b; /* [dim] or NULL: 0 */
+    dtype b_type;
+    uint32_t n_tokens, dim;
+    float scale, limit; /* limit > 0; INFINITY: none */
+} adjust_args;
 
 typedef struct rope_args {
     float *x;         /* [n_tokens][n_heads][dim], rotated in place */

@@ -1,4 +1,4 @@
-/* kernels/elementwise_cpu.c - embed, rms_norm, rope, add and store: the definition. */
+/* kernels/elementwise_cpu.c - embed, the norms, adjust, rope, add and store: the definition. */
 #include "base/check.h"
 #include "kernels/ops_cpu.h"
 
@@ -29,6 +29,41 @@ void rms_norm_cpu(dev *d, const rms_norm_args *args)
         for (uint32_t i = 0; i < args->dim; i++) {
             const double w = (double)load_element(args->w, args->w_type, i);
             out[i] = (float)(w * ((double)x[i] * scale));
+        }
+    }
+}
+
+void layer_norm_cpu(dev *d, const layer_norm_args *args)
+{
+    (void)d;
+    const rms_norm_args *const n = &args->norm;
+    for (uint32_t t = 0; t < n->n_tokens; t++) {
+        const float *x = n->x + (size_t)t * n->dim;
+        float *out = n->out + (size_t)t * n->dim;
+        double sum = 0, squares = 0;
+        for (uint32_t i = 0; i < n->dim; i++)
+            sum += (double)x[i];
+        const double mean = sum / n->dim;
+        for (uint32_t i = 0; i < n->dim; i++)
+            squares += ((double)x[i] - mean) * ((double)x[i] - mean);
+        const double scale = 1 / sqrt(squares / n->dim + (double)n->eps);
+        for (uint32_t i = 0; i < n->dim; i++) {
+            const double w = (double)load_element(n->w, n->w_type, i);
+            const double b = (double)load_element(args->b, n->w_type, i);
+            out[i] = (float)(w * (((double)x[i] - mean) * scale) + b);
+        }
+    }
+}
+
+void adjust_cpu(dev *d, const adjust_args *args)
+{
+    (void)d;
+    for (uint32_t t = 0; t < args->n_tokens; t++) {
+        float *x = args->x + (size_t)t * args->dim;
+        for (uint32_t i = 0; i < args->dim; i++) {
+            const double b = args->b != NULL ? (double)load_element(args->b, args->b_type, i) : 0;
+            const float y = (float)((double)args->scale * (double)x[i] + b);
+            x[i] = y > args->limit ? args->limit : y < -args->limit ? -args->limit : y;
         }
     }
 }

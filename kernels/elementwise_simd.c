@@ -114,6 +114,40 @@ static void rms_norm_simd(dev *d, const rms_norm_args *args)
     parallel_for(d->pool, args->n_tokens, tokens_per_chunk(args->dim), norm_items, &copy);
 }
 
+/* The few models that have this norm, biases or multipliers spend no time in them: many threads, each with the
+ * definition. */
+static void layer_norm_items(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    layer_norm_args part = *(const layer_norm_args *)ctx;
+    part.norm.x += begin * part.norm.dim;
+    part.norm.out += begin * part.norm.dim;
+    part.norm.n_tokens = (uint32_t)(end - begin);
+    layer_norm_cpu(NULL, &part);
+}
+
+static void layer_norm_simd(dev *d, const layer_norm_args *args)
+{
+    layer_norm_args copy = *args;
+    parallel_for(d->pool, args->norm.n_tokens, tokens_per_chunk(args->norm.dim), layer_norm_items,
+                 &copy);
+}
+
+static void adjust_items(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    adjust_args part = *(const adjust_args *)ctx;
+    part.x += begin * part.dim;
+    part.n_tokens = (uint32_t)(end - begin);
+    adjust_cpu(NULL, &part);
+}
+
+static void adjust_simd(dev *d, const adjust_args *args)
+{
+    adjust_args copy = *args;
+    parallel_for(d->pool, args->n_tokens, tokens_per_chunk(args->dim), adjust_items, &copy);
+}
+
 static void rotate(float *x, const float *cos, const float *sin, uint32_t half)
 {
     uint32_t c = 0;

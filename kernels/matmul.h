@@ -17,12 +17,54 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A weight matrix, row-major and contiguous, in its stored type. Borrowed. */
+/* A weight matrix, row-major, in its stored type. Borrowed. What is behind `cols` may be left zero but by
+ * types with scales.
+ *
+ * fp8     w[r][c] = code * scale[r / block_rows][c / block_cols], rounded to f32. A block's sides are
+ *         multiples of SCALE_BLOCK or reach to the end; DeepSeek-V3 (arXiv 2412.19437) has 128 x 128
+ * mxfp4   w[r][c] = code * 2^(scale[r][c / 32] - 127), exact; the even column is in the lower four bits.
+ *         cols is a multiple of 32. OCP Microscaling Formats (MX) 1.0
+ *
+ * Codes become floats in registers, where a product wants them; they are never expanded in memory. */
 typedef struct matrix {
     const void *data; /* [rows][cols]; aligned to 2 bytes at least, NOT necessarily to the vector */
     dtype type;
     uint32_t rows, cols;
+    uint32_t
+        row_step; /* rows of the storage from one row to the next, of data and of mxfp4's scales
+                          alike; 0 is 1. For matrices whose rows take turns (gate and up) */
+    uint32_t block_rows, block_cols; /* of fp8 */
+    const void
+        *scale; /* fp8: f32 [blocks of rows][blocks of cols]; mxfp4: E8M0 [rows][cols / 32] */
 } matrix;
+
+enum { SCALE_BLOCK = 64, SCALE_BELOW = 256 /* what the magnitude of a scale of fp8 is below */ };
+
+static inline size_t matrix_row_step(const matrix *w)
+{
+    return w->row_step > 1 ? w->row_step : 1;
+}
+
+/* Of one row's codes or values. */
+static inline size_t matrix_row_bytes(const matrix *w)
+{
+    return dtype_row_bytes(w->type, w->cols);
+}
+
+/* Scales of a row's columns. */
+static inline uint32_t matrix_scale_cols(const matrix *w)
+{
+    if (w->type == DTYPE_MXFP4) return w->cols / MX_BLOCK;
+    return w->type == DTYPE_FP8 ? (w->cols + w->block_cols - 1) / w->block_cols : 0;
+}
+
+/* The first scale of row r; NULL of types without. */
+static inline const void *matrix_row_scale(const matrix *w, size_t r)
+{
+    const size_t n = matrix_scale_cols(w);
+    if (w->type == DTYPE_MXFP4) return (const uint8_t *)w->scale + r * matrix_row_step(w) * n;
+    return w->type == DTYPE_FP8 ? (const float *)w->scale + r / w->block_rows * n : NULL;
+}
 
 enum { MATMUL_PARTS_MAX = 3 };
 
@@ -38,5 +80,16 @@ typedef struct matmul_args {
         size_t out_stride; /* floats, >= w.rows */
     } part[MATMUL_PARTS_MAX];
 } matmul_args;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One value, for whoever looks at single ones. */
+float matrix_element(const matrix *w, size_t r, size_t c);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

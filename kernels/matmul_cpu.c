@@ -2,11 +2,30 @@
 #include "base/check.h"
 #include "kernels/ops_cpu.h"
 
-static double dot(const void *w, dtype type, const float *x, uint32_t n)
+float matrix_element(const matrix *w, size_t r, size_t c)
 {
+    const uint8_t *const row = matrix_row(w, r);
+    if (w->type == DTYPE_FP8) {
+        const float *const scale = matrix_row_scale(w, r);
+        return f32_from_fp8(row[c]) * scale[c / w->block_cols];
+    }
+    if (w->type == DTYPE_MXFP4) {
+        const uint8_t *const scale = matrix_row_scale(w, r);
+        const uint8_t code = (uint8_t)(row[c / 2] >> (c % 2 * 4));
+        return f32_from_fp4(code) * f32_from_e8m0(scale[c / MX_BLOCK]);
+    }
+    return load_element(row, w->type, c);
+}
+
+double matrix_dot(const matrix *w, size_t r, const float *x)
+{
+    const void *const row = matrix_row(w, r);
     double sum = 0;
-    for (uint32_t i = 0; i < n; i++)
-        sum += (double)load_element(w, type, i) * (double)x[i];
+    for (uint32_t i = 0; i < w->cols; i++) {
+        const float value =
+            dtype_has_scales(w->type) ? matrix_element(w, r, i) : load_element(row, w->type, i);
+        sum += (double)value * (double)x[i];
+    }
     return sum;
 }
 
@@ -20,7 +39,7 @@ void matmul_cpu(dev *d, const matmul_args *args)
             const float *x = args->x + t * args->x_stride;
             float *out = args->part[p].out + t * args->part[p].out_stride;
             for (uint32_t r = 0; r < w->rows; r++) {
-                const double product = dot(matrix_row(w, r), w->type, x, w->cols);
+                const double product = matrix_dot(w, r, x);
                 out[r] = (float)(args->accumulate ? (double)out[r] + product : product);
             }
         }

@@ -28,17 +28,25 @@ static size_t grain_of(size_t products_per_item)
     return PRODUCTS_PER_CHUNK / max_size(products_per_item, 1) + 1;
 }
 
-/* Rows [row, row + n_rows) of w. `rows` is the caller's storage for the pointers. What is asked for
- * ahead is the matrix itself, and behind its end whatever lies there: a hint that cannot fail. */
-static void dots_set_rows(dots *d, const matrix *w, uint32_t row, uint32_t n_rows,
-                          const void *rows[ROWS_MAX])
+/* The caller's storage for the pointers of some rows. */
+typedef struct row_list {
+    const void *w[ROWS_MAX], *scale[ROWS_MAX];
+} row_list;
+
+/* Rows [row, row + n_rows) of w. What is asked for ahead is the matrix itself, and behind its end whatever
+ * lies there: a hint that cannot fail. */
+static void dots_set_rows(dots *d, const matrix *w, uint32_t row, uint32_t n_rows, row_list *rows)
 {
-    const size_t row_bytes = (size_t)w->cols * dtype_bytes(w->type);
-    const char *at = (const char *)w->data + row * row_bytes;
+    const size_t stride_bytes = matrix_row_bytes(w) * matrix_row_step(w);
+    const char *at = (const char *)w->data + row * stride_bytes;
     d->ahead = at + AHEAD_BYTES;
-    for (uint32_t i = 0; i < n_rows; i++, at += row_bytes)
-        rows[i] = at;
-    d->w = rows;
+    for (uint32_t i = 0; i < n_rows; i++, at += stride_bytes)
+        rows->w[i] = at;
+    for (uint32_t i = 0; dtype_has_scales(w->type) && i < n_rows; i++)
+        rows->scale[i] = matrix_row_scale(w, row + i);
+    d->w = rows->w;
+    d->scale = rows->scale;
+    d->block_cols = w->type == DTYPE_MXFP4 ? MX_BLOCK : w->block_cols;
     d->n_rows = n_rows;
     d->cols = w->cols;
     d->type = w->type;
@@ -77,13 +85,13 @@ static void matmul_item(const matmul_job *job, uint32_t row_block, uint32_t firs
     const uint32_t row = (row_block - job->first_row_block[p]) * job->item_rows;
     const uint32_t n_rows = w->rows - row < job->item_rows ? w->rows - row : job->item_rows;
     const uint32_t n_left = args->n_tokens - first_token;
-    const void *rows[ROWS_MAX];
+    row_list rows;
     const float *x[TOKEN_BLOCK];
     float products[DOTS_OUT_FLOATS];
     dots d = {.x = x, .out = products, .n_x = n_left < TOKEN_BLOCK ? n_left : TOKEN_BLOCK};
     for (uint32_t t = 0; t < d.n_x; t++)
         x[t] = args->x + ((size_t)first_token + t) * args->x_stride;
-    dots_set_rows(&d, w, row, n_rows, rows);
+    dots_set_rows(&d, w, row, n_rows, &rows);
     dots_run(&d);
     for (uint32_t t = 0; t < d.n_x; t++) {
         float *out = args->part[p].out + ((size_t)first_token + t) * args->part[p].out_stride + row;

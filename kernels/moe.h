@@ -1,7 +1,12 @@
 /* kernels/moe.h - router and expert products.
  *
- * router   p[t] = softmax(logits[t]) in f32; the k largest, ties to the lower expert, in falling
- *          order of p; weight = p / sum of the k p when `renormalise`, else p.
+ * router   the k largest of p[t], ties to the lower expert, in falling order of p; weight = scale * p, and p / sum of
+ *          the k p instead of p when `renormalise`. By kind p[t] is, in f32,
+ *          softmax      softmax(logits[t])
+ *          sigmoid      1 / (1 + exp(-logits[t]))
+ *          sparsemixer  of each choice another: softmax over those not taken yet whose logit l is near the largest m
+ *                       of them, (m - l) / max(|l|, m) <= 2 jitter; never renormalised (Liu et al., arXiv
+ *                       2310.00811, at inference)
  * experts  out[t] += sum over the chosen experts e of token t, in rising order of e:
  *              weight[t][e] * down_e( silu(gate_e x[t]) * up_e x[t] )
  *          One flat list of (expert, rows) work over all active experts for gate and up, one for
@@ -18,11 +23,16 @@
 enum { MOE_TOP_K_MAX = 16, MOE_EXPERTS_MAX = 1024 };
 #define MOE_ELSEWHERE UINT32_MAX
 
+typedef enum router_kind { ROUTER_SOFTMAX, ROUTER_SIGMOID, ROUTER_SPARSEMIXER } router_kind;
+
 typedef struct router_args {
+    router_kind kind;
     const float *logits; /* [n_tokens][n_experts] */
     uint32_t n_tokens, n_experts;
     uint32_t top_k; /* 1 .. min(n_experts, MOE_TOP_K_MAX) */
     bool renormalise;
+    float scale;
+    float jitter;     /* of sparsemixer */
     uint32_t *expert; /* out [n_tokens][top_k] */
     float *weight;    /* out [n_tokens][top_k] */
 } router_args;

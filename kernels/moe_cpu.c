@@ -5,15 +5,6 @@
 
 #include <math.h>
 
-static double dot(const matrix *w, size_t r, const float *x)
-{
-    const void *row = matrix_row(w, r);
-    double sum = 0;
-    for (uint32_t i = 0; i < w->cols; i++)
-        sum += (double)load_element(row, w->type, i) * (double)x[i];
-    return sum;
-}
-
 /* p = softmax(logits). Double inside, so that the f32 result is the correctly rounded one almost
  * always, and the same in every table. */
 static void softmax(const float *logits, uint32_t n, float *p)
@@ -42,23 +33,53 @@ static uint32_t take_largest(const float *p, uint32_t n, bool *is_taken)
     return best;
 }
 
+static void sigmoid(const float *logits, uint32_t n, float *p)
+{
+    for (uint32_t e = 0; e < n; e++)
+        p[e] = (float)(1 / (1 + exp(-(double)logits[e])));
+}
+
+/* The next choice of sparsemixer: the largest logit m of those not taken, with its share among all of them that are
+ * near to it. */
+static uint32_t take_mixed(const router_args *args, const float *logits, bool *is_taken,
+                           float *share)
+{
+    const uint32_t best = take_largest(logits, args->n_experts, is_taken);
+    const double m = (double)logits[best];
+    double sum = 1;
+    for (uint32_t e = 0; e < args->n_experts; e++) {
+        const double l = (double)logits[e], scale = fabs(l) > m ? fabs(l) : m;
+        if (is_taken[e] || (m - l) / scale > 2 * (double)args->jitter) continue;
+        sum += exp(l - m);
+    }
+    *share = (float)(1 / sum);
+    return best;
+}
+
 void router_token(const router_args *args, size_t t)
 {
-    float p[MOE_EXPERTS_MAX];
+    float p[MOE_EXPERTS_MAX], chosen[MOE_TOP_K_MAX];
     bool is_taken[MOE_EXPERTS_MAX] = {false};
+    const float *const logits = args->logits + t * args->n_experts;
     uint32_t *expert = args->expert + t * args->top_k;
     float *weight = args->weight + t * args->top_k;
     assert(args->n_experts <= MOE_EXPERTS_MAX);
     assert(args->top_k >= 1);
     assert(args->top_k <= args->n_experts);
-    softmax(args->logits + t * args->n_experts, args->n_experts, p);
+    if (args->kind == ROUTER_SOFTMAX) softmax(logits, args->n_experts, p);
+    if (args->kind == ROUTER_SIGMOID) sigmoid(logits, args->n_experts, p);
     double sum = 0;
     for (uint32_t i = 0; i < args->top_k; i++) {
-        expert[i] = take_largest(p, args->n_experts, is_taken);
-        sum += (double)p[expert[i]];
+        if (args->kind == ROUTER_SPARSEMIXER) {
+            expert[i] = take_mixed(args, logits, is_taken, &chosen[i]);
+        } else {
+            expert[i] = take_largest(p, args->n_experts, is_taken);
+            chosen[i] = p[expert[i]];
+        }
+        sum += (double)chosen[i];
     }
     for (uint32_t i = 0; i < args->top_k; i++) {
-        const double share = (double)p[expert[i]];
+        const double share = (double)chosen[i] * (double)args->scale;
         weight[i] = (float)(args->renormalise ? share / sum : share);
     }
 }
@@ -87,11 +108,12 @@ void moe_cpu(dev *d, const moe_args *args)
             const float *x = args->x + t * args->dim;
             float *hidden = plan.hidden + (size_t)i * args->ffn;
             for (uint32_t r = 0; r < args->ffn; r++)
-                hidden[r] = (float)(silu(dot(&expert->gate, r, x)) * dot(&expert->up, r, x));
+                hidden[r] =
+                    (float)(silu(matrix_dot(&expert->gate, r, x)) * matrix_dot(&expert->up, r, x));
             for (uint32_t r = 0; r < args->dim; r++) {
                 float *out = args->out + t * args->dim + r;
                 const double weight = (double)args->weight[plan.pairs[i]];
-                *out = (float)((double)*out + weight * dot(&expert->down, r, hidden));
+                *out = (float)((double)*out + weight * matrix_dot(&expert->down, r, hidden));
             }
         }
     }

@@ -35,16 +35,16 @@ static void moe_hidden_block(const moe_job *job, const moe_block *b)
 {
     const moe_args *args = job->args;
     const moe_expert *expert = &args->expert[b->expert];
-    const void *rows[ROWS_MAX];
+    row_list rows;
     const float *x[TOKEN_BLOCK];
     float gate[DOTS_OUT_FLOATS + LANES], up[DOTS_OUT_FLOATS + LANES];
     for (uint32_t i = 0; i < b->n; i++)
         x[i] = args->x + (size_t)(job->plan.pairs[b->first + i] / args->top_k) * args->dim;
     dots d = {.x = x, .n_x = b->n, .out = gate};
-    dots_set_rows(&d, &expert->gate, b->row, b->n_rows, rows);
+    dots_set_rows(&d, &expert->gate, b->row, b->n_rows, &rows);
     dots_run(&d);
     d.out = up;
-    dots_set_rows(&d, &expert->up, b->row, b->n_rows, rows);
+    dots_set_rows(&d, &expert->up, b->row, b->n_rows, &rows);
     dots_run(&d);
     const uint32_t stride = dots_stride(b->n);
     if (stride == b->n) {
@@ -80,13 +80,13 @@ static void moe_hidden_items(void *ctx, size_t begin, size_t end, uint32_t worke
 static void moe_output_block(const moe_job *job, const moe_block *b)
 {
     const moe_args *args = job->args;
-    const void *rows[ROWS_MAX];
+    row_list rows;
     const float *x[TOKEN_BLOCK];
     float products[DOTS_OUT_FLOATS];
     for (uint32_t i = 0; i < b->n; i++)
         x[i] = job->plan.hidden + (size_t)(b->first + i) * args->ffn;
     dots d = {.x = x, .n_x = b->n, .out = products};
-    dots_set_rows(&d, &args->expert[b->expert].down, b->row, b->n_rows, rows);
+    dots_set_rows(&d, &args->expert[b->expert].down, b->row, b->n_rows, &rows);
     dots_run(&d);
     for (uint32_t i = 0; i < b->n; i++) {
         const uint32_t pair = job->plan.pairs[b->first + i];

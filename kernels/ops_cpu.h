@@ -23,13 +23,16 @@ static inline float load_element(const void *data, dtype type, size_t i)
 /* First element of row r. */
 static inline const void *matrix_row(const matrix *w, size_t r)
 {
-    return (const char *)w->data + r * w->cols * dtype_bytes(w->type);
+    return (const char *)w->data + r * matrix_row_step(w) * matrix_row_bytes(w);
 }
 
 void embed_cpu(dev *d, const embed_args *args);
 void rms_norm_cpu(dev *d, const rms_norm_args *args);
+void layer_norm_cpu(dev *d, const layer_norm_args *args);
+void adjust_cpu(dev *d, const adjust_args *args);
 void rope_cpu(dev *d, const rope_args *args);
 void store_cpu(const float *x, size_t n, dtype type, void *out);
+double matrix_dot(const matrix *w, size_t r, const float *x); /* row r times x */
 void matmul_cpu(dev *d, const matmul_args *args);
 void add_cpu(dev *d, const add_args *args);
 void router_cpu(dev *d, const router_args *args);

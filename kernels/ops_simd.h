@@ -8,6 +8,8 @@
 const dev_ops OPS_TABLE = {.name = OPS_NAME,
                            .embed = embed_simd,
                            .rms_norm = rms_norm_simd,
+                           .layer_norm = layer_norm_simd,
+                           .adjust = adjust_simd,
                            .rope = rope_simd,
                            .matmul = matmul_simd,
                            .router = router_simd,

@@ -1,12 +1,16 @@
-/* kernels/simd_codes.h - codes in order of encoded pages (attn_coding) as vectors of numbers; for those in
- * lots see simd_lots.h. Part of simd.h.
+/* kernels/simd_codes.h - codes in order, of encoded pages (attn_coding) and of weights with scales, as
+ * vectors of numbers; for those in lots see simd_lots.h. Part of simd.h.
  *
  * LANES codes from `p`, unaligned: as many bytes as they fill are read, no more. fp8 is as
- * f32_from_fp8, but for NaN: its bits, moved, are an f32 whose exponent is 120 too low. */
+ * f32_from_fp8, but for NaN: its bits, moved, are an f32 whose exponent is 120 too low ("tiny"); the sign
+ * comes along by sign extension. */
 #ifndef KERNELS_SIMD_CODES_H
 #define KERNELS_SIMD_CODES_H
 
 #include "kernels/attention.h"
+
+#define FP8_TINY_BITS 0x87f00000u
+#define FP8_TINY_UNIT 0x1p120f
 
 #if defined(SIMD_AVX512)
 
@@ -32,13 +36,20 @@ static inline vf vf_load_u2(const void *p)
     return _mm512_cvtepi32_ps(_mm512_and_si512(each, _mm512_set1_epi32(3)));
 }
 
-static inline vf vf_load_fp8(const void *p)
+static inline vf vf_load_fp8_tiny(const void *p)
 {
-    const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p));
-    const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(codes, _mm512_set1_epi32(0x80)), 24);
-    const __m512i rest = _mm512_slli_epi32(_mm512_and_si512(codes, _mm512_set1_epi32(0x7f)), 20);
-    const __m512 tiny = _mm512_castsi512_ps(_mm512_or_si512(sign, rest));
-    return _mm512_mul_ps(tiny, _mm512_set1_ps(0x1p120f));
+    const __m512i codes = _mm512_slli_epi32(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)), 20);
+    return _mm512_castsi512_ps(_mm512_and_si512(codes, _mm512_set1_epi32((int)FP8_TINY_BITS)));
+}
+
+/* A permutation looks at the lowest four bits of a lane alone. */
+static inline vf vf_load_fp4(const void *p)
+{
+    const __m512 values =
+        _mm512_setr_ps(0.0f, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6);
+    const __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64(p)); /* two codes in every eight */
+    const __m512i two = _mm512_or_si512(bytes, _mm512_slli_epi64(bytes, 28));
+    return _mm512_permutexvar_ps(two, values);
 }
 
 #else /* AVX2, one register or two */
@@ -66,13 +77,23 @@ static inline __m256 eight_u2(const void *p)
     return _mm256_cvtepi32_ps(_mm256_and_si256(each, _mm256_set1_epi32(3)));
 }
 
-static inline __m256 eight_fp8(const void *p)
+static inline __m256 eight_fp8_tiny(const void *p)
 {
-    const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p));
-    const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(0x80)), 24);
-    const __m256i rest = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(0x7f)), 20);
-    const __m256 tiny = _mm256_castsi256_ps(_mm256_or_si256(sign, rest));
-    return _mm256_mul_ps(tiny, _mm256_set1_ps(0x1p120f));
+    const __m256i codes = _mm256_slli_epi32(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)), 20);
+    return _mm256_castsi256_ps(_mm256_and_si256(codes, _mm256_set1_epi32((int)FP8_TINY_BITS)));
+}
+
+/* A permutation looks at the lowest three bits of a lane alone; the fourth is the sign. */
+static inline __m256 eight_fp4(const void *p)
+{
+    const __m256 values = _mm256_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6);
+    uint32_t codes;
+    memcpy(&codes, p, sizeof codes);
+    const __m256i shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256i each = _mm256_srlv_epi32(_mm256_set1_epi32((int)codes), shift);
+    const __m256i sign =
+        _mm256_and_si256(_mm256_slli_epi32(each, 28), _mm256_set1_epi32((int)0x80000000u));
+    return _mm256_xor_ps(_mm256_permutevar8x32_ps(values, each), _mm256_castsi256_ps(sign));
 }
 
 #if defined(SIMD_AVX2_WIDE)
@@ -96,14 +117,24 @@ static inline vf vf_load_u2(const void *p)
     return VECTOR_OF(eight_u2, p, 2);
 }
 
-static inline vf vf_load_fp8(const void *p)
+static inline vf vf_load_fp8_tiny(const void *p)
 {
-    return VECTOR_OF(eight_fp8, p, 8);
+    return VECTOR_OF(eight_fp8_tiny, p, 8);
+}
+
+static inline vf vf_load_fp4(const void *p)
+{
+    return VECTOR_OF(eight_fp4, p, 4);
 }
 
 #undef VECTOR_OF
 
 #endif
+
+static inline vf vf_load_fp8(const void *p)
+{
+    return vf_mul(vf_load_fp8_tiny(p), vf_set1(FP8_TINY_UNIT));
+}
 
 /* Codes in order: c .. c + LANES - 1 of a row, behind its lots. n > 0: only n of them, zeros behind, and
  * nothing after their bytes is read. `coding` is a constant after inlining. */

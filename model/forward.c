@@ -24,14 +24,47 @@ static void fill_rope(void *ctx, size_t begin, size_t end, uint32_t worker)
     (void)worker;
     const rope_step *const step = ctx;
     const model *const m = step->m;
-    const size_t half = m->config.head_dim / 2;
+    const size_t half = m->config.rope.n_rotated / 2;
+    const float scale = m->rope.scale;
     for (size_t t = begin; t < end; t++) {
         for (size_t i = 0; i < half; i++) {
             const float angle = (float)step->positions[t] * m->inv_freq[i];
-            m->host.cos[t * half + i] = cosf(angle);
-            m->host.sin[t * half + i] = sinf(angle);
+            m->host.cos[t * half + i] = cosf(angle) * scale;
+            m->host.sin[t * half + i] = sinf(angle) * scale;
         }
     }
+}
+
+void model_norm(model *m, const model_norm_args *args)
+{
+    const model_config *const c = &m->config;
+    const rms_norm_args norm = {.x = args->x,
+                                .w = args->w->data,
+                                .w_type = args->w->type,
+                                .n_tokens = args->n_tokens,
+                                .dim = c->d_model,
+                                .eps = c->norm_eps,
+                                .out = args->out};
+    if (c->norm == MODEL_NORM_RMS) {
+        m->d->ops->rms_norm(m->d, &norm);
+        return;
+    }
+    assert(args->w_bias->type == args->w->type);
+    m->d->ops->layer_norm(m->d, &(layer_norm_args){.norm = norm, .b = args->w_bias->data});
+}
+
+void model_adjust(model *m, float *x, uint32_t n_tokens, uint32_t dim, float scale,
+                  const matrix *bias)
+{
+    const bool has_bias = bias != NULL && bias->data != NULL;
+    if (scale == 1 && !has_bias) return;
+    m->d->ops->adjust(m->d, &(adjust_args){.x = x,
+                                           .b = has_bias ? bias->data : NULL,
+                                           .b_type = has_bias ? bias->type : DTYPE_F32,
+                                           .n_tokens = n_tokens,
+                                           .dim = dim,
+                                           .scale = scale,
+                                           .limit = INFINITY});
 }
 
 /* For debug builds: one more collective a step. */
@@ -49,7 +82,7 @@ static bool ranks_routed_alike(const model *m)
 
 static void send_rope(model *m, uint32_t n_tokens)
 {
-    const size_t bytes = (size_t)n_tokens * (m->config.head_dim / 2) * sizeof(float);
+    const size_t bytes = (size_t)n_tokens * (m->config.rope.n_rotated / 2) * sizeof(float);
     dev_upload(m->d, m->scratch.cos, m->host.cos, bytes);
     dev_upload(m->d, m->scratch.sin, m->host.sin, bytes);
 }
@@ -92,6 +125,7 @@ void model_forward(model *m, kv_cache *cache, const model_batch *batch)
                                          .id = send_ids(m, batch->tokens, n_tokens),
                                          .n_tokens = n_tokens,
                                          .out = m->scratch.x});
+    model_adjust(m, m->scratch.x, n_tokens, m->config.d_model, m->config.embedding_scale, NULL);
     rope_step rope = {m, batch->positions};
     parallel_for(m->d->pool, n_tokens, 16, fill_rope, &rope);
     send_rope(m, n_tokens);
@@ -120,16 +154,16 @@ void model_compute_logits(model *m, const uint32_t *rows, uint32_t n_rows, float
                                          .id = send_ids(m, rows, n_rows),
                                          .n_tokens = n_rows,
                                          .out = s->rows});
-    m->d->ops->rms_norm(m->d, &(rms_norm_args){.x = s->rows,
-                                               .w = m->device.final_norm.data,
-                                               .w_type = m->device.final_norm.type,
-                                               .n_tokens = n_rows,
-                                               .dim = c->d_model,
-                                               .eps = c->norm_eps,
-                                               .out = s->rows});
+    model_norm(m, &(model_norm_args){.x = s->rows,
+                                     .w = &m->device.final_norm,
+                                     .w_bias = &m->device.final_norm_bias,
+                                     .n_tokens = n_rows,
+                                     .out = s->rows});
+    model_adjust(m, s->rows, n_rows, c->d_model, 1 / c->logits_divisor, NULL);
     m->d->ops->matmul(m->d, &(matmul_args){.x = s->rows,
                                            .x_stride = c->d_model,
                                            .n_tokens = n_rows,
                                            .n_parts = 1,
                                            .part = {{m->device.head, out, c->n_vocab}}});
+    model_adjust(m, out, n_rows, c->n_vocab, 1, &m->device.head_bias);
 }

@@ -1,4 +1,4 @@
-/* model/layer_moe.c - router and experts. The cache learns each token's first expert: that is what
+/* model/layer_moe.c - router and experts, and the FFN that all tokens pass. The cache learns each token's first expert: that is what
  * placement by expert goes by, and why it is told after attention and not before.
  *
  * Alone, what the routers chose is needed for the next step only, so the device goes on with its own choices and the
@@ -23,11 +23,15 @@ static void route(model *m, uint32_t l, uint32_t n_tokens)
                                      .n_tokens = n_tokens,
                                      .n_parts = 1,
                                      .part = {{layer->router, s->router_logits, c->n_experts}}});
-    m->d->ops->router(m->d, &(router_args){.logits = s->router_logits,
+    model_adjust(m, s->router_logits, n_tokens, c->n_experts, 1, &layer->router_bias);
+    m->d->ops->router(m->d, &(router_args){.kind = c->router,
+                                           .logits = s->router_logits,
                                            .n_tokens = n_tokens,
                                            .n_experts = c->n_experts,
                                            .top_k = c->top_k,
                                            .renormalise = c->renormalise_top_k,
+                                           .scale = c->router_scale * c->residual_scale,
+                                           .jitter = c->router_jitter,
                                            .expert = s->chosen + choices_at(m, l, n_tokens),
                                            .weight = s->gate});
 }
@@ -61,8 +65,9 @@ void model_tell_choices(model *m, kv_cache *cache, const model_batch *batch)
     if (m->comm != NULL) return; /* layer by layer it was told already */
     dev_download(m->d, m->host.chosen, m->scratch.chosen,
                  choices_at(m, m->config.n_layers, batch->n_tokens) * sizeof *m->host.chosen);
-    for (uint32_t l = 0; l < m->config.n_layers; l++)
-        tell_choices(m, cache, l, batch);
+    for (uint32_t l = 0; l < m->config.n_layers; l++) {
+        if (!model_layer_is_dense(&m->config, l)) tell_choices(m, cache, l, batch);
+    }
 }
 
 /* Adds what the experts give; over ranks, what all ranks' experts give together. */
@@ -93,23 +98,15 @@ static void add_experts(model *m, const model_layer *layer, uint32_t n_tokens,
     m->d->ops->add(m->d, &(add_args){.x = s->x, .y = out, .n = n});
 }
 
-void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
+/* Router and experts; over ranks each computes those that it has. */
+static void run_experts(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
 {
-    const model_config *const c = &m->config;
     const model_layer *const layer = &m->device.layer[l];
     const model_scratch *const s = &m->scratch;
     const uint32_t n_tokens = batch->n_tokens;
-
-    m->d->ops->rms_norm(m->d, &(rms_norm_args){.x = s->x,
-                                               .w = layer->moe_norm.data,
-                                               .w_type = layer->moe_norm.type,
-                                               .n_tokens = n_tokens,
-                                               .dim = c->d_model,
-                                               .eps = c->norm_eps,
-                                               .out = s->normed});
     route(m, l, n_tokens);
     const size_t at = choices_at(m, l, n_tokens),
-                 bytes = (size_t)n_tokens * c->top_k * sizeof *s->chosen;
+                 bytes = (size_t)n_tokens * m->config.top_k * sizeof *s->chosen;
     if (m->comm == NULL) {
         add_experts(m, layer, n_tokens, s->chosen + at);
         return;
@@ -118,4 +115,53 @@ void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
     tell_choices(m, cache, l, batch);
     dev_upload(m->d, s->served, m->host.served, bytes);
     add_experts(m, layer, n_tokens, s->served);
+}
+
+/* The FFN that all tokens pass: an expert that all choose. Every rank computes all of it. */
+static void run_common(model *m, uint32_t l, uint32_t n_tokens)
+{
+    const model_config *const c = &m->config;
+    const model_layer *const layer = &m->device.layer[l];
+    const model_scratch *const s = &m->scratch;
+    float *const weight = layer->shared_gate.data != NULL ? s->gate : s->common_gate;
+    if (layer->shared_gate.data != NULL) {
+        m->d->ops->matmul(m->d,
+                          &(matmul_args){.x = s->normed,
+                                         .x_stride = c->d_model,
+                                         .n_tokens = n_tokens,
+                                         .n_parts = 1,
+                                         .part = {{layer->shared_gate, s->router_logits, 1}}});
+        m->d->ops->router(m->d, &(router_args){.kind = ROUTER_SIGMOID,
+                                               .logits = s->router_logits,
+                                               .n_tokens = n_tokens,
+                                               .n_experts = 1,
+                                               .top_k = 1,
+                                               .scale = c->residual_scale,
+                                               .expert = s->common_chosen,
+                                               .weight = weight}); /* the experts' are used up */
+    }
+    m->d->ops->moe(m->d, &(moe_args){.x = s->normed,
+                                     .n_tokens = n_tokens,
+                                     .dim = c->d_model,
+                                     .ffn = model_layer_common_ffn(c, l),
+                                     .n_experts = 1,
+                                     .top_k = 1,
+                                     .expert = layer->common,
+                                     .chosen = s->common_chosen,
+                                     .weight = weight,
+                                     .out = s->x,
+                                     .scratch = s->moe});
+}
+
+void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
+{
+    const model_config *const c = &m->config;
+    const model_layer *const layer = &m->device.layer[l];
+    model_norm(m, &(model_norm_args){.x = m->scratch.x,
+                                     .w = &layer->moe_norm,
+                                     .w_bias = &layer->moe_norm_bias,
+                                     .n_tokens = batch->n_tokens,
+                                     .out = m->scratch.normed});
+    if (!model_layer_is_dense(c, l)) run_experts(m, cache, l, batch);
+    if (model_layer_common_ffn(c, l) > 0) run_common(m, l, batch->n_tokens);
 }

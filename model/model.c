@@ -4,7 +4,6 @@
 
 #include "base/check.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 /* ---- opening ------------------------------------------------------------------------------------- */
@@ -69,18 +68,16 @@ static err_t open_placement(model *m, const model_options *options, err_info *in
                                  &m->placement, info);
 }
 
-/* inv_freq[i] = 1 / theta^(2 i / head_dim), each operation rounded to float32 as in transformers. */
 static err_t fill_tables(model *m, err_info *info)
 {
     const model_config *const c = &m->config;
-    const uint32_t half = c->head_dim / 2;
-    m->inv_freq = malloc(half * sizeof *m->inv_freq);
+    m->inv_freq = malloc(c->rope.n_rotated / 2 * sizeof *m->inv_freq);
     m->kv_layer = calloc(c->n_layers, sizeof *m->kv_layer);
     if (m->inv_freq == NULL || m->kv_layer == NULL)
         return err_set(info, ERR_NO_MEMORY, "model: out of memory");
-    for (uint32_t i = 0; i < half; i++)
-        m->inv_freq[i] = 1.0f / powf(c->rope_theta, (float)(2 * i) / (float)c->head_dim);
-    m->rope = (kv_rope){.freq = m->inv_freq, .n = 2 * half, .scale = 1};
+    m->rope = (kv_rope){.freq = m->inv_freq,
+                        .n = c->rope.n_rotated,
+                        .scale = rope_fill(&c->rope, c->n_positions, m->inv_freq)};
     for (uint32_t l = 0; l < c->n_layers; l++) {
         m->family->kv_layer(c, &m->weights, l, &m->kv_layer[l]);
         m->kv_layer[l].rope = &m->rope;

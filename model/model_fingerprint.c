@@ -36,20 +36,57 @@ static void add_tensors(uint64_t *mark, const tensor_files *files)
         add_tensor(mark, tensor_at(files, i));
 }
 
+static void add_rope(uint64_t *mark, const rope_config *r)
+{
+    const uint64_t counts[] = {r->kind, r->n_rotated, r->n_original, r->is_range_exact};
+    const float numbers[] = {r->theta,      r->factor,      r->low_freq,  r->high_freq,
+                             r->beta_fast,  r->beta_slow,   r->cos_scale, r->mscale,
+                             r->mscale_all, r->short_scale, r->long_scale};
+    add(mark, counts, sizeof counts);
+    add(mark, numbers, sizeof numbers);
+    add(mark, r->short_factor, sizeof r->short_factor);
+    add(mark, r->long_factor, sizeof r->long_factor);
+}
+
 /* Field by field: between the fields of a struct lies anything. */
 static void add_config(uint64_t *mark, const model_config *c)
 {
-    const uint64_t counts[] = {c->n_layers,        c->d_model,
-                               c->n_heads,         c->n_kv_heads,
-                               c->head_dim,        c->n_vocab,
-                               c->n_experts,       c->top_k,
-                               c->d_ffn,           c->renormalise_top_k,
-                               c->window,          c->n_positions,
-                               c->tied_embeddings, (uint64_t)c->stored_type};
-    const float numbers[] = {c->rope_theta, c->norm_eps};
+    const uint64_t counts[] = {c->n_layers,
+                               c->d_model,
+                               c->n_heads,
+                               c->n_kv_heads,
+                               c->head_dim,
+                               c->v_dim,
+                               c->n_vocab,
+                               c->has_qkv_bias,
+                               c->has_o_bias,
+                               c->qk_norm,
+                               c->window,
+                               c->n_experts,
+                               c->top_k,
+                               c->d_ffn,
+                               c->router,
+                               c->renormalise_top_k,
+                               c->d_shared_ffn,
+                               c->is_shared_gated,
+                               c->d_dense_ffn,
+                               c->norm,
+                               c->n_positions,
+                               c->has_head_bias,
+                               c->tied_embeddings,
+                               c->stored_type,
+                               c->quantisation.method,
+                               c->quantisation.block_rows,
+                               c->quantisation.block_cols};
+    const float numbers[] = {c->qkv_limit,      c->attention_scale, c->router_scale,
+                             c->router_jitter,  c->norm_eps,        c->embedding_scale,
+                             c->residual_scale, c->logits_divisor};
     add(mark, c->family, strlen(c->family));
     add(mark, counts, sizeof counts);
     add(mark, numbers, sizeof numbers);
+    add(mark, &c->full_layers, sizeof c->full_layers);
+    add(mark, &c->dense_layers, sizeof c->dense_layers);
+    add_rope(mark, &c->rope);
 }
 
 static err_t add_bases(uint64_t *mark, const char *dir, err_info *info)

@@ -22,16 +22,18 @@ typedef struct model_scratch {
     float *x;             /* [n][d_model] the residual stream */
     float *normed;        /* [n][d_model] */
     float *q;             /* [n][n_heads][head_dim] */
-    float *k, *v;         /* [n][n_kv_heads][head_dim] */
-    float *attended;      /* [n][n_heads][head_dim] */
-    float *cos, *sin;     /* [n][head_dim / 2] of the step's positions */
+    float *k, *v;         /* [n][n_kv_heads][head_dim], [n][n_kv_heads][v_dim] */
+    float *attended;      /* [n][n_heads][v_dim] */
+    float *cos, *sin;     /* [n][rope.n_rotated / 2] of the step's positions */
     float *router_logits; /* [n][n_experts] */
     uint32_t *chosen;     /* of a step of t tokens: [n_layers][t][top_k] */
     uint32_t *served; /* [n][top_k] those of a layer that this rank computes, else MOE_ELSEWHERE */
     float *gate;      /* [n][top_k] weights of the chosen experts */
-    void *moe;        /* dev_ops.moe_scratch_bytes */
-    float *moe_sum;   /* [n][d_model] of the ranks' experts; NULL alone */
-    float *rows;      /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */
+    uint32_t *common_chosen; /* [n] zeros: the choice of the one FFN that all tokens pass */
+    float *common_gate;      /* [n] its weights, where they have no gate: residual_scale */
+    void *moe;               /* dev_ops.moe_scratch_bytes */
+    float *moe_sum;          /* [n][d_model] of the ranks' experts; NULL alone */
+    float *rows;             /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */
     /* NULL if the device works on the host's memory, which has these: */
     uint32_t *ids; /* [max(n, MODEL_LOGIT_ROWS_MAX)] tokens, or rows for logits */
     float *logits; /* [MODEL_LOGIT_ROWS_MAX][n_vocab] */
@@ -58,7 +60,7 @@ struct model {
     kv_shape kv;
     kv_layer_shape *kv_layer; /* [n_layers] */
     float *kv_bases;          /* what kv_layer's bases point into, or NULL */
-    float *inv_freq;          /* [head_dim / 2] */
+    float *inv_freq;          /* [rope.n_rotated / 2] */
     kv_rope rope;             /* the same, for the cache */
     uint32_t n_step_tokens_max;
     uint32_t n_last_tokens; /* of the last forward, whose x is still there */
@@ -77,6 +79,19 @@ struct model {
 
 err_t model_scratch_alloc(model *m, err_info *info) MUST_CHECK;
 void model_scratch_free(model *m);
+
+/* A norm of the residual stream; w_bias of layer norms alone. */
+typedef struct model_norm_args {
+    const float *x; /* [n_tokens][d_model] */
+    const matrix *w, *w_bias;
+    uint32_t n_tokens;
+    float *out; /* may be x */
+} model_norm_args;
+void model_norm(model *m, const model_norm_args *args);
+
+/* x[n_tokens][dim] = scale * x + bias, in the device's memory; nothing where that changes nothing. */
+void model_adjust(model *m, float *x, uint32_t n_tokens, uint32_t dim, float scale,
+                  const matrix *bias);
 
 /* Weights that are read are those of the experts that this rank has now. */
 void model_follow_placement(model *m);

@@ -3,6 +3,8 @@
 
 #include "base/check.h"
 
+#include <stdlib.h>
+
 static void place_drawing(arena *a, const model *m, model_drawing *s)
 {
     if (m->d->ops->sample == NULL) return;
@@ -15,20 +17,22 @@ static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scra
 {
     const model_config *const c = &m->config;
     const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * c->head_dim,
-                 kv_dim = (size_t)c->n_kv_heads * c->head_dim;
+                 o_dim = (size_t)c->n_heads * c->v_dim, n_pairs = c->rope.n_rotated / 2;
     const bool is_apart = m->d->memory != NULL;
     s->x = arena_take(a, n, c->d_model * sizeof(float));
     s->normed = arena_take(a, n, c->d_model * sizeof(float));
     s->q = arena_take(a, n, q_dim * sizeof(float));
-    s->k = arena_take(a, n, kv_dim * sizeof(float));
-    s->v = arena_take(a, n, kv_dim * sizeof(float));
-    s->attended = arena_take(a, n, q_dim * sizeof(float));
-    s->cos = arena_take(a, n, c->head_dim / 2 * sizeof(float));
-    s->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
+    s->k = arena_take(a, n, (size_t)c->n_kv_heads * c->head_dim * sizeof(float));
+    s->v = arena_take(a, n, (size_t)c->n_kv_heads * c->v_dim * sizeof(float));
+    s->attended = arena_take(a, n, max_size(q_dim, o_dim) * sizeof(float)); /* q_nope, too */
+    s->cos = arena_take(a, n, n_pairs * sizeof(float));
+    s->sin = arena_take(a, n, n_pairs * sizeof(float));
     s->router_logits = arena_take(a, n, c->n_experts * sizeof(float));
     s->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
     s->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
     s->gate = arena_take(a, n, c->top_k * sizeof(float));
+    s->common_chosen = arena_take(a, n, sizeof(uint32_t));
+    s->common_gate = arena_take(a, n, sizeof(float));
     s->moe = arena_take(a, moe_bytes, 1);
     s->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
     s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->d_model * sizeof(float));
@@ -56,8 +60,8 @@ static void place_mirror(arena *a, const model *m, model_mirror *h)
     if (m->d->memory == NULL) return;
     h->x = arena_take(a, n, c->d_model * sizeof(float));
     h->q_nope = arena_take(a, n, q_dim * sizeof(float));
-    h->cos = arena_take(a, n, c->head_dim / 2 * sizeof(float));
-    h->sin = arena_take(a, n, c->head_dim / 2 * sizeof(float));
+    h->cos = arena_take(a, n, c->rope.n_rotated / 2 * sizeof(float));
+    h->sin = arena_take(a, n, c->rope.n_rotated / 2 * sizeof(float));
     h->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
     h->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
     h->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
@@ -84,11 +88,42 @@ static err_t alloc_mirror(model *m, err_info *info)
     return ERR_OK;
 }
 
-err_t model_scratch_alloc(model *m, err_info *info)
+/* Of the op that runs the experts, for whichever FFN is the largest; 0 when it overflows. */
+static size_t moe_bytes_of(const model *m)
 {
     const model_config *const c = &m->config;
-    const size_t moe_bytes = m->d->ops->moe_scratch_bytes(m->n_step_tokens_max, c->d_model,
-                                                          c->d_ffn, c->n_experts, c->top_k);
+    size_t most = 0;
+    const struct {
+        uint32_t ffn, n_experts, top_k;
+    } runs[] = {
+        {c->d_ffn, c->n_experts, c->top_k}, {c->d_shared_ffn, 1, 1}, {c->d_dense_ffn, 1, 1}};
+    for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
+        if (runs[i].ffn == 0) continue;
+        const size_t bytes = m->d->ops->moe_scratch_bytes(
+            m->n_step_tokens_max, c->d_model, runs[i].ffn, runs[i].n_experts, runs[i].top_k);
+        if (bytes == 0) return 0;
+        most = max_size(most, bytes);
+    }
+    return most;
+}
+
+/* What no step changes. */
+static err_t fill_constants(model *m, err_info *info)
+{
+    const size_t n = m->n_step_tokens_max;
+    float *const gate = malloc(n * sizeof *gate);
+    if (gate == NULL) return no_memory(m, ERR_NO_MEMORY, n * sizeof *gate, info);
+    for (size_t i = 0; i < n; i++)
+        gate[i] = m->config.residual_scale;
+    dev_zero(m->d, m->scratch.common_chosen, n * sizeof *m->scratch.common_chosen);
+    dev_upload(m->d, m->scratch.common_gate, gate, n * sizeof *gate);
+    free(gate);
+    return ERR_OK;
+}
+
+err_t model_scratch_alloc(model *m, err_info *info)
+{
+    const size_t moe_bytes = moe_bytes_of(m);
     if (moe_bytes == 0)
         return err_set(info, ERR_OVERFLOW, "model: the size of a step's memory overflows");
     arena pieces;
@@ -105,6 +140,7 @@ err_t model_scratch_alloc(model *m, err_info *info)
     place_scratch(&m->memory, m, moe_bytes, &m->scratch);
     assert(m->memory.err == ERR_OK);
     m->scratch_bytes = bytes;
+    TRY(fill_constants(m, info));
     return alloc_mirror(m, info);
 }
 

@@ -8,24 +8,29 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "model/family.h"
+#include "model/weights_scaled.h"
 
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-enum { PAGE_BYTES = 4096, CHECK_GRAIN = 1 << 16 };
+enum { PAGE_BYTES = 4096, CHECK_GRAIN = 1 << 16, ALIGN_BYTES = 64 };
 
 err_t model_weights_alloc(const model_config *config, model_weights *w, err_info *info)
 {
     const size_t n_experts = (size_t)config->n_layers * config->n_experts;
     w->layer = calloc(config->n_layers, sizeof *w->layer);
     w->experts = calloc(n_experts, sizeof *w->experts);
+    w->commons = calloc(config->n_layers, sizeof *w->commons);
     w->is_read = malloc(n_experts * sizeof *w->is_read);
-    if (w->layer == NULL || w->experts == NULL || w->is_read == NULL)
+    if (w->layer == NULL || w->experts == NULL || w->commons == NULL || w->is_read == NULL)
         return err_set(info, ERR_NO_MEMORY, "weights: out of memory");
-    for (uint32_t l = 0; l < config->n_layers; l++)
+    for (uint32_t l = 0; l < config->n_layers; l++) {
         w->layer[l].expert = &w->experts[(size_t)l * config->n_experts];
+        w->layer[l].common = &w->commons[l];
+    }
     for (size_t i = 0; i < n_experts; i++)
         w->is_read[i] = true;
     return ERR_OK;
@@ -46,8 +51,9 @@ size_t model_weights_read_bytes(const model_config *config, const model_weights 
     size_t bytes = w->bytes;
     for (size_t i = 0; i < n_experts; i++) {
         const moe_expert *const e = &w->experts[i];
-        if (!w->is_read[i])
-            bytes -= matrix_bytes(&e->gate) + matrix_bytes(&e->up) + matrix_bytes(&e->down);
+        const matrix *const parts[] = {&e->gate, &e->up, &e->down};
+        for (size_t p = 0; !w->is_read[i] && p < 3; p++)
+            bytes -= matrix_bytes(parts[p]) + matrix_scale_bytes(parts[p]);
     }
     return bytes;
 }
@@ -57,10 +63,11 @@ size_t model_weights_read_bytes(const model_config *config, const model_weights 
 typedef struct finder {
     const tensor_files *files;
     err_info *info;
+    const scaled_source *scaled;
     char first_missing[128];
     size_t n_missing, n_found;
     size_t type_bytes[DTYPE_COUNT];
-    size_t unaligned_bytes; /* of tensors that must be copied */
+    size_t copied_bytes; /* of tensors and scales that must be copied */
     uint64_t n_params;
 } finder;
 
@@ -77,12 +84,32 @@ static err_t type_of(const finder *f, const tensor *t, dtype *out)
     }
 }
 
+static bool has_part(const tensor *t, const model_weight *weight)
+{
+    const uint32_t n_dims = weight->part.n_items > 0 ? 3 : 2;
+    return t->n_dims == n_dims && t->shape[n_dims - 1] == weight->cols &&
+           t->shape[n_dims - 2] == weight->part.n_rows &&
+           (n_dims == 2 || t->shape[0] == weight->part.n_items);
+}
+
+/* The shape that a tensor of parts must have. */
+static err_t refuse_part(const finder *f, const tensor *t, const model_weight *weight)
+{
+    return err_set(f->info, ERR_BAD_MODEL,
+                   "tensor %.100s: %u dimensions of first size %llu are not %s%u, %u, %u]", t->name,
+                   t->n_dims, t->n_dims > 0 ? (unsigned long long)t->shape[0] : 0ULL,
+                   weight->part.n_items > 0 ? "[" : "(no) [", weight->part.n_items,
+                   weight->part.n_rows, weight->cols);
+}
+
 static err_t check_shape(const finder *f, const tensor *t, const model_weight *weight)
 {
-    const bool is_right = weight->is_vector ? t->n_dims == 1 && t->shape[0] == weight->cols
-                                            : t->n_dims == 2 && t->shape[0] == weight->rows &&
-                                                  t->shape[1] == weight->cols;
+    const bool is_right = weight->part.n_rows > 0 ? has_part(t, weight)
+                          : weight->is_vector     ? t->n_dims == 1 && t->shape[0] == weight->cols
+                                                  : t->n_dims == 2 && t->shape[0] == weight->rows &&
+                                                    t->shape[1] == weight->cols;
     if (is_right) return ERR_OK;
+    if (weight->part.n_rows > 0) return refuse_part(f, t, weight);
     if (t->n_dims == 2 && !weight->is_vector)
         return err_set(f->info, ERR_BAD_MODEL, "tensor %.100s: shape [%llu, %llu] is not [%u, %u]",
                        t->name, (unsigned long long)t->shape[0], (unsigned long long)t->shape[1],
@@ -96,26 +123,48 @@ static err_t check_shape(const finder *f, const tensor *t, const model_weight *w
 
 static bool is_aligned(const matrix *m)
 {
-    return (uintptr_t)m->data % dtype_bytes(m->type) == 0;
+    return dtype_has_scales(m->type) || (uintptr_t)m->data % dtype_bytes(m->type) == 0;
+}
+
+/* The matrix of a tensor without scales. */
+static err_t view_plain(const finder *f, const tensor *t, const model_weight *weight, matrix *out)
+{
+    const size_t first_row =
+        (size_t)weight->part.item * weight->part.n_rows + weight->part.first_row;
+    dtype type = DTYPE_F32;
+    TRY(type_of(f, t, &type));
+    TRY(check_shape(f, t, weight));
+    if (weight->part.row_step > 1)
+        return err_set(f->info, ERR_UNSUPPORTED, "tensor %.100s: type %s, where blocks are known",
+                       t->name, tensor_type_name(t->type));
+    *out = (matrix){.data = (const uint8_t *)t->data + first_row * weight->cols * dtype_bytes(type),
+                    .type = type,
+                    .rows = weight->rows,
+                    .cols = weight->cols};
+    return ERR_OK;
 }
 
 static err_t find_weight(void *ctx, const model_weight *weight)
 {
     finder *const f = ctx;
-    const tensor *const t = tensor_find(f->files, weight->name);
+    const tensor *const plain = tensor_find(f->files, weight->name);
+    const tensor *const blocks = plain == NULL ? scaled_find_blocks(f->scaled, weight) : NULL;
+    const tensor *const t = blocks != NULL ? blocks : plain;
     if (t == NULL) {
         if (f->n_missing++ == 0) memcpy(f->first_missing, weight->name, sizeof f->first_missing);
         return ERR_OK;
     }
-    dtype type = DTYPE_F32;
-    TRY(type_of(f, t, &type));
-    TRY(check_shape(f, t, weight));
-    *weight->into =
-        (matrix){.data = t->data, .type = type, .rows = weight->rows, .cols = weight->cols};
-    f->n_found++;
+    if (blocks != NULL || t->type == TENSOR_F8_E4M3)
+        TRY(scaled_view(f->scaled, t, weight, weight->into));
+    else
+        TRY(view_plain(f, t, weight, weight->into));
+    const matrix *const m = weight->into;
+    const size_t bytes = matrix_bytes(m), scale_bytes = matrix_scale_bytes(m);
+    f->n_found += weight->part.item == 0 && weight->part.first_row == 0;
     f->n_params += (uint64_t)weight->rows * weight->cols;
-    f->type_bytes[type] += t->data_bytes;
-    if (!is_aligned(weight->into)) f->unaligned_bytes += round_up(t->data_bytes, 64);
+    f->type_bytes[m->type] += bytes + scale_bytes;
+    if (!is_aligned(m)) f->copied_bytes += round_up(bytes, ALIGN_BYTES);
+    f->copied_bytes += round_up(scaled_copy_bytes(f->scaled, weight), ALIGN_BYTES);
     return ERR_OK;
 }
 
@@ -123,42 +172,58 @@ static err_t find_weight(void *ctx, const model_weight *weight)
 
 /* The format does not pad: a header of odd length puts every value at an odd address. Kernels may
  * assume that a float lies at a multiple of four, so such tensors are copied. */
-static err_t copy_unaligned(void *ctx, const model_weight *weight)
+typedef struct copier {
+    const scaled_source *scaled;
+    uint8_t *at;
+} copier;
+
+static err_t copy_weight(void *ctx, const model_weight *weight)
 {
-    uint8_t **const at = ctx;
+    copier *const to = ctx;
     matrix *const m = weight->into;
-    if (is_aligned(m)) return ERR_OK;
-    memcpy(*at, m->data, matrix_bytes(m));
-    m->data = *at;
-    *at += round_up(matrix_bytes(m), 64);
+    const size_t scale_bytes = scaled_copy_bytes(to->scaled, weight);
+    if (!is_aligned(m)) {
+        memcpy(to->at, m->data, matrix_bytes(m));
+        m->data = to->at;
+        to->at += round_up(matrix_bytes(m), ALIGN_BYTES);
+    }
+    if (scale_bytes > 0) scaled_copy(to->scaled, weight, (float *)(void *)to->at);
+    to->at += round_up(scale_bytes, ALIGN_BYTES);
     return ERR_OK;
 }
 
-static err_t align_weights(const model_family *family, const model_config *config, size_t bytes,
-                           model_weights *w, err_info *info)
+static err_t align_weights(const model_family *family, const finder *f, model_weights *w)
 {
+    const size_t bytes = f->copied_bytes;
     if (bytes == 0) return ERR_OK;
-    w->copies = aligned_alloc(64, bytes);
+    w->copies = aligned_alloc(ALIGN_BYTES, bytes);
     if (w->copies == NULL)
-        return err_set(info, ERR_NO_MEMORY, "weights: no memory to align %zu bytes of tensors",
+        return err_set(f->info, ERR_NO_MEMORY, "weights: no memory to align %zu bytes of tensors",
                        bytes);
-    uint8_t *at = w->copies;
-    log_warn("model", "unaligned tensors are copied bytes=%zu", bytes);
-    return family->each_weight(config, w, copy_unaligned, &at);
+    copier to = {.scaled = f->scaled, .at = w->copies};
+    log_warn("model", "tensors that kernels cannot read in place are copied bytes=%zu", bytes);
+    return family->each_weight(f->scaled->config, w, copy_weight, &to);
 }
 
 /* ---- loading ------------------------------------------------------------------------------------- */
 
 typedef struct name_list {
-    char (*name)[128]; /* [n], or NULL while only counting */
+    const model_config *config;
+    char (*name)[WEIGHT_NAME_BYTES]; /* [n], or NULL while only counting */
     size_t n;
 } name_list;
 
-static err_t note_name(void *ctx, const model_weight *weight)
+/* The names that a weight's tensors may have. */
+static err_t note_names(void *ctx, const model_weight *weight)
 {
     name_list *const list = ctx;
-    if (list->name != NULL) memcpy(list->name[list->n], weight->name, sizeof list->name[0]);
-    list->n++;
+    char name[WEIGHT_NAME_BYTES];
+    (void)snprintf(name, sizeof name, "%s", weight->name);
+    uint32_t i = 0;
+    do {
+        if (list->name != NULL) memcpy(list->name[list->n], name, sizeof name);
+        list->n++;
+    } while (scaled_name(list->config, weight, i++, name));
     return ERR_OK;
 }
 
@@ -167,33 +232,37 @@ static int compare_names(const void *a, const void *b)
     return strcmp(a, b);
 }
 
-/* The first tensor of the files that nobody asked for; NULL if there is none. */
-static const char *find_extra(const finder *f, name_list *list)
+/* How many tensors of the files nobody asked for, and the first one. */
+static size_t count_extra(const finder *f, name_list *list, const char **first)
 {
+    size_t n = 0;
     qsort(list->name, list->n, sizeof list->name[0], compare_names);
-    for (size_t i = 0; i < tensor_count(f->files); i++) {
+    for (size_t i = tensor_count(f->files); i-- > 0;) {
         const char *const name = tensor_at(f->files, i)->name;
-        if (bsearch(name, list->name, list->n, sizeof list->name[0], compare_names) == NULL)
-            return name;
+        if (bsearch(name, list->name, list->n, sizeof list->name[0], compare_names) != NULL)
+            continue;
+        *first = name;
+        n++;
     }
-    return NULL;
+    return n;
 }
 
 /* Extra tensors do no harm (old checkpoints store inv_freq), but silence would hide a wrong config. */
-static void warn_extra(const model_family *family, const model_config *config, model_weights *w,
-                       const finder *f)
+static void warn_extra(const model_family *family, model_weights *w, const finder *f)
 {
-    const size_t n_extra = tensor_count(f->files) - f->n_found;
-    if (n_extra == 0) return;
-    name_list list = {0};
-    if (family->each_weight(config, w, note_name, &list) != ERR_OK) return;
+    const model_config *const config = f->scaled->config;
+    const bool has_scales = config->quantisation.method != QUANTISATION_NONE;
+    if (!has_scales && tensor_count(f->files) == f->n_found) return;
+    name_list list = {.config = config};
+    if (family->each_weight(config, w, note_names, &list) != ERR_OK) return;
     list.name = calloc(list.n, sizeof list.name[0]);
+    if (list.name == NULL) return;
     const char *first = NULL;
     list.n = 0;
-    if (list.name != NULL && family->each_weight(config, w, note_name, &list) == ERR_OK)
-        first = find_extra(f, &list);
-    log_warn("model", "unknown tensors are ignored count=%zu first=%s", n_extra,
-             first != NULL ? first : "?");
+    const err_t err = family->each_weight(config, w, note_names, &list);
+    const size_t n_extra = err == ERR_OK ? count_extra(f, &list, &first) : 0;
+    if (n_extra > 0)
+        log_warn("model", "unknown tensors are ignored count=%zu first=%s", n_extra, first);
     free(list.name);
 }
 
@@ -203,7 +272,8 @@ static void count_weights(const finder *f, const model_config *config, model_wei
     w->main_type = config->stored_type;
     for (dtype type = 0; type < DTYPE_COUNT; type++) {
         w->bytes += f->type_bytes[type];
-        if (f->type_bytes[type] > f->type_bytes[w->main_type]) w->main_type = type;
+        if (!dtype_has_scales(type) && f->type_bytes[type] > f->type_bytes[w->main_type])
+            w->main_type = type;
     }
     w->n_params = f->n_params;
     if (config->tied_embeddings) w->head = w->embedding;
@@ -213,10 +283,11 @@ err_t model_weights_load(const char *dir, const model_family *family, const mode
                          model_weights *out, err_info *info)
 {
     *out = (model_weights){0};
-    finder f = {.info = info};
+    scaled_source scaled = {.config = config, .weights = out, .info = info};
+    finder f = {.info = info, .scaled = &scaled};
     err_t err = tensor_files_open(dir, &out->files, info);
     if (err != ERR_OK) goto fail;
-    f.files = out->files;
+    f.files = scaled.files = out->files;
     err = model_weights_alloc(config, out, info);
     if (err != ERR_OK) goto fail;
     err = family->each_weight(config, out, find_weight, &f);
@@ -227,10 +298,10 @@ err_t model_weights_load(const char *dir, const model_family *family, const mode
         goto fail;
     }
     count_weights(&f, config, out);
-    err = align_weights(family, config, f.unaligned_bytes, out, info);
+    err = align_weights(family, &f, out);
     if (err != ERR_OK) goto fail;
     if (config->tied_embeddings) out->head = out->embedding; /* which may have moved */
-    warn_extra(family, config, out, &f);
+    warn_extra(family, out, &f);
     return ERR_OK;
 fail:
     model_weights_deinit(out);
@@ -244,6 +315,7 @@ void model_weights_deinit(model_weights *w)
     free(w->copies);
     free(w->is_read);
     free(w->experts);
+    free(w->commons);
     free(w->layer);
     *w = (model_weights){0};
 }
@@ -255,9 +327,11 @@ typedef struct value_scan {
     atomic_size_t first_bad; /* smallest index found, SIZE_MAX: none */
 } value_scan;
 
-/* The exponent is all ones in a NaN and in an infinity, whatever the format. */
+/* The exponent is all ones in a NaN and in an infinity, whatever the format; of fp8, in which it may be, the whole
+ * code. E2M1 has neither. */
 static bool is_bad_value(const matrix *m, size_t i)
 {
+    if (m->type == DTYPE_FP8) return (((const uint8_t *)m->data)[i] & 0x7f) == 0x7f;
     if (m->type == DTYPE_F32) return (((const uint32_t *)m->data)[i] & 0x7f800000u) == 0x7f800000u;
     const uint16_t bits = ((const uint16_t *)m->data)[i];
     const uint16_t exponent = m->type == DTYPE_BF16 ? 0x7f80 : 0x7c00;
@@ -296,7 +370,8 @@ static err_t check_weight(void *ctx, const model_weight *weight)
     const reading *const r = ctx;
     if (!is_read(r, weight)) return ERR_OK;
     value_scan scan = {.m = weight->into, .first_bad = SIZE_MAX};
-    const size_t n = (size_t)weight->rows * weight->cols;
+    const size_t n = weight->into->type == DTYPE_MXFP4 ? 0 : (size_t)weight->rows * weight->cols;
+    TRY(scaled_check(r->d, weight, r->info));
     parallel_for(r->d->pool, n, CHECK_GRAIN, scan_values, &scan);
     const size_t first = atomic_load(&scan.first_bad);
     if (first == SIZE_MAX) return ERR_OK;
@@ -314,18 +389,26 @@ err_t model_weights_check_values(dev *d, const model_family *family, const model
 static void touch_pages(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
     (void)worker;
-    const matrix *const m = ctx;
-    const volatile uint8_t *const bytes = m->data;
+    const volatile uint8_t *const bytes = ctx;
     for (size_t page = begin; page < end; page++)
         (void)bytes[page * PAGE_BYTES];
+}
+
+static void touch_bytes(const reading *r, const void *data, size_t n_bytes)
+{
+    const size_t n_pages = (n_bytes + PAGE_BYTES - 1) / PAGE_BYTES;
+    parallel_for(r->d->pool, n_pages, 64, touch_pages, (void *)(uintptr_t)data);
 }
 
 static err_t touch_weight(void *ctx, const model_weight *weight)
 {
     const reading *const r = ctx;
     if (!is_read(r, weight)) return ERR_OK;
-    const size_t n_pages = (matrix_bytes(weight->into) + PAGE_BYTES - 1) / PAGE_BYTES;
-    parallel_for(r->d->pool, n_pages, 64, touch_pages, weight->into);
+    const matrix *const m = weight->into;
+    const size_t stride = matrix_row_step(m),
+                 n_rows = m->rows == 0 ? 0 : (m->rows - 1) * stride + 1;
+    touch_bytes(r, m->data, n_rows * matrix_row_bytes(m));
+    if (m->type == DTYPE_MXFP4) touch_bytes(r, m->scale, n_rows * matrix_scale_cols(m));
     return ERR_OK;
 }
 

@@ -6,6 +6,7 @@
 #include "base/log.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { ALIGN_BYTES = 256 };
 static const size_t PROGRESS_BYTES = (size_t)8 << 30; /* a line in the log for so many */
@@ -54,38 +55,68 @@ static void tell_progress(mover *to, size_t bytes)
              (double)to->moved_bytes / (1 << 30), (double)(clock_mono_ns() - to->start_ns) * 1e-9);
 }
 
+/* Rows that take turns with another matrix's are brought together: [n_rows] of `bytes`, `stride_bytes` apart. */
+static err_t upload_rows(mover *to, uint8_t *at, const void *from, size_t n_rows, size_t bytes,
+                         size_t stride_bytes)
+{
+    if (bytes == stride_bytes) {
+        dev_upload(to->d, at, from, n_rows * bytes);
+        return ERR_OK;
+    }
+    uint8_t *const rows = malloc(n_rows * bytes);
+    if (rows == NULL) return ERR_NO_MEMORY;
+    for (size_t r = 0; r < n_rows; r++)
+        memcpy(rows + r * bytes, (const uint8_t *)from + r * stride_bytes, bytes);
+    dev_upload(to->d, at, rows, n_rows * bytes);
+    free(rows);
+    return ERR_OK;
+}
+
 /* What is not read keeps its shape and has no data. */
 static err_t move_matrix(void *ctx, const model_weight *weight)
 {
     mover *const to = ctx;
     const matrix *const from = to->from[to->at++];
-    *weight->into = *from;
-    weight->into->data = NULL;
+    const size_t bytes = matrix_bytes(from), scale_bytes = matrix_scale_bytes(from);
+    matrix *const into = weight->into;
+    *into = *from;
+    into->data = into->scale = NULL;
+    into->row_step = 0;
     if (!is_read(to, from)) return ERR_OK;
-    size_t offset;
-    TRY(take(to, matrix_bytes(from), &offset));
+    size_t offset, scale_offset;
+    TRY(take(to, bytes, &offset));
+    TRY(take(to, scale_bytes, &scale_offset));
     if (to->base == NULL) return ERR_OK; /* measuring */
-    weight->into->data = to->base + offset;
-    dev_upload(to->d, to->base + offset, from->data, matrix_bytes(from));
-    tell_progress(to, matrix_bytes(from));
-    return ERR_OK;
+    const size_t step = matrix_row_step(from), row_bytes = matrix_row_bytes(from);
+    into->data = to->base + offset;
+    TRY(upload_rows(to, to->base + offset, from->data, from->rows, row_bytes, step * row_bytes));
+    tell_progress(to, bytes + scale_bytes);
+    if (scale_bytes == 0) return ERR_OK;
+    into->scale = to->base + scale_offset;
+    const size_t n_rows = from->type == DTYPE_MXFP4 ? from->rows : 1; /* fp8's are in one piece */
+    return upload_rows(to, to->base + scale_offset, from->scale, n_rows, scale_bytes / n_rows,
+                       n_rows > 1 ? step * scale_bytes / n_rows : scale_bytes);
 }
 
 /* Tensors, and behind them the arrays of experts; measures without a base. */
 static err_t move_all(mover *to)
 {
-    size_t offset;
+    size_t offset, commons;
     const model_config *const c = to->args->config;
     to->used_bytes = to->at = 0;
     TRY(to->args->family->each_weight(c, to->copy, move_matrix, to));
     const size_t n_experts = (size_t)c->n_layers * c->n_experts;
     TRY(take(to, n_experts * sizeof(moe_expert), &offset));
+    TRY(take(to, c->n_layers * sizeof(moe_expert), &commons));
     if (to->base == NULL) return ERR_OK;
     dev_upload(to->d, to->base + offset, to->copy->experts, n_experts * sizeof(moe_expert));
+    dev_upload(to->d, to->base + commons, to->copy->commons, c->n_layers * sizeof(moe_expert));
     if (c->tied_embeddings) to->copy->head = to->copy->embedding;
-    for (uint32_t l = 0; l < c->n_layers; l++)
+    for (uint32_t l = 0; l < c->n_layers; l++) {
         to->copy->layer[l].expert =
             (moe_expert *)(void *)(to->base + offset) + (size_t)l * c->n_experts;
+        to->copy->layer[l].common = (moe_expert *)(void *)(to->base + commons) + l;
+    }
     return ERR_OK;
 }
 
@@ -106,7 +137,8 @@ static err_t copy_weights(mover *to, model_device_weights *out, err_info *info)
     TRY(move_all(to));
     TRY(dev_alloc(to->d, to->used_bytes, &out->block, info));
     to->base = out->block;
-    TRY(move_all(to));
+    const err_t err = move_all(to);
+    if (err != ERR_OK) return err_set(info, err, "weights: %s", err_sentence(err));
     return dev_status(to->d, info);
 }
 
@@ -123,6 +155,8 @@ err_t model_weights_to_device(dev *d, const device_weights_args *args, model_dev
     const model_weights *w = d->memory != NULL ? &out->copy : args->host;
     out->embedding = w->embedding;
     out->head = w->head;
+    out->head_bias = w->head_bias;
+    out->final_norm_bias = w->final_norm_bias;
     out->final_norm = w->final_norm;
     out->layer = w->layer;
     return ERR_OK;

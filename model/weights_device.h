@@ -9,7 +9,7 @@
 #include "model/weights.h"
 
 typedef struct model_device_weights {
-    matrix embedding, head, final_norm;
+    matrix embedding, head, head_bias, final_norm, final_norm_bias;
     model_layer *layer; /* [n_layers]; their arrays of experts are in the device's memory, too */
     void *block;        /* of dev_alloc; NULL: `layer` is the host's */
     model_weights copy; /* owns `layer` if there is a block */

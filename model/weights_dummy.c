@@ -2,13 +2,15 @@
  *
  * Values are 16 bits of a hash of their index, uniform in +-sqrt(3 / cols), so every product has about
  * the variance of its input, as after a usual initialisation: activations neither vanish nor
- * overflow. Norms are ones. One hash serves four values, which takes about a nanosecond for each. The
- * values are the same on every machine and for every number of threads. Pages are small ones, as
+ * overflow. Norms are ones, biases zeros. One hash serves four values, which takes about a nanosecond for each. The
+ * values are the same on every machine and for every number of threads. Where config.json says that weights have
+ * scales, codes are bits of the hash and one scale gives the matrix that variance. Pages are small ones, as
  * those of mapped files are: measurements should not flatter. */
 #include "model/weights.h"
 
 #include "base/check.h"
 #include "model/family.h"
+#include "model/weights_scaled.h"
 
 #include <errno.h>
 #include <math.h>
@@ -19,9 +21,10 @@ enum { ALIGN_BYTES = 64, FILL_GRAIN = 1 << 18 };
 
 typedef struct dummy_walk {
     dev *d;
+    const model_config *config;
     model_weights *w;
-    dtype type;
-    size_t used_bytes;
+    size_t used_bytes; /* of the block */
+    size_t bytes;      /* of weights and scales alone */
     uint64_t n_params;
     bool is_measuring;
 } dummy_walk;
@@ -76,6 +79,17 @@ static inline void fill_range(const dummy_fill *fill, size_t begin, size_t end, 
     }
 }
 
+/* Eight codes to a hash; a NaN of fp8 becomes its neighbour. */
+static void fill_codes(const dummy_fill *fill, size_t begin, size_t end)
+{
+    uint8_t *const out = fill->out;
+    for (size_t i = begin; i < end; i++) {
+        const uint8_t code = (uint8_t)(hash64(fill->seed + i / 8) >> i % 8 * 8);
+        const bool is_nan = fill->type == DTYPE_FP8 && (code & 0x7f) == 0x7f;
+        out[i] = is_nan ? code ^ 1 : code;
+    }
+}
+
 static void fill_part(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
     (void)worker;
@@ -83,7 +97,8 @@ static void fill_part(void *ctx, size_t begin, size_t end, uint32_t worker)
     switch (fill->type) {
     case DTYPE_F32: fill_range(fill, begin, end, DTYPE_F32); break;
     case DTYPE_BF16: fill_range(fill, begin, end, DTYPE_BF16); break;
-    default: fill_range(fill, begin, end, DTYPE_F16); break;
+    case DTYPE_F16: fill_range(fill, begin, end, DTYPE_F16); break;
+    default: fill_codes(fill, begin, end);
     }
 }
 
@@ -98,29 +113,73 @@ static void fill_ones(const dummy_fill *fill, size_t n)
     }
 }
 
+static err_t take(dummy_walk *walk, size_t bytes, void **out)
+{
+    size_t rounded;
+    *out = walk->is_measuring ? NULL : (uint8_t *)walk->w->dummy + walk->used_bytes;
+    walk->bytes += bytes;
+    TRY(size_add(bytes, ALIGN_BYTES - 1, &rounded));
+    return size_add(walk->used_bytes, rounded / ALIGN_BYTES * ALIGN_BYTES, &walk->used_bytes);
+}
+
+/* The mean square of all codes. */
+static double mean_square(dtype type)
+{
+    double sum = 0;
+    const uint8_t n = type == DTYPE_FP8 ? 0x7f : 8;
+    for (uint8_t code = 0; code < n; code++) {
+        const double x = (double)(type == DTYPE_FP8 ? f32_from_fp8(code) : f32_from_fp4(code));
+        sum += x * x;
+    }
+    return sum / n;
+}
+
+/* One for all: with it the codes have a variance of 1 / cols. */
+static void fill_scales(const matrix *w, void *out)
+{
+    const double scale = 1 / sqrt(w->cols * mean_square(w->type));
+    const size_t bytes = matrix_scale_bytes(w);
+    float *const factors = out;
+    for (size_t i = 0; w->type == DTYPE_FP8 && i < bytes / sizeof *factors; i++)
+        factors[i] = (float)scale;
+    if (w->type == DTYPE_MXFP4) memset(out, 127 + (int)lround(log2(scale)), bytes);
+}
+
+static void fill_weight(const dummy_walk *walk, const model_weight *weight, void *data, void *scale)
+{
+    matrix *const w = weight->into;
+    const size_t n = (size_t)w->rows * w->cols;
+    dummy_fill fill = {.out = data,
+                       .type = w->type,
+                       .seed = hash64(walk->n_params),
+                       .reach = sqrtf(3.0f / (float)weight->cols)};
+    w->data = data;
+    if (weight->is_bias)
+        memset(data, 0, matrix_bytes(w));
+    else if (weight->is_vector)
+        fill_ones(&fill, n);
+    else
+        parallel_for(walk->d->pool, dtype_has_scales(w->type) ? matrix_bytes(w) : n, FILL_GRAIN,
+                     fill_part, &fill);
+    if (!dtype_has_scales(w->type)) return;
+    w->scale = scale;
+    fill_scales(w, scale);
+}
+
 static err_t place_weight(void *ctx, const model_weight *weight)
 {
     dummy_walk *const walk = ctx;
-    const size_t n = (size_t)weight->rows * weight->cols;
+    const matrix shape = scaled_expect(walk->config, walk->w, weight);
+    void *data, *scale;
     size_t bytes;
-    TRY(size_mul(n, dtype_bytes(walk->type), &bytes));
-    TRY(size_add(bytes, ALIGN_BYTES - 1, &bytes));
-    bytes = bytes / ALIGN_BYTES * ALIGN_BYTES;
-    const size_t begin = walk->used_bytes;
-    TRY(size_add(begin, bytes, &walk->used_bytes));
+    TRY(size_mul(shape.rows, matrix_row_bytes(&shape), &bytes));
+    TRY(take(walk, bytes, &data));
+    TRY(take(walk, matrix_scale_bytes(&shape), &scale));
     if (!walk->is_measuring) {
-        dummy_fill fill = {.out = (uint8_t *)walk->w->dummy + begin,
-                           .type = walk->type,
-                           .seed = hash64(walk->n_params),
-                           .reach = sqrtf(3.0f / (float)weight->cols)};
-        *weight->into = (matrix){
-            .data = fill.out, .type = walk->type, .rows = weight->rows, .cols = weight->cols};
-        if (weight->is_vector)
-            fill_ones(&fill, n);
-        else
-            parallel_for(walk->d->pool, n, FILL_GRAIN, fill_part, &fill);
+        *weight->into = shape;
+        fill_weight(walk, weight, data, scale);
     }
-    walk->n_params += n;
+    walk->n_params += (size_t)weight->rows * weight->cols;
     return ERR_OK;
 }
 
@@ -140,7 +199,7 @@ err_t model_weights_dummy(dev *d, const model_family *family, const model_config
                           model_weights *out, err_info *info)
 {
     *out = (model_weights){.main_type = config->stored_type};
-    dummy_walk walk = {.d = d, .w = out, .type = config->stored_type, .is_measuring = true};
+    dummy_walk walk = {.d = d, .config = config, .w = out, .is_measuring = true};
     err_t err = model_weights_alloc(config, out, info);
     if (err != ERR_OK) goto fail;
     err = family->each_weight(config, out, place_weight, &walk);
@@ -150,7 +209,7 @@ err_t model_weights_dummy(dev *d, const model_family *family, const model_config
     }
     err = map_block(out, walk.used_bytes, info);
     if (err != ERR_OK) goto fail;
-    out->bytes = (size_t)walk.n_params * dtype_bytes(walk.type);
+    out->bytes = walk.bytes;
     out->n_params = walk.n_params;
     walk.used_bytes = 0;
     walk.n_params = 0;

@@ -222,7 +222,7 @@ void api_tokenizer_info(void *ctx, http_exchange *ex)
     char *text = NULL;
     const tokenizer *t = api->t;
     json_t *document =
-        json_pack("{s:s,s:b,s:I,s:I}", "tokenizer_class", "sentencepiece", "add_bos_token",
+        json_pack("{s:s,s:b,s:I,s:I}", "tokenizer_class", tokenizer_kind(t), "add_bos_token",
                   tokenizer_adds_bos(t), "vocab_size", (json_int_t)tokenizer_n_vocab(t),
                   "model_max_length", (json_int_t)api->n_context_max);
     if (document != NULL && put_control(document, t, "bos_token", tokenizer_bos(t)) &&

@@ -222,6 +222,7 @@ static err_t open_seq(const bench_run *r, uint32_t n_prompt_tokens, kv_seq **out
 err_t bench_run_open(const cli_parts *parts, bench_run *r, err_info *info)
 {
     r->parts = parts;
+    TRY(plan_weights_of(model_get_config(parts->m), &r->weights, info));
     err_t err = reserve_run(r);
     for (uint32_t i = 0; i < r->n_seqs && err == ERR_OK; i++) {
         err = open_seq(r, r->n_context, &r->seqs[i]);
@@ -249,20 +250,11 @@ void bench_run_close(bench_run *r)
     *r = (bench_run){.n_seqs = sizes.n_seqs, .n_context = sizes.n_context};
 }
 
-/* Bytes of the weights that every step reads, and of one expert. The embedding counts one row per
- * token; with tied embeddings the matrix is read as the head. */
-static double dense_bytes(const model_config *c, uint64_t n_tokens)
+/* Bytes of the weights that every step reads. The embedding counts one row per token; with tied
+ * embeddings the matrix is read as the head. */
+static double dense_bytes(const plan_weights *w, uint64_t n_tokens)
 {
-    const double d = c->d_model, element = dtype_bytes(c->stored_type);
-    const double heads = (double)c->n_heads * c->head_dim,
-                 kv_heads = (double)c->n_kv_heads * c->head_dim;
-    const double layer = 2 * d * heads + 2 * d * kv_heads + d * c->n_experts + 2 * d;
-    return element * (c->n_layers * layer + d * c->n_vocab + d + d * (double)n_tokens);
-}
-
-static double expert_bytes(const model_config *c)
-{
-    return 3.0 * c->d_model * c->d_ffn * dtype_bytes(c->stored_type);
+    return (double)w->step_bytes + (double)w->row_bytes * (double)n_tokens;
 }
 
 static uint64_t kv_bytes_read(const bench_run *r)
@@ -290,8 +282,8 @@ err_t bench_decode(bench_run *r, uint32_t n_seqs, uint32_t n_steps, bench_result
     *out = (bench_result){.seconds = clock_seconds_since(start_ns),
                           .n_tokens = (uint64_t)n_seqs * n_steps,
                           .kv_bytes = (double)(kv_bytes_read(r) - kv_before)};
-    out->weight_bytes =
-        n_steps * dense_bytes(shape, n_seqs) + (double)r->n_active * expert_bytes(shape);
+    out->weight_bytes = n_steps * dense_bytes(&r->weights, n_seqs) +
+                        (double)r->n_active * (double)r->weights.expert_bytes;
     out->experts_per_layer = (double)r->n_active / ((double)n_steps * shape->n_layers);
     for (uint32_t i = 0; i < n_seqs && err == ERR_OK; i++) { /* one that evicts begins anew */
         const uint32_t n = kv_seq_truncate(r->seqs[i], r->n_context);

@@ -11,6 +11,7 @@
 
 #include "model/sampler.h"
 #include "service/cli_parts.h"
+#include "service/plan_model.h"
 
 /* Memory of the device, larger than any cache: a CPU's threads read it, a device with memory of its own adds one
  * array of `bytes` to another. */
@@ -27,8 +28,9 @@ double bandwidth_probe_run(const bandwidth_probe *probe, double seconds);
 
 typedef struct bench_run {
     const cli_parts *parts;
-    uint32_t n_seqs;    /* sequences held */
-    uint32_t n_context; /* tokens in each before decoding */
+    plan_weights weights; /* bytes that a step reads */
+    uint32_t n_seqs;      /* sequences held */
+    uint32_t n_context;   /* tokens in each before decoding */
     uint32_t n_step_tokens_max;
     kv_seq **seqs;                /* [n_seqs] */
     float *logits;                /* [MODEL_LOGIT_ROWS_MAX][n_vocab] */

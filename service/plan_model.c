@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "model/family.h"
 #include "model/kv_bases.h"
+#include "model/weights_scaled.h"
 
 #include <stdlib.h>
 
@@ -17,8 +18,9 @@ static err_t add_weight(void *ctx, const model_weight *weight)
 {
     weight_sum *sum = ctx;
     size_t bytes;
-    TRY(size_mul(weight->rows, weight->cols, &bytes));
-    TRY(size_mul(bytes, dtype_bytes(sum->model->stored_type), &bytes));
+    const matrix shape = scaled_expect(sum->model, sum->weights, weight);
+    TRY(size_mul(shape.rows, matrix_row_bytes(&shape), &bytes));
+    TRY(size_add(bytes, matrix_scale_bytes(&shape), &bytes));
     if (model_weights_expert_of(sum->model, sum->weights, weight->into) != SIZE_MAX)
         TRY(size_add(sum->expert_bytes, bytes, &sum->expert_bytes));
     return size_add(sum->all_bytes, bytes, &sum->all_bytes);
@@ -36,7 +38,9 @@ err_t plan_weights_of(const model_config *model, plan_weights *out, err_info *in
     if (err != ERR_OK) return err_set(info, err, "weights: %s", err_sentence(err));
     const uint64_t row_bytes = (uint64_t)model->d_model * dtype_bytes(model->stored_type);
     const uint64_t table_bytes = model->tied_embeddings ? 0 : row_bytes * model->n_vocab;
-    const uint64_t n_experts = (uint64_t)model->n_layers * model->n_experts;
+    uint64_t n_experts = 0;
+    for (uint32_t l = 0; l < model->n_layers; l++)
+        n_experts += model_layer_is_dense(model, l) ? 0 : model->n_experts;
     const uint64_t replicated_bytes = sum.all_bytes - sum.expert_bytes;
     *out = (plan_weights){.replicated_bytes = replicated_bytes,
                           .step_bytes = replicated_bytes - table_bytes,

@@ -2,7 +2,8 @@
  * weights.
  *
  * Tensors are those that the family's loader asks a checkpoint for (model_family.each_weight), in the
- * config's stored type: a plan and a load cannot differ. */
+ * config's stored type, or as its quantization_config has them with its scales: a plan and a load differ only
+ * where a checkpoint leaves out of that what others code. */
 #ifndef SERVICE_PLAN_MODEL_H
 #define SERVICE_PLAN_MODEL_H
 

@@ -20,26 +20,13 @@ void kv_output_init(kv_output *o, const kv_score_args *args, float *work)
     o->gram = o->weights + args->v_dim;
 }
 
-static float element(const matrix *m, size_t i)
-{
-    uint16_t half;
-    if (m->type == DTYPE_F32) {
-        float x;
-        memcpy(&x, (const uint8_t *)m->data + 4 * i, sizeof x);
-        return x;
-    }
-    memcpy(&half, (const uint8_t *)m->data + 2 * i, sizeof half);
-    return m->type == DTYPE_BF16 ? f32_from_bf16(half) : f32_from_f16(half);
-}
-
 /* Row r of the part of W_O that belongs to head g of the group. */
 static void read_weights(kv_output *o, uint32_t g, uint32_t r)
 {
     const kv_score_args *args = o->args;
     const size_t head = (size_t)args->head * args->group + g;
     for (uint32_t i = 0; i < args->v_dim; i++)
-        o->weights[i] =
-            element(args->out_proj, (size_t)r * args->out_proj->cols + head * args->v_dim + i);
+        o->weights[i] = matrix_element(args->out_proj, r, head * args->v_dim + i);
 }
 
 uint32_t kv_output_read(kv_output *o, uint32_t first)

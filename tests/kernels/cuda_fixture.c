@@ -67,18 +67,37 @@ float *gpu_get_floats(gpu *g, const float *from, size_t n)
     return x;
 }
 
-matrix gpu_put_matrix(gpu *g, const matrix *w)
+static size_t stored_rows(const matrix *w)
+{
+    return ((size_t)w->rows - 1) * matrix_row_step(w) + 1;
+}
+
+/* The matrix with its scales there, and without data. */
+static matrix put_scales(gpu *g, const matrix *w)
 {
     matrix out = *w;
-    out.data = gpu_put(g, w->data, (size_t)w->rows * w->cols * dtype_bytes(w->type));
+    const size_t n = matrix_scale_cols(w);
+    if (w->type == DTYPE_MXFP4) out.scale = gpu_put(g, w->scale, stored_rows(w) * n);
+    if (w->type == DTYPE_FP8) {
+        const size_t rows = (w->rows + w->block_rows - 1) / w->block_rows;
+        out.scale = gpu_put(g, w->scale, rows * n * sizeof(float));
+    }
+    return out;
+}
+
+matrix gpu_put_matrix(gpu *g, const matrix *w)
+{
+    matrix out = put_scales(g, w);
+    out.data = gpu_put(g, w->data, stored_rows(w) * matrix_row_bytes(w));
     return out;
 }
 
 matrix gpu_put_matrix_unaligned(gpu *g, const matrix *w)
 {
-    const size_t bytes = (size_t)w->rows * w->cols * dtype_bytes(w->type);
-    matrix out = *w;
-    char *to = (char *)alloc(g, bytes + dtype_bytes(w->type)) + dtype_bytes(w->type);
+    const size_t bytes = stored_rows(w) * matrix_row_bytes(w);
+    const size_t shift = w->type == DTYPE_MXFP4 ? 1 : dtype_bytes(w->type);
+    matrix out = put_scales(g, w);
+    char *to = (char *)alloc(g, bytes + shift) + shift;
     upload(g, to, w->data, bytes);
     out.data = to;
     return out;

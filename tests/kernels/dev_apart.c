@@ -83,6 +83,30 @@ static void rms_norm(dev *d, const rms_norm_args *args)
     set_open(a, false);
 }
 
+static void layer_norm(dev *d, const layer_norm_args *args)
+{
+    apart *a = apart_of(d);
+    const rms_norm_args *const n = &args->norm;
+    const size_t bytes = (size_t)n->n_tokens * n->dim * sizeof(float);
+    check(a, n->x, bytes);
+    check(a, n->w, n->dim * dtype_bytes(n->w_type));
+    check(a, args->b, n->dim * dtype_bytes(n->w_type));
+    check(a, n->out, bytes);
+    if (!begin(a)) return;
+    a->cpu->ops->layer_norm(a->cpu, args);
+    set_open(a, false);
+}
+
+static void adjust(dev *d, const adjust_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->x, (size_t)args->n_tokens * args->dim * sizeof(float));
+    if (args->b != NULL) check(a, args->b, args->dim * dtype_bytes(args->b_type));
+    if (!begin(a)) return;
+    a->cpu->ops->adjust(a->cpu, args);
+    set_open(a, false);
+}
+
 static void rope(dev *d, const rope_args *args)
 {
     apart *a = apart_of(d);
@@ -169,6 +193,23 @@ static void attend_pages(dev *d, const attend_pages_args *args)
             check(a, row->pages, (size_t)row->n_blocks * args->n_lists * sizeof *row->pages);
     }
     attend_pages_cpu(args);
+    set_open(a, false);
+}
+
+static void choose_pages(dev *d, const choose_pages_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t n = (size_t)args->n_choices * args->attend->n_kv_heads;
+    const size_t n_heads = n * args->attend->group, n_max = args->n_blocks_max;
+    check(a, args->choices, args->n_choices * sizeof *args->choices);
+    check(a, args->boxes, 1);
+    check(a, args->bounds, (n_heads + n) * n_max * sizeof *args->bounds);
+    check(a, args->log_unread, n_heads * sizeof *args->log_unread);
+    check(a, args->notes, n * sizeof *args->notes);
+    if (!begin(a)) return;
+    for (uint32_t i = 0; i < args->n_choices; i++)
+        check(a, args->attend->rows[args->choices[i].row].chosen, 1);
+    choose_pages_cpu(args);
     set_open(a, false);
 }
 
@@ -295,12 +336,15 @@ static err_t open_apart(const dev_config *config, size_t memory_bytes, bool atte
     a->ops = *a->cpu->ops; /* serial ones stay: they work on the host's memory */
     a->ops.embed = embed;
     a->ops.rms_norm = rms_norm;
+    a->ops.layer_norm = layer_norm;
+    a->ops.adjust = adjust;
     a->ops.rope = rope;
     a->ops.matmul = matmul;
     a->ops.router = router;
     a->ops.moe = moe;
     a->ops.add = add;
     if (attends) a->ops.attend_pages = attend_pages;
+    if (attends) a->ops.choose_pages = choose_pages;
     if (attends) a->ops.put_rows = put_rows;
     if (attends) a->ops.sample = sample;
     a->base.ops = &a->ops;

@@ -33,6 +33,16 @@ static void rms_norm(dev_cuda *d, const rms_norm_args *args)
     d->cpu->ops->rms_norm(d->cpu, args);
 }
 
+static void layer_norm(dev_cuda *d, const layer_norm_args *args)
+{
+    d->cpu->ops->layer_norm(d->cpu, args);
+}
+
+static void adjust(dev_cuda *d, const adjust_args *args)
+{
+    d->cpu->ops->adjust(d->cpu, args);
+}
+
 static void rope(dev_cuda *d, const rope_args *args)
 {
     d->cpu->ops->rope(d->cpu, args);
@@ -64,6 +74,12 @@ static void attend_pages(dev_cuda *d, const attend_pages_args *args)
     attend_pages_cpu(args);
 }
 
+static void choose_pages(dev_cuda *d, const choose_pages_args *args)
+{
+    (void)d;
+    choose_pages_cpu(args);
+}
+
 static void put_rows(dev_cuda *d, const put_rows_args *args)
 {
     (void)d;
@@ -81,12 +97,15 @@ static void sample(dev_cuda *d, const sample_args *args)
 
 static const cuda_ops stand_in_ops = {.embed = embed,
                                       .rms_norm = rms_norm,
+                                      .layer_norm = layer_norm,
+                                      .adjust = adjust,
                                       .rope = rope,
                                       .add = add,
                                       .matmul = matmul,
                                       .router = router,
                                       .moe = moe,
                                       .attend_pages = attend_pages,
+                                      .choose_pages = choose_pages,
                                       .put_rows = put_rows,
                                       .sample = sample};
 

@@ -66,8 +66,73 @@ matrix random_matrix(test_random *r, dtype type, uint32_t rows, uint32_t cols)
     return (matrix){.data = data, .type = type, .rows = rows, .cols = cols};
 }
 
+const matrix scaled_shapes[SCALED_SHAPES] = {
+    {.type = DTYPE_FP8, .rows = 1, .cols = 1, .block_rows = 128, .block_cols = 128},
+    {.type = DTYPE_FP8, .rows = 31, .cols = 31, .block_rows = 128, .block_cols = 128},
+    {.type = DTYPE_FP8, .rows = 130, .cols = 160, .block_rows = 128, .block_cols = 128},
+    {.type = DTYPE_FP8, .rows = 70, .cols = 1037, .block_rows = 64, .block_cols = 192},
+    {.type = DTYPE_FP8, .rows = 65, .cols = 520, .block_rows = 128, .block_cols = 576},
+    {.type = DTYPE_FP8, .rows = 7, .cols = 2048, .block_rows = 64, .block_cols = 64},
+    {.type = DTYPE_FP8, .rows = 9, .cols = 200, .row_step = 3, .block_rows = 64, .block_cols = 128},
+    {.type = DTYPE_MXFP4, .rows = 1, .cols = 32},
+    {.type = DTYPE_MXFP4, .rows = 31, .cols = 96},
+    {.type = DTYPE_MXFP4, .rows = 65, .cols = 1056},
+    {.type = DTYPE_MXFP4, .rows = 37, .cols = 160, .row_step = 2},
+    {.type = DTYPE_MXFP4, .rows = 8, .cols = 2880},
+};
+
+static uint8_t random_code(test_random *r, dtype type)
+{
+    const uint8_t code = (uint8_t)random_below(r, 256);
+    if (type == DTYPE_MXFP4) return code;
+    if (random_below(r, 16) == 0) return code & 0x87; /* zeros and subnormals */
+    return (code & 0x7f) == 0x7f ? 0x3f : code;       /* no NaN */
+}
+
+/* Scales that bring the values of a block to the order of 1. */
+static void *random_scales(test_random *r, const matrix *w)
+{
+    const size_t rows = w->type == DTYPE_MXFP4 ? ((size_t)w->rows - 1) * matrix_row_step(w) + 1
+                                               : (w->rows + w->block_rows - 1) / w->block_rows;
+    const size_t n = rows * matrix_scale_cols(w);
+    uint8_t *const powers = test_alloc(n * (w->type == DTYPE_MXFP4 ? 1 : sizeof(float)));
+    float *const factors = (float *)(void *)powers;
+    for (size_t i = 0; i < n; i++) {
+        if (w->type == DTYPE_MXFP4)
+            powers[i] = (uint8_t)(120 + random_below(r, 6));
+        else
+            factors[i] = (1.5f + random_signed(r)) / 448;
+    }
+    return powers;
+}
+
+matrix random_scaled_matrix(test_random *r, matrix shape)
+{
+    matrix w = shape;
+    const size_t n_rows = ((size_t)w.rows - 1) * matrix_row_step(&w) + 1;
+    const size_t n = n_rows * matrix_row_bytes(&w);
+    uint8_t *const data = (uint8_t *)test_alloc(n + MISALIGN_BYTES) + MISALIGN_BYTES;
+    for (size_t i = 0; i < n; i++)
+        data[i] = random_code(r, w.type);
+    w.data = data;
+    w.scale = random_scales(r, &w);
+    return w;
+}
+
+matrix matrix_expanded(const matrix *w)
+{
+    const size_t bytes = (size_t)w->rows * w->cols * sizeof(float);
+    char *data = (char *)test_alloc(bytes + MISALIGN_BYTES) + MISALIGN_BYTES;
+    for (size_t i = 0; i < (size_t)w->rows * w->cols; i++) {
+        const float x = matrix_element(w, i / w->cols, i % w->cols);
+        memcpy(data + i * sizeof x, &x, sizeof x);
+    }
+    return (matrix){.data = data, .type = DTYPE_F32, .rows = w->rows, .cols = w->cols};
+}
+
 void matrix_free(matrix *w)
 {
+    free((void *)(uintptr_t)w->scale);
     free((void *)((uintptr_t)w->data - MISALIGN_BYTES));
     *w = (matrix){0};
 }

@@ -24,7 +24,15 @@ float *poisoned_floats(size_t n); /* all NaN: an element that is not written is 
 
 /* rows x cols in [-1, 1), at an address that is only 2-byte aligned. Free with matrix_free. */
 matrix random_matrix(test_random *r, dtype type, uint32_t rows, uint32_t cols);
+
+/* The same of fp8 or mxfp4, by `shape`'s type, rows, cols, row_step and blocks; about one code in 16 is one that
+ * means 0 or is subnormal. Scales lie at their own exact allocation. */
+matrix random_scaled_matrix(test_random *r, matrix shape);
+matrix matrix_expanded(const matrix *w); /* its values in f32, contiguous */
 void matrix_free(matrix *w);
+
+enum { SCALED_SHAPES = 12 };
+extern const matrix scaled_shapes[SCALED_SHAPES]; /* edges of blocks, tiles, panels and vectors */
 
 /* A device with the table `isa`, of n_threads. */
 dev *open_table(const char *isa, uint32_t n_threads);

@@ -37,6 +37,16 @@ static operands operands_open(gpu *g, const problem *p, const dtype types[MATMUL
     return o;
 }
 
+/* One part with scales. */
+static operands operands_scaled(gpu *g, const matrix *shape, uint32_t n_tokens)
+{
+    operands o = {.p = {n_tokens, shape->cols, {shape->rows}}, .n_parts = 1};
+    o.x = random_floats(&g->random, (size_t)n_tokens * shape->cols);
+    o.w[0] = random_scaled_matrix(&g->random, *shape);
+    o.bias[0] = random_floats(&g->random, (size_t)n_tokens * shape->rows);
+    return o;
+}
+
 static void operands_close(operands *o)
 {
     for (uint32_t i = 0; i < o->n_parts; i++) {
@@ -90,13 +100,15 @@ static void check(gpu *g, const operands *o, bool accumulate)
         args.part[i].out_stride = p->rows[i];
     }
     g->cpu->ops->matmul(g->cpu, &args);
-    /* Sums of `cols` products below 1, in f32; halves of x lose 2^-17 of it beside bf16 weights. */
+    /* Sums of `cols` products below 1 (with scales: 4), in f32; halves of x lose 2^-17 of it on tensor cores. */
     const tolerance t = {2e-6 * sqrt(p->cols) + 1e-6 * sqrt(p->cols), 1e-5};
     for (uint32_t i = 0; i < o->n_parts; i++) {
         const size_t n_out = (size_t)p->n_tokens * p->rows[i];
-        const tolerance halves = {2e-5 * sqrt(p->cols), 2e-5};
-        const bool is_bf16 = o->w[i].type == DTYPE_BF16;
-        assert_near(got[i], args.part[i].out, n_out, is_bf16 ? halves : t, g->random.seed);
+        const dtype type = o->w[i].type;
+        const double part = dtype_has_scales(type) ? 8e-5 : 2e-5;
+        const tolerance halves = {part * sqrt(p->cols), 2e-5};
+        const bool is_exact = type == DTYPE_F32 || type == DTYPE_F16;
+        assert_near(got[i], args.part[i].out, n_out, is_exact ? t : halves, g->random.seed);
         free(args.part[i].out);
         free(got[i]);
     }
@@ -163,9 +175,46 @@ START_TEST(a_row_has_the_same_bits_in_every_batch)
     }
 }
 
+/* Small batches, edges of small tiles, and prompts. */
+static const uint32_t scaled_tokens[] = {1, 9, 33, 70};
+
+START_TEST(weights_with_scales_are_those_of_the_reference)
+{
+    for (size_t i = 0; i < SCALED_SHAPES * N_OF(scaled_tokens); i++) {
+        gpu g = gpu_open(0);
+        const matrix *shape = &scaled_shapes[i / N_OF(scaled_tokens)];
+        operands o = operands_scaled(&g, shape, scaled_tokens[i % N_OF(scaled_tokens)]);
+        check(&g, &o, i % 2 != 0);
+        check_batches(&g, &o);
+        operands_close(&o);
+        gpu_close(&g);
+    }
+}
+
+START_TEST(parts_with_scales_stand_beside_others)
+{
+    gpu g = gpu_open(0);
+    const problem p = {5, 160, {20, 18, 33}};
+    operands o = operands_open(&g, &p, (const dtype[]){DTYPE_BF16, DTYPE_F16, DTYPE_BF16});
+    for (uint32_t i = 0; i < 2; i++) {
+        matrix shape = {.type = i == 0 ? DTYPE_FP8 : DTYPE_MXFP4,
+                        .rows = p.rows[i],
+                        .cols = p.cols,
+                        .block_rows = 128,
+                        .block_cols = 128};
+        matrix_free(&o.w[i]);
+        o.w[i] = random_scaled_matrix(&g.random, shape);
+    }
+    check(&g, &o, false);
+    operands_close(&o);
+    gpu_close(&g);
+}
+
 const test_case test_cases[] = {
     TEST_CASE(products_are_those_of_the_reference),
     TEST_CASE(parts_may_differ_in_type),
     TEST_CASE(a_row_has_the_same_bits_in_every_batch),
+    TEST_CASE(weights_with_scales_are_those_of_the_reference),
+    TEST_CASE(parts_with_scales_stand_beside_others),
     TEST_CASES_END,
 };

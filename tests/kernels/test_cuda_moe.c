@@ -9,6 +9,7 @@
 typedef struct routing {
     uint32_t n_tokens, n_experts, top_k;
     uint32_t n_levels; /* of logits; few make ties */
+    router_kind kind;
 } routing;
 
 /* Experts must be equal, weights to rounding. Logits: [n_tokens][n_experts] */
@@ -16,11 +17,14 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
 {
     const size_t n = (size_t)r->n_tokens * r->top_k;
     uint32_t *want = test_alloc(n * sizeof *want), *got = test_alloc(n * sizeof *got);
-    router_args args = {.logits = logits,
+    router_args args = {.kind = r->kind,
+                        .jitter = 0.2f,
+                        .logits = logits,
                         .n_tokens = r->n_tokens,
                         .n_experts = r->n_experts,
                         .top_k = r->top_k,
                         .renormalise = renormalise,
+                        .scale = 0.75f,
                         .expert = want,
                         .weight = poisoned_floats(n)};
     g->cpu->ops->router(g->cpu, &args);
@@ -47,8 +51,8 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
 
 START_TEST(the_router_chooses_as_the_reference_ties_included)
 {
-    static const routing problems[] = {{1, 1, 1, 9},    {3, 8, 2, 2},       {31, 64, 8, 5},
-                                       {5, 100, 16, 3}, {2, 1024, 8, 1000}, {4, 40, 6, 1}};
+    static const routing problems[] = {{1, 1, 1, 9, 0},    {3, 8, 2, 2, 0},       {31, 64, 8, 5, 0},
+                                       {5, 100, 16, 3, 0}, {2, 1024, 8, 1000, 0}, {4, 40, 6, 1, 0}};
     for (size_t i = 0; i < N_OF(problems); i++) {
         const routing *r = &problems[i];
         gpu g = gpu_open(0);
@@ -61,6 +65,28 @@ START_TEST(the_router_chooses_as_the_reference_ties_included)
         logits[n / 2] = NAN;
         logits[0] = INFINITY;
         check_router(&g, r, logits, true);
+        free(logits);
+        gpu_close(&g);
+    }
+}
+
+/* Kinds of their own, with logits that are near to each other and far. */
+START_TEST(other_routers_choose_and_weigh_as_the_reference)
+{
+    static const routing problems[] = {{1, 1, 1, 9, 0},
+                                       {3, 8, 2, 4, 0},
+                                       {31, 64, 2, 50, 0},
+                                       {5, 100, 16, 30, 0},
+                                       {2, 1024, 2, 1000, 0}};
+    for (size_t i = 0; i < 2 * N_OF(problems); i++) {
+        routing r = problems[i / 2];
+        gpu g = gpu_open(0);
+        const size_t n = (size_t)r.n_tokens * r.n_experts;
+        float *logits = test_alloc(n * sizeof *logits);
+        for (size_t k = 0; k < n; k++)
+            logits[k] = 0.25f * ((float)random_below(&g.random, r.n_levels) - 3);
+        r.kind = i % 2 == 0 ? ROUTER_SIGMOID : ROUTER_SPARSEMIXER;
+        check_router(&g, &r, logits, false);
         free(logits);
         gpu_close(&g);
     }
@@ -93,14 +119,26 @@ static void choose(gpu *g, experts *e)
     }
 }
 
+static matrix random_part(gpu *g, dtype type, uint32_t rows, uint32_t cols, uint32_t row_step)
+{
+    if (!dtype_has_scales(type)) return random_matrix(&g->random, type, rows, cols);
+    return random_scaled_matrix(&g->random, (matrix){.type = type,
+                                                     .rows = rows,
+                                                     .cols = cols,
+                                                     .row_step = row_step,
+                                                     .block_rows = 128,
+                                                     .block_cols = 128});
+}
+
 static experts experts_open(gpu *g, const problem *p)
 {
     experts e = {.p = *p, .host = test_alloc(p->n_experts * sizeof *e.host)};
     moe_expert *there = test_alloc(p->n_experts * sizeof *there);
     for (uint32_t i = 0; i < p->n_experts; i++) {
-        e.host[i].gate = random_matrix(&g->random, p->type, p->ffn, p->dim);
-        e.host[i].up = random_matrix(&g->random, p->type, p->ffn, p->dim);
-        e.host[i].down = random_matrix(&g->random, p->type, p->dim, p->ffn);
+        const uint32_t step = p->type == DTYPE_MXFP4 ? 2 : 1; /* gate and up take turns */
+        e.host[i].gate = random_part(g, p->type, p->ffn, p->dim, step);
+        e.host[i].up = random_part(g, p->type, p->ffn, p->dim, step);
+        e.host[i].down = random_part(g, p->type, p->dim, p->ffn, 1);
         there[i] = (moe_expert){.gate = gpu_put_matrix(g, &e.host[i].gate),
                                 .up = gpu_put_matrix(g, &e.host[i].up),
                                 .down = gpu_put_matrix(g, &e.host[i].down)};
@@ -181,7 +219,9 @@ static const problem problems[] = {
     {5, 130, 33, 64, 8, DTYPE_BF16}, {31, 40, 70, 5, 4, DTYPE_BF16},
     {33, 72, 65, 3, 2, DTYPE_BF16},  {35, 36, 66, 4, 2, DTYPE_F32},
     {9, 31, 17, 6, 3, DTYPE_F16},    {2, 1040, 16, 4, 2, DTYPE_BF16},
-    {150, 16, 16, 2, 1, DTYPE_BF16},
+    {150, 16, 16, 2, 1, DTYPE_BF16}, {3, 160, 130, 4, 2, DTYPE_FP8},
+    {35, 160, 130, 3, 2, DTYPE_FP8}, {2, 96, 64, 4, 2, DTYPE_MXFP4},
+    {35, 96, 64, 3, 2, DTYPE_MXFP4},
 };
 
 START_TEST(experts_are_summed_as_the_reference_does)
@@ -193,7 +233,8 @@ START_TEST(experts_are_summed_as_the_reference_does)
         float *want = expect(&g, &e), *got = run(&g, &e, 0, p->n_tokens);
         /* hidden is of the order of dim / 3, and is summed over ffn with random signs. */
         const double size = (double)p->dim / 3 * sqrt((double)p->ffn * p->top_k) + 1;
-        const double part = p->type == DTYPE_BF16 ? 3e-5 : 3e-6;
+        const bool is_exact = p->type == DTYPE_F32 || p->type == DTYPE_F16;
+        const double part = is_exact ? 3e-6 : dtype_has_scales(p->type) ? 2e-4 : 3e-5;
         assert_near(got, want, (size_t)p->n_tokens * p->dim, (tolerance){part * size, part},
                     g.random.seed);
         free(want);
@@ -228,6 +269,7 @@ START_TEST(scratch_whose_size_overflows_is_refused)
 }
 
 const test_case test_cases[] = {
+    TEST_CASE(other_routers_choose_and_weigh_as_the_reference),
     TEST_CASE(the_router_chooses_as_the_reference_ties_included),
     TEST_CASE(experts_are_summed_as_the_reference_does),
     TEST_CASE(a_token_has_the_same_bits_in_every_batch),

@@ -71,7 +71,7 @@ START_TEST(the_old_keys_are_read)
     ck_assert_uint_eq(c.d_ffn, 48);
     ck_assert_uint_eq(c.window, 0);
     ck_assert_uint_eq(c.n_positions, 1024);
-    ck_assert(c.rope_theta == 1e6f);
+    ck_assert(c.rope.theta == 1e6f);
     ck_assert(c.norm_eps == 1e-5f);
     ck_assert(c.renormalise_top_k);
     ck_assert(!c.tied_embeddings);
@@ -98,7 +98,7 @@ START_TEST(the_new_keys_are_read)
                 "\"default\"},\"sliding_window\":24,\"head_dim\":16,\"tie_word_embeddings\":true"),
             NULL, &c, &info) == ERR_OK,
         "%s", info.message);
-    ck_assert(c.rope_theta == 5e5f);
+    ck_assert(c.rope.theta == 5e5f);
     ck_assert(c.stored_type == DTYPE_F16);
     ck_assert_uint_eq(c.window, 24);
     ck_assert_uint_eq(c.head_dim, 16);
@@ -158,17 +158,30 @@ static const broken_config broken_configs[] = {
     {"", "", "\"head_dim\":7", ERR_BAD_MODEL, "head_dim: 7 is not an even"},
     {"", "", "\"sliding_window\":-1", ERR_BAD_MODEL, "sliding_window: -1"},
     {"", "", "\"hidden_act\":\"gelu\"", ERR_UNSUPPORTED, "hidden_act: \"gelu\""},
-    {"", "", "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}", ERR_UNSUPPORTED,
-     "rope_scaling.type: \"linear\""},
+    {"", "", "\"rope_scaling\":{\"type\":\"ntk\",\"factor\":2}", ERR_UNSUPPORTED,
+     "rope_scaling.type: \"ntk\""},
     {"", "", "\"rope_scaling\":7", ERR_UNSUPPORTED, "rope_scaling: 7"},
-    {"", "", "\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":1}", ERR_UNSUPPORTED,
-     "rope_parameters.rope_type: \"yarn\""},
+    {"", "", "\"rope_parameters\":{\"rope_type\":\"proportional\",\"rope_theta\":1}",
+     ERR_UNSUPPORTED, "rope_parameters.rope_type: \"proportional\""},
     {"", "", "\"rope_parameters\":{\"rope_theta\":1}", ERR_UNSUPPORTED,
      "rope_parameters.type: null"},
     {"", "", "\"rope_parameters\":{\"rope_type\":\"default\"}", ERR_BAD_MODEL,
      "rope_theta is missing"},
     {"", "", "\"quantization_config\":{\"quant_method\":\"awq\"}", ERR_UNSUPPORTED,
-     "quantization_config: an object"},
+     "quantization_config.quant_method: \"awq\" is not supported"},
+    {"", "", "\"quantization_config\":7", ERR_UNSUPPORTED, "quantization_config: 7"},
+    {"", "", "\"quantization_config\":{}", ERR_UNSUPPORTED,
+     "quantization_config.quant_method: null"},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}", ERR_UNSUPPORTED,
+     "quantization_config.fmt: \"e5m2\""},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,32]}",
+     ERR_UNSUPPORTED, "quantization_config.weight_block_size: 32"},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128]}",
+     ERR_UNSUPPORTED, "quantization_config.weight_block_size: an array"},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"x\"}",
+     ERR_UNSUPPORTED, "quantization_config.activation_scheme: \"x\""},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"expert_dtype\":\"fp4\"}",
+     ERR_UNSUPPORTED, "quantization_config.expert_dtype: \"fp4\""},
     {"", "", "\"attention_bias\":true", ERR_UNSUPPORTED, "attention_bias: true"},
     {"", "", "\"torch_dtype\":\"int8\"", ERR_UNSUPPORTED, "torch_dtype: \"int8\""},
     {"", "", "\"partial_rotary_factor\":0.5", ERR_UNSUPPORTED, "partial_rotary_factor: 0.5"},
@@ -191,6 +204,33 @@ START_TEST(every_broken_config_is_refused_with_key_and_value)
 }
 END_TEST
 
+START_TEST(ways_of_quantising_are_read)
+{
+    static const struct {
+        const char *more;
+        quantisation want;
+    } cases[] = {
+        {"\"quantization_config\":null", {QUANTISATION_NONE, 0, 0}},
+        {"\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\",\"activation_scheme\":"
+         "\"dynamic\",\"weight_block_size\":[128,192],\"modules_to_not_convert\":[\"lm_head\"]}",
+         {QUANTISATION_FP8, 128, 192}},
+        {"\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"static\"}",
+         {QUANTISATION_FP8, 0, 0}},
+        {"\"quantization_config\":{\"quant_method\":\"mxfp4\",\"modules_to_not_convert\":[]}",
+         {QUANTISATION_MXFP4, 0, 0}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        model_config c;
+        err_info info = {0};
+        ck_assert_msg(read_config(edited("", "", cases[i].more), NULL, &c, &info) == ERR_OK, "%s",
+                      info.message);
+        ck_assert(c.quantisation.method == cases[i].want.method);
+        ck_assert_uint_eq(c.quantisation.block_rows, cases[i].want.block_rows);
+        ck_assert_uint_eq(c.quantisation.block_cols, cases[i].want.block_cols);
+    }
+}
+END_TEST
+
 START_TEST(a_missing_config_is_an_error_of_the_folder)
 {
     temp_dir dir;
@@ -208,6 +248,7 @@ const test_case test_cases[] = {
     TEST_CASE(the_new_keys_are_read),
     TEST_CASE(the_generation_config_decides_the_end_tokens),
     TEST_CASE(every_broken_config_is_refused_with_key_and_value),
+    TEST_CASE(ways_of_quantising_are_read),
     TEST_CASE(a_missing_config_is_an_error_of_the_folder),
     TEST_CASES_END,
 };
