@@ -1,8 +1,8 @@
 #!/bin/sh
 # What waits for an NVIDIA GPU, in one command, in a folder that tools/bundle.sh has made (or in a checkout with a built
 # preset cuda): the twins of the CUDA ops against their reference, under compute-sanitizer as well where it is installed, the
-# golden model, the loss of `pikv eval` on the GPU beside the CPU's, and `pikv bench`, of the default model and, with
-# weights made up, in the shapes of bench/shapes.
+# golden model, the loss of `pikv eval` on the GPU beside the CPU's, the same prompt through transformers where $PYTHON
+# (python3) has them, and `pikv bench`, of the default model and, with weights made up, in the shapes of bench/shapes.
 #
 #   bench/gpu.sh [OUT]      default: $OUT, or gpu-results; writes OUT/gpu.md, OUT/gpu.json and a log of each step
 #
@@ -16,6 +16,7 @@ bin=bin
 [ -d "$bin" ] || bin=build/cuda
 [ ! -d lib ] || export LD_LIBRARY_PATH="$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 mkdir -p "$out"
+rm -f "$out/transformers.json"
 n_failed=0
 : >"$out/steps"
 
@@ -56,6 +57,10 @@ if [ -n "$gpu" ]; then
             --compare "default;compression=int8;compression=int4" --json "$out/eval.$device.json"
         step "bench.$device" "$bin/pikv" bench models/storyteller --device "$device" --json --rounds 2
     done
+fi
+if [ -n "$gpu" ] || [ "${DEVICE:-cuda}" = cpu ]; then
+    step transformers "${PYTHON:-python3}" bench/gpu_transformers.py "$bin/pikv" models/storyteller \
+        --device "${DEVICE:-cuda}" --json "$out/transformers.json"
 fi
 
 # cell SHAPE CONTEXT SETTING BATCHES FLAGS...: batches that do not fit are left out, the largest first
@@ -108,6 +113,10 @@ fi
     echo "| step | state | seconds |"
     echo "|---|---|---:|"
     awk '{ printf "| %s | %s | %s |\n", $1, $2, $3 }' "$out/steps"
+    if [ -f "$out/transformers.json" ]; then
+        printf '\nThe same prompt through transformers, with the same weights:\n\n'
+        grep '^|' "$out/transformers.log"
+    fi
     python3 bench/gpu_table.py "$out"
 } >"$out/gpu.md"
 awk -v gpu="${gpu:-}" 'BEGIN { printf "{\"gpu\": \"%s\", \"steps\": [", gpu }

@@ -12,6 +12,8 @@ typedef struct head_query {
     const attn_row *row;
     uint32_t kv_head, head;
     uint32_t position, token;
+    const uint32_t *chosen; /* entries; NULL: all */
+    uint32_t n_listed;      /* of them */
 } head_query;
 
 static float *partial_at(const attend_pages_args *args, uint32_t partial, uint32_t head)
@@ -57,8 +59,8 @@ static uint32_t recent_spans(const head_query *q, uint32_t first, uint32_t end, 
 static uint32_t page_spans(const head_query *q, uint32_t block, attn_span *out)
 {
     const attend_pages_args *args = q->args;
-    const size_t entry = (size_t)block * args->n_lists + args->first_list + q->kv_head;
-    const attn_page *page = &q->row->pages[entry];
+    const size_t at = q->chosen != NULL ? q->chosen[block] : block;
+    const attn_page *page = &q->row->pages[at * args->n_lists + args->first_list + q->kv_head];
     if (page->live == 0) return 0;
     const attn_layout *layout = &args->layouts[page->layout];
     *out = (attn_span){
@@ -90,13 +92,19 @@ static uint32_t sink_spans(const head_query *q, attn_span *out)
     return 1;
 }
 
+/* How many blocks there are, the query's own included. */
+static uint32_t n_blocks_of(const head_query *q)
+{
+    return q->n_listed + q->position / q->args->block_tokens + 1 - q->row->n_blocks;
+}
+
 /* Sinks keep their slots in block 0, and are not live there: a page has them, too. */
 static uint32_t block_spans(const head_query *q, uint32_t block, attn_span *out)
 {
     const attend_pages_args *args = q->args;
-    const uint32_t begin = block * args->block_tokens;
+    if (block < q->n_listed) return page_spans(q, block, out);
+    const uint32_t begin = (q->row->n_blocks + block - q->n_listed) * args->block_tokens;
     const uint32_t end = (uint32_t)min_size(begin + args->block_tokens, (size_t)q->position + 1);
-    if (block < q->row->n_blocks) return page_spans(q, block, out);
     const uint32_t n = recent_spans(q, begin, end, out);
     for (uint32_t s = 0; s < n; s++) {
         for (uint32_t i = 0; i < out[s].n_slots && out[s].first_position + i < args->n_sinks; i++)
@@ -132,7 +140,7 @@ static void fold_split(const head_query *q, uint32_t split, attn_state *state)
     if (split == 0) fold_spans(q, spans, sink_spans(q, spans), state);
     for (uint32_t i = 0; i < ATTN_SPLIT_BLOCKS; i++) {
         const uint32_t block = split * ATTN_SPLIT_BLOCKS + i;
-        if (block > q->position / q->args->block_tokens) break;
+        if (block >= n_blocks_of(q)) break;
         fold_spans(q, spans, block_spans(q, block, spans), state);
     }
 }
@@ -149,9 +157,12 @@ static void fold_part(const attn_state *part, attn_state *total, uint32_t v_dim)
         total->acc[c] = total->acc[c] * kept + part->acc[c] * added;
 }
 
-static void finish(const attend_pages_args *args, const attn_state *state, uint32_t token,
-                   uint32_t head)
+static void finish(const attend_pages_args *args, const attn_state *state, const attn_row *row,
+                   uint32_t token, uint32_t head)
 {
+    const size_t n_heads = (size_t)args->n_kv_heads * args->group;
+    if (row->chosen != NULL)
+        args->masses[row->choice * n_heads + head] = (attn_mass){*state->max, *state->sum};
     const attn_query query = {.n_queries = 1, .group = 1, .v_dim = args->v_dim};
     const attn_result result = {
         .o = args->out + token * args->out_stride + (size_t)head * args->v_dim,
@@ -175,7 +186,7 @@ static void run_head(const head_query *q, const attn_task *task)
         fold_split(q, task->first_split + i, &part);
         fold_part(&part, &total, args->v_dim);
     }
-    if (task->partial == ATTN_NO_PARTIAL) finish(args, &total, q->token, q->head);
+    if (task->partial == ATTN_NO_PARTIAL) finish(args, &total, q->row, q->token, q->head);
 }
 
 static void run_merge(const attend_pages_args *args, const attn_merge_task *merge, uint32_t head)
@@ -187,7 +198,26 @@ static void run_merge(const attend_pages_args *args, const attn_merge_task *merg
         float *at = partial_at(args, merge->first_partial + i, head);
         fold_part(&(attn_state){at, at + 1, at + 2}, &total, args->v_dim);
     }
-    finish(args, &total, merge->token, head);
+    finish(args, &total, &args->rows[merge->row], merge->token, head);
+}
+
+static head_query make_query(const attend_pages_args *args, const attn_row *row, uint32_t head,
+                             uint32_t query)
+{
+    const uint32_t kv_head = head / args->group;
+    head_query q = {.args = args,
+                    .row = row,
+                    .kv_head = kv_head,
+                    .head = head,
+                    .position = row->length + query,
+                    .token = row->first_token + query,
+                    .n_listed = row->n_blocks};
+    if (row->chosen == NULL) return q;
+    const uint32_t *list = row->chosen + (size_t)kv_head * args->chosen_stride;
+    assert(list[0] <= row->n_blocks);
+    q.n_listed = list[0];
+    q.chosen = list + 1;
+    return q;
 }
 
 void attend_pages_cpu(const attend_pages_args *args)
@@ -201,12 +231,7 @@ void attend_pages_cpu(const attend_pages_args *args)
         const attn_row *row = &args->rows[task->row];
         for (uint32_t j = task->first_query; j < task->first_query + task->n_queries; j++) {
             for (uint32_t head = 0; head < args->n_kv_heads * args->group; head++) {
-                const head_query q = {.args = args,
-                                      .row = row,
-                                      .kv_head = head / args->group,
-                                      .head = head,
-                                      .position = row->length + j,
-                                      .token = row->first_token + j};
+                const head_query q = make_query(args, row, head, j);
                 run_head(&q, task);
             }
         }

@@ -10,7 +10,9 @@
  *
  * Blocks are folded as in attention.h, ATTN_SPLIT_BLOCKS of them (the sinks are of the first ones) to a partial
  * result of their own, and partial results in their order to the whole. So a sum's order follows from positions
- * alone: neither the cut of a prompt, nor neighbours, nor how tasks are cut changes a bit.
+ * alone: neither the cut of a prompt, nor neighbours, nor how tasks are cut changes a bit. Of a row that chooses
+ * (choose_pages.h) the blocks are those that were chosen and, behind them, what is in ring and staging: they are
+ * counted as if nothing lay between them.
  *
  * A task is some queries of one row. One that has all of the row's splits writes the output; others have one query
  * and write a partial result for each of their splits, which a merge of that query then folds. One without queries
@@ -40,6 +42,8 @@ typedef struct attn_page {
     uint32_t first_position;
     uint16_t layout; /* index */
     uint16_t n_slots;
+    uint32_t box;        /* index, for choices; see choose_pages.h */
+    uint32_t read_bytes; /* what attention reads of it, for who counts that */
 } attn_page;
 
 /* Slots of tokens, each with the keys and values of all layers and heads. In a ring the token of position p
@@ -59,6 +63,9 @@ typedef struct attn_row {
     uint32_t length;      /* positions below are in pages or the ring */
     uint32_t first_token; /* of its tokens in the batch: that of position `length` */
     uint32_t n_tokens;
+    uint32_t choice;  /* which; valid with `chosen` */
+    uint32_t *chosen; /* [n_kv_heads][chosen_stride]: how many entries its one token reads in a
+                       * head, then which, rising; NULL: all */
 } attn_row;
 
 typedef struct attn_task {
@@ -68,11 +75,16 @@ typedef struct attn_task {
     uint32_t partial; /* of its first split; ATTN_NO_PARTIAL: it has all splits */
 } attn_task;
 
-/* Folds partials [first, first + n) of a token to its output. */
+/* Folds partials [first, first + n) of a row's token to its output. */
 typedef struct attn_merge_task {
-    uint32_t token;
+    uint32_t token, row;
     uint32_t first_partial, n_partials;
 } attn_merge_task;
+
+/* What a query head has read, as in attn_state, without a sink logit. */
+typedef struct attn_mass {
+    float max, sum;
+} attn_mass;
 
 typedef struct attend_pages_args {
     const float *q; /* token t, head g at q + t * q_stride + g * k_dim */
@@ -95,6 +107,8 @@ typedef struct attend_pages_args {
     uint32_t n_tasks, n_merges;
     uint32_t n_queries_max; /* of a task */
     float *partials; /* [n][n_kv_heads * group][v_dim + 2]: max, sum, then acc of attn_state */
+    uint32_t chosen_stride;
+    attn_mass *masses; /* [choices][n_kv_heads * group]: written of rows that choose */
 } attend_pages_args;
 
 /* The definition, over the host's memory: one query head after the other, through attend of the reference. */

@@ -118,6 +118,14 @@ static __device__ __forceinline__ bool find_tile(const attend_pages_args *args, 
     const uint32_t position = out->row.length + out->task.first_query;
     out->first_position = position + out->first / args->group;
     out->last_position = position + (out->first + out->n_rows - 1) / args->group;
+    out->chosen = NULL;
+    out->n_listed = out->row.n_blocks;
+    if (out->row.chosen != NULL) {
+        const uint32_t *list =
+            out->row.chosen + static_cast<size_t>(out->kv_head) * args->chosen_stride;
+        out->n_listed = list[0];
+        out->chosen = list + 1;
+    }
     if (out->task.partial ==
         ATTN_NO_PARTIAL) { /* splits behind the tile's last query change nothing */
         const uint32_t last = out->last_position / args->block_tokens / ATTN_SPLIT_BLOCKS;
@@ -423,6 +431,14 @@ static __device__ bool run_split(const tile *t, tile_shared<ROWS> *s, float *q,
     return n_run > 0;
 }
 
+/* What a row that chooses has read, for its certificate. */
+static __device__ __forceinline__ void keep_mass(const attend_pages_args *args, const attn_row *row,
+                                                 uint32_t head, float max, float sum)
+{
+    const size_t n_heads = static_cast<size_t>(args->n_kv_heads) * args->group;
+    if (row->chosen != NULL) args->masses[row->choice * n_heads + head] = {max, sum};
+}
+
 /* The totals of a task that has all splits, to the output. */
 template <int ROWS>
 static __device__ void finish_rows(const tile *t, tile_shared<ROWS> *s, const float *total)
@@ -430,9 +446,11 @@ static __device__ void finish_rows(const tile *t, tile_shared<ROWS> *s, const fl
     const attend_pages_args *args = t->args;
     const uint32_t mine = threadIdx.x;
     __syncthreads();
-    if (mine < t->n_rows)
-        s->kept[mine] =
-            finish_factor(args, head_of(t, mine), s->total_max[mine], s->total_sum[mine]);
+    if (mine < t->n_rows) {
+        const float max = s->total_max[mine], sum = s->total_sum[mine];
+        s->kept[mine] = finish_factor(args, head_of(t, mine), max, sum);
+        keep_mass(args, &t->row, head_of(t, mine), max, sum);
+    }
     __syncthreads();
     for (uint32_t r = 0; r < t->n_rows; r++) {
         float *out = args->out + s->token[r] * args->out_stride +
@@ -496,6 +514,7 @@ static __global__ void __launch_bounds__(ATTEND_THREADS) merge_kernel(attend_pag
         }
     }
     const float factor = finish_factor(&args, head, total_max, total_sum);
+    if (threadIdx.x == 0) keep_mass(&args, &args.rows[merge.row], head, total_max, total_sum);
     float *out = args.out + merge.token * args.out_stride + static_cast<size_t>(head) * args.v_dim;
     for (uint32_t k = 0; k < MERGE_CHANNELS; k++) {
         const uint32_t c = k * ATTEND_THREADS + threadIdx.x;

@@ -27,6 +27,8 @@ typedef struct tile {
     uint32_t kv_head;
     uint32_t first, n_rows;                 /* flattened, of the task */
     uint32_t first_position, last_position; /* of its queries */
+    const uint32_t *chosen;                 /* entries of the list; NULL: all */
+    uint32_t n_listed;                      /* of them */
 } tile;
 
 static __device__ __forceinline__ uint32_t min_u32(uint32_t a, uint32_t b)
@@ -68,8 +70,8 @@ static __device__ void find_recent(const tile *t, uint32_t first, uint32_t end, 
 static __device__ void find_page(const tile *t, uint32_t block, attn_span *out)
 {
     const attend_pages_args *args = t->args;
-    const size_t entry = static_cast<size_t>(block) * args->n_lists + args->first_list + t->kv_head;
-    const attn_page page = t->row.pages[entry];
+    const size_t at = t->chosen != NULL ? t->chosen[block] : block;
+    const attn_page page = t->row.pages[at * args->n_lists + args->first_list + t->kv_head];
     if (page.live == 0) return;
     const attn_layout layout = args->layouts[page.layout];
     out->k = page.data + layout.k_offset;
@@ -121,19 +123,19 @@ static __device__ __forceinline__ bool is_out_of_sight(const tile *t, const attn
 static __device__ void find_block(const tile *t, uint32_t split, uint32_t at, tile_block *out)
 {
     const attend_pages_args *args = t->args;
-    const uint32_t block = split * ATTN_SPLIT_BLOCKS + at - 1, begin = block * args->block_tokens;
+    const uint32_t block = split * ATTN_SPLIT_BLOCKS + at - 1;
+    const uint32_t n_before = block - t->n_listed, n_paged = t->row.n_blocks;
     attn_span *span = out->span;
     span[0] = span[1] = {};
     if (at == 0) {
         if (split == 0) find_sinks(t, span);
-    } else if (block <= t->last_position / args->block_tokens) {
-        if (block < t->row.n_blocks) {
-            find_page(t, block, span);
-        } else {
-            find_recent(t, begin, min_u32(begin + args->block_tokens, t->last_position + 1), span);
-            hide_sinks(args, &span[0]);
-            hide_sinks(args, &span[1]);
-        }
+    } else if (block < t->n_listed) {
+        find_page(t, block, span);
+    } else if (n_paged + n_before <= t->last_position / args->block_tokens) {
+        const uint32_t begin = (n_paged + n_before) * args->block_tokens;
+        find_recent(t, begin, min_u32(begin + args->block_tokens, t->last_position + 1), span);
+        hide_sinks(args, &span[0]);
+        hide_sinks(args, &span[1]);
     }
     if (span[0].n_slots > 0 && is_out_of_sight(t, span)) span[0].n_slots = span[1].n_slots = 0;
     out->n_slots = span[0].n_slots + span[1].n_slots;

@@ -93,6 +93,11 @@ static void attend_pages_gpu(dev *d, const attend_pages_args *args)
     ops_of(d)->attend_pages(gpu_of(d)->cuda, args);
 }
 
+static void choose_pages_gpu(dev *d, const choose_pages_args *args)
+{
+    ops_of(d)->choose_pages(gpu_of(d)->cuda, args);
+}
+
 static void put_rows_gpu(dev *d, const put_rows_args *args)
 {
     ops_of(d)->put_rows(gpu_of(d)->cuda, args);
@@ -197,6 +202,7 @@ static void fill_ops(dev_gpu *g)
     g->ops.moe_scratch_bytes = cuda_moe_scratch_bytes;
     g->ops.add = add_gpu;
     g->ops.attend_pages = attend_pages_gpu;
+    g->ops.choose_pages = choose_pages_gpu;
     g->ops.put_rows = put_rows_gpu;
     g->ops.sample = sample_gpu;
     g->base = (dev){.ops = &g->ops, .pool = g->cpu->pool, .memory = &memory_gpu};

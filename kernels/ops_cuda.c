@@ -13,6 +13,7 @@ const cuda_ops cuda_ops_table = {
     .router = router_cuda,
     .moe = moe_cuda,
     .attend_pages = attend_pages_cuda,
+    .choose_pages = choose_pages_cuda,
     .put_rows = put_rows_cuda,
     .sample = sample_cuda,
 };

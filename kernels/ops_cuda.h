@@ -5,7 +5,7 @@
 #ifndef KERNELS_OPS_CUDA_H
 #define KERNELS_OPS_CUDA_H
 
-#include "kernels/attention_pages.h"
+#include "kernels/choose_pages.h"
 #include "kernels/elementwise.h"
 #include "kernels/moe.h"
 #include "kernels/sample.h"
@@ -29,9 +29,10 @@ typedef struct cuda_ops {
     void (*matmul)(dev_cuda *d, const matmul_args *args);
     void (*router)(dev_cuda *d, const router_args *args);
     void (*moe)(dev_cuda *d, const moe_args *args); /* scratch of cuda_moe_scratch_bytes */
-    /* All pointers below args, and what they lead to, in the device's memory; the two are the twins of
-     * attend_pages_cpu and put_rows_cpu, with rows aligned to their elements. */
+    /* All pointers below args, and what they lead to, in the device's memory; the three are the twins of
+     * attend_pages_cpu, choose_pages_cpu and put_rows_cpu, with rows and boxes aligned to their elements. */
     void (*attend_pages)(dev_cuda *d, const attend_pages_args *args);
+    void (*choose_pages)(dev_cuda *d, const choose_pages_args *args);
     void (*put_rows)(dev_cuda *d, const put_rows_args *args);
     void (*sample)(dev_cuda *d, const sample_args *args);
 } cuda_ops;

@@ -13,24 +13,40 @@
 static void tell_biases(const kv_cache *cache, uint32_t page)
 {
     const float *biases = kv_pool_biases(cache->pool, page);
+    const float most = kv_pool_bias_most(cache->pool, page);
+    float *bias_most = cache->view->choice.bias_most;
+    if (bias_most != NULL) dev_upload(cache->d, bias_most + page, &most, sizeof most);
     if (cache->view->device.biases == NULL || biases == NULL) return;
     dev_upload(cache->d, cache->view->device.biases + (size_t)page * cache->page_tokens, biases,
                kv_pool_pages(cache->pool)->n_slots[page] * sizeof *biases);
 }
 
-/* Pages are handed out in the order of their addresses, so most of them go in long runs. */
+/* The boxes of pages [first, end). */
+static void tell_boxes(const kv_cache *cache, uint32_t first, uint32_t end)
+{
+    const size_t bytes = kv_pool_pages(cache->pool)->box_bytes;
+    uint8_t *boxes = cache->view->choice.boxes;
+    if (boxes != NULL && first < end)
+        dev_upload(cache->d, boxes + first * bytes, kv_pool_box(cache->pool, first),
+                   (end - first) * bytes);
+}
+
+/* Pages are handed out in the order of their addresses, and of their numbers, so most of them go in long runs. */
 void kv_view_tell_pages(kv_cache *cache)
 {
     const uint8_t *first = NULL, *end = NULL;
     uint64_t offset = 0;
-    uint32_t page;
+    uint32_t page = 0, first_box = 0, end_box = 0;
     bool is_more = true;
     while (is_more) {
         is_more = kv_pool_take_change(cache->pool, &page);
         const uint8_t *data = is_more ? kv_pool_data(cache->pool, page) : NULL;
         if (first != NULL && data != end)
             dev_upload(cache->d, cache->view->device.pool + offset, first, (size_t)(end - first));
+        if (!is_more || page != end_box) tell_boxes(cache, first_box, end_box);
         if (!is_more) return;
+        if (page != end_box) first_box = page;
+        end_box = page + 1;
         if (data != end) {
             first = data;
             offset = kv_pool_offset(cache->pool, page);
@@ -139,7 +155,10 @@ static attn_page page_entry(const kv_seq *seq, uint32_t list, uint32_t block, kv
     const uint64_t live =
         seq->table.live[kv_table_entry(&seq->table, list, block)] & ~kv_slot_mask(n_sinks);
     if (live == 0) return (attn_page){0};
-    sum->bytes += kv_page_read_bytes(kv_layout_of(cache, page), pages->n_slots[page] - n_sinks);
+    const uint64_t read_bytes =
+        kv_page_read_bytes(kv_layout_of(cache, page), pages->n_slots[page] - n_sinks);
+    assert(read_bytes <= UINT32_MAX);
+    sum->bytes += read_bytes;
     sum->n_pages++;
     return (attn_page){
         .data = cache->view->device.pool + kv_pool_offset(cache->pool, page),
@@ -148,6 +167,8 @@ static attn_page page_entry(const kv_seq *seq, uint32_t list, uint32_t block, kv
         .first_position = pages->positions[slots],
         .layout = (uint16_t)kv_pool_class(cache->pool, page),
         .n_slots = pages->n_slots[page],
+        .box = page,
+        .read_bytes = (uint32_t)read_bytes,
     };
 }
 

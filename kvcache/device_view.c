@@ -1,6 +1,7 @@
 /* kvcache/device_view.c - see device_view.h: open, close, and one step. */
 #include "kvcache/device_view.h"
 
+#include "kvcache/device_choice.h"
 #include "kvcache/encode.h"
 #include "kvcache/kv_step_work.h"
 #include "kvcache/page_changes.h"
@@ -57,6 +58,7 @@ static void place_hosts(const kv_cache *cache, arena *a, kv_view *view)
     view->rows = arena_take(a, cache->limits.n_seqs_max, sizeof *view->rows);
     view->tasks = arena_take(a, view->n_tasks_max, sizeof *view->tasks);
     view->merges = arena_take(a, cache->limits.n_seqs_max, sizeof *view->merges);
+    kv_view_place_choice(cache, a, view);
 }
 
 static void place_device(const kv_cache *cache, arena *a, kv_view *view)
@@ -81,6 +83,7 @@ static void place_device(const kv_cache *cache, arena *a, kv_view *view)
     view->device.tasks = arena_take(a, view->n_tasks_max, sizeof *view->device.tasks);
     view->device.merges = arena_take(a, cache->limits.n_seqs_max, sizeof *view->device.merges);
     view->device.partials = arena_take(a, view->n_partials_max, partial);
+    kv_view_place_choice_there(cache, a, view);
 }
 
 /* How large a slot is, and how much there is to do in a step, at most. */
@@ -214,9 +217,9 @@ static bool has_windows(const kv_cache *cache)
 static bool needs_host(const kv_cache *cache, const kv_methods *methods)
 {
     const kv_codec *codec = methods->codec;
-    return !methods->reads_all || kv_methods_needs(methods) != 0 || codec->is_mixed ||
-           codec->n_queries > 0 || kv_codec_is_low_rank(codec) ||
-           (kv_methods_evict(methods) && has_windows(cache));
+    const bool is_routed = !methods->reads_all && !kv_view_can_choose(cache, methods);
+    return is_routed || kv_methods_needs(methods) != 0 || codec->is_mixed || codec->n_queries > 0 ||
+           kv_codec_is_low_rank(codec) || (kv_methods_evict(methods) && has_windows(cache));
 }
 
 /* Twice as many as before, so that a growing sequence is told again a few times in all. Allocates between
@@ -271,7 +274,7 @@ err_t kv_view_grow(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
 /* One query and a task for each of its splits. */
 static void add_split_tasks(kv_view *view, uint32_t r, uint32_t token, uint32_t n_splits)
 {
-    view->merges[view->n_merges++] = (attn_merge_task){token, view->n_partials, n_splits};
+    view->merges[view->n_merges++] = (attn_merge_task){token, r, view->n_partials, n_splits};
     for (uint32_t s = 0; s < n_splits; s++)
         view->tasks[view->n_tasks++] = (attn_task){.row = r,
                                                    .n_queries = 1,
@@ -281,10 +284,11 @@ static void add_split_tasks(kv_view *view, uint32_t r, uint32_t token, uint32_t 
 }
 
 /* What tasks of a row read in a layer; the first block that a query at `oldest` sees. */
-static void count_task(kv_cache *cache, const kv_seq *seq, uint32_t oldest, uint32_t last,
-                       bool is_decode)
+static void count_task(kv_cache *cache, bool is_choosing, uint32_t oldest, uint32_t last,
+                       const kv_row *row)
 {
     kv_view *view = cache->view;
+    const kv_seq *seq = row->seq;
     const kv_view_seq *told = &view->seqs[seq - cache->seqs];
     const uint32_t n_blocks = seq->n_blocks, recent = n_blocks * cache->page_tokens;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
@@ -295,14 +299,14 @@ static void count_task(kv_cache *cache, const kv_seq *seq, uint32_t oldest, uint
         if (seen < recent) seen = recent;
         const uint64_t n_recent =
             last + 1 - seen + (n_blocks > 0 && first == 0 ? cache->sink_tokens : 0);
-        const uint64_t n_pages = sums[n_blocks].n_pages - sums[first].n_pages;
+        const uint64_t n_pages = is_choosing ? 0 : sums[n_blocks].n_pages - sums[first].n_pages;
         const kv_strip *strip = &cache->staging.strips.strip[l];
-        view->bytes_read += sums[n_blocks].bytes - sums[first].bytes +
+        view->bytes_read += (is_choosing ? 0 : sums[n_blocks].bytes - sums[first].bytes) +
                             n_recent * cache->n_kv_heads[l] *
                                 ((uint64_t)strip->k_stride_bytes + strip->v_copy_bytes);
         view->blocks_read += n_pages + cache->n_kv_heads[l] * ((n_recent + cache->page_tokens - 1) /
                                                                cache->page_tokens);
-        if (!is_decode) continue;
+        if (!row->is_decode) continue;
         view->pages_open += n_pages;
         view->pages_read += n_pages;
     }
@@ -312,23 +316,26 @@ static void add_row(kv_cache *cache, uint32_t r)
 {
     kv_view *view = cache->view;
     const kv_row *row = &cache->step.rows[r];
-    const uint32_t n_splits =
-        attn_n_splits(row->seq->length + row->n_tokens - 1, cache->page_tokens);
+    const bool is_choosing = kv_is_choosing_row(cache, r);
+    const uint32_t n_blocks = is_choosing
+                                  ? kv_view_add_choice(cache, r)
+                                  : (row->seq->length + row->n_tokens - 1) / cache->page_tokens + 1;
+    const uint32_t n_splits = (n_blocks - 1) / ATTN_SPLIT_BLOCKS + 1;
     if (row->n_tokens == 1 && n_splits > 1 && n_splits <= view->n_partials_max - view->n_partials) {
         add_split_tasks(view, r, row->first_token, n_splits);
-        count_task(cache, row->seq, row->seq->length, row->seq->length, row->is_decode);
+        count_task(cache, is_choosing, row->seq->length, row->seq->length, row);
         return;
     }
     for (uint32_t j = 0; j < row->n_tokens; j += view->n_queries_max) {
         const uint32_t n = (uint32_t)min_size(view->n_queries_max, (size_t)row->n_tokens - j);
         const uint32_t first = row->seq->length + j, last = first + n - 1;
-        view->tasks[view->n_tasks++] =
-            (attn_task){.row = r,
-                        .first_query = j,
-                        .n_queries = n,
-                        .n_splits = attn_n_splits(last, cache->page_tokens),
-                        .partial = ATTN_NO_PARTIAL};
-        count_task(cache, row->seq, first, last, row->is_decode);
+        view->tasks[view->n_tasks++] = (attn_task){
+            .row = r,
+            .first_query = j,
+            .n_queries = n,
+            .n_splits = is_choosing ? n_splits : attn_n_splits(last, cache->page_tokens),
+            .partial = ATTN_NO_PARTIAL};
+        count_task(cache, is_choosing, first, last, row);
     }
 }
 
@@ -348,7 +355,7 @@ uint64_t kv_step_work(const kv_cache *cache)
 {
     const kv_view *view = cache->view;
     if (view == NULL || view->n_hosts > 0) return 0;
-    return (uint64_t)view->n_tasks << 32 | view->n_merges;
+    return (uint64_t)view->n_tasks << 36 | (uint64_t)view->n_merges << 18 | view->choice.n;
 }
 
 static void send_tasks(kv_cache *cache)
@@ -358,6 +365,7 @@ static void send_tasks(kv_cache *cache)
     dev_upload(cache->d, view->device.rows, view->rows, cache->step.n_rows * sizeof *view->rows);
     dev_upload(cache->d, view->device.tasks, view->tasks, view->n_tasks * sizeof *view->tasks);
     dev_upload(cache->d, view->device.merges, view->merges, view->n_merges * sizeof *view->merges);
+    kv_view_send_choices(cache);
 }
 
 void kv_view_begin_step(kv_cache *cache)
@@ -366,7 +374,7 @@ void kv_view_begin_step(kv_cache *cache)
     if (view == NULL || !view->attends) return;
     const size_t ring_bytes =
         ((size_t)cache->rings.n_recent + cache->rings.n_sinks) * view->slot_bytes;
-    view->n_tasks = view->n_merges = view->n_partials = 0;
+    view->n_tasks = view->n_merges = view->n_partials = view->choice.n = 0;
     kv_view_tell_pages(cache);
     for (uint32_t r = 0; r < cache->step.n_rows; r++) {
         const kv_row *row = &cache->step.rows[r];
@@ -463,6 +471,8 @@ static attend_pages_args pages_args(const kv_cache *cache, const kv_attend_args 
         .n_merges = view->n_merges,
         .n_queries_max = view->n_queries_max,
         .partials = view->device.partials,
+        .chosen_stride = kv_view_chosen_stride(cache),
+        .masses = kv_view_masses(cache, args->layer),
     };
 }
 
@@ -473,6 +483,7 @@ void kv_view_begin_attend(kv_cache *cache, const kv_attend_args *args, kv_attend
     *host = *args;
     if (has_device_rows(cache)) {
         const attend_pages_args pages = pages_args(cache, args);
+        kv_view_choose(cache, args->layer, &pages);
         cache->d->ops->attend_pages(cache->d, &pages);
     }
     host->q = view->q;
@@ -503,6 +514,7 @@ void kv_view_end_attend(kv_cache *cache, const kv_attend_args *args)
 void kv_view_end_step(kv_cache *cache)
 {
     const kv_view *view = cache->view;
+    if (view != NULL && view->attends) kv_view_count_choices(cache);
     if (view == NULL || view->n_hosts > 0) return; /* layer by layer it came already */
     for (uint32_t t = 0; t < cache->step.n_tokens; t += view->n_packed_max) {
         const uint32_t n = (uint32_t)min_size(view->n_packed_max, (size_t)cache->step.n_tokens - t);

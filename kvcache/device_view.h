@@ -13,7 +13,7 @@
  * them as always. So a method needs no code for the device unless attention reads its pages in another way.
  *
  * Rows that the view cannot serve are attended on the host, from q, k and v that come down layer by layer: under
- * routings that choose, scorers and codecs that want to see queries or shares of attention, low-rank codecs, and
+ * routings that choose (but for `topk`: device_choice.h), scorers and codecs that want to see queries or shares of attention, low-rank codecs, and
  * eviction in layers with a window. Which it is follows from a sequence's methods alone, so neighbours change no
  * bit. Over ranks, with tiers below the pool and where entries are placed one by one all rows are the host's.
  *
@@ -21,7 +21,7 @@
 #ifndef KVCACHE_DEVICE_VIEW_H
 #define KVCACHE_DEVICE_VIEW_H
 
-#include "kernels/attention_pages.h"
+#include "kernels/choose_pages.h"
 #include "kvcache/cache_state.h"
 
 /* Of a layer's entries below some block: what attention reads of them. */
@@ -70,6 +70,18 @@ typedef struct kv_view {
         attn_merge_task *merges;
         float *partials;
     } device;
+    struct {                  /* device_choice.h; nothing without boxes */
+        attn_choice *choices; /* [n_seqs_max], of the host; n valid in a step */
+        uint8_t *found;       /* [n_layers][layer_bytes], of the host */
+        uint32_t n, n_heads_max;
+        /* of the device */
+        uint8_t *boxes;   /* [n_pages][box_bytes] */
+        float *bias_most; /* [n_pages], or NULL */
+        attn_choice *tasks;
+        float *bounds;
+        uint32_t *chosen; /* [n_seqs_max][n_kv_heads_max][1 + blocks of a sequence] */
+        uint8_t *found_there;
+    } choice;
     uint64_t bytes_read, blocks_read, pages_open, pages_read; /* as in kv_reader_worker */
     uint32_t n_heads_max;
     arena memory; /* of the host */
@@ -102,6 +114,13 @@ void kv_view_end_step(kv_cache *cache);
 static inline bool kv_is_hosts_row(const kv_cache *cache, uint32_t r)
 {
     return cache->view == NULL || cache->view->is_hosts[r];
+}
+
+/* Is row r a decode row that chooses on the device? */
+static inline bool kv_is_choosing_row(const kv_cache *cache, uint32_t r)
+{
+    const kv_row *row = &cache->step.rows[r];
+    return !kv_is_hosts_row(cache, r) && row->is_decode && !row->seq->methods.reads_all;
 }
 
 /* ---- device_tell.c: what goes up ---- */

@@ -278,17 +278,22 @@ double kv_choice_log_unread(const kv_choice *choice, uint32_t g)
     return m.sum > 0 ? m.top + log(m.sum) : -INFINITY;
 }
 
+double kv_certificate(const kv_certified *head)
+{
+    const double top = fmax(head->unread, fmax(head->read, head->sink));
+    if (head->unread == -INFINITY) return 0;
+    return kv_route_certificate(exp(head->read - top) + exp(head->sink - top),
+                                exp(head->unread - top));
+}
+
 void kv_choice_certify(const kv_choice *choice, const attn_query *query, const attn_state *state,
                        const float *sink_logit, kv_misses *misses)
 {
     for (uint32_t g = 0; g < query->group; g++) {
-        const double unread = kv_choice_log_unread(choice, g), read = kv_log_mass(state, g);
-        const double sink = sink_logit != NULL ? (double)sink_logit[g] : -INFINITY;
-        const double top = fmax(unread, fmax(read, sink));
-        const double certificate =
-            unread == -INFINITY
-                ? 0
-                : kv_route_certificate(exp(read - top) + exp(sink - top), exp(unread - top));
+        const kv_certified head = {.read = kv_log_mass(state, g),
+                                   .unread = kv_choice_log_unread(choice, g),
+                                   .sink = sink_logit != NULL ? (double)sink_logit[g] : -INFINITY};
+        const double certificate = kv_certificate(&head);
         kv_misses_add(misses, &(kv_misses){.n = 1, .sum = certificate, .max = certificate});
     }
 }

@@ -65,6 +65,12 @@ void kv_choice_list(kv_choice *choice, const kv_choice_range *range, const attn_
 void kv_choice_make(kv_choice *choice, const kv_choice_range *range, uint32_t group,
                     void (*read)(void *ctx, uint32_t page), void *ctx);
 
+/* Logs of what a head has read, may have left unread and has in its sink logit; -inf: nothing. */
+typedef struct kv_certified {
+    double read, unread, sink;
+} kv_certified;
+double kv_certificate(const kv_certified *head);
+
 /* Adds the certificate of every head, from what the query has read in the end. */
 void kv_choice_certify(const kv_choice *choice, const attn_query *query, const attn_state *state,
                        const float *sink_logit, kv_misses *misses);

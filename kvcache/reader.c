@@ -401,6 +401,7 @@ static void gather_misses(kv_cache *cache, uint32_t layer)
     const uint32_t n_kv_heads = cache->layer[layer].n_kv_heads;
     for (uint32_t r = 0; r < cache->step.n_rows; r++) {
         const kv_row *row = &cache->step.rows[r];
+        if (cache->view != NULL && kv_is_choosing_row(cache, r)) continue; /* when the step ends */
         for (uint32_t h = 0; h < n_kv_heads && row->is_decode; h++) {
             const kv_misses nothing = {.n = cache->layer[layer].n_heads / n_kv_heads};
             const kv_misses misses = cache->ranks.n > 1 ? kv_ranks_misses(cache, layer, row, h)

@@ -25,6 +25,7 @@ typedef struct model_family {
 
     /* Keys of config.json whose names differ; read once, in model_config_read. */
     const char *key_n_experts;
+    const char *key_n_experts_too; /* what transformers 5 writes for it; NULL: the same */
     const char *key_top_k;
     const char *key_d_ffn;       /* width of one expert */
     const char *key_renormalise; /* boolean; NULL: `renormalise` below is fixed */

@@ -36,6 +36,7 @@ static err_t each_weight(const model_config *c, model_weights *w, model_weight_v
 const model_family model_family_qwen3_moe = {
     .name = "qwen3_moe",
     .key_n_experts = "num_experts",
+    .key_n_experts_too = "num_local_experts",
     .key_top_k = "num_experts_per_tok",
     .key_d_ffn = "moe_intermediate_size",
     .key_renormalise = "norm_topk_prob",

@@ -123,6 +123,7 @@ static void run_common(model *m, uint32_t l, uint32_t n_tokens)
     const model_config *const c = &m->config;
     const model_layer *const layer = &m->device.layer[l];
     const model_scratch *const s = &m->scratch;
+    float *const weight = layer->shared_gate.data != NULL ? s->gate : s->common_gate;
     if (layer->shared_gate.data != NULL) {
         m->d->ops->matmul(m->d,
                           &(matmul_args){.x = s->normed,
@@ -137,7 +138,7 @@ static void run_common(model *m, uint32_t l, uint32_t n_tokens)
                                                .top_k = 1,
                                                .scale = c->residual_scale,
                                                .expert = s->common_chosen,
-                                               .weight = s->common_gate});
+                                               .weight = weight}); /* the experts' are used up */
     }
     m->d->ops->moe(m->d, &(moe_args){.x = s->normed,
                                      .n_tokens = n_tokens,
@@ -147,7 +148,7 @@ static void run_common(model *m, uint32_t l, uint32_t n_tokens)
                                      .top_k = 1,
                                      .expert = layer->common,
                                      .chosen = s->common_chosen,
-                                     .weight = s->common_gate,
+                                     .weight = weight,
                                      .out = s->x,
                                      .scratch = s->moe});
 }

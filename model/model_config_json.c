@@ -255,8 +255,11 @@ static err_t read_shape(const model_json_object *from, const model_family *famil
                        out->head_dim, HEAD_DIM_MAX);
     out->v_dim = out->rope.n_rotated = out->head_dim;
     TRY(model_json_u32(from, "vocab_size", (const uint32_t[]){1, VOCAB_MAX}, &out->n_vocab));
-    TRY(model_json_u32(from, family->key_n_experts, (const uint32_t[]){1, MOE_EXPERTS_MAX},
-                       &out->n_experts));
+    const char *key = family->key_n_experts;
+    if (family->key_n_experts_too != NULL && model_json_member(from, key) == NULL &&
+        model_json_member(from, family->key_n_experts_too) != NULL)
+        key = family->key_n_experts_too;
+    TRY(model_json_u32(from, key, (const uint32_t[]){1, MOE_EXPERTS_MAX}, &out->n_experts));
     const uint32_t top_k_max = out->n_experts < MOE_TOP_K_MAX ? out->n_experts : MOE_TOP_K_MAX;
     TRY(model_json_u32(from, family->key_top_k, (const uint32_t[]){1, top_k_max}, &out->top_k));
     return model_json_u32(from, family->key_d_ffn, (const uint32_t[]){1, CONFIG_D_FFN_MAX},

@@ -30,7 +30,7 @@ typedef struct model_scratch {
     uint32_t *served; /* [n][top_k] those of a layer that this rank computes, else MOE_ELSEWHERE */
     float *gate;      /* [n][top_k] weights of the chosen experts */
     uint32_t *common_chosen; /* [n] zeros: the choice of the one FFN that all tokens pass */
-    float *common_gate;      /* [n] its weights: residual_scale, where no gate writes them */
+    float *common_gate;      /* [n] its weights, where they have no gate: residual_scale */
     void *moe;               /* dev_ops.moe_scratch_bytes */
     float *moe_sum;          /* [n][d_model] of the ranks' experts; NULL alone */
     float *rows;             /* [MODEL_LOGIT_ROWS_MAX][d_model] gathered for model_logits */

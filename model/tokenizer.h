@@ -1,7 +1,8 @@
 /* model/tokenizer.h - text to token ids and back.
  *
- * Behind it: SentencePiece (tokenizer_spm.cc). Threads: after open every call is const and may run on
- * any thread; a tok_stream belongs to one request. */
+ * Behind it, by the file that is there: SentencePiece for tokenizer.model, our own byte pair encoding
+ * for tokenizer.json (tok_engine.h). Threads: after open every call is const and may run on any thread;
+ * a tok_stream belongs to one request. */
 #ifndef MODEL_TOKENIZER_H
 #define MODEL_TOKENIZER_H
 
@@ -13,7 +14,8 @@
 
 typedef struct tokenizer tokenizer;
 
-/* DIR/tokenizer.model. ERR_BAD_MODEL, ERR_IO; never throws, never prints. */
+/* DIR/tokenizer.model or DIR/tokenizer.json; of two that name the same tokens tokenizer.model, of two that
+ * do not tokenizer.json, with a warning. ERR_BAD_MODEL, ERR_UNSUPPORTED, ERR_IO; never throws. */
 err_t tokenizer_open(const char *dir, tokenizer **out, err_info *info) MUST_CHECK;
 void tokenizer_close(tokenizer *t); /* NULL is fine */
 
@@ -23,14 +25,22 @@ err_t tokenizer_check_vocab(const tokenizer *t, uint32_t n_vocab, err_info *info
 uint32_t tokenizer_n_vocab(const tokenizer *t);
 int64_t tokenizer_bos(const tokenizer *t); /* -1: none */
 int64_t tokenizer_eos(const tokenizer *t);
-bool tokenizer_adds_bos(const tokenizer *t); /* tokenizer_config.json add_bos_token, default true */
+const char *tokenizer_kind(const tokenizer *t); /* "sentencepiece" or "bpe" */
+
+/* tokenizer_config.json add_bos_token; without it true of tokenizer.model, and the post-processor's to
+ * say of tokenizer.json. */
+bool tokenizer_adds_bos(const tokenizer *t);
 
 /* A heap array of ids, without BOS unless add_bos; free(*ids). The text is valid UTF-8 and may hold
- * NULs. ERR_NO_MEMORY, ERR_BAD_REQUEST (invalid UTF-8). */
+ * NULs. With tokenizer.json an added token's name in it becomes that token, control or not. ERR_NO_MEMORY,
+ * ERR_BAD_REQUEST (invalid UTF-8, or a pattern of tokenizer.json takes too long over it). */
 typedef struct tok_text {
     const char *bytes;
     size_t n_bytes;
     bool add_bos;
+    bool
+        parse_special; /* names of control tokens in the text ("</s>") become those tokens; the text between
+                         * them is encoded piece by piece. With tokenizer.json they always do */
 } tok_text;
 err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
                        size_t *n_ids) MUST_CHECK;

@@ -7,9 +7,12 @@
 #include <stdbool.h>
 
 typedef struct tokenizer_settings {
-    bool add_bos; /* add_bos_token; true if absent */
+    bool says_add_bos; /* add_bos_token is there */
+    bool add_bos;      /* its value; true if it is not there */
+    char *bos, *eos;   /* bos_token and eos_token; NULL if null or absent; owned */
 } tokenizer_settings;
 
 err_t tokenizer_settings_read(const char *dir, tokenizer_settings *out, err_info *info) MUST_CHECK;
+void tokenizer_settings_deinit(tokenizer_settings *s);
 
 #endif

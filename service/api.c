@@ -22,6 +22,7 @@ static const route routes[] = {
      .is_public = true,
      .handle = api_page_file},
     {.method = "POST", .path = "/v1/completions", .handle = api_completions},
+    {.method = "POST", .path = "/v1/chat/completions", .handle = api_chat_completions},
     {.method = "GET", .path = "/v1/models", .handle = api_models},
     {.method = "GET", .path = "/v1/models/", .takes_rest = true, .handle = api_model},
     {.method = "POST", .path = "/tokenize", .handle = api_tokenize},
@@ -39,7 +40,7 @@ static const route routes[] = {
 };
 
 /* The page has the first of them, and without it they do not exist; the monitor listener serves the last. */
-enum { N_ROUTES = sizeof routes / sizeof routes[0], N_PAGE_ROUTES = 2, FIRST_MONITOR = 11 };
+enum { N_ROUTES = sizeof routes / sizeof routes[0], N_PAGE_ROUTES = 2, FIRST_MONITOR = 12 };
 
 static const route *routes_of(const api_context *api, size_t *n_routes)
 {

@@ -6,7 +6,9 @@
 #define SERVICE_API_H
 
 #include "base/hash.h"
+#include "model/generation_config.h"
 #include "service/api_error.h"
+#include "service/chat_template.h"
 #include "service/engine.h"
 #include "service/metrics.h"
 #include "service/server_config.h"
@@ -31,10 +33,14 @@ typedef struct api_context {
     model *m;
     kv_cache *cache;
     const tokenizer *t;
+    const chat_template *chat;
+    uint32_t eos[MODEL_EOS_MAX + 1]; /* [n_eos] the model's, and the one that ends a turn */
+    uint32_t n_eos;
     metrics *metrics; /* NULL until the shape of the model is known */
     const serve_config *config;
     const kv_config *kv_config;
-    const char *const *model_names; /* [n_model_names], the first is the name in replies */
+    const generation_config *generation; /* defaults of sampling; NULL: those of OpenAI's API */
+    const char *const *model_names;      /* [n_model_names], the first is the name in replies */
     size_t n_model_names;
     uint32_t n_context_max;
     uint64_t n_capacity_tokens; /* of the cache, as it was opened */
@@ -69,6 +75,7 @@ bool api_is_serving(const api_context *api, api_error *error);
 /* ---- routes: ctx is the api_context ---------------------------------------------------------------- */
 
 void api_completions(void *ctx, http_exchange *ex);
+void api_chat_completions(void *ctx, http_exchange *ex);
 void api_tokenize(void *ctx, http_exchange *ex);
 void api_detokenize(void *ctx, http_exchange *ex);
 void api_tokenizer_info(void *ctx, http_exchange *ex);

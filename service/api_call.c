@@ -25,6 +25,11 @@ static bool refuse_memory(api_error *error)
     return api_refuse(error, API_FAULT_MEMORY, NULL, "out of memory");
 }
 
+static const char *prompt_field(const api_call *call)
+{
+    return call->endpoint->prompt_field;
+}
+
 /* ---- prompts ----------------------------------------------------------------------------------------- */
 
 /* So long a text cannot become few enough tokens; not even tokenised, for that would take a while. */
@@ -39,22 +44,24 @@ static bool tokenise(api_call *call, api_prompt *prompt, api_error *error)
     if (prompt->ids != NULL) return true; /* ids are taken as they are: no BOS is added */
     if (is_hopeless(call, prompt->text_bytes)) {
         return api_refuse(
-            error, API_FAULT_CONTEXT_LENGTH, "prompt",
+            error, API_FAULT_CONTEXT_LENGTH, prompt_field(call),
             "This model's maximum context length is %" PRIu32
             " tokens, but the prompt has %zu bytes, which is more than so many tokens.",
             call->api->n_context_max, prompt->text_bytes);
     }
     const tok_text text = {.bytes = prompt->text,
                            .n_bytes = prompt->text_bytes,
-                           .add_bos =
-                               call->request.add_special && tokenizer_adds_bos(call->api->t)};
+                           .add_bos = call->request.add_special && tokenizer_adds_bos(call->api->t),
+                           .parse_special = call->request.chat.variables != NULL};
     const err_t err = tokenizer_encode(call->api->t, &text, &prompt->ids, &prompt->n_ids);
     if (err == ERR_NO_MEMORY) return refuse_memory(error);
     if (err != ERR_OK) {
-        return api_refuse(error, API_FAULT_REQUEST, "prompt", "prompt: %s", err_sentence(err));
+        return api_refuse(error, API_FAULT_REQUEST, prompt_field(call), "%s: %s",
+                          prompt_field(call), err_sentence(err));
     }
     if (prompt->n_ids > 0) return true;
-    return api_refuse(error, API_FAULT_REQUEST, "prompt", "prompt: the text gives no token");
+    return api_refuse(error, API_FAULT_REQUEST, prompt_field(call), "%s: the text gives no token",
+                      prompt_field(call));
 }
 
 /* truncate_prompt_tokens: keeps the tail, and in front of it the BOS that we have added. */
@@ -62,8 +69,9 @@ static void truncate_prompt(const api_call *call, api_prompt *prompt)
 {
     const completion_request *r = &call->request;
     if (!r->truncates) return;
-    const uint32_t room =
-        call->api->n_context_max > r->max_tokens ? call->api->n_context_max - r->max_tokens : 1;
+    const uint32_t context = call->api->n_context_max;
+    uint32_t room = context > r->max_tokens ? context - r->max_tokens : 1;
+    if (r->max_tokens == API_TOKENS_MAX) room = context - 1; /* none was asked for: one must fit */
     const size_t n_kept = r->n_truncated > 0 ? r->n_truncated : max_size(room, 1);
     if (prompt->n_ids <= n_kept) return;
     const bool has_bos = prompt->text != NULL && n_kept > 1 &&
@@ -87,6 +95,19 @@ static bool decode_prompt(const api_call *call, api_prompt *prompt, api_error *e
     return err == ERR_OK || refuse_memory(error);
 }
 
+/* What a request gets that says no max_tokens: the context, or less where the KV cache holds less. */
+static uint32_t default_room(const api_call *call, const api_prompt *prompt, uint32_t room)
+{
+    const completion_request *r = &call->request;
+    const kv_methods *methods = r->has_kv ? &r->kv : NULL;
+    const uint32_t n_wanted = (uint32_t)min_size(r->max_tokens, room);
+    if (kv_cache_could_fit(call->api->cache, methods, (uint32_t)prompt->n_ids + n_wanted))
+        return room;
+    const uint64_t capacity = kv_cache_capacity_tokens(call->api->cache, methods);
+    if (capacity <= prompt->n_ids) return room; /* which the engine will refuse */
+    return (uint32_t)min_size(capacity - prompt->n_ids, room);
+}
+
 /* max_tokens of one prompt's choices. */
 static bool fit_length(const api_call *call, const api_prompt *prompt, uint32_t *max_tokens,
                        api_error *error)
@@ -94,21 +115,23 @@ static bool fit_length(const api_call *call, const api_prompt *prompt, uint32_t 
     const completion_request *r = &call->request;
     const uint32_t context = call->api->n_context_max;
     if (prompt->n_ids >= context) {
-        return api_refuse(error, API_FAULT_CONTEXT_LENGTH, "prompt",
+        return api_refuse(error, API_FAULT_CONTEXT_LENGTH, prompt_field(call),
                           "This model's maximum context length is %" PRIu32
                           " tokens, but the prompt has %zu tokens.",
                           context, prompt->n_ids);
     }
     const uint32_t room = context - (uint32_t)prompt->n_ids;
     *max_tokens = r->max_tokens;
+    if (!r->has_max_tokens) {
+        *max_tokens = (uint32_t)min_size(*max_tokens, default_room(call, prompt, room));
+        return true;
+    }
     if (*max_tokens <= room) return true;
-    *max_tokens = room;
-    if (!r->has_max_tokens) return true;
-    return api_refuse(error, API_FAULT_CONTEXT_LENGTH, "max_tokens",
+    return api_refuse(error, API_FAULT_CONTEXT_LENGTH, r->max_tokens_field,
                       "This model's maximum context length is %" PRIu32
-                      " tokens, but %zu were requested: %zu in the prompt and %" PRIu32
-                      " in max_tokens.",
-                      context, prompt->n_ids + r->max_tokens, prompt->n_ids, r->max_tokens);
+                      " tokens, but %zu were requested: %zu in the prompt and %" PRIu32 " in %s.",
+                      context, prompt->n_ids + r->max_tokens, prompt->n_ids, r->max_tokens,
+                      r->max_tokens_field);
 }
 
 /* ---- sessions ---------------------------------------------------------------------------------------- */
@@ -145,7 +168,6 @@ static bool open_session(api_call *call, http_exchange *ex, const session_spec *
 static void spec_init(const api_call *call, const api_prompt *prompt, session_spec *spec)
 {
     const completion_request *r = &call->request;
-    const model_config *shape = model_get_config(call->api->m);
     *spec = (session_spec){.prompt = prompt->ids,
                            .n_prompt = (uint32_t)prompt->n_ids,
                            .min_tokens = r->min_tokens,
@@ -155,8 +177,8 @@ static void spec_init(const api_call *call, const api_prompt *prompt, session_sp
                            .n_stops = r->n_stops,
                            .stop_ids = r->stop_ids,
                            .n_stop_ids = r->n_stop_ids,
-                           .eos = shape->eos,
-                           .n_eos = shape->n_eos,
+                           .eos = call->api->eos,
+                           .n_eos = call->api->n_eos,
                            .ignore_eos = r->ignore_eos,
                            .include_stop = r->include_stop,
                            .skip_special = r->skip_special,
@@ -212,7 +234,7 @@ static bool check_text(const api_call *call, api_error *error)
     for (size_t i = 0; i < call->request.n_prompts; i++)
         n_bytes += call->request.prompts[i].text_bytes;
     if (n_bytes <= call->api->text_bytes_max) return true;
-    return api_refuse(error, API_FAULT_CONTEXT_LENGTH, "prompt",
+    return api_refuse(error, API_FAULT_CONTEXT_LENGTH, prompt_field(call),
                       "The prompts have %zu bytes of text; %zu are allowed in one request, and the"
                       " context length is %" PRIu32 " tokens.",
                       n_bytes, call->api->text_bytes_max, call->api->n_context_max);
@@ -257,20 +279,17 @@ static void make_ids(api_call *call)
 {
     uint8_t random[ID_RANDOM_BYTES];
     hash_random_bytes(random, sizeof random);
-    int n = snprintf(call->id, sizeof call->id, "cmpl-");
+    int n = snprintf(call->id, sizeof call->id, "%s", call->endpoint->id_prefix);
     for (size_t i = 0; i < sizeof random; i++)
         n += snprintf(call->id + n, sizeof call->id - (size_t)n, "%02x", random[i]);
     const char *wanted = call->request.request_id[0] != '\0' ? call->request.request_id : call->id;
     snprintf(call->request_id, sizeof call->request_id, "%s", wanted);
 }
 
-api_call *api_call_open(api_context *api, http_exchange *ex, api_error *error)
+/* Everything between the body and the sessions that may refuse. */
+static bool read_request(api_call *call, http_exchange *ex, api_error *error)
 {
-    api_call *call = calloc(1, sizeof *call);
-    if (call == NULL) {
-        refuse_memory(error);
-        return NULL;
-    }
+    api_context *api = call->api;
     size_t n_bytes;
     const char *body = http_body(ex, &n_bytes);
     const api_limits limits = {.n_vocab = model_get_config(api->m)->n_vocab,
@@ -278,16 +297,31 @@ api_call *api_call_open(api_context *api, http_exchange *ex, api_error *error)
                                .n_choices_max = api->n_choices_max,
                                .model_names = api->model_names,
                                .n_model_names = api->n_model_names,
-                               .kv = api->kv_config};
+                               .kv = api->kv_config,
+                               .generation = api->generation};
+    completion_request *r = &call->request;
+    if (!call->endpoint->parse(&limits, body, n_bytes, r, error)) return false;
+    if (!check_methods(call, error)) return false;
+    return r->chat.variables == NULL || api_chat_render(api, &r->chat, &r->prompts[0], error);
+}
+
+api_call *api_call_open(api_context *api, const api_endpoint *endpoint, http_exchange *ex,
+                        api_error *error)
+{
+    api_call *call = calloc(1, sizeof *call);
+    if (call == NULL) {
+        refuse_memory(error);
+        return NULL;
+    }
     const uint64_t timeout_ns = (uint64_t)api->config->request_timeout_s * 1000000000u;
     call->api = api;
+    call->endpoint = endpoint;
     call->created = clock_unix_seconds();
     call->arrival_ns = http_arrival_ns(ex);
     call->deadline_ns = timeout_ns > 0 ? call->arrival_ns + timeout_ns : 0;
     call->outcome = "abort";
     snprintf(call->peer, sizeof call->peer, "%s", http_peer(ex));
-    if (api_completion_parse(&limits, body, n_bytes, &call->request, error) &&
-        check_methods(call, error)) {
+    if (read_request(call, ex, error)) {
         make_ids(call);
         if (open_choices(call, ex, error)) return call;
     }
@@ -295,7 +329,7 @@ api_call *api_call_open(api_context *api, http_exchange *ex, api_error *error)
     return NULL;
 }
 
-static bool refuse_submit(api_error *error, err_t err, const err_info *info)
+static bool refuse_submit(const api_call *call, api_error *error, err_t err, const err_info *info)
 {
     switch (err) {
     case ERR_QUEUE_FULL:
@@ -304,7 +338,7 @@ static bool refuse_submit(api_error *error, err_t err, const err_info *info)
     case ERR_CLOSED:
         return api_refuse(error, API_FAULT_DRAINING, NULL, "The server is shutting down.");
     case ERR_BAD_REQUEST:
-        return api_refuse(error, API_FAULT_CONTEXT_LENGTH, "prompt", "%s", info->message);
+        return api_refuse(error, API_FAULT_CONTEXT_LENGTH, prompt_field(call), "%s", info->message);
     case ERR_NO_MEMORY: return refuse_memory(error);
     default: break;
     }
@@ -323,7 +357,7 @@ bool api_call_submit(api_call *call, api_error *error)
     const err_t err =
         n_sessions > 0 ? engine_submit(call->api->engine, sessions, n_sessions, &info) : ERR_OK;
     free(sessions);
-    if (err != ERR_OK) return refuse_submit(error, err, &info);
+    if (err != ERR_OK) return refuse_submit(call, error, err, &info);
     for (size_t i = 0; i < call->request.n_prompts; i++)
         metrics_observe(call->api->metrics, METRIC_CHOICES, call->request.n);
     return true;

@@ -1,6 +1,7 @@
-/* service/api_call.h - one POST /v1/completions from its validation to its last byte.
+/* service/api_call.h - one completion or chat from its validation to its last byte.
  *
- *   api_completions    parses, tokenises, checks lengths, opens one session per choice, submits, defers
+ *   api_completions    parses, tokenises, checks lengths, opens one session per choice, submits, defers;
+ *                      so does api_chat_completions, with a template in front
  *   api_call_poll      writes what the sessions have: nothing yet, a chunk per choice, or the whole document
  *   api_call_gone      the client left: cancels every session
  *   api_call_done      the exchange is over: writes the line in the log and frees everything
@@ -30,8 +31,19 @@ typedef struct api_choice {
         mark_chars; /* ... and its distance from the beginning of the choice's text (with echo), in characters */
 } api_choice;
 
+/* In what the two routes differ. */
+typedef struct api_endpoint {
+    const char *route;        /* for the log */
+    const char *id_prefix;    /* "cmpl-" */
+    const char *prompt_field; /* that errors about the prompt name */
+    bool (*parse)(const api_limits *limits, const char *body, size_t body_bytes,
+                  completion_request *out, api_error *error);
+    const api_shape *shape;
+} api_endpoint;
+
 typedef struct api_call {
     api_context *api;
+    const api_endpoint *endpoint;
     completion_request request;
     api_choice *choices; /* [n_choices], prompt-major: index = prompt * n + k */
     size_t n_choices;
@@ -63,10 +75,18 @@ session_progress api_choice_read(const api_choice *choice);
 bool api_choice_has_news(const api_call *call, const api_choice *choice,
                          const session_progress *progress);
 
+/* ---- a chat's prompt (api_chat.c) ------------------------------------------------------------------------ */
+
+/* The text that the server's template makes of a chat, in a heap string. False, with the reason, also where
+ * the model has no template. */
+bool api_chat_render(const api_context *api, const api_chat *chat, api_prompt *out,
+                     api_error *error) MUST_CHECK;
+
 /* ---- the call -------------------------------------------------------------------------------------- */
 
 /* Builds a call from a complete request; NULL leaves the reason in `error`. Nothing runs yet. */
-api_call *api_call_open(api_context *api, http_exchange *ex, api_error *error);
+api_call *api_call_open(api_context *api, const api_endpoint *endpoint, http_exchange *ex,
+                        api_error *error);
 /* Hands all sessions to the engine. */
 bool api_call_submit(api_call *call, api_error *error);
 void api_call_close(api_call *call); /* cancels what still runs; NULL is fine */

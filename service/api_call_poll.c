@@ -21,7 +21,9 @@ static api_envelope envelope_of(const api_call *call)
                           .model = call->api->model_names[0],
                           .fingerprint = call->api->fingerprint,
                           .tokenizer = call->api->t,
-                          .tokens_as_ids = call->request.tokens_as_ids};
+                          .tokens_as_ids = call->request.tokens_as_ids,
+                          .role = call->request.chat.role,
+                          .shape = call->endpoint->shape};
 }
 
 /* Bytes that choices share, as their prompt, count for each. */
@@ -198,14 +200,20 @@ static bool write_chunk(api_call *call, http_exchange *ex, size_t choice,
                         const session_progress *progress)
 {
     const api_envelope envelope = envelope_of(call);
-    api_piece piece;
-    size_t n_bytes = 0;
-    char *text = NULL;
-    if (api_choice_take_piece(call, choice, progress, &piece)) {
-        text = api_reply_chunk(&envelope, &piece, call->request.include_usage, &n_bytes);
-        api_piece_deinit(&piece);
+    api_piece piece, parts[API_PARTS_MAX];
+    if (!api_choice_take_piece(call, choice, progress, &piece)) {
+        fail_memory(call, ex);
+        return false;
     }
-    return write_event_take(call, ex, text, n_bytes);
+    bool is_ok = true;
+    const size_t n_parts = api_reply_split(&envelope, &piece, parts);
+    for (size_t i = 0; is_ok && i < n_parts; i++) {
+        size_t n_bytes = 0;
+        char *text = api_reply_chunk(&envelope, &parts[i], call->request.include_usage, &n_bytes);
+        is_ok = write_event_take(call, ex, text, n_bytes);
+    }
+    api_piece_deinit(&piece);
+    return is_ok;
 }
 
 static void end_stream(api_call *call, http_exchange *ex)
@@ -274,11 +282,11 @@ static void log_call(const api_call *call)
         times = session_get_times(first);
     const bool is_gone = atomic_load_explicit(&call->is_gone, memory_order_relaxed);
     log_info("api",
-             "request id=%s route=POST /v1/completions status=%u outcome=%s prompt_tokens=%" PRIu64
+             "request id=%s route=%s status=%u outcome=%s prompt_tokens=%" PRIu64
              " cached_tokens=%" PRIu64 " output_tokens=%" PRIu64
              " queue_ms=%.1f ttft_ms=%.1f total_ms=%.1f choices=%zu stream=%s client=%s",
-             call->request_id, is_gone ? 499 : call->status, is_gone ? "abort" : call->outcome,
-             usage.n_prompt, usage.n_cached, usage.n_output,
+             call->request_id, call->endpoint->route, is_gone ? 499 : call->status,
+             is_gone ? "abort" : call->outcome, usage.n_prompt, usage.n_cached, usage.n_output,
              ms_between(call->arrival_ns, times.scheduled_ns),
              ms_between(call->arrival_ns, times.first_token_ns),
              clock_seconds_since(call->arrival_ns) * 1e3, call->n_choices,

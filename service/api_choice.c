@@ -114,7 +114,10 @@ static void put_finish(const api_choice *choice, session_finish finish, api_piec
 static void put_prompt(const api_call *call, api_choice *choice, api_piece *piece)
 {
     const api_prompt *prompt = &call->request.prompts[choice->prompt];
-    if (call->request.echo) {
+    if (call->request.chat.echo) {
+        piece->echo = call->request.chat.last;
+        piece->echo_bytes = call->request.chat.last_bytes;
+    } else if (call->request.echo) {
         piece->echo = prompt->text;
         piece->echo_bytes = prompt->text_bytes;
         choice->mark_chars = utf8_count(prompt->text, prompt->text_bytes);
@@ -133,8 +136,10 @@ bool api_choice_take_piece(api_call *call, size_t index, const session_progress 
     const uint32_t n_tokens = is_end ? progress->n_tokens : progress->n_tokens_text;
     assert(n_tokens >= choice->n_tokens);
     assert(progress->n_text_bytes >= choice->text_bytes);
-    *piece =
-        (api_piece){.index = (uint32_t)index, .text = "", .shows_ids = call->request.return_ids};
+    *piece = (api_piece){.index = (uint32_t)index,
+                         .is_first = !choice->has_started,
+                         .text = "",
+                         .shows_ids = call->request.return_ids};
     if (!choice->has_started) put_prompt(call, choice, piece);
     if (progress->n_text_bytes > choice->text_bytes) {
         piece->text = session_text(choice->session) + choice->text_bytes;

@@ -12,16 +12,18 @@
 enum {
     API_MESSAGE_BYTES = 500,
     API_ECHO_BYTES = 200, /* of a refused value within a message */
+    API_PARAM_BYTES = 80, /* of the path of a field, with the NUL */
     API_ERROR_BODY_BYTES = 4096
 };
 
 typedef struct api_error {
     unsigned status;        /* 0: nothing has failed */
     const char *type;       /* "invalid_request_error" ...; static */
-    const char *param;      /* the field at fault, or NULL; static */
+    const char *param;      /* the field at fault, or NULL; param_bytes */
     const char *code;       /* or NULL; static */
     unsigned retry_after_s; /* 0: no Retry-After */
     char message[API_MESSAGE_BYTES + 1];
+    char param_bytes[API_PARAM_BYTES]; /* which is why an error is never copied */
 } api_error;
 
 /* What an error is, apart from its words. */
@@ -43,7 +45,7 @@ typedef enum api_fault {
     API_FAULT_COUNT
 } api_fault;
 
-/* Notes the first failure. Returns false, so that readers write `return api_refuse(...)`. Bytes that are
+/* Notes the first failure, with a copy of `param` ("n", "messages[1].content"). Returns false, so that readers write `return api_refuse(...)`. Bytes that are
  * not UTF-8 and control characters are replaced; long messages are cut between characters. */
 bool api_refuse(api_error *error, api_fault fault, const char *param, const char *format, ...)
     __attribute__((format(printf, 4, 5)));

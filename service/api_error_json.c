@@ -57,9 +57,12 @@ bool api_refuse(api_error *error, api_fault fault, const char *param, const char
     if (error->status != 0) return false;
     *error = (api_error){.status = faults[fault].status,
                          .type = faults[fault].type,
-                         .param = param,
                          .code = faults[fault].code,
                          .retry_after_s = faults[fault].retry_after_s};
+    if (param != NULL) {
+        snprintf(error->param_bytes, sizeof error->param_bytes, "%s", param);
+        error->param = error->param_bytes;
+    }
     va_list values;
     va_start(values, format);
     const int n = vsnprintf(error->message, sizeof error->message, format, values);

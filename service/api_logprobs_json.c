@@ -103,3 +103,51 @@ json_t *api_logprobs_new(const api_envelope *envelope, const api_token_score *sc
     json_decref(object);
     return NULL;
 }
+
+/* ---- of a chat ------------------------------------------------------------------------------------------- */
+
+static json_t *token_bytes(const api_envelope *envelope, uint32_t token)
+{
+    const tok_piece piece = tokenizer_piece(envelope->tokenizer, token, true);
+    json_t *bytes = json_array();
+    for (size_t i = 0; bytes != NULL && i < piece.n_bytes; i++) {
+        if (json_array_append_new(bytes, json_integer((unsigned char)piece.bytes[i])) == 0)
+            continue;
+        json_decref(bytes);
+        return NULL;
+    }
+    return bytes;
+}
+
+/* {token, logprob, bytes} */
+static json_t *entry_new(const api_envelope *envelope, sampler_entry entry)
+{
+    return json_pack("{s:o,s:o,s:o}", "token", token_text(envelope, entry.token, false), "logprob",
+                     logprob_number(entry.logprob), "bytes", token_bytes(envelope, entry.token));
+}
+
+static json_t *item_new(const api_envelope *envelope, const api_token_score *score)
+{
+    json_t *item = entry_new(envelope, (sampler_entry){score->token, score->logprob});
+    json_t *top = json_array();
+    bool is_ok = api_put(item, "top_logprobs", top); /* releases `top` if there is no item */
+    for (uint32_t i = 0; is_ok && i < score->n_top; i++)
+        is_ok = json_array_append_new(top, entry_new(envelope, score->top[i])) == 0;
+    if (is_ok) return item;
+    json_decref(item);
+    return NULL;
+}
+
+json_t *api_chat_logprobs_new(const api_envelope *envelope, const api_token_score *scores,
+                              size_t n_scores)
+{
+    json_t *object = json_object();
+    json_t *content = json_array();
+    bool is_ok = api_put(object, "content", content);
+    for (size_t i = 0; is_ok && i < n_scores; i++)
+        is_ok = json_array_append_new(content, item_new(envelope, &scores[i])) == 0;
+    is_ok = is_ok && api_put(object, "refusal", json_null());
+    if (is_ok) return object;
+    json_decref(object);
+    return NULL;
+}

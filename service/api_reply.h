@@ -1,9 +1,12 @@
-/* service/api_reply.h - the replies of POST /v1/completions as JSON, byte for byte.
+/* service/api_reply.h - the replies of POST /v1/completions and /v1/chat/completions as JSON, byte for byte.
  *
  * Pure: pieces of choices in, documents out. A piece is a choice's part of one document: all of it in
  * a plain reply, what is new in a chunk of a stream. Everything is borrowed for the call.
  *
- * Log-probabilities have the legacy shape of this route: four arrays of equal length. The numbers of
+ * What differs between the two is a row of a table, api_shape: a completion's chunk is a piece, a chat's pieces are
+ * cut up first, since the role comes in a chunk of its own and so does the end.
+ *
+ * Log-probabilities of a completion have the legacy shape: four arrays of equal length. The numbers of
  * `token_logprobs` and `top_logprobs` are printed from the same float by the same writer, so that a
  * client may compare them for equality (lm-eval does, to see whether a token was the greedy one). A
  * map keyed by text cannot hold two tokens of one text (pieces of characters often look alike): the
@@ -29,8 +32,10 @@ typedef struct api_token_score {
 } api_token_score;
 
 typedef struct api_piece {
-    uint32_t index;   /* of the choice */
-    const char *echo; /* [echo_bytes] the prompt, before the text; NULL: none */
+    uint32_t index; /* of the choice */
+    bool is_first;  /* nothing of the choice was sent before */
+    const char
+        *echo; /* [echo_bytes] the prompt, or a chat's last message, before the text; NULL: none */
     size_t echo_bytes;
     const char *text; /* [text_bytes] */
     size_t text_bytes;
@@ -53,6 +58,9 @@ typedef struct api_usage {
     kv_usage kv;               /* of all sequences together; valid with methods */
 } api_usage;
 
+typedef struct api_shape api_shape;
+extern const api_shape api_shape_completion, api_shape_chat;
+
 /* What all documents of one request have in common. */
 typedef struct api_envelope {
     const char *id;
@@ -61,11 +69,19 @@ typedef struct api_envelope {
     const char *fingerprint;
     const tokenizer *tokenizer;
     bool tokens_as_ids; /* tokens are printed as token_id:N */
+    const char *role;   /* of a chat's message; static */
+    const api_shape *shape;
 } api_envelope;
 
 /* All return a heap string in one line, its length in *n_bytes; NULL without memory. */
 char *api_reply_document(const api_envelope *envelope, const api_piece *pieces, size_t n_pieces,
                          const api_usage *usage, size_t *n_bytes);
+
+/* What a piece becomes in a stream: at most API_PARTS_MAX pieces, a chunk each. They borrow from `piece`, and
+ * none is to be freed. */
+enum { API_PARTS_MAX = 3 };
+size_t api_reply_split(const api_envelope *envelope, const api_piece *piece,
+                       api_piece parts[API_PARTS_MAX]);
 
 /* With `has_usage` the chunk says "usage":null, as OpenAI's do when usage was asked for. */
 char *api_reply_chunk(const api_envelope *envelope, const api_piece *piece, bool has_usage,

@@ -9,6 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+struct api_shape {
+    const char *object, *chunk_object; /* the member `object` of a document and of a chunk */
+    bool has_ids_outside;              /* prompt_token_ids stand beside the choices, not in each */
+    json_t *(*choice_new)(const api_envelope *envelope, const api_piece *piece);
+    json_t *(*delta_new)(const api_envelope *envelope, const api_piece *piece); /* of a chunk */
+    size_t (*split)(const api_piece *piece, api_piece parts[API_PARTS_MAX]);
+};
+
 static json_t *text_or_null(const char *text, size_t n_bytes)
 {
     return text != NULL ? api_text_new(text, n_bytes) : json_null();
@@ -46,38 +54,135 @@ static json_t *id_list(const uint32_t *ids, size_t n_ids)
     return list;
 }
 
-static bool put_ids(json_t *choice, const api_piece *piece)
+static bool put_ids(json_t *choice, const api_piece *piece, bool has_prompt)
 {
     if (!piece->shows_ids) return true;
-    if (piece->prompt_ids != NULL &&
+    if (has_prompt && piece->prompt_ids != NULL &&
         !api_put(choice, "prompt_token_ids", id_list(piece->prompt_ids, piece->n_prompt_ids))) {
         return false;
     }
     return api_put(choice, "token_ids", id_list(piece->token_ids, piece->n_token_ids));
 }
 
-static json_t *choice_new(const api_envelope *envelope, const api_piece *piece)
+/* logprobs, finish_reason, stop_reason and ids behind what `choice` has; takes `logprobs`. */
+static bool put_end(const api_envelope *envelope, json_t *choice, json_t *logprobs,
+                    const api_piece *piece)
 {
-    json_t *choice = json_object();
+    const size_t finish_bytes = piece->finish != NULL ? strlen(piece->finish) : 0;
+    return api_put(choice, "logprobs", logprobs) &&
+           api_put(choice, "finish_reason", text_or_null(piece->finish, finish_bytes)) &&
+           api_put(choice, "stop_reason", stop_reason(piece)) &&
+           put_ids(choice, piece, !envelope->shape->has_ids_outside);
+}
+
+/* ---- completions ----------------------------------------------------------------------------------------- */
+
+static json_t *completion_choice(const api_envelope *envelope, const api_piece *piece)
+{
+    json_t *choice =
+        json_pack("{s:I,s:o}", "index", (json_int_t)piece->index, "text", piece_text(piece));
     if (choice == NULL) return NULL;
     json_t *logprobs = piece->scores != NULL
                            ? api_logprobs_new(envelope, piece->scores, piece->n_scores)
                            : json_null();
-    if (!api_put(choice, "index", json_integer(piece->index)) ||
-        !api_put(choice, "text", piece_text(piece))) {
-        json_decref(logprobs);
-        json_decref(choice);
-        return NULL;
-    }
-    const size_t finish_bytes = piece->finish != NULL ? strlen(piece->finish) : 0;
-    const bool is_ok =
-        api_put(choice, "logprobs", logprobs) &&
-        api_put(choice, "finish_reason", text_or_null(piece->finish, finish_bytes)) &&
-        api_put(choice, "stop_reason", stop_reason(piece)) && put_ids(choice, piece);
-    if (is_ok) return choice;
+    if (put_end(envelope, choice, logprobs, piece)) return choice;
     json_decref(choice);
     return NULL;
 }
+
+static size_t completion_split(const api_piece *piece, api_piece parts[API_PARTS_MAX])
+{
+    parts[0] = *piece;
+    return 1;
+}
+
+const api_shape api_shape_completion = {.object = "text_completion",
+                                        .chunk_object = "text_completion",
+                                        .choice_new = completion_choice,
+                                        .delta_new = completion_choice,
+                                        .split = completion_split};
+
+/* ---- chats ----------------------------------------------------------------------------------------------- */
+
+/* What is said: {role, content, refusal} of a document; of a chunk the role alone, or text, or nothing. */
+static json_t *message_new(const api_envelope *envelope, const api_piece *piece)
+{
+    return json_pack("{s:s,s:o,s:n}", "role", envelope->role, "content", piece_text(piece),
+                     "refusal");
+}
+
+static json_t *delta_new(const api_envelope *envelope, const api_piece *piece)
+{
+    if (piece->is_first)
+        return json_pack("{s:s,s:s,s:n}", "role", envelope->role, "content", "", "refusal");
+    if (piece->finish != NULL) return json_object();
+    return json_pack("{s:o}", "content", piece_text(piece));
+}
+
+static json_t *chat_choice(const api_envelope *envelope, const api_piece *piece, const char *name,
+                           json_t *said)
+{
+    json_t *choice = json_pack("{s:I,s:o}", "index", (json_int_t)piece->index, name, said);
+    if (choice == NULL) return NULL;
+    json_t *logprobs = piece->scores != NULL
+                           ? api_chat_logprobs_new(envelope, piece->scores, piece->n_scores)
+                           : json_null();
+    if (put_end(envelope, choice, logprobs, piece)) return choice;
+    json_decref(choice);
+    return NULL;
+}
+
+static json_t *chat_message_choice(const api_envelope *envelope, const api_piece *piece)
+{
+    return chat_choice(envelope, piece, "message", message_new(envelope, piece));
+}
+
+static json_t *chat_delta_choice(const api_envelope *envelope, const api_piece *piece)
+{
+    return chat_choice(envelope, piece, "delta", delta_new(envelope, piece));
+}
+
+/* The role; what is said, if anything is; the end. */
+static size_t chat_split(const api_piece *piece, api_piece parts[API_PARTS_MAX])
+{
+    size_t n_parts = 0;
+    if (piece->is_first) {
+        parts[n_parts++] = (api_piece){.index = piece->index,
+                                       .is_first = true,
+                                       .stop_token = -1,
+                                       .prompt_ids = piece->prompt_ids,
+                                       .n_prompt_ids = piece->n_prompt_ids,
+                                       .shows_ids = piece->shows_ids};
+    }
+    if (piece->text_bytes > 0 || piece->echo_bytes > 0 || piece->n_scores > 0 ||
+        piece->n_token_ids > 0) {
+        api_piece *said = &parts[n_parts++];
+        *said = *piece;
+        said->is_first = false;
+        said->finish = NULL;
+        said->stop_text = NULL;
+        said->stop_token = -1;
+        said->prompt_ids = NULL;
+    }
+    if (piece->finish != NULL) {
+        parts[n_parts++] = (api_piece){.index = piece->index,
+                                       .finish = piece->finish,
+                                       .stop_text = piece->stop_text,
+                                       .stop_text_bytes = piece->stop_text_bytes,
+                                       .stop_token = piece->stop_token,
+                                       .shows_ids = piece->shows_ids};
+    }
+    return n_parts;
+}
+
+const api_shape api_shape_chat = {.object = "chat.completion",
+                                  .chunk_object = "chat.completion.chunk",
+                                  .has_ids_outside = true,
+                                  .choice_new = chat_message_choice,
+                                  .delta_new = chat_delta_choice,
+                                  .split = chat_split};
+
+/* ---- documents ------------------------------------------------------------------------------------------- */
 
 static json_t *usage_new(const api_usage *usage)
 {
@@ -93,11 +198,11 @@ static json_t *usage_new(const api_usage *usage)
 }
 
 /* The document up to its choices, which are empty. */
-static json_t *document_new(const api_envelope *envelope)
+static json_t *document_new(const api_envelope *envelope, const char *object)
 {
-    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:[]}", "id", envelope->id, "object", "text_completion",
-                     "created", (json_int_t)envelope->created, "model", envelope->model,
-                     "system_fingerprint", envelope->fingerprint, "choices");
+    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:[]}", "id", envelope->id, "object", object, "created",
+                     (json_int_t)envelope->created, "model", envelope->model, "system_fingerprint",
+                     envelope->fingerprint, "choices");
 }
 
 static char *dump_and_release(json_t *document, bool is_ok, size_t *n_bytes)
@@ -107,32 +212,49 @@ static char *dump_and_release(json_t *document, bool is_ok, size_t *n_bytes)
     return text;
 }
 
+/* Of a chat, whose choices have one prompt. */
+static bool put_prompt_ids(const api_envelope *envelope, const api_piece *piece, json_t *document)
+{
+    if (!envelope->shape->has_ids_outside || piece->prompt_ids == NULL) return true;
+    return api_put(document, "prompt_token_ids", id_list(piece->prompt_ids, piece->n_prompt_ids));
+}
+
 char *api_reply_document(const api_envelope *envelope, const api_piece *pieces, size_t n_pieces,
                          const api_usage *usage, size_t *n_bytes)
 {
-    json_t *document = document_new(envelope);
+    const api_shape *shape = envelope->shape;
+    json_t *document = document_new(envelope, shape->object);
     json_t *choices = json_object_get(document, "choices");
     bool is_ok = choices != NULL;
     for (size_t i = 0; is_ok && i < n_pieces; i++)
-        is_ok = json_array_append_new(choices, choice_new(envelope, &pieces[i])) == 0;
-    is_ok = is_ok && api_put(document, "usage", usage_new(usage));
+        is_ok = json_array_append_new(choices, shape->choice_new(envelope, &pieces[i])) == 0;
+    is_ok = is_ok && put_prompt_ids(envelope, pieces, document) &&
+            api_put(document, "usage", usage_new(usage));
     return dump_and_release(document, is_ok, n_bytes);
+}
+
+size_t api_reply_split(const api_envelope *envelope, const api_piece *piece,
+                       api_piece parts[API_PARTS_MAX])
+{
+    return envelope->shape->split(piece, parts);
 }
 
 char *api_reply_chunk(const api_envelope *envelope, const api_piece *piece, bool has_usage,
                       size_t *n_bytes)
 {
-    json_t *document = document_new(envelope);
+    const api_shape *shape = envelope->shape;
+    json_t *document = document_new(envelope, shape->chunk_object);
     json_t *choices = json_object_get(document, "choices");
     bool is_ok =
-        choices != NULL && json_array_append_new(choices, choice_new(envelope, piece)) == 0;
-    is_ok = is_ok && (!has_usage || api_put(document, "usage", json_null()));
+        choices != NULL && json_array_append_new(choices, shape->delta_new(envelope, piece)) == 0;
+    is_ok = is_ok && put_prompt_ids(envelope, piece, document) &&
+            (!has_usage || api_put(document, "usage", json_null()));
     return dump_and_release(document, is_ok, n_bytes);
 }
 
 char *api_reply_usage_chunk(const api_envelope *envelope, const api_usage *usage, size_t *n_bytes)
 {
-    json_t *document = document_new(envelope);
+    json_t *document = document_new(envelope, envelope->shape->chunk_object);
     const bool is_ok = document != NULL && api_put(document, "usage", usage_new(usage));
     return dump_and_release(document, is_ok, n_bytes);
 }

@@ -1,9 +1,9 @@
-/* service/api_request_json.c - the fields of POST /v1/completions. See api_request.h. */
-#include "service/api_request.h"
+/* service/api_request_json.c - the fields of POST /v1/completions, most of which a chat has too. See
+ * api_request.h and api_request_json.h. */
+#include "service/api_request_json.h"
 
 #include "base/check.h"
 #include "base/hash.h"
-#include "service/api_fields_json.h"
 #include "service/api_kv_json.h"
 #include "service/api_prompt_json.h"
 
@@ -30,7 +30,7 @@ static bool refuse_memory(api_error *error)
     return api_refuse(error, API_FAULT_MEMORY, NULL, "out of memory");
 }
 
-static bool read_model(const json_t *body, const api_limits *limits, api_error *error)
+bool api_request_read_model(const json_t *body, const api_limits *limits, api_error *error)
 {
     api_text name = {NULL, 0};
     if (!api_field_text(body, "model", MODEL_NAME_BYTES_MAX, &name, error)) return false;
@@ -52,7 +52,7 @@ static bool is_empty(const json_t *value)
 }
 
 /* Known options that this server lacks. An answer that ignored them would look right and be wrong. */
-static bool refuse_unsupported(const json_t *body, api_error *error)
+bool api_request_refuse_unsupported(const json_t *body, api_error *error)
 {
     static const char *const names[] = {
         "suffix",           "prompt_embeds",     "prompt_logprobs",    "logprob_token_ids",
@@ -75,16 +75,19 @@ static bool refuse_unsupported(const json_t *body, api_error *error)
 static bool read_counts(const json_t *body, const api_limits *limits, completion_request *out,
                         api_error *error)
 {
-    const api_int_range tokens = {0, INT32_MAX};
+    const api_int_range tokens = {0, API_TOKENS_MAX};
+    const char *field = out->max_tokens_field;
     if (!api_field_u32(body, "n", (api_int_range){1, API_N_MAX}, &out->n, error) ||
-        !api_field_u32(body, "max_tokens", tokens, &out->max_tokens, error) ||
+        !api_field_u32(body, field, tokens, &out->max_tokens, error) ||
         !api_field_u32(body, "min_tokens", tokens, &out->min_tokens, error)) {
         return false;
     }
-    out->has_max_tokens = api_field(body, "max_tokens") != NULL;
+    out->has_max_tokens = api_field(body, field) != NULL;
+    if (limits->generation != NULL)
+        out->max_tokens = (uint32_t)min_size(out->max_tokens, limits->generation->n_output_max);
     if (out->min_tokens > out->max_tokens) {
         return api_refuse(error, API_FAULT_REQUEST, "min_tokens",
-                          "min_tokens: %u is more than max_tokens (%u)", out->min_tokens,
+                          "min_tokens: %u is more than %s (%u)", out->min_tokens, field,
                           out->max_tokens);
     }
     if ((uint64_t)out->n * out->n_prompts > limits->n_choices_max) {
@@ -116,12 +119,11 @@ static bool read_seed(const json_t *body, completion_request *out, api_error *er
     return true;
 }
 
-static bool read_sampling(const json_t *body, const api_limits *limits, completion_request *out,
-                          api_error *error)
+static bool read_sampling(const json_t *body, completion_request *out, api_error *error)
 {
     sampler_params *s = &out->sampling;
     const api_real_range share = {0, 1, false}, penalty = {-2, 2, false};
-    int64_t top_k = 0, n_logprobs = -1;
+    int64_t top_k = s->top_k;
     const bool is_read =
         api_field_real(body, "temperature", (api_real_range){0, 2, false}, &s->temperature,
                        error) &&
@@ -131,12 +133,9 @@ static bool read_sampling(const json_t *body, const api_limits *limits, completi
         api_field_real(body, "presence_penalty", penalty, &s->presence_penalty, error) &&
         api_field_real(body, "frequency_penalty", penalty, &s->frequency_penalty, error) &&
         api_field_real(body, "repetition_penalty", (api_real_range){0, 100, true},
-                       &s->repetition_penalty, error) &&
-        api_field_int(body, "logprobs", (api_int_range){0, limits->n_logprobs_max}, &n_logprobs,
-                      error);
+                       &s->repetition_penalty, error);
     if (!is_read) return false;
     s->top_k = top_k > 0 ? (uint32_t)top_k : 0;
-    s->n_logprobs = (int32_t)n_logprobs;
     if (s->top_p <= 0.0f) { /* the smallest set that reaches a share of 0: the likeliest token */
         s->top_p = 1.0f;
         s->top_k = 1;
@@ -274,8 +273,7 @@ static bool read_stream(const json_t *body, completion_request *out, api_error *
 
 static bool read_flags(const json_t *body, completion_request *out, api_error *error)
 {
-    return api_field_bool(body, "echo", &out->echo, error) &&
-           api_field_bool(body, "include_stop_str_in_output", &out->include_stop, error) &&
+    return api_field_bool(body, "include_stop_str_in_output", &out->include_stop, error) &&
            api_field_bool(body, "ignore_eos", &out->ignore_eos, error) &&
            api_field_bool(body, "skip_special_tokens", &out->skip_special, error) &&
            api_field_bool(body, "add_special_tokens", &out->add_special, error) &&
@@ -318,32 +316,72 @@ static bool read_names(const json_t *body, completion_request *out, api_error *e
     return true;
 }
 
+void api_request_init(const api_limits *limits, completion_request *out)
+{
+    generation_config generation;
+    generation_config_default(&generation);
+    if (limits->generation != NULL) generation = *limits->generation;
+    *out = (completion_request){.n = 1,
+                                .max_tokens = MAX_TOKENS_DEFAULT,
+                                .max_tokens_field = "max_tokens",
+                                .skip_special = true,
+                                .add_special = true,
+                                .sampling = {.temperature = generation.temperature,
+                                             .top_p = generation.top_p,
+                                             .min_p = generation.min_p,
+                                             .top_k = generation.top_k,
+                                             .repetition_penalty = generation.repetition_penalty,
+                                             .n_logprobs = -1}};
+}
+
+bool api_request_read_common(const json_t *body, const api_limits *limits, completion_request *out,
+                             api_error *error)
+{
+    return read_counts(body, limits, out, error) && read_sampling(body, out, error) &&
+           read_bias(body, limits, out, error) && read_stops(body, out, error) &&
+           read_stop_ids(body, limits, out, error) && read_stream(body, out, error) &&
+           read_flags(body, out, error) && read_truncation(body, out, error) &&
+           read_names(body, out, error) && api_kv_read(body, limits->kv, out, error);
+}
+
+static bool read_logprobs(const json_t *body, const api_limits *limits, completion_request *out,
+                          api_error *error)
+{
+    int64_t n_logprobs = -1;
+    if (!api_field_int(body, "logprobs", (api_int_range){0, limits->n_logprobs_max}, &n_logprobs,
+                       error)) {
+        return false;
+    }
+    out->sampling.n_logprobs = (int32_t)n_logprobs;
+    return true;
+}
+
 bool api_completion_parse(const api_limits *limits, const char *body, size_t body_bytes,
                           completion_request *out, api_error *error)
 {
-    *out = (completion_request){
-        .n = 1,
-        .max_tokens = MAX_TOKENS_DEFAULT,
-        .skip_special = true,
-        .add_special = true,
-        .sampling = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .n_logprobs = -1}};
+    api_request_init(limits, out);
     json_t *document = api_body_read(body, body_bytes, error);
-    if (document == NULL) return false;
-    const bool is_read =
-        read_model(document, limits, error) && refuse_unsupported(document, error) &&
-        api_prompts_read(document, limits, out, error) &&
-        read_counts(document, limits, out, error) && read_sampling(document, limits, out, error) &&
-        read_bias(document, limits, out, error) && read_stops(document, out, error) &&
-        read_stop_ids(document, limits, out, error) && read_stream(document, out, error) &&
-        read_flags(document, out, error) && read_truncation(document, out, error) &&
-        read_names(document, out, error) && api_kv_read(document, limits->kv, out, error);
+    const bool is_read = document != NULL && api_request_read_model(document, limits, error) &&
+                         api_request_refuse_unsupported(document, error) &&
+                         api_prompts_read(document, limits, out, error) &&
+                         read_logprobs(document, limits, out, error) &&
+                         api_field_bool(document, "echo", &out->echo, error) &&
+                         api_request_read_common(document, limits, out, error);
     json_decref(document);
     if (!is_read) api_completion_deinit(out);
     return is_read;
 }
 
+void api_chat_deinit(api_chat *chat)
+{
+    json_decref(chat->variables);
+    free(chat->last);
+    *chat = (api_chat){0};
+}
+
 void api_completion_deinit(completion_request *request)
 {
+    api_chat_deinit(&request->chat);
     for (size_t i = 0; i < request->n_prompts; i++) {
         free(request->prompts[i].text);
         free(request->prompts[i].ids);

@@ -3,26 +3,44 @@
  * Two dialects: vLLM's {prompt, add_special_tokens, return_token_strs} -> {count, max_model_len, tokens,
  * token_strs} and {tokens} -> {prompt}; llama.cpp's {content, add_special, with_pieces} -> {tokens} and
  * {tokens} -> {content}. A request that says `content` gets the second; /detokenize answers with both
- * keys. GET /tokenizer_info is vLLM's, as far as clients that count tokens ask for it (lm-eval's remote
+ * keys. In vLLM's, `messages` may stand for `prompt`: what a chat with them is given to the model. GET /tokenizer_info is vLLM's, as far as clients that count tokens ask for it (lm-eval's remote
  * tokenizer). */
-#include "service/api.h"
-
+#include "service/api_call.h"
 #include "service/api_fields_json.h"
+#include "service/api_messages_json.h"
 #include "service/api_prompt_json.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
 typedef struct tokenize_request {
-    api_text text; /* borrowed from the body */
+    api_text text;  /* borrowed from the body, or from rendered */
+    char *rendered; /* owned; NULL unless of messages */
     bool is_content;
     bool add_special;
     bool with_strings;
 } tokenize_request;
 
+static bool read_messages(const api_context *api, const json_t *body, tokenize_request *out,
+                          api_error *error)
+{
+    api_chat chat = {0};
+    api_prompt prompt = {0};
+    const bool is_read = api_messages_read(body, &chat, error) &&
+                         api_chat_render(api, &chat, &prompt, error) &&
+                         api_field_bool(body, "add_special_tokens", &out->add_special, error) &&
+                         api_field_bool(body, "return_token_strs", &out->with_strings, error);
+    api_chat_deinit(&chat);
+    out->rendered = prompt.text;
+    out->text = (api_text){prompt.text, prompt.text_bytes};
+    return is_read;
+}
+
 static bool read_tokenize(const api_context *api, const json_t *body, tokenize_request *out,
                           api_error *error)
 {
+    *out = (tokenize_request){0};
+    if (api_field(body, "messages") != NULL) return read_messages(api, body, out, error);
     *out = (tokenize_request){.is_content = api_field(body, "content") != NULL};
     out->add_special = !out->is_content; /* the dialects differ in their default */
     const char *name = out->is_content ? "content" : "prompt";
@@ -97,13 +115,18 @@ static json_t *tokenize_new(const api_context *api, const tokenize_request *requ
 static json_t *tokenize(const api_context *api, const json_t *body, api_error *error)
 {
     tokenize_request request;
-    if (!read_tokenize(api, body, &request, error)) return NULL;
+    if (!read_tokenize(api, body, &request, error)) {
+        free(request.rendered);
+        return NULL;
+    }
     uint32_t *ids;
     size_t n_ids;
     const tok_text text = {.bytes = request.text.bytes,
                            .n_bytes = request.text.n_bytes,
-                           .add_bos = request.add_special && tokenizer_adds_bos(api->t)};
+                           .add_bos = request.add_special && tokenizer_adds_bos(api->t),
+                           .parse_special = request.rendered != NULL};
     const err_t err = tokenizer_encode(api->t, &text, &ids, &n_ids);
+    free(request.rendered);
     if (err != ERR_OK) {
         api_refuse(error, err == ERR_NO_MEMORY ? API_FAULT_MEMORY : API_FAULT_REQUEST, "prompt",
                    "prompt: %s", err_sentence(err));
@@ -199,7 +222,7 @@ void api_tokenizer_info(void *ctx, http_exchange *ex)
     char *text = NULL;
     const tokenizer *t = api->t;
     json_t *document =
-        json_pack("{s:s,s:b,s:I,s:I}", "tokenizer_class", "sentencepiece", "add_bos_token",
+        json_pack("{s:s,s:b,s:I,s:I}", "tokenizer_class", tokenizer_kind(t), "add_bos_token",
                   tokenizer_adds_bos(t), "vocab_size", (json_int_t)tokenizer_n_vocab(t),
                   "model_max_length", (json_int_t)api->n_context_max);
     if (document != NULL && put_control(document, t, "bos_token", tokenizer_bos(t)) &&

@@ -2,6 +2,7 @@
 #include "service/server_config.h"
 
 static const char *const load_formats[] = {"auto", "safetensors", "dummy", NULL}; /* model_load */
+static const char *const generations[] = {"auto", "vllm", NULL}; /* generation_source */
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL}; /* log_level */
 static const char *const log_formats[] = {"text", "json", NULL};                  /* log_format */
 static const char *const compats[] = {"none", "vllm", NULL}; /* metrics_compat */
@@ -13,6 +14,10 @@ static const cfg_field fields[] = {
     CFG_LIST(S, served_model_names, "served-model-name", NULL, "NAME",
              "names that requests may use; replies show the first (default: last part of DIR)"),
     CFG_PICK(S, load_format, "load-format", load_formats, "auto", "where weights come from"),
+    CFG_PICK(S, generation, "generation-config", generations, "auto",
+             "sampling of requests that say none: the model's generation_config.json, or vllm's"),
+    CFG_TEXT(S, chat_template_file, "chat-template", NULL, "FILE",
+             "Jinja template of chats (default: the model's)"),
     DEVICE_CONFIG_FIELDS(S),
     CFG_TEXT(S, host, "host", "127.0.0.1", "ADDRESS", "address to listen on"),
     CFG_NUM32(S, port, "port", 0, 65535, "8000", "port; 0: any free one, see the log"),

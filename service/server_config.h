@@ -11,6 +11,9 @@
 #include "service/engine.h"
 #include "service/rank_place.h"
 
+/* Whose sampling a request gets that says none. */
+typedef enum generation_source { GENERATION_AUTO, GENERATION_VLLM } generation_source;
+
 typedef struct serve_config {
     char *model_dir;         /* positional, or --model; default models/storyteller */
     char *host;              /* 127.0.0.1 */
@@ -23,6 +26,8 @@ typedef struct serve_config {
     cfg_strings api_keys;           /* --api-key */
     char *api_key_file;             /* one key a line */
     uint32_t load_format;           /* model_load: auto, safetensors, dummy */
+    uint32_t generation;            /* --generation-config: generation_source */
+    char *chat_template_file;       /* --chat-template; NULL: the model's own */
     device_config device;
     uint64_t body_bytes_max;         /* --max-body-bytes */
     uint32_t n_connections_max;      /* --max-connections */

@@ -88,6 +88,16 @@ static void make_fingerprint(server_parts *parts)
              mixed & UINT64_C(0xffffffffffff));
 }
 
+/* What requests get that do not say how to sample. */
+static err_t read_generation(server_parts *parts, err_info *info)
+{
+    const serve_config *serve = &parts->settings->serve;
+    if (serve->generation == GENERATION_VLLM) return ERR_OK;
+    TRY(generation_config_read(serve->model_dir, &parts->generation, info));
+    parts->api.generation = &parts->generation;
+    return ERR_OK;
+}
+
 err_t server_prepare(server_parts *parts, const server_settings *settings, err_info *info)
 {
     const serve_config *serve = &settings->serve;
@@ -99,6 +109,7 @@ err_t server_prepare(server_parts *parts, const server_settings *settings, err_i
     if (hash_init() != ERR_OK) return err_set(info, ERR_SYSTEM, "no source of random numbers");
     TRY(model_config_read(serve->model_dir, &parts->shape, info));
     TRY(make_names(parts, info));
+    TRY(read_generation(parts, info));
     make_fingerprint(parts);
     TRY(api_keys_open(serve, &parts->api.keys, info));
     const metrics_shape shape = {.model_name = parts->model_names[0],
@@ -130,6 +141,52 @@ static err_t load_weights(server_parts *parts, err_info *info)
              (double)model_weight_bytes(parts->own.m) / GIB,
              model_get_config(parts->own.m)->n_params,
              model_get_config(parts->own.m)->n_params_active, clock_seconds_since(touch_ns));
+    return ERR_OK;
+}
+
+/* The model's end tokens, and the one that its tokenizer says ends a turn. */
+static void list_eos(server_parts *parts)
+{
+    const model_config *shape = model_get_config(parts->own.m);
+    api_context *api = &parts->api;
+    memcpy(api->eos, shape->eos, shape->n_eos * sizeof *api->eos);
+    api->n_eos = shape->n_eos;
+    const int64_t eos = chat_template_eos(parts->chat);
+    for (uint32_t i = 0; i < api->n_eos; i++) {
+        if ((int64_t)api->eos[i] == eos) return;
+    }
+    if (eos >= 0) api->eos[api->n_eos++] = (uint32_t)eos;
+}
+
+static void log_generation(const server_parts *parts)
+{
+    const generation_config *g = parts->api.generation;
+    if (g == NULL) return;
+    if (g->has_any) {
+        log_info("server",
+                 "generation_config.json: defaults temperature=%g top_p=%g top_k=%" PRIu32
+                 " min_p=%g repetition_penalty=%g",
+                 (double)g->temperature, (double)g->top_p, g->top_k, (double)g->min_p,
+                 (double)g->repetition_penalty);
+    }
+    if (g->n_output_max < UINT32_MAX) {
+        log_info("server", "generation_config.json: at most max_tokens=%" PRIu32, g->n_output_max);
+    }
+    if (g->ignored[0] != '\0') {
+        log_warn("server", "generation_config.json: not applied: %s", g->ignored);
+    }
+}
+
+static err_t open_chat(server_parts *parts, err_info *info)
+{
+    const serve_config *serve = &parts->settings->serve;
+    TRY(chat_template_open(serve->model_dir, serve->chat_template_file, parts->t, &parts->chat,
+                           info));
+    const char *fault = chat_template_fault(parts->chat);
+    log_info("server", "chat %s%s", fault != NULL ? "is off: " : "is on",
+             fault != NULL ? fault : "");
+    parts->api.chat = parts->chat;
+    list_eos(parts);
     return ERR_OK;
 }
 
@@ -225,6 +282,8 @@ static err_t load_all(server_parts *parts, err_info *info)
 {
     TRY(rank_group_open(parts->settings, &parts->own, &parts->group, info));
     TRY(load_weights(parts, info));
+    TRY(open_chat(parts, info));
+    log_generation(parts);
     TRY(open_cache(parts, info));
     TRY(rank_share_meet(parts->settings, &parts->own, info));
     TRY(open_engine(parts, info));
@@ -249,6 +308,7 @@ void server_unload(server_parts *parts)
     if (parts->failure != NULL && c != NULL && comm_status(c, NULL) == ERR_OK)
         comm_abort(c, parts->failure);
     engine_close(parts->e);
+    chat_template_close(parts->chat);
     tokenizer_close(parts->t);
     rank_group_close(parts->group, &parts->own, are_let_go ? NULL : reason);
     metrics_close(parts->metrics);
@@ -275,6 +335,8 @@ int server_check(const server_settings *settings)
     if (err == ERR_OK) err = model_open(parts.own.d, dir, &options, &parts.own.m, &info);
     if (err == ERR_OK) err = tokenizer_open(dir, &parts.t, &info);
     if (err == ERR_OK) err = tokenizer_check_vocab(parts.t, parts.shape.n_vocab, &info);
+    const char *file = settings->serve.chat_template_file;
+    if (err == ERR_OK) err = chat_template_open(dir, file, parts.t, &parts.chat, &info);
     if (err == ERR_OK) {
         printf("%s: sound: %s, %" PRIu64 " parameters, %.3f GiB, %" PRIu32
                " tokens in the vocabulary\n",

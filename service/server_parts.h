@@ -10,14 +10,16 @@
 typedef struct server_parts {
     const server_settings *settings;
     uint64_t start_ns;
-    model_config shape;       /* of config.json, read before anything else */
-    const char **model_names; /* [n_model_names] borrowed texts; owned array */
-    char *default_name;       /* last part of model_dir; owned */
+    model_config shape;           /* of config.json, read before anything else */
+    generation_config generation; /* of the model */
+    const char **model_names;     /* [n_model_names] borrowed texts; owned array */
+    char *default_name;           /* last part of model_dir; owned */
     metrics *metrics;
     http_server *server, *monitor;
     rank_group *group;
     rank_share own; /* rank 0's */
     tokenizer *t;
+    chat_template *chat;
     engine *e;
     const char *failure; /* of server_load; NULL: none. Borrowed from its info */
     api_context api;

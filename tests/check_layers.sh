@@ -31,9 +31,11 @@ home() {
     fi
 }
 home 'microhttpd' 'web/http_mhd[a-z_]*\.c'
-home 'jansson' 'service/[a-z_]*_json\.[ch]|service/eval/[a-z_]*_json\.c'
+home 'jansson' 'service/[a-z_]*_json\.[ch]|service/eval/[a-z_]*_json\.c|service/jinja/jinja\.h|service/jinja/[a-z_]*_json\.c'
 home 'cjson/' 'model/[a-z_]*_json\.c'
 home 'sentencepiece' 'model/tokenizer_spm\.cc'
+home 'pcre2' 'model/regex_pcre2\.c'
+home 'utf8proc' 'model/unicode_utf8proc\.c'
 home 'sodium' 'base/hash\.c'
 home 'yaml' 'service/config_yaml\.c'
 home 'cuda' 'kernels/[a-z_]*cuda[a-z_]*\.(c|cu|cuh|h)'

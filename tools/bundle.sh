@@ -14,7 +14,7 @@ to=${2:-build/bundle}
 rm -rf "$to"
 mkdir -p "$to/bin" "$to/lib" "$to/bench" "$to/tests/golden" "$to/models"
 cp "$build/pikv" "$build"/test_*_gpu "$to/bin/"
-cp -r bench/gpu.sh bench/gpu_table.py bench/shapes "$to/bench/"
+cp -r bench/gpu.sh bench/gpu_table.py bench/gpu_transformers.py bench/shapes "$to/bench/"
 cp README.md "$to/"
 cp -r models/storyteller "$to/models/"
 cp -r tests/golden/mixtral-* "$to/tests/golden/"

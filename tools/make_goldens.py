@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes the tiny Mixtral models of tests/golden and what transformers computes from them.
+"""Writes the tiny models of tests/golden and what transformers computes from them.
 
-Each fixture is a folder mixtral-NAME/ with a random model in the classic checkpoint layout (config.json and
+Each fixture (golden_families/) is a folder FAMILY-NAME/ with a random model in the classic checkpoint layout (config.json and
 model.safetensors, or an index and shards) and reference.safetensors, which holds prompts, logits and greedy
 continuations. The weights are rounded to the storage type first; the reference is float32 arithmetic on those
 rounded values, with eager attention and without a key/value cache.
@@ -11,7 +11,7 @@ distance between the best and second best logit of every greedy step, and betwee
 logit of every token in every layer. A seed that comes too close is refused; --try-seeds looks for a better one.
 
     python tools/make_goldens.py --out tests/golden
-    python tools/make_goldens.py --try-seeds 20 --only window-f16
+    python tools/make_goldens.py --try-seeds 20 --only mixtral-window-f16
 
 Versions: tools/requirements.txt. With those, on one machine, two runs write the same bytes.
 """
@@ -22,107 +22,35 @@ import shutil
 import sys
 import tempfile
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
+
+from golden_families import Fixture, families
 
 GREEDY_TOKENS = 64
 LOGITS_KEPT_MAX = 40  # prompts longer than this keep only N_SPREAD positions
 N_SPREAD = 12
 GREEDY_MARGIN_MIN = 5e-3
 ROUTER_MARGIN_MIN = 5e-4
-N_DISTINCT_MIN = 12  # a continuation that circles through fewer tokens tests little
-
-
-@dataclass(frozen=True)
-class Fixture:
-    """One model. `config` goes to MixtralConfig; the gains scale the random weights (see fill_weights)."""
-
-    name: str
-    seed: int
-    dtype: torch.dtype
-    config: dict
-    prompts: tuple = (1, 7, 33, 317)
-    n_shards: int = 1
-    classic_config: bool = False  # write config.json with the keys of 2023: rope_theta, torch_dtype
-    gains: dict = field(default_factory=dict)
-
-
-FIXTURES = [
-    Fixture(
-        name="base-f32",  # plain: as many key/value heads as query heads, null window, head_dim from the division
-        seed=14,
-        dtype=torch.float32,
-        config=dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=4, num_local_experts=4, num_experts_per_tok=2,
-                    rms_norm_eps=1e-5, rope_theta=1000000.0),
-    ),
-    Fixture(
-        name="gqa-bf16",  # four query heads to a key/value head, eight experts as in Mixtral 8x7B
-        seed=8,
-        dtype=torch.bfloat16,
-        config=dict(vocab_size=128, hidden_size=64, intermediate_size=32, num_hidden_layers=2,
-                    num_attention_heads=8, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2,
-                    rms_norm_eps=1e-5, rope_theta=1000000.0),
-    ),
-    Fixture(
-        name="window-f16",  # sliding window; head_dim is not hidden/heads; five experts, three at a time
-        seed=5,
-        dtype=torch.float16,
-        prompts=(1, 24, 25, 33, 317),
-        config=dict(vocab_size=144, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=5,
-                    num_experts_per_tok=3, sliding_window=24, rms_norm_eps=1e-6, rope_theta=10000.0),
-    ),
-    Fixture(
-        name="tied-bf16",  # lm_head is the embedding and absent from the file; one expert; an epsilon that matters
-        seed=5,
-        dtype=torch.bfloat16,
-        config=dict(vocab_size=112, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=8, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=1,
-                    tie_word_embeddings=True, rms_norm_eps=1e-2, rope_theta=500000.0),
-        gains=dict(embed=0.4, o_proj=2.0, down_proj=4.0),
-    ),
-    Fixture(
-        name="sharded-f16",  # three shards and an index; config.json as released checkpoints have it
-        seed=2,
-        dtype=torch.float16,
-        prompts=(1, 7, 33, 301),
-        n_shards=3,
-        classic_config=True,
-        config=dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-                    num_attention_heads=4, num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
-                    rms_norm_eps=1e-5, rope_theta=50000.0),
-    ),
-    Fixture(
-        name="odd-f32",  # sizes that are no multiple of eight, a window shorter than the short prompts
-        seed=2,
-        dtype=torch.float32,
-        prompts=(1, 5, 6, 33, 130),
-        config=dict(vocab_size=101, hidden_size=30, intermediate_size=42, num_hidden_layers=2,
-                    num_attention_heads=3, num_key_value_heads=3, head_dim=14, num_local_experts=5,
-                    num_experts_per_tok=2, sliding_window=5, rms_norm_eps=1e-3, rope_theta=100000.0),
-    ),
-]
 
 
 # ---- the model -----------------------------------------------------------------------------------------------
 
 
-def make_config(fixture):
+def make_config(family, fixture):
     keys = dict(fixture.config)
-    rope = {"rope_type": "default", "rope_theta": keys.pop("rope_theta")}
-    return MixtralConfig(max_position_embeddings=1024, rope_parameters=rope, **keys)
+    rope = {"rope_type": "default", "rope_theta": keys.pop("rope_theta")} | fixture.rope
+    return family.config(max_position_embeddings=fixture.max_positions, rope_parameters=rope, **keys)
 
 
 def gain_of(name, gains):
     """Standard deviation times sqrt(fan in), so that every projection makes an output of about this size."""
-    table = {"embed": 1.0, "q_proj": 1.4, "k_proj": 1.4, "gate.weight": 2.0, "lm_head": 3.0} | gains
+    table = {"embed": 1.0, "q_proj": 1.4, "k_proj": 1.4, "gate.weight": 2.0, "router": 2.0, "lm_head": 3.0} | gains
     for key, gain in table.items():
         if key in name:
             return gain
@@ -135,7 +63,9 @@ def fill_weights(model, fixture):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            if "norm" in name:
+            if name.endswith("bias"):
+                values = 0.4 * noise
+            elif "norm" in name:
                 values = 1.0 + 0.2 * noise
             elif "embed" in name:
                 values = gain_of(name, fixture.gains) * noise
@@ -144,20 +74,18 @@ def fill_weights(model, fixture):
             weight.copy_(values.to(fixture.dtype))
 
 
-def classic_config(config, dtype):
-    """config.json with the keys and the order of the released Mixtral 8x7B."""
-    keys = ["architectures", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size",
-            "initializer_range", "intermediate_size", "max_position_embeddings", "model_type",
-            "num_attention_heads", "num_experts_per_tok", "num_hidden_layers", "num_key_value_heads",
-            "num_local_experts", "output_router_logits", "rms_norm_eps", "rope_theta", "router_aux_loss_coef",
-            "sliding_window", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
-            "vocab_size"]
-    values = config | {"rope_theta": config["rope_parameters"]["rope_theta"],
-                       "torch_dtype": str(dtype).removeprefix("torch."), "transformers_version": "4.36.0.dev0"}
-    return {key: values[key] for key in keys}
+def old_spelling(config, dtype):
+    """config.json with rope_theta beside rope_scaling, and torch_dtype."""
+    rope = dict(config.pop("rope_parameters"))
+    config["rope_theta"] = rope.pop("rope_theta")
+    rope["type"] = rope.pop("rope_type")
+    config["rope_scaling"] = rope if rope["type"] != "default" else None
+    config.pop("dtype")
+    config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    return config
 
 
-def save_checkpoint(model, fixture, folder):
+def save_checkpoint(model, family, fixture, folder):
     stored = deepcopy(model).to(fixture.dtype)
     total_bytes = sum(p.numel() * p.element_size() for p in stored.parameters())
     shard_bytes = total_bytes if fixture.n_shards == 1 else int(total_bytes / fixture.n_shards * 1.1)
@@ -169,26 +97,12 @@ def save_checkpoint(model, fixture, folder):
     if config["rope_parameters"]["rope_theta"] != fixture.config["rope_theta"]:
         raise RuntimeError(f"{fixture.name}: config.json lost rope_theta")
     if fixture.classic_config:
-        text = json.dumps(classic_config(config, fixture.dtype), indent=2) + "\n"
+        spelled = family.classic or old_spelling
+        text = json.dumps(spelled(config, fixture.dtype), indent=2) + "\n"
         config_path.write_text(text, encoding="utf-8")
 
 
-def classic_names(fixture):
-    """The tensor names a Mixtral checkpoint must have, whatever transformers calls them in memory."""
-    names = {"model.embed_tokens.weight", "model.norm.weight"}
-    if not fixture.config.get("tie_word_embeddings", False):
-        names.add("lm_head.weight")
-    for layer in range(fixture.config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
-        names |= {f"{prefix}{norm}_layernorm.weight" for norm in ("input", "post_attention")}
-        names |= {f"{prefix}self_attn.{x}_proj.weight" for x in "qkvo"}
-        names.add(f"{prefix}block_sparse_moe.gate.weight")
-        for expert in range(fixture.config["num_local_experts"]):
-            names |= {f"{prefix}block_sparse_moe.experts.{expert}.w{i}.weight" for i in (1, 2, 3)}
-    return names
-
-
-def check_checkpoint(fixture, folder):
+def check_checkpoint(family, fixture, folder):
     """Names and storage types as written on disk."""
     dtype_of = {}
     shards = sorted(folder.glob("model*.safetensors"))
@@ -196,8 +110,8 @@ def check_checkpoint(fixture, folder):
         with safe_open(shard, "pt") as tensors:
             for name in tensors.keys():
                 dtype_of[name] = tensors.get_tensor(name).dtype
-    if set(dtype_of) != classic_names(fixture):
-        raise RuntimeError(f"{fixture.name}: tensor names differ: {set(dtype_of) ^ classic_names(fixture)}")
+    if set(dtype_of) != family.names(fixture):
+        raise RuntimeError(f"{fixture.name}: tensor names differ: {set(dtype_of) ^ family.names(fixture)}")
     if set(dtype_of.values()) != {fixture.dtype}:
         raise RuntimeError(f"{fixture.name}: storage types are {set(dtype_of.values())}")
     if len(shards) != fixture.n_shards:
@@ -247,7 +161,7 @@ def kept_positions(n_tokens):
     return [round(i * (n_tokens - 1) / (N_SPREAD - 1)) for i in range(N_SPREAD)]
 
 
-def make_reference(model, fixture):
+def make_reference(model, family, fixture):
     """The tensors of reference.safetensors and the figures of the report."""
     generator = torch.Generator().manual_seed(fixture.seed)
     top_k = fixture.config["num_experts_per_tok"]
@@ -266,52 +180,76 @@ def make_reference(model, fixture):
         tokens = prompt + continuation
         logits, router_logits = forward(model, tokens)
         report["greedy"].append(margin(steps, 1))
-        report["router"].append(margin(router_logits, top_k))
+        decide = family.router_margin
+        report["router"].append(decide(router_logits, fixture) if decide else margin(router_logits, top_k))
         report["distinct"].append(len(set(continuation)))
         report["noise"].append(rounding_noise(model, tokens, logits))
         report["std"].append(float(logits.std()))
+    if fixture.n_served:
+        tensors["n_positions"] = torch.tensor([fixture.n_served], dtype=torch.int32)
     return tensors, report
 
 
-def complaints(report):
+def complaints(fixture, report):
     """Why a fixture is unfit; empty when it is fit."""
     found = []
     if min(report["greedy"]) < GREEDY_MARGIN_MIN:
         found.append(f"greedy margin below {GREEDY_MARGIN_MIN:g}")
     if min(report["router"]) < ROUTER_MARGIN_MIN:
         found.append(f"router margin below {ROUTER_MARGIN_MIN:g}")
-    if min(report["distinct"]) < N_DISTINCT_MIN:
-        found.append(f"fewer than {N_DISTINCT_MIN} distinct tokens")
+    if min(report["distinct"]) < fixture.n_distinct_min:
+        found.append(f"fewer than {fixture.n_distinct_min} distinct tokens")
     return ", ".join(found)
 
 
-def print_report(fixture, report):
-    print(f"mixtral-{fixture.name}: seed {fixture.seed}, greedy margin {min(report['greedy']):.2e}, "
+def print_report(name, fixture, report):
+    print(f"{name}: seed {fixture.seed}, greedy margin {min(report['greedy']):.2e}, "
           f"router margin {min(report['router']):.2e}, rounding noise {max(report['noise']):.1e}, "
-          f"logit std {min(report['std']):.2f}, distinct tokens {report['distinct']} {complaints(report)}")
+          f"logit std {min(report['std']):.2f}, distinct tokens {report['distinct']} {complaints(fixture, report)}")
 
 
 # ---- the fixtures --------------------------------------------------------------------------------------------
 
 
-def load(folder):
-    model = MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
-                                               experts_implementation="eager")
+def fix_rope(model, n_served):
+    """The frequencies that transformers has for n_served positions, at every length: cached keys cannot be turned
+    again, so pikv chooses once."""
+    rotary, rope = model.model.rotary_emb, model.config.rope_parameters
+    inv_freq, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](model.config, seq_len=n_served)
+    if "long_mscale" in rope:
+        is_long = n_served > rope["original_max_position_embeddings"]
+        scale = rope["long_mscale" if is_long else "short_mscale"]
+
+    def turn(x, position_ids):
+        angles = position_ids[..., None].float() * inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
+
+    rotary.forward = turn
+
+
+def load(family, fixture, folder):
+    model = family.model.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
+                                         experts_implementation="eager")
+    if fixture.is_rope_fixed:
+        fix_rope(model, fixture.n_served)
     return model.eval()
 
 
-def make_fixture(fixture, folder):
+def make_fixture(family, fixture, folder):
     """Writes one fixture and returns its report."""
     torch.manual_seed(fixture.seed)
-    source = MixtralForCausalLM(make_config(fixture)).eval()
+    source = family.model(make_config(family, fixture)).eval()
     source.set_attn_implementation("eager")
     source.set_experts_implementation("eager")
     fill_weights(source, fixture)
-    save_checkpoint(source, fixture, folder)
-    check_checkpoint(fixture, folder)
+    save_checkpoint(source, family, fixture, folder)
+    check_checkpoint(family, fixture, folder)
 
-    model = load(folder)
-    tensors, report = make_reference(model, fixture)
+    model = load(family, fixture, folder)
+    tensors, report = make_reference(model, family, fixture)
+    if fixture.is_rope_fixed:
+        fix_rope(source, fixture.n_served)
     last = f"p{len(fixture.prompts) - 1}"
     logits, _ = forward(source, tensors[f"{last}.prompt"].tolist())
     if not torch.equal(logits[tensors[f"{last}.logits_pos"]], tensors[f"{last}.logits"]):
@@ -320,30 +258,35 @@ def make_fixture(fixture, folder):
     return report
 
 
-def try_seeds(fixtures, n_seeds):
-    for fixture in fixtures:
+def try_seeds(chosen, n_seeds):
+    for name, (family, fixture) in chosen.items():
         for seed in range(1, n_seeds + 1):
             candidate = Fixture(**(vars(fixture) | {"seed": seed}))
             with tempfile.TemporaryDirectory() as folder:
-                print_report(candidate, make_fixture(candidate, Path(folder)))
+                print_report(name, candidate, make_fixture(family, candidate, Path(folder)))
             sys.stdout.flush()
 
 
-def write_all(fixtures, out):
-    for fixture in fixtures:
-        folder = out / f"mixtral-{fixture.name}"
+def write_all(chosen, out):
+    for name, (family, fixture) in chosen.items():
+        folder = out / name
+        kept = {path.name: path.read_bytes() for path in folder.glob("kv_bases.safetensors")}
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        report = make_fixture(fixture, folder)
-        print_report(fixture, report)
-        if complaints(report):
-            raise SystemExit(f"mixtral-{fixture.name}: {complaints(report)}; try other seeds")
+        report = make_fixture(family, fixture, folder)
+        for other, data in kept.items():  # of another tool
+            (folder / other).write_bytes(data)
+        print_report(name, fixture, report)
+        if complaints(fixture, report):
+            raise SystemExit(f"{name}: {complaints(fixture, report)}; try other seeds")
 
 
 def main():
+    every = {f"{name}-{fixture.name}": (family, fixture)
+             for name, family in families().items() for fixture in family.fixtures}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("tests/golden"), help="folder of the fixtures")
-    parser.add_argument("--only", choices=[f.name for f in FIXTURES], help="this fixture alone")
+    parser.add_argument("--only", metavar="START", help="fixtures whose name starts so: a family or one")
     parser.add_argument("--try-seeds", type=int, metavar="N", help="report on seeds 1..N and write nothing")
     args = parser.parse_args()
 
@@ -351,11 +294,13 @@ def main():
     torch.use_deterministic_algorithms(True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    fixtures = [f for f in FIXTURES if args.only in (None, f.name)]
+    chosen = {name: both for name, both in every.items() if name.startswith(args.only or "")}
+    if not chosen:
+        parser.error(f"no fixture is called {args.only}")
     if args.try_seeds:
-        try_seeds(fixtures, args.try_seeds)
+        try_seeds(chosen, args.try_seeds)
     else:
-        write_all(fixtures, args.out)
+        write_all(chosen, args.out)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,9 @@ typedef struct kv_routing {
     const char *name;
     uint32_t obeys;      /* KV_ROUTE_... */
     bool needs_log_read; /* sinks and recent window are looked at first */
-    bool packs_experts;  /* placement by expert packs them by load even with kv-eplb: false */
+    bool
+        takes_best_k; /* pages by their largest bound, k of them: kernels/choose_pages.h does the same */
+    bool packs_experts; /* placement by expert packs them by load even with kv-eplb: false */
 
     /* True if every query reads every live entry under these settings. Then `select` is never asked, no
      * boxes are kept, and prefixes are shared with all other exact settings. */

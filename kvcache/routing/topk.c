@@ -17,5 +17,8 @@ static uint32_t select_best(const kv_route_args *args, uint32_t *chosen)
 }
 
 extern const kv_routing kv_routing_topk;
-const kv_routing kv_routing_topk = {
-    .name = "topk", .obeys = KV_ROUTE_K, .is_exact = reads_all, .select = select_best};
+const kv_routing kv_routing_topk = {.name = "topk",
+                                    .obeys = KV_ROUTE_K,
+                                    .takes_best_k = true,
+                                    .is_exact = reads_all,
+                                    .select = select_best};

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from server import ROOT, Server, clean_environment, limit
+from server import CHAT_TEMPLATE, ROOT, Server, clean_environment, limit
 
 ADDRESS = re.compile(r"(?:http://)?(?:localhost|127\.0\.0\.1):8000")
 
@@ -26,7 +26,7 @@ def examples():
 
 @pytest.fixture(scope="module")
 def free():
-    with Server("--kv-request-methods") as started:
+    with Server("--kv-request-methods", "--chat-template", CHAT_TEMPLATE) as started:
         yield started
 
 

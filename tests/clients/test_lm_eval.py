@@ -26,11 +26,8 @@ def documented_command():
     return command.replace("\\\n", " ").split()
 
 
-@pytest.fixture(scope="module")
-def run(server, tmp_path_factory):
-    """(scores, samples): of a run over all tasks, by name."""
-    folder = tmp_path_factory.mktemp("lm_eval")
-    words = [word.replace("http://localhost:8000", server.url) for word in documented_command()[1:]]
+def run_tasks(words, folder):
+    """(scores, samples): of a run over tasks, by name."""
     environment = clean_environment({**OFFLINE, "HF_HOME": str(folder / "home")})
     done = subprocess.run([os.path.join(os.path.dirname(sys.executable), "lm_eval"), *words, "--log_samples",
                            "--output_path", str(folder / "out")], cwd=ROOT, env=environment,
@@ -42,6 +39,13 @@ def run(server, tmp_path_factory):
         name = re.match(r"samples_(\w+)_\d{4}-", path.name).group(1)
         samples[name] = [json.loads(line) for line in path.read_text().splitlines()]
     return json.loads(scores.read_text())["results"], samples
+
+
+@pytest.fixture(scope="module")
+def run(server, tmp_path_factory):
+    """All tasks, as documented."""
+    words = [word.replace("http://localhost:8000", server.url) for word in documented_command()[1:]]
+    return run_tasks(words, tmp_path_factory.mktemp("lm_eval"))
 
 
 def log_likelihood(server, context, text):
@@ -85,6 +89,17 @@ def test_what_is_generated_is_what_a_plain_request_gives(server, run):
         assert text == wanted and len(text) > 10
         hits += text == doc["next"]
     assert math.isclose(scores["story_words"]["exact_match,none"], hits / 3)
+
+
+def test_what_is_generated_in_a_chat_is_what_a_plain_chat_gives(server, tmp_path):
+    arguments = f"base_url={server.url}/v1/chat/completions,model=teller,max_length=2048"
+    _, samples = run_tasks(["--model", "local-chat-completions", "--apply_chat_template", "--model_args",
+                            arguments, "--tasks", "story_words", "--include_path", TASKS], tmp_path)
+    assert len(samples["story_words"]) == 3
+    for sample in samples["story_words"]:
+        ((text,),) = sample["resps"]
+        wanted = server.chat(sample["doc"]["start"], max_tokens=24, stop=[".", "\n"])
+        assert text == wanted["choices"][0]["message"]["content"] and len(text) > 10
 
 
 def test_whole_texts_are_scored_from_the_first_byte(server, run):

@@ -77,9 +77,9 @@ def pieces(connection):
         yield piece
 
 
-def stream(connection, body):
+def stream(connection, body, path=b"/v1/completions"):
     text = json.dumps({**body, "stream": True}, separators=(",", ":")).encode()
-    connection.send(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n" + "\r\n".join(HEADERS).encode() +
+    connection.send(b"POST " + path + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n" + "\r\n".join(HEADERS).encode() +
                     b"\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
     head = connection.read_head()
     assert head.status == 200 and head.headers["content-type"].startswith("text/event-stream")
@@ -116,6 +116,25 @@ def test_a_stream_of_two_prompts(server, node):
     assert call(node, "GET", "/v1/models")["data"][0]["id"] == "teller"  # the connection is used again
 
 
+CHAT = {"model": "teller", "messages": [{"role": "user", "content": "Once 🦊"}], "max_completion_tokens": 12,
+        "temperature": 0}
+
+
+def test_a_chat_and_its_stream(server, node):
+    """The client's runner adds deltas up: the role once, content piece by piece."""
+    reply = call(node, "POST", "/v1/chat/completions", CHAT)
+    assert reply["object"] == "chat.completion"
+    message, reason = {}, None
+    for chunk in stream(node, CHAT, b"/v1/chat/completions"):
+        assert chunk["object"] == "chat.completion.chunk"
+        (choice,) = chunk["choices"]
+        assert reason is None and choice["index"] == 0
+        for key, value in choice["delta"].items():
+            message[key] = message[key] + value if isinstance(message.get(key), str) else value
+        reason = choice["finish_reason"]
+    assert message == reply["choices"][0]["message"] and reason == reply["choices"][0]["finish_reason"]
+
+
 def test_fields_that_are_not_set_are_not_sent_and_null_is_default(server, node):
     body = {**PLAIN, "best_of": None, "echo": None, "logprobs": None, "stop": None, "n": None, "suffix": None,
             "logit_bias": None, "user": "somebody", "seed": None, "stream_options": None}
@@ -131,7 +150,7 @@ def test_a_list_of_models_has_no_next_page(node):
 
 @pytest.mark.parametrize("fields, code, param", [
     ({"max_tokens": -1}, None, "max_tokens"), ({"model": "nobody"}, "model_not_found", "model"),
-    ({"suffix": "x"}, "unsupported_parameter", "suffix")])
+    ({"suffix": "x"}, "unsupported_parameter", "suffix")])  # of completions; of chats in test_openai_chat.py
 def test_an_error_has_what_the_client_copies(node, fields, code, param):
     with pytest.raises(ApiError) as raised:
         call(node, "POST", "/v1/completions", {**PLAIN, **fields})

@@ -39,6 +39,7 @@ static void for_each_setup(void (*body)(golden *g))
             run_setup((*table)->name, fixtures[i / N_CODECS], codecs[i % N_CODECS], body);
         for (size_t i = 0; i < 2; i++)
             run_setup((*table)->name, fixture_with_bases, codecs_with_bases[i], body);
+        run_setup((*table)->name, "mixtral-fp8-block", "int8", body);
     }
 }
 

@@ -89,6 +89,43 @@ START_TEST(a_gpu_gives_the_logits_and_tokens_of_the_reference)
 }
 END_TEST
 
+/* Pages are chosen by their bounds in both, which are far enough from each other here. */
+START_TEST(a_gpu_chooses_the_pages_of_the_reference)
+{
+    static const char *const settings[] = {"kv-routing", "topk", "kv-routing-k", "0.4", NULL};
+    enum { N_STEPS = 4 };
+    golden both[2];
+    track runs[2];
+    kv_stats stats[2];
+    for (int i = 0; i < 2; i++) {
+        golden_setup setup = setup_of(0, NULL);
+        setup.isa = "ref";
+        setup.open_dev = i == 0 ? NULL : open_cuda;
+        setup.small_pages = true;
+        setup.settings = settings;
+        golden_open(&setup, &both[i]);
+        track_open(&both[i], pick_prompt(&both[i]), &runs[i]);
+        track_run_prompt(&runs[i], GOLDEN_STEP_TOKENS_MAX);
+        for (int t = 0; t < N_STEPS; t++) {
+            track_add_greedy(&runs[i]);
+            golden_step((track *const[]){&runs[i]}, &(uint32_t){1}, 1);
+        }
+        kv_stats_read(both[i].cache, &stats[i]);
+    }
+    check_close_to(&runs[0], &runs[1]);
+    ck_assert_uint_gt(stats[1].pages_open, stats[1].pages_read);
+    ck_assert_uint_eq(stats[1].pages_open, stats[0].pages_open);
+    ck_assert_uint_eq(stats[1].pages_read, stats[0].pages_read);
+    ck_assert_double_gt(stats[0].certificate_sum, 0);
+    ck_assert_double_eq_tol(stats[1].certificate_sum, stats[0].certificate_sum,
+                            1e-4 * stats[0].certificate_sum);
+    for (int i = 0; i < 2; i++) {
+        track_close(&runs[i]);
+        golden_close(&both[i]);
+    }
+}
+END_TEST
+
 START_TEST(a_cut_of_the_prompt_changes_no_bit)
 {
     golden cuda = open_golden(1, open_cuda);
@@ -174,6 +211,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_gpu_gives_the_logits_and_tokens_of_the_reference, 900),
+    TEST_CASE_SECONDS(a_gpu_chooses_the_pages_of_the_reference, 900),
     TEST_CASE_SECONDS(a_cut_of_the_prompt_changes_no_bit, 900),
     TEST_CASE_SECONDS(a_gpu_draws_from_its_own_logits, 900),
     TEST_CASES_END,

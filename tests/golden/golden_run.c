@@ -55,6 +55,15 @@ static void open_cache(const golden_setup *setup, golden *g)
     cfg_deinit(&binding, 1);
 }
 
+/* Of fixtures whose rotary positions depend on it; 0: all that the model has. */
+static uint32_t served_positions(const tensor_files *reference)
+{
+    const tensor *const t = tensor_find(reference, "n_positions");
+    if (t == NULL) return 0;
+    ck_assert(t->type == TENSOR_I32);
+    return (uint32_t) * (const int32_t *)t->data;
+}
+
 void golden_open(const golden_setup *setup, golden *out)
 {
     err_info info = {0};
@@ -65,13 +74,15 @@ void golden_open(const golden_setup *setup, golden *out)
     const dev_config device = {.isa = setup->isa, .n_threads = setup->n_threads};
     must((setup->open_dev != NULL ? setup->open_dev : dev_open_cpu)(&device, &out->d, &info),
          &info);
-    const model_options options = {.n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,
+    must(tensor_file_open(path, &out->reference, &info), &info);
+    const model_options options = {.load = setup->load,
+                                   .n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,
+                                   .n_positions_max = served_positions(out->reference),
                                    .check_values = true,
                                    .comm = setup->comm,
                                    .experts = setup->experts};
     const char *const model_dir = setup->model_dir != NULL ? setup->model_dir : dir;
     must(model_open(out->d, model_dir, &options, &out->m, &info), &info);
-    must(tensor_file_open(path, &out->reference, &info), &info);
     open_cache(setup, out);
     out->n_vocab = model_get_config(out->m)->n_vocab;
     while (find_reference(out, out->n_prompts, "prompt") != NULL)

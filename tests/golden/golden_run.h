@@ -16,6 +16,7 @@ enum { GOLDEN_GREEDY_TOKENS = 64, GOLDEN_PROMPTS_MAX = 8, GOLDEN_STEP_TOKENS_MAX
 typedef struct golden_setup {
     const char *fixture;   /* "mixtral-base-f32" */
     const char *model_dir; /* NULL: the fixture's; else only its prompts and references are used */
+    model_load load;
     err_t (*open_dev)(const dev_config *config, dev **out, err_info *info); /* NULL: the CPU */
     const char *isa;
     uint32_t n_threads;

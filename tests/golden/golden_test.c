@@ -3,7 +3,7 @@
  * Against the reference: logits to rounding and greedy tokens exactly, for every instruction set, for
  * default and tiny cache pages, however the prompt is cut and whatever shares the batch. Against itself:
  * none of those, nor the prefix cache, may change a single bit. */
-#include "tests/golden/golden_run.h"
+#include "tests/golden/golden_check.h"
 #include "tests/test_main.h"
 
 #include <math.h>
@@ -14,9 +14,9 @@
 static const uint32_t chunks[] = {GOLDEN_STEP_TOKENS_MAX, 1, 7, 64};
 enum { N_CHUNKS = sizeof chunks / sizeof chunks[0] };
 
-static const char *const fixtures[] = {"mixtral-base-f32",    "mixtral-gqa-bf16",
-                                       "mixtral-window-f16",  "mixtral-tied-bf16",
-                                       "mixtral-sharded-f16", "mixtral-odd-f32"};
+static const char *const fixtures[] = {
+    "mixtral-base-f32",    "mixtral-gqa-bf16", "mixtral-window-f16", "mixtral-tied-bf16",
+    "mixtral-sharded-f16", "mixtral-odd-f32",  "mixtral-fp8-block",  "mixtral-fp8-tensor"};
 enum { N_FIXTURES = sizeof fixtures / sizeof fixtures[0] };
 
 /* Runs `body` for every instruction set and both page layouts. */
@@ -40,42 +40,6 @@ static void for_each_setup(int fixture, kv_dtype type, bool prefix_caching, void
 
 /* ---- against the reference ----------------------------------------------------------------------- */
 
-static void check_row(const track *t, uint32_t position, const float *expected)
-{
-    const uint32_t n = t->g->n_vocab;
-    const float *const logits = track_logits(t, position);
-    float largest = 0;
-    for (uint32_t i = 0; i < n; i++)
-        largest = fmaxf(largest, fabsf(expected[i]));
-    for (uint32_t i = 0; i < n; i++)
-        ck_assert_msg(fabsf(logits[i] - expected[i]) <= 1e-4f * largest + 1e-6f,
-                      "%s: prompt %u, position %u, token %u: %.7g is not %.7g", t->g->d->ops->name,
-                      t->prompt, position, i, (double)logits[i], (double)expected[i]);
-}
-
-static void check_prompt_logits(const track *t)
-{
-    uint32_t n;
-    const int32_t *const positions = golden_ids(t->g, t->prompt, "logits_pos", &n);
-    const float *const expected = golden_floats(t->g, t->prompt, "logits");
-    for (uint32_t i = 0; i < n; i++)
-        check_row(t, (uint32_t)positions[i], expected + (size_t)i * t->g->n_vocab);
-}
-
-/* All 64 tokens are chosen; greedy[0 .. 62] have been computed. */
-static void check_greedy(const track *t)
-{
-    uint32_t n;
-    const int32_t *const expected = golden_ids(t->g, t->prompt, "greedy", &n);
-    ck_assert(n == GOLDEN_GREEDY_TOKENS);
-    ck_assert(t->n_tokens == t->n_prompt + n);
-    for (uint32_t i = 0; i < n; i++)
-        ck_assert_msg(t->tokens[t->n_prompt + i] == (uint32_t)expected[i],
-                      "%s: prompt %u: greedy token %u: %u is not %d", t->g->d->ops->name, t->prompt,
-                      i, t->tokens[t->n_prompt + i], expected[i]);
-    check_row(t, t->n_done - 1, golden_floats(t->g, t->prompt, "greedy_logits_last"));
-}
-
 static void run_alone(golden *g)
 {
     for (uint32_t p = 0; p < g->n_prompts; p++) {
@@ -83,39 +47,13 @@ static void run_alone(golden *g)
             track t;
             track_open(g, p, &t);
             track_run_prompt(&t, chunks[i]);
-            check_prompt_logits(&t);
+            golden_check_prompt_logits(&t);
             for (int j = 0; i == 0 && j < GOLDEN_GREEDY_TOKENS; j++) {
                 if (j > 0) golden_step(&(track *){&t}, &(uint32_t){1}, 1);
                 track_add_greedy(&t);
             }
-            if (i == 0) check_greedy(&t);
+            if (i == 0) golden_check_greedy(&t);
             track_close(&t);
-        }
-    }
-}
-
-/* Every prompt at its own pace, prompts beside decoding; all run to the end of their 64 tokens. */
-static void run_crowd(track *tracks, uint32_t n_tracks)
-{
-    track *pointers[GOLDEN_PROMPTS_MAX];
-    bool running = true;
-    for (uint32_t i = 0; i < n_tracks; i++)
-        pointers[i] = &tracks[i];
-    while (running) {
-        uint32_t n_tokens[GOLDEN_PROMPTS_MAX] = {0};
-        running = false;
-        for (uint32_t i = 0; i < n_tracks; i++) {
-            track *const t = &tracks[i];
-            const bool is_finished = t->n_tokens == t->n_prompt + GOLDEN_GREEDY_TOKENS;
-            const uint32_t rest = is_finished ? 0 : t->n_tokens - t->n_done;
-            n_tokens[i] = rest < 5 + 6 * i ? rest : 5 + 6 * i;
-            running = running || n_tokens[i] > 0;
-        }
-        if (!running) break;
-        golden_step(pointers, n_tokens, n_tracks);
-        for (uint32_t i = 0; i < n_tracks; i++) {
-            if (n_tokens[i] > 0 && tracks[i].n_done == tracks[i].n_tokens)
-                track_add_greedy(&tracks[i]);
         }
     }
 }
@@ -127,14 +65,14 @@ static void run_together(golden *g)
     uint32_t n_shards_used = 0;
     for (uint32_t p = 0; p < g->n_prompts; p++)
         track_open(g, p, &tracks[p]);
-    run_crowd(tracks, g->n_prompts);
+    golden_run_crowd(tracks, g->n_prompts);
     kv_stats_read(g->cache, &stats);
     for (uint32_t s = 0; s < stats.n_shards; s++)
         n_shards_used += stats.shards[s].slots > 0;
     ck_assert(n_shards_used > 1 || stats.n_shards == 1 || stats.slots_live == 0);
     for (uint32_t p = 0; p < g->n_prompts; p++) {
-        check_prompt_logits(&tracks[p]);
-        check_greedy(&tracks[p]);
+        golden_check_prompt_logits(&tracks[p]);
+        golden_check_greedy(&tracks[p]);
         track_close(&tracks[p]);
     }
 }
@@ -155,42 +93,17 @@ END_TEST
 
 /* ---- against itself ------------------------------------------------------------------------------ */
 
-static void check_same_bits(const track *a, const float *kept, const char *how)
-{
-    const size_t n_vocab = a->g->n_vocab;
-    for (uint32_t t = a->n_cached; t < a->n_prompt; t++)
-        ck_assert_msg(memcmp(track_logits(a, t), kept + t * n_vocab, n_vocab * sizeof *kept) == 0,
-                      "%s: prompt %u, position %u: %s differs from whole", a->g->d->ops->name,
-                      a->prompt, t, how);
-}
-
-/* Logits of the whole prompt, computed alone: [n_prompt][n_vocab]. */
-static float *keep_whole(golden *g, uint32_t prompt)
-{
-    track t;
-    track_open(g, prompt, &t);
-    ck_assert(t.n_cached == 0);
-    track_run_prompt(&t, GOLDEN_STEP_TOKENS_MAX);
-    const size_t bytes = (size_t)t.n_prompt * g->n_vocab * sizeof(float);
-    float *const kept = malloc(bytes);
-    ck_assert_ptr_nonnull(kept);
-    memcpy(kept, t.logits, bytes);
-    track_close(&t);
-    kv_cache_drop_prefixes(g->cache);
-    return kept;
-}
-
 static void compare_chunks(golden *g)
 {
     for (uint32_t p = 0; p < g->n_prompts; p++) {
-        float *const kept = keep_whole(g, p);
+        float *const kept = golden_keep_whole(g, p);
         for (size_t i = 1; i < N_CHUNKS; i++) {
             char how[32];
             track t;
             track_open(g, p, &t);
             track_run_prompt(&t, chunks[i]);
             (void)snprintf(how, sizeof how, "in chunks of %u", chunks[i]);
-            check_same_bits(&t, kept, how);
+            golden_check_same_bits(&t, kept, how);
             track_close(&t);
         }
         free(kept);
@@ -202,12 +115,12 @@ static void compare_crowd(golden *g)
     float *kept[GOLDEN_PROMPTS_MAX];
     track tracks[GOLDEN_PROMPTS_MAX];
     for (uint32_t p = 0; p < g->n_prompts; p++)
-        kept[p] = keep_whole(g, p);
+        kept[p] = golden_keep_whole(g, p);
     for (uint32_t p = 0; p < g->n_prompts; p++)
         track_open(g, p, &tracks[p]);
-    run_crowd(tracks, g->n_prompts);
+    golden_run_crowd(tracks, g->n_prompts);
     for (uint32_t p = 0; p < g->n_prompts; p++) {
-        check_same_bits(&tracks[p], kept[p], "in a crowd");
+        golden_check_same_bits(&tracks[p], kept[p], "in a crowd");
         track_close(&tracks[p]);
         free(kept[p]);
     }
@@ -217,7 +130,7 @@ static void compare_prefix(golden *g)
 {
     uint32_t n_hits = 0;
     for (uint32_t p = 0; p < g->n_prompts; p++) {
-        float *const kept = keep_whole(g, p);
+        float *const kept = golden_keep_whole(g, p);
         track t;
         track_open(g, p, &t);
         track_run_prompt(&t, 64);
@@ -226,7 +139,7 @@ static void compare_prefix(golden *g)
             track_restart(&t);
             n_hits += t.n_cached > 0;
             track_run_prompt(&t, 7);
-            check_same_bits(&t, kept, "with a cached prefix");
+            golden_check_same_bits(&t, kept, "with a cached prefix");
         }
         track_close(&t);
         kv_cache_drop_prefixes(g->cache);
@@ -280,7 +193,7 @@ START_TEST(the_number_of_threads_changes_no_bit)
         track a, b;
         run_threads("mixtral-gqa-bf16", (*table)->name, 1, &a, &one);
         run_threads("mixtral-gqa-bf16", (*table)->name, 5, &b, &many);
-        check_same_bits(&b, a.logits, "with five threads");
+        golden_check_same_bits(&b, a.logits, "with five threads");
         track_close(&a);
         track_close(&b);
         golden_close(&one);
@@ -342,7 +255,7 @@ static void compare_routed(golden *g, bool must_be_lossy)
         }
         track_open(g, p, &crowd[p]);
     }
-    run_crowd(crowd, g->n_prompts);
+    golden_run_crowd(crowd, g->n_prompts);
     for (uint32_t p = 0; p < g->n_prompts; p++) {
         check_same_decode(&crowd[p], &kept[p], "a crowd");
         track_close(&crowd[p]);

@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const fixtures[N_FIXTURES] = {"mixtral-base-f32",    "mixtral-gqa-bf16",
-                                          "mixtral-window-f16",  "mixtral-tied-bf16",
-                                          "mixtral-sharded-f16", "mixtral-odd-f32"};
+const char *const fixtures[N_FIXTURES] = {
+    "mixtral-base-f32",    "mixtral-gqa-bf16", "mixtral-window-f16", "mixtral-tied-bf16",
+    "mixtral-sharded-f16", "mixtral-odd-f32",  "mixtral-fp8-block",  "mixtral-fp8-tensor"};
 enum { TIMEOUT_MS = 60000 };
 
 static void keep(record *out, const track *t)
@@ -61,6 +61,17 @@ static void run_together(golden *g, record *out)
     }
 }
 
+/* Of one matrix of an expert, with its scales. */
+static size_t coded_bytes(const model_config *c, uint32_t rows, uint32_t cols)
+{
+    const quantisation *const q = &c->quantisation;
+    if (q->method == QUANTISATION_NONE) return (size_t)rows * cols * dtype_bytes(c->stored_type);
+    const size_t n_scales = q->block_rows == 0 ? 1
+                                               : (size_t)((rows - 1) / q->block_rows + 1) *
+                                                     ((cols - 1) / q->block_cols + 1);
+    return (size_t)rows * cols + n_scales * sizeof(float);
+}
+
 static void *run_rank(void *ctx)
 {
     rank_run *run = ctx;
@@ -76,8 +87,8 @@ static void *run_rank(void *ctx)
     }
     const model_config *const c = model_get_config(g.m);
     run->n_experts = c->n_experts;
-    run->expert_bytes =
-        3 * (size_t)c->d_model * c->d_ffn * dtype_bytes(c->stored_type) * c->n_layers;
+    run->expert_bytes = c->n_layers * (2 * coded_bytes(c, c->d_ffn, c->d_model) +
+                                       coded_bytes(c, c->d_model, c->d_ffn));
     run->weight_bytes = model_weight_bytes(g.m);
     model_expert_stats(g.m, &run->experts);
     ck_assert_uint_le(run->experts.n_ranks, RANKS_MAX);

@@ -8,7 +8,7 @@
 
 #include <pthread.h>
 
-enum { N_FIXTURES = 6, RANKS_MAX = 8 };
+enum { N_FIXTURES = 8, RANKS_MAX = 8 };
 extern const char *const fixtures[N_FIXTURES];
 
 /* What a script computed: one sequence after the other, in the order of positions. */

@@ -2,13 +2,20 @@
 
 import pytest
 
-from server import Server
+from server import CHAT_TEMPLATE, Server
 
 
 @pytest.fixture(scope="module")
 def server():
     """The default model with default settings."""
     with Server() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def chatting():
+    """The same with a chat template. The model tells stories all the same."""
+    with Server("--chat-template", CHAT_TEMPLATE) as started:
         yield started
 
 

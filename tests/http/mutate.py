@@ -14,14 +14,15 @@ import json
 import random
 import time
 
-from server import Server, wait_until
+from server import CHAT_TEMPLATE, Server, wait_until
 from wire import Closed, Connection, request_bytes
 
 REPLY_BYTES_MAX = 4096
 BODY_BYTES_MAX = 60000  # below the server's limit: beyond it a connection may be cut while we send
 STATUSES = {200, 400, 404, 413, 429}
 # A short context keeps what happens to be a sound request cheap.
-FLAGS = ("--max-model-len", 48, "--max-choices", 8, "--max-body-bytes", 65536, "--log-level", "info")
+FLAGS = ("--max-model-len", 48, "--max-choices", 8, "--max-body-bytes", 65536, "--log-level", "info",
+         "--chat-template", CHAT_TEMPLATE)
 
 SEEDS = [
     ("/v1/completions", {"prompt": "Once upon", "max_tokens": 2, "temperature": 0}),
@@ -36,6 +37,18 @@ SEEDS = [
                          "stop_token_ids": [2, 3], "ignore_eos": True, "cache_salt": "s",
                          "request_id": "id", "truncate_prompt_tokens": 4, "return_token_ids": True,
                          "include_stop_str_in_output": True, "skip_special_tokens": False}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Once"}], "max_tokens": 2}),
+    ("/v1/chat/completions", {"messages": [
+        {"role": "system", "content": "Be"}, {"role": "user", "content": [{"type": "text", "text": "🦊"}]},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
+        {"role": "user", "content": "so"}], "max_completion_tokens": 2, "logprobs": True,
+                              "top_logprobs": 2, "stream": True, "chat_template_kwargs": {"a": 1}}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"},
+                                           {"role": "assistant", "content": "Once"}], "echo": True,
+                              "continue_final_message": True, "max_tokens": 1, "tools": [],
+                              "tool_choice": "none", "documents": [{"text": "d"}]}),
+    ("/tokenize", {"messages": [{"role": "user", "content": "a"}], "return_token_strs": True}),
     ("/tokenize", {"prompt": "Once 🦊", "add_special_tokens": True, "return_token_strs": True}),
     ("/tokenize", {"content": "upon a", "add_special": True, "with_pieces": True}),
     ("/detokenize", {"tokens": [1, 5, 300, 4095]}),
@@ -108,7 +121,7 @@ def change_bytes(rng, data):
 
 
 def double_key(rng, data):
-    key = rng.choice(["prompt", "n", "tokens", "max_tokens"])
+    key = rng.choice(["prompt", "messages", "n", "tokens", "max_tokens"])
     return b'{"%s": 1, ' % key.encode() + data[1:]
 
 

@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("PIKV_BIN", str(ROOT / "build/dev/pikv"))
 TRANSPORT, _, N_RANKS = os.environ.get("PIKV_TEST_RANKS", "local:1").partition(":")
 DEVICE = os.environ.get("PIKV_TEST_DEVICE")
+CHAT_TEMPLATE = ROOT / "tests/http/chat/inst.jinja"  # the default model has none
 SLOWNESS = 8 if os.environ.get("PIKV_SLOW") == "1" else 1
 REPORTS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer",
            "runtime error:", "Assertion `", "Sanitizer:DEADLYSIGNAL")
@@ -218,6 +219,14 @@ class Server:
 
     def text(self, prompt, **fields):
         return self.complete(prompt, **fields)["choices"][0]["text"]
+
+    def chat(self, messages, **fields):
+        """A chat that must succeed, at temperature 0 unless told otherwise: the document. A text is a user's."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        reply = self.post("/v1/chat/completions", {"messages": messages, "temperature": 0, **fields})
+        assert reply.status_code == 200, reply.text
+        return reply.json()
 
     def tokenize(self, text, special=True):
         reply = self.post("/tokenize", {"prompt": text, "add_special_tokens": special})

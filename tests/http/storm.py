@@ -3,7 +3,7 @@
     .venv/bin/python tests/http/storm.py --seconds 60 --clients 64
     .venv/bin/python tests/http/storm.py --seconds 60 --clients 32 --methods
 
-Plain and streamed completions of all sizes against a small KV pool and a short queue, so that requests are
+Plain and streamed completions and chats of all sizes against a small KV pool and a short queue, so that requests are
 queued, refused, preempted and aborted all the time. Afterwards: no status but 200 and 429, every whole reply
 whole, the same text as before for the same prompt, no page in use, nothing on the log, exit code 0.
 
@@ -21,14 +21,18 @@ import tempfile
 import threading
 import time
 
-from server import Server
-from wire import Closed, Connection, completion_bytes, sse_events
+from server import CHAT_TEMPLATE, Server
+from wire import Closed, Connection, chat_bytes, completion_bytes, sse_events
 
 FLAGS = ("--max-num-seqs", 12, "--max-num-batched-tokens", 64, "--max-num-queued-reqs", 64,
-         "--kv-cache-memory-bytes", "1200Ki", "--kv-window", 8, "--max-model-len", 512)
+         "--kv-cache-memory-bytes", "1200Ki", "--kv-window", 8, "--max-model-len", 512,
+         "--chat-template", CHAT_TEMPLATE)
 PROBE = {"prompt": "Once upon a time", "max_tokens": 24, "seed": 4, "temperature": 1}
 WORDS = ["Once upon a time", "The king", "昔々 🦊", "a " * 100, [5] * 70, [9] * 300, [[5, 6], [7] * 40],
          ["one", "two", "three"]]
+CHATS = ["Once upon a time", [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello 🦊"}],
+         [{"role": "user", "content": "a " * 100}, {"role": "assistant", "content": "The king"},
+          {"role": "user", "content": "</s> and then?"}]]
 
 METHOD_FLAGS = ("--max-num-seqs", 8, "--max-num-batched-tokens", 96, "--max-num-queued-reqs", 128,
                 "--kv-request-methods", "--kv-page-tokens", 16, "--kv-window", 16,
@@ -123,10 +127,16 @@ def send_and_hang_up(connection, data, rng):
 
 
 def random_request(rng, methods):
-    """(prompt, fields)"""
+    """The bytes and the fields of a completion or a chat."""
     if methods:
-        return rng.choice(LONG_WORDS), random_methods(rng)
-    return rng.choice(WORDS), random_fields(rng)
+        fields = random_methods(rng)
+        return completion_bytes(rng.choice(LONG_WORDS), **fields), fields
+    fields = random_fields(rng)
+    if rng.random() < 0.6:
+        return completion_bytes(rng.choice(WORDS), **fields), fields
+    if "logprobs" in fields:
+        fields.update(top_logprobs=fields["logprobs"], logprobs=True)
+    return chat_bytes(rng.choice(CHATS), **fields), fields
 
 
 def run_client(server, seed, end, tally, methods):
@@ -135,8 +145,7 @@ def run_client(server, seed, end, tally, methods):
     while time.monotonic() < end:
         if connection is None:
             connection = Connection(server.port)
-        prompt, fields = random_request(rng, methods)
-        data = completion_bytes(prompt, **fields)
+        data, fields = random_request(rng, methods)
         try:
             if rng.random() < 1 / 3:
                 send_and_hang_up(connection, data, rng)

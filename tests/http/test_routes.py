@@ -179,7 +179,7 @@ def test_models_say_how_long_a_context_is(server):
 
 
 @pytest.mark.parametrize("path", ["//", "/nothing", "/page", "/page/nothing", "/page/../live", "/v1/completions/", "/v1//completions", "/V1/models", "/v1/completion", "/v1/models/",
-                                  "/v1/%63ompletions", "/live%00", "/v1/chat/completions", "/../etc/passwd"])
+                                  "/v1/%63ompletions", "/live%00", "/v1/chat/completion", "/../etc/passwd"])
 def test_an_unknown_path_is_404(server, path):
     with Connection(server.port) as connection:
         reply = connection.ask("GET", path)

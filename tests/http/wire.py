@@ -34,6 +34,14 @@ def completion_bytes(prompt, **fields):
     return request_bytes("POST", "/v1/completions", body)
 
 
+def chat_bytes(messages, **fields):
+    """A text is a user's message."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    body = json.dumps({"messages": messages, "temperature": 0, **fields}).encode()
+    return request_bytes("POST", "/v1/chat/completions", body)
+
+
 class Connection:
     """A keep-alive connection. Closing it is how a client hangs up."""
 
@@ -105,9 +113,9 @@ class Connection:
         self.send(request_bytes(method, path, body, headers))
         return self.read_reply(is_head=method == "HEAD")
 
-    def start_stream(self, prompt, **fields):
+    def start_stream(self, prompt, ask=completion_bytes, **fields):
         """Asks for a stream and reads its first chunk."""
-        self.send(completion_bytes(prompt, stream=True, **fields))
+        self.send(ask(prompt, stream=True, **fields))
         reply = self.read_head()
         if reply.status == 200:
             reply.body = self.read_chunk()

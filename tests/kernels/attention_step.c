@@ -115,7 +115,8 @@ void step_open(step *s, const step_shape *shape)
                                   .n_ring_slots = shape->n_ring_blocks * shape->block_tokens,
                                   .first_list = FIRST_LIST,
                                   .n_lists = shape->n_kv_heads + SPARE_LISTS,
-                                  .strip = make_strip(shape)};
+                                  .strip = make_strip(shape),
+                                  .chosen_stride = 1 + STEP_CHOSEN_MAX};
     if (!shape->has_sink_logit) return;
     s->sink_logit = twin_alloc(s, step_heads(s) * sizeof(float));
     for (uint32_t h = 0; h < step_heads(s); h++)
@@ -254,6 +255,22 @@ step_row step_make_row(step *s, const step_sequence *sequence, uint32_t length, 
                       .n_tokens = n_tokens};
 }
 
+void step_choose(step *s, step_row *row, uint32_t one_in)
+{
+    const uint32_t stride = s->args.chosen_stride;
+    uint32_t *chosen = twin_alloc(s, s->shape.n_kv_heads * stride * sizeof *chosen);
+    ck_assert_uint_eq(row->n_tokens, 1);
+    ck_assert_uint_le(row->n_blocks, STEP_CHOSEN_MAX);
+    for (uint32_t h = 0; h < s->shape.n_kv_heads; h++) {
+        uint32_t n = 0;
+        for (uint32_t b = 0; b < row->n_blocks; b++) {
+            if (random_below(&s->g.random, one_in) == 0) chosen[h * stride + ++n] = b;
+        }
+        chosen[h * stride] = n;
+    }
+    row->chosen = chosen;
+}
+
 /* ---- steps ---- */
 
 /* The ring of a row: tokens behind its pages, and sinks. */
@@ -302,7 +319,9 @@ static uint32_t lay_out(step *s, const step_row *rows, uint32_t n_rows, attend_p
                             .n_blocks = row->n_blocks,
                             .length = row->length,
                             .first_token = n_tokens,
-                            .n_tokens = row->n_tokens};
+                            .n_tokens = row->n_tokens,
+                            .choice = r,
+                            .chosen = row->chosen};
         for (uint32_t j = 0; j < row->n_tokens; j++, n_tokens++) {
             memcpy(staging + n_tokens * slot_bytes,
                    row->sequence->tokens + (row->length + j) * slot_bytes, slot_bytes);
@@ -341,6 +360,7 @@ static attend_pages_args move_there(step *s, const attend_pages_args *host, uint
         rows[r] = host->rows[r];
         rows[r].pages = page_pointers_there(s, &host->rows[r]);
         rows[r].ring = there(s, rows[r].ring);
+        rows[r].chosen = (uint32_t *)(uintptr_t)there(s, rows[r].chosen);
     }
     out.rows = there(s, rows);
     out.layouts = there(s, host->layouts);
@@ -364,6 +384,25 @@ static float *pack(const float *out, size_t n_tokens, size_t stride, size_t n)
     return packed;
 }
 
+/* What rows that choose have read; of others nothing is written. */
+static void check_masses(step *s, const step_row *rows, uint32_t n_rows, const attn_mass *got,
+                         const attn_mass *want)
+{
+    for (uint32_t r = 0; r < n_rows; r++) {
+        for (uint32_t h = 0; h < step_heads(s); h++) {
+            const attn_mass *x = &got[r * step_heads(s) + h], *y = &want[r * step_heads(s) + h];
+            if (rows[r].chosen == NULL) {
+                ck_assert(isnan(x->max) && isnan(y->max));
+            } else if (y->max == -INFINITY) {
+                ck_assert(x->max == -INFINITY && x->sum == 0 && y->sum == 0);
+            } else {
+                assert_near(&x->max, &y->max, 1, (tolerance){1e-5, 1e-5}, s->g.random.seed);
+                assert_near(&x->sum, &y->sum, 1, (tolerance){1e-4, 1e-4}, s->g.random.seed);
+            }
+        }
+    }
+}
+
 float *step_run_tasks(step *s, const step_row *rows, uint32_t n_rows, const step_tasks *tasks,
                       float **want)
 {
@@ -385,6 +424,8 @@ float *step_run_tasks(step *s, const step_row *rows, uint32_t n_rows, const step
     attend_pages_args device = move_there(s, &host, n_rows);
     device.out = gpu_poisoned(&s->g, n_tokens * stride);
     device.partials = gpu_poisoned(&s->g, n_partials);
+    const size_t n_masses = (size_t)n_rows * step_heads(s);
+    device.masses = (attn_mass *)(void *)gpu_poisoned(&s->g, 2 * n_masses);
     s->g.ops->attend_pages(s->g.d, &device);
     float *got = gpu_get_floats(&s->g, device.out, n_tokens * stride);
     float *packed = pack(got, n_tokens, stride, n);
@@ -392,7 +433,12 @@ float *step_run_tasks(step *s, const step_row *rows, uint32_t n_rows, const step
     if (want == NULL) return packed;
     host.out = poisoned_floats(n_tokens * stride);
     host.partials = poisoned_floats(n_partials);
+    host.masses = (attn_mass *)(void *)poisoned_floats(2 * n_masses);
     attend_pages_cpu(&host);
+    float *masses = gpu_get_floats(&s->g, &device.masses->max, 2 * n_masses);
+    check_masses(s, rows, n_rows, (const attn_mass *)(void *)masses, host.masses);
+    free(masses);
+    free(host.masses);
     *want = pack(host.out, n_tokens, stride, n);
     free(host.out);
     free(host.partials);
@@ -402,8 +448,10 @@ float *step_run_tasks(step *s, const step_row *rows, uint32_t n_rows, const step
 /* A token's splits, in tasks of some of them, and their merge. */
 static void cut_splits(step *s, step_tasks *out, const attn_task *token, uint32_t at, uint32_t most)
 {
-    out->merges[out->n_merges++] = (attn_merge_task){
-        .token = at, .first_partial = out->n_partials, .n_partials = token->n_splits};
+    out->merges[out->n_merges++] = (attn_merge_task){.token = at,
+                                                     .row = token->row,
+                                                     .first_partial = out->n_partials,
+                                                     .n_partials = token->n_splits};
     for (uint32_t split = 0; split < token->n_splits;) {
         const uint32_t left = token->n_splits - split, n = 1 + random_below(&s->g.random, most);
         attn_task *task = &out->tasks[out->n_tasks++];

@@ -9,7 +9,7 @@
 
 #include "tests/kernels/cuda_fixture.h"
 
-enum { STEP_SEQUENCES_MAX = 8, STEP_ROWS_MAX = 8 };
+enum { STEP_SEQUENCES_MAX = 8, STEP_ROWS_MAX = 8, STEP_CHOSEN_MAX = 63 };
 
 typedef struct step_shape {
     dtype type;
@@ -32,6 +32,7 @@ typedef struct step_sequence {
 typedef struct step_row {
     const step_sequence *sequence;
     uint32_t length, n_blocks, n_tokens;
+    uint32_t *chosen; /* see attn_row; NULL: all entries are read */
 } step_row;
 
 /* How rows become tasks: one each; one per token; one per token and split, and merges; all of that by chance. */
@@ -65,7 +66,11 @@ const step_sequence *step_add_sequence(step *s, uint32_t n_tokens);
 /* A row at `length`, with as few of the blocks in pages as the ring allows, or more by chance. */
 step_row step_make_row(step *s, const step_sequence *sequence, uint32_t length, uint32_t n_tokens);
 
-/* [tokens of all rows][heads][v_dim] of the device; free() it. `want`, or NULL: the definition's. */
+/* Of a row of one token: each entry is chosen with a chance of 1 in `one_in`. */
+void step_choose(step *s, step_row *row, uint32_t one_in);
+
+/* [tokens of all rows][heads][v_dim] of the device; free() it. `want`, or NULL: the definition's, and then what rows that
+ * choose have read is compared as well. */
 float *step_run(step *s, const step_row *rows, uint32_t n_rows, step_cut cut, float **want);
 
 /* The same with tasks given by the caller. Partial results have n_partials places. */

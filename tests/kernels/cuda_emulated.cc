@@ -8,7 +8,6 @@
 #include "tests/kernels/cuda_emulated_dev.h"
 
 #include <mutex>
-#include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,11 +31,15 @@ namespace
 enum { THREADS_MAX = 1024, STACK_BYTES = 128 * 1024, GUARD_BYTES = 256, GRID_YZ_MAX = 65535 };
 enum { SHARED_BYTES_MAX = 48 * 1024 }; /* what a kernel gets without asking for more */
 
+/* What __builtin_setjmp fills. The library's jumps and swapcontext are the sanitizer's, which clears a stack's shadow
+ * at each, as it need not where it is told of every switch; swapcontext asks the kernel for the signal mask, too. */
+typedef void *resume_point[5];
+
 enum fiber_state { RUNS, AT_BARRIER, IN_WARP, ENDED };
 
 struct fiber {
     ucontext_t context;
-    jmp_buf jump;
+    resume_point resume_at;
     bool has_run;
     char *stack;
     fiber_state state;
@@ -50,8 +53,7 @@ struct fiber {
 struct emulator {
     std::vector<fiber> fibers; /* their stacks live as long as the process */
     unsigned n_threads, current;
-    ucontext_t scheduler;
-    jmp_buf scheduler_jump;
+    resume_point scheduler_at;
     const void *scheduler_stack;
     size_t scheduler_stack_bytes;
     void *scheduler_fake;
@@ -80,16 +82,19 @@ void finish_switch(void *save, const void **bottom, size_t *bytes)
 #endif
 }
 
-/* Saves this context in `from`, goes on in `to`. swapcontext asks the kernel for the signal mask each time; where
- * no sanitizer wants to see it, contexts that have run once are entered by a jump. */
-void change(ucontext_t *from, jmp_buf here, ucontext_t *to, jmp_buf there, bool has_run)
+__attribute__((noinline, noreturn, no_sanitize("address"))) void resume(void **there)
 {
-    if (EMU_HAS_ASAN) {
-        swapcontext(from, to);
-    } else if (_setjmp(here) == 0) {
-        if (has_run) _longjmp(there, 1);
-        setcontext(to);
-    }
+    __builtin_longjmp(there, 1);
+}
+
+/* Saves where this context is in `here`, goes on in `to`: from its beginning, or `there` if it has run. */
+__attribute__((noinline, no_sanitize("address"))) void change(resume_point here, ucontext_t *to,
+                                                              resume_point there, bool has_run)
+{
+    if (__builtin_setjmp(here) != 0) return;
+    if (has_run) resume(there);
+    setcontext(to);
+    abort(); /* it does not return; and this frame must stay */
 }
 
 /* From the running fiber to the scheduler; returns when it is resumed. */
@@ -99,7 +104,7 @@ void leave(fiber_state state)
     f->state = state;
     start_switch(state == ENDED ? nullptr : &f->fake_stack, emu.scheduler_stack,
                  emu.scheduler_stack_bytes);
-    change(&f->context, f->jump, &emu.scheduler, emu.scheduler_jump, true);
+    change(f->resume_at, nullptr, emu.scheduler_at, true);
     finish_switch(f->fake_stack, &emu.scheduler_stack, &emu.scheduler_stack_bytes);
 }
 
@@ -139,7 +144,7 @@ void run(unsigned thread)
     start_switch(&emu.scheduler_fake, f->stack, STACK_BYTES);
     const bool has_run = f->has_run;
     f->has_run = true;
-    change(&emu.scheduler, emu.scheduler_jump, &f->context, f->jump, has_run);
+    change(emu.scheduler_at, &f->context, f->resume_at, has_run);
     finish_switch(emu.scheduler_fake, nullptr, nullptr);
 }
 

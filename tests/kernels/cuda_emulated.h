@@ -56,6 +56,11 @@ static inline int __popc(unsigned x)
     return __builtin_popcount(x);
 }
 
+static inline int __popcll(unsigned long long x)
+{
+    return __builtin_popcountll(x);
+}
+
 static inline float __uint_as_float(unsigned bits)
 {
     return f32_from_bits(bits);

@@ -196,6 +196,23 @@ static void attend_pages(dev *d, const attend_pages_args *args)
     set_open(a, false);
 }
 
+static void choose_pages(dev *d, const choose_pages_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t n = (size_t)args->n_choices * args->attend->n_kv_heads;
+    const size_t n_heads = n * args->attend->group, n_max = args->n_blocks_max;
+    check(a, args->choices, args->n_choices * sizeof *args->choices);
+    check(a, args->boxes, 1);
+    check(a, args->bounds, (n_heads + n) * n_max * sizeof *args->bounds);
+    check(a, args->log_unread, n_heads * sizeof *args->log_unread);
+    check(a, args->notes, n * sizeof *args->notes);
+    if (!begin(a)) return;
+    for (uint32_t i = 0; i < args->n_choices; i++)
+        check(a, args->attend->rows[args->choices[i].row].chosen, 1);
+    choose_pages_cpu(args);
+    set_open(a, false);
+}
+
 static void put_rows(dev *d, const put_rows_args *args)
 {
     apart *a = apart_of(d);
@@ -327,6 +344,7 @@ static err_t open_apart(const dev_config *config, size_t memory_bytes, bool atte
     a->ops.moe = moe;
     a->ops.add = add;
     if (attends) a->ops.attend_pages = attend_pages;
+    if (attends) a->ops.choose_pages = choose_pages;
     if (attends) a->ops.put_rows = put_rows;
     if (attends) a->ops.sample = sample;
     a->base.ops = &a->ops;

@@ -74,6 +74,12 @@ static void attend_pages(dev_cuda *d, const attend_pages_args *args)
     attend_pages_cpu(args);
 }
 
+static void choose_pages(dev_cuda *d, const choose_pages_args *args)
+{
+    (void)d;
+    choose_pages_cpu(args);
+}
+
 static void put_rows(dev_cuda *d, const put_rows_args *args)
 {
     (void)d;
@@ -99,6 +105,7 @@ static const cuda_ops stand_in_ops = {.embed = embed,
                                       .router = router,
                                       .moe = moe,
                                       .attend_pages = attend_pages,
+                                      .choose_pages = choose_pages,
                                       .put_rows = put_rows,
                                       .sample = sample};
 

@@ -42,18 +42,33 @@ static uint32_t make_rows(step *s, step_row rows[STEP_ROWS_MAX])
     return 5;
 }
 
-static void check_definition(const step_shape *shape, step_cut cut)
+/* All rows, and those that decode choose if one_in > 0. */
+static uint32_t make_choosing_rows(step *s, step_row rows[STEP_ROWS_MAX], uint32_t one_in)
+{
+    const uint32_t n_rows = make_rows(s, rows);
+    for (uint32_t r = 0; r < n_rows && one_in > 0; r++) {
+        if (rows[r].n_tokens == 1) step_choose(s, &rows[r], one_in);
+    }
+    return n_rows;
+}
+
+static void check_choosing(const step_shape *shape, step_cut cut, uint32_t one_in)
 {
     step *s = test_alloc(sizeof *s);
     step_row rows[STEP_ROWS_MAX];
     step_open(s, shape);
-    const uint32_t n_rows = make_rows(s, rows);
+    const uint32_t n_rows = make_choosing_rows(s, rows, one_in);
     float *want, *got = step_run(s, rows, n_rows, cut, &want);
     assert_is_definition(s, got, want, n_outputs(s, rows, n_rows));
     free(got);
     free(want);
     step_close(s);
     free(s);
+}
+
+static void check_definition(const step_shape *shape, step_cut cut)
+{
+    check_choosing(shape, cut, 0);
 }
 
 static const attn_coding codings[] = {ATTN_PLAIN, ATTN_FP8,  ATTN_INT8,
@@ -189,6 +204,42 @@ START_TEST(random_steps_are_those_of_the_definition)
     }
 }
 
+START_TEST(chosen_pages_are_read_and_no_others)
+{
+    static const step_cut cuts[] = {CUT_SPLITS, CUT_RANDOM, CUT_ROWS};
+    for (size_t i = 0; i < N_OF(shapes); i++) {
+        for (size_t k = 0; k < N_OF(cuts); k++) {
+            step_shape shape = shapes[i];
+            shape.coding = codings[(i + k) % N_OF(codings)];
+            shape.type = (i + k) % 2 == 0 ? DTYPE_BF16 : DTYPE_F32;
+            check_choosing(&shape, cuts[k], k == 2 ? 50 : 2 + (uint32_t)k);
+        }
+    }
+}
+
+/* And so that a choice of everything is none. */
+START_TEST(a_choice_of_all_pages_has_the_bits_of_none)
+{
+    for (size_t i = 0; i < N_OF(shapes); i++) {
+        step *s = test_alloc(sizeof *s);
+        step_row rows[STEP_ROWS_MAX];
+        step_shape shape = shapes[i];
+        shape.coding = codings[i % N_OF(codings)];
+        step_open(s, &shape);
+        const uint32_t n_rows = make_rows(s, rows);
+        float *none = step_run(s, rows, n_rows, CUT_RANDOM, NULL);
+        for (uint32_t r = 0; r < n_rows; r++) {
+            if (rows[r].n_tokens == 1) step_choose(s, &rows[r], 1);
+        }
+        float *all = step_run(s, rows, n_rows, CUT_RANDOM, NULL);
+        assert_same_bits(all, none, n_outputs(s, rows, n_rows), s->g.random.seed);
+        free(none);
+        free(all);
+        step_close(s);
+        free(s);
+    }
+}
+
 /* Row by row, token by token, split by split, and however. A token alone also is in tiles of other sizes. */
 START_TEST(tasks_and_tiles_change_no_bit)
 {
@@ -199,7 +250,7 @@ START_TEST(tasks_and_tiles_change_no_bit)
         shape.type = i % 2 == 0 ? DTYPE_F32 : DTYPE_BF16;
         shape.coding = codings[i % N_OF(codings)];
         step_open(s, &shape);
-        const uint32_t n_rows = make_rows(s, rows);
+        const uint32_t n_rows = make_choosing_rows(s, rows, i % 2 == 0 ? 0 : 2);
         float *whole = step_run(s, rows, n_rows, CUT_ROWS, NULL);
         static const step_cut cuts[] = {CUT_TOKENS, CUT_SPLITS, CUT_RANDOM, CUT_RANDOM};
         for (size_t k = 0; k < N_OF(cuts); k++) {
@@ -221,7 +272,7 @@ START_TEST(neighbours_change_no_bit)
         step_shape shape = shapes[i];
         shape.coding = codings[(i + 3) % N_OF(codings)];
         step_open(s, &shape);
-        const uint32_t n_rows = make_rows(s, rows);
+        const uint32_t n_rows = make_choosing_rows(s, rows, i % 2 == 0 ? 3 : 0);
         float *together = step_run(s, rows, n_rows, CUT_RANDOM, NULL);
         size_t at = 0;
         for (uint32_t r = 0; r < n_rows; r++) {
@@ -353,6 +404,8 @@ const test_case test_cases[] = {
     TEST_CASE(every_coding_is_read_as_the_definition_does),
     TEST_CASE(wide_rows_and_shared_ones_are_read_as_the_definition_does),
     TEST_CASE(random_steps_are_those_of_the_definition),
+    TEST_CASE(chosen_pages_are_read_and_no_others),
+    TEST_CASE(a_choice_of_all_pages_has_the_bits_of_none),
     TEST_CASE(tasks_and_tiles_change_no_bit),
     TEST_CASE(neighbours_change_no_bit),
     TEST_CASE(chunks_of_a_prompt_have_the_bits_of_the_whole),

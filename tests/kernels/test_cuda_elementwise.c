@@ -99,6 +99,71 @@ START_TEST(norms_are_those_of_the_reference_with_and_without_a_sum)
     }
 }
 
+static void check_layer_norm(gpu *g, uint32_t n_tokens, uint32_t dim, dtype type)
+{
+    const size_t n = (size_t)n_tokens * dim;
+    matrix w = random_matrix(&g->random, type, 1, dim), b = random_matrix(&g->random, type, 1, dim);
+    float *x = random_floats(&g->random, n);
+    layer_norm_args args = {.norm = {.x = x,
+                                     .w = w.data,
+                                     .w_type = type,
+                                     .n_tokens = n_tokens,
+                                     .dim = dim,
+                                     .eps = 1e-5f,
+                                     .out = poisoned_floats(n)},
+                            .b = b.data};
+    g->cpu->ops->layer_norm(g->cpu, &args);
+    float *want = args.norm.out;
+    args.norm.x = gpu_put(g, x, n * sizeof *x);
+    args.norm.w = gpu_put_matrix(g, &w).data;
+    args.b = gpu_put_matrix(g, &b).data;
+    args.norm.out = gpu_poisoned(g, n);
+    g->ops->layer_norm(g->d, &args);
+    float *got = gpu_get_floats(g, args.norm.out, n);
+    assert_near(got, want, n, near_f32, g->random.seed);
+    matrix_free(&w);
+    matrix_free(&b);
+    free(x);
+    free(want);
+    free(got);
+}
+
+static void check_adjust(gpu *g, uint32_t n_tokens, uint32_t dim, dtype type, float limit)
+{
+    const size_t n = (size_t)n_tokens * dim;
+    matrix b = random_matrix(&g->random, type, 1, dim);
+    float *x = random_floats(&g->random, n);
+    adjust_args args = {.x = gpu_put(g, x, n * sizeof *x),
+                        .b = limit < 1 ? NULL : gpu_put_matrix(g, &b).data,
+                        .b_type = type,
+                        .n_tokens = n_tokens,
+                        .dim = dim,
+                        .scale = 1.5f,
+                        .limit = limit};
+    g->ops->adjust(g->d, &args);
+    float *got = gpu_get_floats(g, args.x, n);
+    args.x = x;
+    args.b = args.b == NULL ? NULL : b.data;
+    g->cpu->ops->adjust(g->cpu, &args);
+    assert_near(got, x, n, near_f32, g->random.seed);
+    matrix_free(&b);
+    free(x);
+    free(got);
+}
+
+START_TEST(layer_norms_biases_and_limits_are_those_of_the_reference)
+{
+    for (size_t i = 0; i < N_OF(counts); i++) {
+        for (size_t j = 0; j < N_OF(dims); j++) {
+            gpu g = gpu_open(0);
+            check_layer_norm(&g, counts[i], dims[j], all_dtypes[(i + j) % 3]);
+            check_adjust(&g, counts[i], dims[j], all_dtypes[(i + j) % 3], INFINITY);
+            check_adjust(&g, counts[i], dims[j], all_dtypes[(i + j) % 3], 0.5f);
+            gpu_close(&g);
+        }
+    }
+}
+
 static void check_rope(gpu *g, uint32_t n_tokens, uint32_t n_heads, uint32_t dim)
 {
     const size_t n = (size_t)n_tokens * n_heads * dim, n_angles = (size_t)n_tokens * (dim / 2);
@@ -212,6 +277,7 @@ START_TEST(a_graph_runs_again_over_what_its_arguments_lead_to)
 const test_case test_cases[] = {
     TEST_CASE(embed_converts_its_rows_exactly),
     TEST_CASE(norms_are_those_of_the_reference_with_and_without_a_sum),
+    TEST_CASE(layer_norms_biases_and_limits_are_those_of_the_reference),
     TEST_CASE(rope_is_the_reference),
     TEST_CASE(put_rows_rounds_every_kind_of_number_as_the_reference),
     TEST_CASE(a_graph_runs_again_over_what_its_arguments_lead_to),

@@ -9,6 +9,7 @@
 typedef struct routing {
     uint32_t n_tokens, n_experts, top_k;
     uint32_t n_levels; /* of logits; few make ties */
+    router_kind kind;
 } routing;
 
 /* Experts must be equal, weights to rounding. Logits: [n_tokens][n_experts] */
@@ -16,12 +17,14 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
 {
     const size_t n = (size_t)r->n_tokens * r->top_k;
     uint32_t *want = test_alloc(n * sizeof *want), *got = test_alloc(n * sizeof *got);
-    router_args args = {.logits = logits,
+    router_args args = {.kind = r->kind,
+                        .jitter = 0.2f,
+                        .logits = logits,
                         .n_tokens = r->n_tokens,
                         .n_experts = r->n_experts,
                         .top_k = r->top_k,
                         .renormalise = renormalise,
-                        .scale = 1,
+                        .scale = 0.75f,
                         .expert = want,
                         .weight = poisoned_floats(n)};
     g->cpu->ops->router(g->cpu, &args);
@@ -48,8 +51,8 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
 
 START_TEST(the_router_chooses_as_the_reference_ties_included)
 {
-    static const routing problems[] = {{1, 1, 1, 9},    {3, 8, 2, 2},       {31, 64, 8, 5},
-                                       {5, 100, 16, 3}, {2, 1024, 8, 1000}, {4, 40, 6, 1}};
+    static const routing problems[] = {{1, 1, 1, 9, 0},    {3, 8, 2, 2, 0},       {31, 64, 8, 5, 0},
+                                       {5, 100, 16, 3, 0}, {2, 1024, 8, 1000, 0}, {4, 40, 6, 1, 0}};
     for (size_t i = 0; i < N_OF(problems); i++) {
         const routing *r = &problems[i];
         gpu g = gpu_open(0);
@@ -62,6 +65,28 @@ START_TEST(the_router_chooses_as_the_reference_ties_included)
         logits[n / 2] = NAN;
         logits[0] = INFINITY;
         check_router(&g, r, logits, true);
+        free(logits);
+        gpu_close(&g);
+    }
+}
+
+/* Kinds of their own, with logits that are near to each other and far. */
+START_TEST(other_routers_choose_and_weigh_as_the_reference)
+{
+    static const routing problems[] = {{1, 1, 1, 9, 0},
+                                       {3, 8, 2, 4, 0},
+                                       {31, 64, 2, 50, 0},
+                                       {5, 100, 16, 30, 0},
+                                       {2, 1024, 2, 1000, 0}};
+    for (size_t i = 0; i < 2 * N_OF(problems); i++) {
+        routing r = problems[i / 2];
+        gpu g = gpu_open(0);
+        const size_t n = (size_t)r.n_tokens * r.n_experts;
+        float *logits = test_alloc(n * sizeof *logits);
+        for (size_t k = 0; k < n; k++)
+            logits[k] = 0.25f * ((float)random_below(&g.random, r.n_levels) - 3);
+        r.kind = i % 2 == 0 ? ROUTER_SIGMOID : ROUTER_SPARSEMIXER;
+        check_router(&g, &r, logits, false);
         free(logits);
         gpu_close(&g);
     }
@@ -244,6 +269,7 @@ START_TEST(scratch_whose_size_overflows_is_refused)
 }
 
 const test_case test_cases[] = {
+    TEST_CASE(other_routers_choose_and_weigh_as_the_reference),
     TEST_CASE(the_router_chooses_as_the_reference_ties_included),
     TEST_CASE(experts_are_summed_as_the_reference_does),
     TEST_CASE(a_token_has_the_same_bits_in_every_batch),

@@ -72,6 +72,99 @@ START_TEST(rms_norm_agrees_and_a_token_does_not_see_the_batch)
 }
 END_TEST
 
+static float *layer_normed(const char *isa, const float *x, const matrix w[2], uint32_t n_tokens)
+{
+    const size_t n = (size_t)n_tokens * w[0].cols;
+    float *out = test_alloc(n * sizeof *out);
+    memcpy(out, x, n * sizeof *out); /* in place: out may be x */
+    dev *d = open_table(isa, 2);
+    const layer_norm_args args = {.norm = {.x = out,
+                                           .w = w[0].data,
+                                           .w_type = w[0].type,
+                                           .n_tokens = n_tokens,
+                                           .dim = w[0].cols,
+                                           .eps = 1e-5f,
+                                           .out = out},
+                                  .b = w[1].data};
+    d->ops->layer_norm(d, &args);
+    dev_close(d);
+    return out;
+}
+
+START_TEST(layer_norm_agrees_and_a_token_does_not_see_the_batch)
+{
+    enum { N_TOKENS = 19 };
+    test_random r = random_fresh();
+    for (size_t i = 0; i < N_DIMS * 3; i++) {
+        const uint32_t dim = dims[i / 3];
+        matrix w[2] = {random_matrix(&r, all_dtypes[i % 3], 1, dim),
+                       random_matrix(&r, all_dtypes[i % 3], 1, dim)};
+        float *x = random_floats(&r, N_TOKENS * (size_t)dim);
+        float *want = layer_normed("ref", x, w, N_TOKENS);
+        for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+            float *all = layer_normed((*t)->name, x, w, N_TOKENS);
+            float *last = layer_normed((*t)->name, x + (N_TOKENS - 1) * (size_t)dim, w, 1);
+            assert_near(all, want, N_TOKENS * (size_t)dim, (tolerance){1e-6, 2e-6}, r.seed);
+            assert_same_bits(last, all + (N_TOKENS - 1) * (size_t)dim, dim, r.seed);
+            free(all);
+            free(last);
+        }
+        free(want);
+        free(x);
+        matrix_free(&w[0]);
+        matrix_free(&w[1]);
+    }
+}
+END_TEST
+
+/* Mean 3, deviations -3, -1, 1, 3: variance 5. */
+START_TEST(layer_norm_takes_the_mean_away_and_adds_the_bias)
+{
+    const float w[4] = {1, 2, 1, 1}, b[4] = {0.5f, 0, 0, -1};
+    const double scale = 1 / sqrt(5 + 0.25);
+    const double want[4] = {-3 * scale + 0.5, -2 * scale, scale, 3 * scale - 1};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        float x[4] = {0, 2, 4, 6};
+        dev *d = open_table((*t)->name, 1);
+        d->ops->layer_norm(d, &(layer_norm_args){.norm = {.x = x,
+                                                          .w = w,
+                                                          .w_type = DTYPE_F32,
+                                                          .n_tokens = 1,
+                                                          .dim = 4,
+                                                          .eps = 0.25f,
+                                                          .out = x},
+                                                 .b = b});
+        for (int i = 0; i < 4; i++)
+            ck_assert_double_eq_tol((double)x[i], want[i], 1e-6);
+        dev_close(d);
+    }
+}
+END_TEST
+
+START_TEST(adjust_scales_adds_and_clips)
+{
+    static const float b[3] = {1, -1, 10};
+    static const float wants[3][6] = {
+        {3, 3, 16, -7, 5, 10}, {2, 4, 5, -5, 5, 0}, {3, 3, 5, -5, 5, 5}};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        dev *d = open_table((*t)->name, 2);
+        for (int i = 0; i < 3; i++) {
+            float x[6] = {1, 2, 3, -4, 3, 0};
+            d->ops->adjust(d, &(adjust_args){.x = x,
+                                             .b = i == 1 ? NULL : b,
+                                             .b_type = DTYPE_F32,
+                                             .n_tokens = 2,
+                                             .dim = 3,
+                                             .scale = 2,
+                                             .limit = i == 0 ? INFINITY : 5});
+            for (int k = 0; k < 6; k++)
+                ck_assert_float_eq(x[k], wants[i][k]);
+        }
+        dev_close(d);
+    }
+}
+END_TEST
+
 START_TEST(rope_rotates_half_split_pairs)
 {
     test_random r = random_fresh();
@@ -203,6 +296,9 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(embed_copies_rows_exactly),
     TEST_CASE(rms_norm_agrees_and_a_token_does_not_see_the_batch),
+    TEST_CASE(layer_norm_agrees_and_a_token_does_not_see_the_batch),
+    TEST_CASE(layer_norm_takes_the_mean_away_and_adds_the_bias),
+    TEST_CASE(adjust_scales_adds_and_clips),
     TEST_CASE(rope_rotates_half_split_pairs),
     TEST_CASE(store_rounds_to_nearest_even_everywhere),
     TEST_CASE(every_half_survives_the_way_through_f32),

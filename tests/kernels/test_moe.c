@@ -230,6 +230,53 @@ START_TEST(weights_are_the_softmax_and_sum_to_one_when_renormalised)
 }
 END_TEST
 
+static routed route_by(const char *isa, router_kind kind, const float *logits, uint32_t n_experts)
+{
+    routed out = {{0}, {0}};
+    dev *d = open_table(isa, 1);
+    d->ops->router(d, &(router_args){.kind = kind,
+                                     .logits = logits,
+                                     .n_tokens = 1,
+                                     .n_experts = n_experts,
+                                     .top_k = n_experts > 1 ? 2 : 1,
+                                     .scale = 0.5f,
+                                     .jitter = 0.25f,
+                                     .expert = out.expert,
+                                     .weight = out.weight});
+    dev_close(d);
+    return out;
+}
+
+START_TEST(a_sigmoid_weighs_each_expert_by_itself)
+{
+    static const float logits[3] = {-1, 2, 0.5f};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        const routed r = route_by((*t)->name, ROUTER_SIGMOID, logits, 3);
+        ck_assert_uint_eq(r.expert[0], 1);
+        ck_assert_uint_eq(r.expert[1], 2);
+        ck_assert_double_eq_tol((double)r.weight[0], 0.5 / (1 + exp(-2)), 1e-7);
+        ck_assert_double_eq_tol((double)r.weight[1], 0.5 / (1 + exp(-0.5)), 1e-7);
+        const routed one = route_by((*t)->name, ROUTER_SIGMOID, logits, 1);
+        ck_assert_uint_eq(one.expert[0], 0);
+        ck_assert_double_eq_tol((double)one.weight[0], 0.5 / (1 + exp(1)), 1e-7);
+    }
+}
+END_TEST
+
+/* Near are those less than half of the larger magnitude below: of 4 itself, 3 and 2, of 3 itself and 2. */
+START_TEST(sparsemixer_weighs_each_choice_among_its_rivals)
+{
+    static const float logits[5] = {1, 4, 3, -5, 2};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        const routed r = route_by((*t)->name, ROUTER_SPARSEMIXER, logits, 5);
+        ck_assert_uint_eq(r.expert[0], 1);
+        ck_assert_uint_eq(r.expert[1], 2);
+        ck_assert_double_eq_tol((double)r.weight[0], 0.5 / (1 + exp(-1) + exp(-2)), 1e-7);
+        ck_assert_double_eq_tol((double)r.weight[1], 0.5 / (1 + exp(-1)), 1e-7);
+    }
+}
+END_TEST
+
 START_TEST(broken_logits_still_choose_distinct_experts)
 {
     const float logits[4] = {NAN, INFINITY, NAN, -INFINITY};
@@ -250,6 +297,8 @@ const test_case test_cases[] = {
     TEST_CASE(a_scratch_that_does_not_fit_is_reported),
     TEST_CASE(a_tie_goes_to_the_lower_expert),
     TEST_CASE(weights_are_the_softmax_and_sum_to_one_when_renormalised),
+    TEST_CASE(a_sigmoid_weighs_each_expert_by_itself),
+    TEST_CASE(sparsemixer_weighs_each_choice_among_its_rivals),
     TEST_CASE(broken_logits_still_choose_distinct_experts),
     TEST_CASES_END,
 };

@@ -126,14 +126,21 @@ static bool is_apart(void)
     return device != NULL && strcmp(device, "apart") == 0;
 }
 
+dev *fake_open_device(const dev_config *config)
+{
+    dev *d;
+    err_info info = {0};
+    const err_t err = is_apart() ? dev_apart_open_attending(config, (size_t)1 << 30, &d, &info)
+                                 : dev_open_cpu(config, &d, &info);
+    ck_assert_msg(err == ERR_OK, "%s", info.message);
+    return d;
+}
+
 static void open_device(fake *f, const fake_options *options)
 {
-    err_info info = {0};
     const dev_config device = {.isa = options->isa != NULL ? options->isa : "ref",
                                .n_threads = options->n_threads > 0 ? options->n_threads : 1};
-    const err_t err = is_apart() ? dev_apart_open_attending(&device, (size_t)1 << 30, &f->d, &info)
-                                 : dev_open_cpu(&device, &f->d, &info);
-    ck_assert_msg(err == ERR_OK, "%s", info.message);
+    f->d = fake_open_device(&device);
 }
 
 /* n floats of the host's, and as many of the device's. */

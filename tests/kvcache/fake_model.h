@@ -71,6 +71,9 @@ extern const kv_rope
 /* Copies of layers with an output projection each, until the next call. */
 const kv_layer_shape *fake_projecting(const kv_layer_shape *layers, uint32_t n_layers);
 
+/* The device that the environment asks for, as above. */
+dev *fake_open_device(const dev_config *config);
+
 fake *fake_open(const fake_options *options); /* fails the test on an error */
 
 /* A basis of a random subspace of half as many directions, the same for all heads, in [2][heads][rank][dim]

@@ -33,11 +33,22 @@ static float key_of(key_kind kind, uint32_t token, uint32_t channel)
 
 static const float sink_logits[GROUP_MAX] = {0.3f, -4, 2, 5};
 
+/* Of every token so many floats. */
+static float *alloc_there(const probe *p, size_t n)
+{
+    void *data;
+    ck_assert_int_eq(dev_alloc(p->d, N_TOKENS * n * sizeof(float), &data, NULL), ERR_OK);
+    return data;
+}
+
 probe probe_open(const kv_config *config, uint32_t group, key_kind kind, dtype type)
 {
     probe p = {0};
-    ck_assert_int_eq(dev_open_cpu(&(dev_config){.isa = "auto", .n_threads = 1}, &p.d, NULL),
-                     ERR_OK);
+    p.d = fake_open_device(&(dev_config){.isa = "auto", .n_threads = 1});
+    p.q = alloc_there(&p, GROUP_MAX * K_DIM);
+    p.k = alloc_there(&p, K_DIM);
+    p.v = alloc_there(&p, V_DIM);
+    p.out = alloc_there(&p, GROUP_MAX * V_DIM);
     p.layer = (kv_layer_shape){
         .n_heads = group, .n_kv_heads = 1, .k_dim = K_DIM, .v_dim = V_DIM, .scale = 0.7f};
     if (kind == NEEDLES) p.layer.sink_logit = sink_logits;
@@ -60,6 +71,10 @@ void probe_close(probe *p)
     ck_assert(kv_cache_is_sane(p->cache));
     kv_seq_close(p->seq, NULL);
     kv_cache_close(p->cache);
+    dev_free(p->d, p->q);
+    dev_free(p->d, p->k);
+    dev_free(p->d, p->v);
+    dev_free(p->d, p->out);
     dev_close(p->d);
 }
 
@@ -80,8 +95,13 @@ void probe_run(probe *p, uint32_t n, bool is_decode, probe_step *s)
     }
     const kv_row row = {.seq = p->seq, .n_tokens = n, .is_decode = is_decode};
     ck_assert_int_eq(kv_step_begin(p->cache, &row, 1), ERR_OK);
-    kv_append(p->cache, &(kv_append_args){.layer = 0, .k = p->keys[first], .v = s->v[0]});
-    kv_attend(p->cache, &(kv_attend_args){.layer = 0, .q = q, .out = &s->out[0][0]});
+    dev_upload(p->d, p->q, q, (size_t)n * width * sizeof *q);
+    dev_upload(p->d, p->k, p->keys[first], n * sizeof p->keys[0]);
+    dev_upload(p->d, p->v, s->v[0], n * sizeof s->v[0]);
+    kv_append(p->cache, &(kv_append_args){.layer = 0, .k = p->k, .v = p->v});
+    kv_attend(p->cache, &(kv_attend_args){.layer = 0, .q = p->q, .out = p->out});
+    dev_download(p->d, &s->out[0][0], p->out,
+                 (size_t)n * p->layer.n_heads * V_DIM * sizeof *p->out);
     kv_step_end(p->cache);
     ck_assert(kv_cache_is_sane(p->cache));
 }

@@ -1,7 +1,8 @@
 /* tests/kvcache/route_probe.h - a sequence of one KV head, of which is known what decode queries have read.
  *
  * A value has a 1 in the channel of its block, so the output is the attention of every block, and 0 in
- * those that were not read. What attention is there is computed in double precision over all keys. */
+ * those that were not read. What attention is there is computed in double precision over all keys. The device is the
+ * one that the environment asks for: fake_model.h. */
 #ifndef TESTS_KVCACHE_ROUTE_PROBE_H
 #define TESTS_KVCACHE_ROUTE_PROBE_H
 
@@ -29,6 +30,7 @@ typedef struct probe {
     kv_layer_shape layer;
     float keys[N_TOKENS][K_DIM]; /* as the cache stores them */
     float bias[N_TOKENS];        /* that attention adds, 0 outside pages */
+    float *q, *k, *v, *out;      /* of a step, where the device has them */
 } probe;
 
 /* Of the tokens of one step: queries, values, and what attention returned. */

@@ -3,6 +3,7 @@
 #include "tests/test_main.h"
 
 #include "base/random.h"
+#include "kvcache/device_view.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -314,6 +315,82 @@ START_TEST(where_a_block_lies_does_not_show_in_decode_steps)
 }
 END_TEST
 
+/* ---- a device that chooses ------------------------------------------------------------------------ */
+
+enum { N_MIXED = 4, N_MIXED_PROMPT = 90, N_MIXED_TOKENS = 240 };
+
+/* Decode steps of several routings in one batch, on a device of its own memory or on the host. */
+typedef struct mixed_run {
+    fake *f;
+    fake_seq seqs[N_MIXED];
+    kv_usage usage[N_MIXED];
+    kv_stats stats;
+} mixed_run;
+
+static void run_mixed(const char *device, mixed_run *out)
+{
+    static const char *const routings[N_MIXED] = {"topk", "full", "topk", "certified"};
+    static const kv_route_settings settings[N_MIXED] = {
+        {.k = 0.2}, {.k = 1}, {.k = 3}, {.eps = 0.4}};
+    fake_seq *rows[N_MIXED];
+    ck_assert_int_eq(setenv("PIKV_TEST_DEVICE", device, 1), 0);
+    kv_config config = fake_defaults();
+    config.request_methods = true;
+    out->f = fake_open(&(fake_options){.config = config});
+    for (uint32_t i = 0; i < N_MIXED; i++) {
+        kv_methods methods;
+        const kv_config own = probe_config(routings[i], settings[i]);
+        ck_assert_int_eq(kv_methods_resolve(&own, &methods, NULL), ERR_OK);
+        out->seqs[i] = fake_seq_open(out->f, (fake_ids){.seed = 20 + i, .methods = &methods});
+        out->seqs[i].n_prompt = N_MIXED_PROMPT + 7 * i;
+        fake_run(out->f, &out->seqs[i], N_MIXED_PROMPT + 7 * i, 64);
+        rows[i] = &out->seqs[i];
+    }
+    const uint64_t before = fake_stats(out->f).bytes_read; /* prompts are cut in another way */
+    for (uint32_t t = 0; t < N_MIXED_TOKENS - N_MIXED_PROMPT; t++)
+        ck_assert_int_eq(fake_step(out->f, rows, (const uint32_t[N_MIXED]){1, 1, 1, 1}, N_MIXED),
+                         ERR_OK);
+    for (uint32_t i = 0; i < N_MIXED; i++)
+        kv_seq_usage(out->seqs[i].seq, &out->usage[i]);
+    out->stats = fake_stats(out->f);
+    out->stats.bytes_read -= before;
+}
+
+static void close_mixed(mixed_run *run)
+{
+    for (uint32_t i = 0; i < N_MIXED; i++)
+        fake_seq_close(run->f, &run->seqs[i], false);
+    fake_close(run->f);
+}
+
+START_TEST(a_device_chooses_what_the_host_does)
+{
+    static mixed_run host, apart;
+    run_mixed("cpu", &host);
+    run_mixed("apart", &apart);
+    ck_assert_ptr_null(host.f->cache->view);
+    ck_assert_uint_eq(apart.f->cache->view->n_hosts, 1); /* certified asks for keys */
+    for (uint32_t i = 0; i < N_MIXED; i++) {
+        const size_t n = (size_t)N_MIXED_TOKENS * host.f->n_out;
+        for (size_t x = 0; x < n; x++)
+            ck_assert_float_eq_tol(apart.seqs[i].out[x], host.seqs[i].out[x], 2e-6f);
+        ck_assert_uint_eq(apart.usage[i].certificates, host.usage[i].certificates);
+        ck_assert_double_eq_tol(apart.usage[i].certificate_sum, host.usage[i].certificate_sum,
+                                1e-9 + 1e-5 * host.usage[i].certificate_sum);
+    }
+    ck_assert_double_gt(host.usage[0].certificate_sum, 0);
+    ck_assert_uint_eq(apart.stats.pages_open, host.stats.pages_open);
+    ck_assert_uint_eq(apart.stats.pages_read, host.stats.pages_read);
+    ck_assert_uint_lt(apart.stats.pages_read, apart.stats.pages_open);
+    /* Of a block that a layer's window cuts the host counts all. */
+    ck_assert_double_eq_tol((double)apart.stats.bytes_read, (double)host.stats.bytes_read,
+                            0.005 * (double)host.stats.bytes_read);
+    ck_assert_double_eq_tol(apart.stats.certificate_max, host.stats.certificate_max, 1e-5);
+    close_mixed(&host);
+    close_mixed(&apart);
+}
+END_TEST
+
 /* ---- settings and memory --------------------------------------------------------------------------- */
 
 static void expect_refusal(const char *method, kv_route_settings settings, const char *message)
@@ -411,6 +488,7 @@ const test_case test_cases[] = {
     TEST_CASE(where_nothing_is_read_before_the_largest_mass_comes_first),
     TEST_CASE(a_prompt_reads_everything_however_it_is_cut),
     TEST_CASE(where_a_block_lies_does_not_show_in_decode_steps),
+    TEST_CASE(a_device_chooses_what_the_host_does),
     TEST_CASE(a_setting_out_of_range_is_named),
     TEST_CASE(prefixes_are_shared_under_settings_that_give_the_same_values),
     TEST_CASE(boxes_are_counted_and_there_only_if_needed),

@@ -168,7 +168,20 @@ static const broken_config broken_configs[] = {
     {"", "", "\"rope_parameters\":{\"rope_type\":\"default\"}", ERR_BAD_MODEL,
      "rope_theta is missing"},
     {"", "", "\"quantization_config\":{\"quant_method\":\"awq\"}", ERR_UNSUPPORTED,
-     "quantization_config: an object"},
+     "quantization_config.quant_method: \"awq\" is not supported"},
+    {"", "", "\"quantization_config\":7", ERR_UNSUPPORTED, "quantization_config: 7"},
+    {"", "", "\"quantization_config\":{}", ERR_UNSUPPORTED,
+     "quantization_config.quant_method: null"},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}", ERR_UNSUPPORTED,
+     "quantization_config.fmt: \"e5m2\""},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,32]}",
+     ERR_UNSUPPORTED, "quantization_config.weight_block_size: 32"},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128]}",
+     ERR_UNSUPPORTED, "quantization_config.weight_block_size: an array"},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"x\"}",
+     ERR_UNSUPPORTED, "quantization_config.activation_scheme: \"x\""},
+    {"", "", "\"quantization_config\":{\"quant_method\":\"fp8\",\"expert_dtype\":\"fp4\"}",
+     ERR_UNSUPPORTED, "quantization_config.expert_dtype: \"fp4\""},
     {"", "", "\"attention_bias\":true", ERR_UNSUPPORTED, "attention_bias: true"},
     {"", "", "\"torch_dtype\":\"int8\"", ERR_UNSUPPORTED, "torch_dtype: \"int8\""},
     {"", "", "\"partial_rotary_factor\":0.5", ERR_UNSUPPORTED, "partial_rotary_factor: 0.5"},
@@ -191,6 +204,33 @@ START_TEST(every_broken_config_is_refused_with_key_and_value)
 }
 END_TEST
 
+START_TEST(ways_of_quantising_are_read)
+{
+    static const struct {
+        const char *more;
+        quantisation want;
+    } cases[] = {
+        {"\"quantization_config\":null", {QUANTISATION_NONE, 0, 0}},
+        {"\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\",\"activation_scheme\":"
+         "\"dynamic\",\"weight_block_size\":[128,192],\"modules_to_not_convert\":[\"lm_head\"]}",
+         {QUANTISATION_FP8, 128, 192}},
+        {"\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"static\"}",
+         {QUANTISATION_FP8, 0, 0}},
+        {"\"quantization_config\":{\"quant_method\":\"mxfp4\",\"modules_to_not_convert\":[]}",
+         {QUANTISATION_MXFP4, 0, 0}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        model_config c;
+        err_info info = {0};
+        ck_assert_msg(read_config(edited("", "", cases[i].more), NULL, &c, &info) == ERR_OK, "%s",
+                      info.message);
+        ck_assert(c.quantisation.method == cases[i].want.method);
+        ck_assert_uint_eq(c.quantisation.block_rows, cases[i].want.block_rows);
+        ck_assert_uint_eq(c.quantisation.block_cols, cases[i].want.block_cols);
+    }
+}
+END_TEST
+
 START_TEST(a_missing_config_is_an_error_of_the_folder)
 {
     temp_dir dir;
@@ -208,6 +248,7 @@ const test_case test_cases[] = {
     TEST_CASE(the_new_keys_are_read),
     TEST_CASE(the_generation_config_decides_the_end_tokens),
     TEST_CASE(every_broken_config_is_refused_with_key_and_value),
+    TEST_CASE(ways_of_quantising_are_read),
     TEST_CASE(a_missing_config_is_an_error_of_the_folder),
     TEST_CASES_END,
 };

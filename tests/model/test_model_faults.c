@@ -100,6 +100,19 @@ static err_t try_text(err_info *info)
     return ERR_OK;
 }
 
+static err_t try_special_text(err_info *info)
+{
+    static const char text[] = "<s>The server</s>keeps the attention<s>weights in memory.</s>";
+    uint32_t *ids;
+    size_t n_ids;
+    (void)info;
+    const tok_text source = {.bytes = text, .n_bytes = sizeof text - 1, .parse_special = true};
+    TRY(tokenizer_encode(shared_tokenizer, &source, &ids, &n_ids));
+    assert(ids[n_ids - 1] == (uint32_t)tokenizer_eos(shared_tokenizer));
+    free(ids);
+    return ERR_OK;
+}
+
 /* C++ is spared: protobuf crashes when it destroys a half-built message, which is why the shim asks
  * for the memory beforehand. That question is counted, and can fail. */
 START_TEST(a_tokenizer_opens_or_reports_no_memory)
@@ -109,6 +122,7 @@ START_TEST(a_tokenizer_opens_or_reports_no_memory)
     fail_each(try_tokenizer);
     ck_assert(tokenizer_open("tests/golden/tokenizer-bpe", &shared_tokenizer, &info) == ERR_OK);
     fail_each(try_text);
+    fail_each(try_special_text);
     tokenizer_close(shared_tokenizer);
 }
 END_TEST

@@ -61,6 +61,54 @@ START_TEST(text_becomes_the_ids_of_sentencepiece)
 }
 END_TEST
 
+/* Appends what `text` alone gives. */
+static size_t append_ids(const tokenizer *t, const char *text, uint32_t *out, size_t n)
+{
+    uint32_t *ids;
+    size_t n_ids;
+    const tok_text source = {.bytes = text, .n_bytes = strlen(text)};
+    ck_assert(tokenizer_encode(t, &source, &ids, &n_ids) == ERR_OK);
+    memcpy(out + n, ids, n_ids * sizeof *ids);
+    free(ids);
+    return n + n_ids;
+}
+
+static void check_special(const tokenizer *t, const golden_cases *cases)
+{
+    static const char text[] = "<s>one </s></s>two <s <unk>";
+    uint32_t expected[64], *ids;
+    size_t n = 0, n_ids;
+    (void)cases;
+    expected[n++] = (uint32_t)tokenizer_bos(t);
+    n = append_ids(t, "one ", expected, n);
+    expected[n++] = (uint32_t)tokenizer_eos(t);
+    expected[n++] = (uint32_t)tokenizer_eos(t);
+    n = append_ids(t, "two <s ", expected, n);
+    expected[n++] = 0; /* the fixtures' unknown piece */
+    const tok_text source = {.bytes = text, .n_bytes = sizeof text - 1, .parse_special = true};
+    ck_assert(tokenizer_encode(t, &source, &ids, &n_ids) == ERR_OK);
+    ck_assert_uint_eq(n_ids, n);
+    ck_assert(memcmp(ids, expected, n * sizeof *ids) == 0);
+    free(ids);
+    const tok_text with_bos = {
+        .bytes = text, .n_bytes = sizeof text - 1, .parse_special = true, .add_bos = true};
+    ck_assert(tokenizer_encode(t, &with_bos, &ids, &n_ids) == ERR_OK);
+    ck_assert_uint_eq(n_ids, n + 1);
+    ck_assert(ids[0] == (uint32_t)tokenizer_bos(t) && ids[1] == ids[0]);
+    free(ids);
+    const tok_text nothing = {.bytes = "", .n_bytes = 0, .parse_special = true};
+    ck_assert(tokenizer_encode(t, &nothing, &ids, &n_ids) == ERR_OK);
+    ck_assert_uint_eq(n_ids, 0);
+    ck_assert_ptr_nonnull(ids);
+    free(ids);
+}
+
+START_TEST(names_of_control_tokens_are_those_tokens_when_asked_for)
+{
+    for_each_fixture(check_special);
+}
+END_TEST
+
 /* Runs of U+FFFD become one: SentencePiece writes one for each byte, we one for each maximal part. */
 static size_t squeeze(const char *text, size_t n_bytes, char *out)
 {
@@ -378,6 +426,7 @@ const test_case test_cases[] = {
     TEST_CASE(ids_become_the_text_of_sentencepiece),
     TEST_CASE(the_pieces_are_those_of_the_model),
     TEST_CASE(no_text_becomes_a_control_token),
+    TEST_CASE(names_of_control_tokens_are_those_tokens_when_asked_for),
     TEST_CASE(streamed_and_whole_text_are_equal),
     TEST_CASE(no_byte_is_lost_in_a_stream),
     TEST_CASE(a_continuation_keeps_its_leading_space),

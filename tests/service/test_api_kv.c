@@ -290,8 +290,11 @@ END_TEST
 static void check_usage(const kv_config *server, const char *kv, const kv_usage *used,
                         const char *expected)
 {
-    const api_envelope envelope = {
-        .id = "cmpl-1", .created = 7, .model = "m", .fingerprint = "fp_0"};
+    const api_envelope envelope = {.shape = &api_shape_completion,
+                                   .id = "cmpl-1",
+                                   .created = 7,
+                                   .model = "m",
+                                   .fingerprint = "fp_0"};
     completion_request r = accept(server, kv);
     const api_usage usage = {.n_prompt = 1, .n_output = 2, .methods = &r.kv, .kv = *used};
     size_t n_bytes;

@@ -23,8 +23,12 @@ static tokenizer *open_tokenizer(void)
 
 static api_envelope envelope(const tokenizer *t)
 {
-    return (api_envelope){
-        .id = "cmpl-1", .created = 7, .model = "m", .fingerprint = "fp_0", .tokenizer = t};
+    return (api_envelope){.id = "cmpl-1",
+                          .created = 7,
+                          .model = "m",
+                          .fingerprint = "fp_0",
+                          .tokenizer = t,
+                          .shape = &api_shape_completion};
 }
 
 #define HEAD                                                                           \

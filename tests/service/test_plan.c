@@ -3,9 +3,11 @@
  * where there are few enough. */
 #include "service/plan.h"
 #include "service/plan_experts.h"
+#include "service/plan_model.h"
 #include "tests/test_main.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 static const model_config MIXTRAL = {.family = "mixtral",
@@ -384,6 +386,35 @@ START_TEST(the_papers_best_page_is_32_and_the_corrected_one_4)
 }
 END_TEST
 
+/* One of each kind of layer that a family may have. */
+START_TEST(weights_of_every_family_add_up_to_its_parameters)
+{
+    static const char *const fixtures[] = {"mixtral-gqa-bf16",         "olmoe-clip-f32",
+                                           "qwen2_moe-dense-f32",      "qwen2_moe-window-bf16",
+                                           "qwen3_moe-dense-f32",      "granitemoe-tied-f16",
+                                           "granitemoeshared-odd-f32", "phimoe-base-bf16"};
+    for (size_t i = 0; i < sizeof fixtures / sizeof fixtures[0]; i++) {
+        char dir[128];
+        model_config c;
+        plan_weights weights;
+        plan_kv_shape kv;
+        err_info info = {0};
+        uint64_t n_experts = 0;
+        (void)snprintf(dir, sizeof dir, "tests/golden/%s", fixtures[i]);
+        ck_assert_msg(model_config_read(dir, &c, &info) == ERR_OK, "%s", info.message);
+        ck_assert(plan_weights_of(&c, &weights, &info) == ERR_OK);
+        ck_assert(plan_kv_shape_init(&c, dir, &kv, &info) == ERR_OK);
+        for (uint32_t l = 0; l < c.n_layers; l++)
+            n_experts += kv.shape.layer[l].has_router ? c.n_experts : 0;
+        ck_assert_uint_eq(weights.expert_bytes,
+                          3 * (uint64_t)c.d_ffn * c.d_model * dtype_bytes(c.stored_type));
+        ck_assert_uint_eq(weights.replicated_bytes + n_experts * weights.expert_bytes,
+                          c.n_params * dtype_bytes(c.stored_type));
+        plan_kv_shape_deinit(&kv);
+    }
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE(the_weights_of_mixtral_are_those_that_were_published),
     TEST_CASE(tied_embeddings_are_held_once_and_read_as_the_head),
@@ -399,5 +430,6 @@ const test_case test_cases[] = {
     TEST_CASE(one_rank_is_as_fast_as_its_bytes),
     TEST_CASE(the_prediction_is_the_fullest_rank_and_its_collectives),
     TEST_CASE(the_papers_best_page_is_32_and_the_corrected_one_4),
+    TEST_CASE(weights_of_every_family_add_up_to_its_parameters),
     TEST_CASES_END,
 };

@@ -1,0 +1,443 @@
+/* The reader of POST /v1/chat/completions, and its replies byte for byte. */
+#include "base/hash.h"
+#include "service/api_reply.h"
+#include "service/api_request.h"
+#include "tests/test_main.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const names[] = {"teller"};
+static const kv_config kv = {.routing = (char *)(uintptr_t) "full",
+                             .scheduling = (char *)(uintptr_t) "none",
+                             .compression = (char *)(uintptr_t) "none",
+                             .rewrite = (char *)(uintptr_t) "none"};
+static const api_limits limits = {.n_vocab = 100,
+                                  .n_logprobs_max = 5,
+                                  .n_choices_max = 20,
+                                  .model_names = names,
+                                  .n_model_names = 1,
+                                  .kv = &kv};
+
+/* From a heap copy of exact size, so that a sanitizer sees one byte of over-read. */
+static bool parse(const api_limits *by, const char *body, completion_request *out, api_error *error)
+{
+    const size_t n = strlen(body);
+    char *copy = malloc(n);
+    ck_assert_ptr_nonnull(copy);
+    memcpy(copy, body, n);
+    *error = (api_error){0};
+    ck_assert_int_eq(hash_init(), ERR_OK);
+    const bool is_ok = api_chat_parse(by, copy, n, out, error);
+    free(copy);
+    return is_ok;
+}
+
+static completion_request accept_body(const char *body)
+{
+    completion_request request;
+    api_error error;
+    if (!parse(&limits, body, &request, &error)) ck_abort_msg("%s: %s", body, error.message);
+    return request;
+}
+
+#define USER "{\"role\":\"user\",\"content\":\"hi\"}"
+
+/* {"messages":[a user's], FIELDS}, which must be fine. */
+static completion_request accept(const char *fields)
+{
+    char body[4096];
+    snprintf(body, sizeof body, "{\"messages\":[" USER "]%s%s}", *fields != '\0' ? "," : "",
+             fields);
+    return accept_body(body);
+}
+
+/* What a template would see. */
+static void check_variables(const char *body, const char *expected)
+{
+    completion_request r = accept_body(body);
+    char *text = json_dumps(r.chat.variables, JSON_COMPACT);
+    ck_assert_str_eq(text, expected);
+    free(text);
+    api_completion_deinit(&r);
+}
+
+START_TEST(messages_alone_get_the_defaults_of_a_chat)
+{
+    completion_request r = accept("");
+    ck_assert_uint_eq(r.n_prompts, 1);
+    ck_assert_ptr_null(r.prompts[0].text);
+    ck_assert_uint_eq(r.max_tokens, API_TOKENS_MAX);
+    ck_assert(!r.has_max_tokens && !r.echo && !r.add_special && r.skip_special);
+    ck_assert(!r.chat.echo && !r.chat.continues);
+    ck_assert_str_eq(r.chat.role, "assistant");
+    ck_assert_int_eq(r.sampling.n_logprobs, -1);
+    ck_assert(r.sampling.temperature == 1 && r.sampling.top_p == 1);
+    api_completion_deinit(&r);
+}
+END_TEST
+
+START_TEST(the_newer_name_of_max_tokens_wins)
+{
+    completion_request r = accept("\"max_tokens\":9,\"max_completion_tokens\":4");
+    ck_assert_uint_eq(r.max_tokens, 4);
+    ck_assert(r.has_max_tokens);
+    api_completion_deinit(&r);
+    r = accept("\"max_tokens\":9,\"max_completion_tokens\":null");
+    ck_assert_uint_eq(r.max_tokens, 9);
+    api_completion_deinit(&r);
+}
+END_TEST
+
+START_TEST(logprobs_are_two_fields)
+{
+    completion_request r = accept("\"logprobs\":true");
+    ck_assert_int_eq(r.sampling.n_logprobs, 0);
+    api_completion_deinit(&r);
+    r = accept("\"logprobs\":true,\"top_logprobs\":5");
+    ck_assert_int_eq(r.sampling.n_logprobs, 5);
+    api_completion_deinit(&r);
+    r = accept("\"logprobs\":false,\"top_logprobs\":0");
+    ck_assert_int_eq(r.sampling.n_logprobs, -1);
+    api_completion_deinit(&r);
+}
+END_TEST
+
+START_TEST(fields_of_completions_are_the_same_here)
+{
+    completion_request r = accept(
+        "\"model\":\"teller\",\"n\":3,\"temperature\":0.5,\"top_k\":7,\"seed\":1,\"stop\":[\"a\"],"
+        "\"stream\":true,\"stream_options\":{\"include_usage\":true},\"logit_bias\":{\"3\":1},"
+        "\"kv\":{},\"cache_salt\":\"s\",\"ignore_eos\":true,\"return_token_ids\":true,"
+        "\"min_tokens\":2,\"user\":\"me\",\"response_format\":{\"type\":\"text\"},"
+        "\"modalities\":[\"text\"]");
+    ck_assert_uint_eq(r.n, 3);
+    ck_assert(r.sampling.temperature == 0.5f && r.sampling.top_k == 7 && r.has_seed);
+    ck_assert(r.n_stops == 1 && r.stream && r.include_usage && r.sampling.n_bias == 1);
+    ck_assert(r.has_kv && r.salt_bytes == 1 && r.ignore_eos && r.return_ids && r.min_tokens == 2);
+    api_completion_deinit(&r);
+}
+END_TEST
+
+START_TEST(a_template_sees_what_was_understood)
+{
+    check_variables("{\"messages\":[{\"role\":\"system\",\"content\":\"be\",\"evil\":1}," USER "]}",
+                    "{\"tools\":null,\"documents\":null,\"messages\":[{\"role\":\"system\","
+                    "\"content\":\"be\"}," USER "],\"add_generation_prompt\":true}");
+    check_variables(
+        "{\"messages\":[{\"role\":\"user\",\"name\":\"Al\",\"content\":[{\"type\":\"text\","
+        "\"text\":"
+        "\"a\"},{\"type\":\"text\",\"text\":\"b\"}]}],\"chat_template_kwargs\":{\"think\":false},"
+        "\"reasoning_effort\":\"low\",\"documents\":[{\"text\":\"d\"}],"
+        "\"add_generation_prompt\":false}",
+        "{\"tools\":null,\"documents\":[{\"text\":\"d\"}],\"messages\":[{\"role\":\"user\","
+        "\"content\":\"a\\nb\",\"name\":\"Al\"}],\"add_generation_prompt\":false,"
+        "\"reasoning_effort\":\"low\",\"think\":false}");
+}
+END_TEST
+
+START_TEST(calls_of_earlier_turns_have_their_arguments_parsed)
+{
+    check_variables(
+        "{\"messages\":[" USER ",{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":"
+        "\"c1\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"x\\\":1}\"}"
+        "}]},{\"role\":\"tool\",\"tool_call_id\":\"c1\",\"content\":\"2\"}],\"tools\":[{}],"
+        "\"tool_choice\":\"none\"}",
+        "{\"tools\":null,\"documents\":null,\"messages\":[" USER ",{\"role\":\"assistant\","
+        "\"content\":\"\",\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":\"f\","
+        "\"arguments\":{\"x\":1}},\"id\":\"c1\"}]},{\"role\":\"tool\",\"content\":\"2\","
+        "\"tool_call_id\":\"c1\"}],\"add_generation_prompt\":true}");
+}
+END_TEST
+
+START_TEST(a_message_can_be_continued_or_echoed)
+{
+    completion_request r =
+        accept_body("{\"messages\":[" USER ",{\"role\":\"assistant\",\"content\":\"yes \"}],"
+                    "\"continue_final_message\":true,\"echo\":true}");
+    ck_assert(r.chat.continues && r.chat.echo && !r.echo);
+    ck_assert_str_eq(r.chat.role, "assistant");
+    ck_assert_str_eq(r.chat.last, "yes ");
+    api_completion_deinit(&r);
+    r = accept("\"echo\":true"); /* the last message is another's */
+    ck_assert(!r.chat.echo);
+    ck_assert_ptr_null(r.chat.last);
+    api_completion_deinit(&r);
+    r = accept("\"echo\":true,\"add_generation_prompt\":false");
+    ck_assert(r.chat.echo);
+    ck_assert_str_eq(r.chat.role, "user");
+    api_completion_deinit(&r);
+}
+END_TEST
+
+START_TEST(a_models_generation_config_has_the_defaults)
+{
+    const generation_config generation = {.temperature = 0.5f,
+                                          .top_p = 0.25f,
+                                          .min_p = 0.125f,
+                                          .repetition_penalty = 2,
+                                          .top_k = 9,
+                                          .n_output_max = 50};
+    api_limits by = limits;
+    by.generation = &generation;
+    completion_request r;
+    api_error error;
+    ck_assert(parse(&by, "{\"messages\":[" USER "]}", &r, &error));
+    ck_assert(r.sampling.temperature == 0.5f && r.sampling.top_p == 0.25f);
+    ck_assert(r.sampling.min_p == 0.125f && r.sampling.repetition_penalty == 2);
+    ck_assert(r.sampling.top_k == 9 && r.max_tokens == 50 && !r.has_max_tokens);
+    api_completion_deinit(&r);
+    ck_assert(parse(&by,
+                    "{\"messages\":[" USER "],\"temperature\":1,\"top_p\":1,\"top_k\":-1,"
+                    "\"min_p\":0,\"repetition_penalty\":1,\"max_tokens\":60}",
+                    &r, &error));
+    ck_assert(r.sampling.temperature == 1 && r.sampling.top_p == 1 && r.sampling.min_p == 0);
+    ck_assert(r.sampling.repetition_penalty == 1 && r.sampling.top_k == 0);
+    ck_assert_uint_eq(r.max_tokens, 50); /* a bound, not a default */
+    api_completion_deinit(&r);
+    ck_assert(api_completion_parse(&by, "{\"prompt\":\"a\"}", 14, &r, &error));
+    ck_assert(r.sampling.top_k == 9 && r.max_tokens == 16);
+    api_completion_deinit(&r);
+}
+END_TEST
+
+typedef struct bad_case {
+    const char *body, *param, *code, *message;
+} bad_case;
+
+#define FIELD(fields, param, message)                                \
+    {                                                                \
+        "{\"messages\":[" USER "]," fields "}", param, NULL, message \
+    }
+#define LACKS(fields, param)                                                          \
+    {                                                                                 \
+        "{\"messages\":[" USER "]," fields "}", param, "unsupported_parameter", param \
+    }
+#define SAYS(messages, param, message)                      \
+    {                                                       \
+        "{\"messages\":" messages "}", param, NULL, message \
+    }
+
+static const bad_case bad_cases[] = {
+    {"{}", "messages", NULL, "messages: the field is required"},
+    SAYS("{}", "messages", "messages: {} is not a list"),
+    SAYS("[]", "messages", "messages: the list is empty"),
+    SAYS("[1]", "messages[0]", "messages[0]: 1 is not an object"),
+    SAYS("[{}]", "messages[0].role", "messages[0].role: the field is required"),
+    SAYS("[" USER ",{\"role\":\"bot\"}]", "messages[1].role",
+         "messages[1].role: \"bot\" is none of"),
+    SAYS("[{\"role\":1}]", "messages[0].role", "messages[0].role: 1 is none of"),
+    SAYS("[{\"role\":\"user\"}]", "messages[0].content",
+         "messages[0].content: the field is required"),
+    SAYS("[" USER ",{\"role\":\"assistant\",\"content\":null}]", "messages[1].content",
+         "messages[1].content: the field is required"),
+    SAYS("[{\"role\":\"user\",\"content\":1}]", "messages[0].content",
+         "messages[0].content: 1 is neither"),
+    SAYS("[{\"role\":\"user\",\"content\":[1]}]", "messages[0].content[0]",
+         "messages[0].content[0]: 1 is not a part"),
+    SAYS("[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]", "messages[0].content[0]",
+         "messages[0].content[0]: {\"type\":\"text\"} has no text"),
+    {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},{\"type\":"
+     "\"image_url\"}]}]}",
+     "messages[0].content[1]", "unsupported_parameter",
+     "messages[0].content[1]: parts of type \"image_url\" are not supported"},
+    SAYS("[{\"role\":\"user\",\"content\":\"a\",\"name\":5}]", "messages[0].name",
+         "messages[0].name: 5 is not a string"),
+    SAYS("[{\"role\":\"tool\",\"content\":\"a\",\"tool_call_id\":5}]", "messages[0].tool_call_id",
+         "messages[0].tool_call_id: 5 is not a string"),
+    SAYS("[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":5}]", "messages[0].tool_calls",
+         "messages[0].tool_calls: 5 is not a list"),
+    SAYS("[{\"role\":\"assistant\",\"tool_calls\":[{}]}]", "messages[0].tool_calls[0]",
+         "messages[0].tool_calls[0]: {} has no function"),
+    SAYS("[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
+         "\"{\"}}]}]",
+         "messages[0].tool_calls[0]", "messages[0].tool_calls[0]: \"{\" (arguments) is not"),
+    FIELD("\"logprobs\":1", "logprobs", "logprobs: 1 is not a boolean"),
+    FIELD("\"top_logprobs\":2", "top_logprobs", "top_logprobs needs logprobs to be true"),
+    FIELD("\"logprobs\":true,\"top_logprobs\":6", "top_logprobs",
+          "top_logprobs: 6 is outside [0, 5]"),
+    FIELD("\"max_completion_tokens\":-1", "max_completion_tokens",
+          "max_completion_tokens: -1 is outside"),
+    FIELD("\"max_completion_tokens\":1,\"min_tokens\":2", "min_tokens",
+          "min_tokens: 2 is more than max_completion_tokens (1)"),
+    FIELD("\"n\":21", "n", "n (21) times"),
+    FIELD("\"temperature\":3", "temperature", "temperature: 3 is outside"),
+    FIELD("\"add_generation_prompt\":true,\"continue_final_message\":true", "add_generation_prompt",
+          "add_generation_prompt and continue_final_message cannot both"),
+    FIELD("\"chat_template_kwargs\":[]", "chat_template_kwargs",
+          "chat_template_kwargs: [] is not an object"),
+    FIELD("\"chat_template_kwargs\":{\"messages\":[]}", "chat_template_kwargs",
+          "chat_template_kwargs: messages cannot be set here"),
+    FIELD("\"documents\":[1]", "documents", "documents: 1 is not an object"),
+    FIELD("\"tools\":1", "tools", "tools: 1 is not a list"),
+    LACKS("\"tools\":[{}]", "tools"),
+    LACKS("\"tools\":[{}],\"tool_choice\":\"auto\"", "tools"),
+    LACKS("\"tool_choice\":\"required\"", "tool_choice"),
+    LACKS("\"functions\":[{}]", "functions"),
+    LACKS("\"chat_template\":\"{{ 1 }}\"", "chat_template"),
+    LACKS("\"audio\":{}", "audio"),
+    LACKS("\"modalities\":[\"audio\"]", "modalities"),
+    LACKS("\"response_format\":{\"type\":\"json_object\"}", "response_format"),
+    LACKS("\"prompt_logprobs\":1", "prompt_logprobs"),
+};
+
+START_TEST(a_bad_value_is_refused_with_its_place)
+{
+    for (size_t i = 0; i < sizeof bad_cases / sizeof bad_cases[0]; i++) {
+        const bad_case *c = &bad_cases[i];
+        completion_request r;
+        api_error error;
+        if (parse(&limits, c->body, &r, &error)) ck_abort_msg("accepted: %s", c->body);
+        if (strncmp(error.message, c->message, strlen(c->message)) != 0) {
+            ck_abort_msg("%s: \"%s\" does not begin with \"%s\"", c->body, error.message,
+                         c->message);
+        }
+        ck_assert_uint_eq(error.status, 400);
+        ck_assert_pstr_eq(error.param, c->param);
+        ck_assert_pstr_eq(error.code, c->code);
+        ck_assert(r.prompts == NULL && r.chat.variables == NULL);
+    }
+}
+END_TEST
+
+/* ---- replies --------------------------------------------------------------------------------------------- */
+
+static const api_envelope envelope = {.id = "chatcmpl-1",
+                                      .created = 7,
+                                      .model = "m",
+                                      .fingerprint = "fp_0",
+                                      .role = "assistant",
+                                      .shape = &api_shape_chat};
+
+#define HEAD(object)                                                                  \
+    "{\"id\":\"chatcmpl-1\",\"object\":\"" object "\",\"created\":7,\"model\":\"m\"," \
+    "\"system_fingerprint\":\"fp_0\",\"choices\":["
+#define CHUNK  HEAD("chat.completion.chunk")
+#define NO_END "\"logprobs\":null,\"finish_reason\":null,\"stop_reason\":null"
+
+static void check_text(char *text, size_t n_bytes, const char *expected)
+{
+    ck_assert_ptr_nonnull(text);
+    ck_assert_str_eq(text, expected);
+    ck_assert_uint_eq(n_bytes, strlen(expected));
+    free(text);
+}
+
+START_TEST(a_document_holds_a_message)
+{
+    static const uint32_t ids[] = {1, 2};
+    const api_usage usage = {.n_prompt = 3, .n_output = 5, .n_cached = 2};
+    const api_piece pieces[] = {{.is_first = true,
+                                 .text = " b\"",
+                                 .text_bytes = 3,
+                                 .finish = "length",
+                                 .stop_token = -1,
+                                 .shows_ids = true,
+                                 .prompt_ids = ids,
+                                 .n_prompt_ids = 2,
+                                 .token_ids = ids,
+                                 .n_token_ids = 1},
+                                {.index = 1,
+                                 .is_first = true,
+                                 .echo = "pre",
+                                 .echo_bytes = 3,
+                                 .text = "x",
+                                 .text_bytes = 1,
+                                 .finish = "stop",
+                                 .stop_token = 9}};
+    size_t n_bytes;
+    char *text = api_reply_document(&envelope, pieces, 2, &usage, &n_bytes);
+    check_text(text, n_bytes,
+               HEAD("chat.completion") //
+               "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\" b\\\"\",\"refusal\""
+               ":null},\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null,"
+               "\"token_ids\":[1]},"
+               "{\"index\":1,\"message\":{\"role\":\"assistant\",\"content\":\"prex\",\"refusal\":"
+               "null},\"logprobs\":null,\"finish_reason\":\"stop\",\"stop_reason\":9}],"
+               "\"prompt_token_ids\":[1,2],"
+               "\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":5,\"total_tokens\":8,"
+               "\"prompt_tokens_details\":{\"cached_tokens\":2}}}");
+}
+END_TEST
+
+static void check_parts(const api_piece *piece, size_t n_expected, const char *const *expected)
+{
+    api_piece parts[API_PARTS_MAX];
+    const size_t n_parts = api_reply_split(&envelope, piece, parts);
+    ck_assert_uint_eq(n_parts, n_expected);
+    for (size_t i = 0; i < n_parts; i++) {
+        size_t n_bytes;
+        char whole[1024];
+        snprintf(whole, sizeof whole, CHUNK "%s]}", expected[i]);
+        char *text = api_reply_chunk(&envelope, &parts[i], false, &n_bytes);
+        check_text(text, n_bytes, whole);
+    }
+}
+
+START_TEST(a_stream_has_the_role_first_and_the_end_last)
+{
+    static const char role[] = "{\"index\":2,\"delta\":{\"role\":\"assistant\",\"content\":\"\","
+                               "\"refusal\":null}," NO_END "}";
+    static const char said[] = "{\"index\":2,\"delta\":{\"content\":\"a\"}," NO_END "}";
+    static const char end[] = "{\"index\":2,\"delta\":{},\"logprobs\":null,\"finish_reason\":"
+                              "\"stop\",\"stop_reason\":\"END\"}";
+    api_piece piece = {.index = 2,
+                       .is_first = true,
+                       .text = "a",
+                       .text_bytes = 1,
+                       .finish = "stop",
+                       .stop_text = "END",
+                       .stop_text_bytes = 3,
+                       .stop_token = -1};
+    check_parts(&piece, 3, (const char *const[]){role, said, end});
+    piece.finish = NULL;
+    piece.stop_text = NULL;
+    check_parts(&piece, 2, (const char *const[]){role, said});
+    piece.is_first = false;
+    check_parts(&piece, 1, (const char *const[]){said});
+    piece.text_bytes = 0;
+    piece.finish = "stop";
+    piece.stop_text = "END";
+    check_parts(&piece, 1, (const char *const[]){end});
+}
+END_TEST
+
+START_TEST(logprobs_are_items_with_bytes)
+{
+    tokenizer *t;
+    err_info info = {0};
+    ck_assert(tokenizer_open("tests/golden/tokenizer-bpe", &t, &info) == ERR_OK);
+    api_envelope e = envelope;
+    e.tokenizer = t;
+    static const sampler_entry top[] = {{405, -0.5f}, {243, -1.5f}}; /* e and the byte f0 */
+    const api_token_score scores[] = {{.token = 243, .logprob = -1.5f, .top = top, .n_top = 2}};
+    const api_piece piece = {.text = "", .scores = scores, .n_scores = 1, .stop_token = -1};
+    size_t n_bytes;
+    char *text = api_reply_chunk(&e, &piece, false, &n_bytes);
+    check_text(text, n_bytes,
+               CHUNK "{\"index\":0,\"delta\":{\"content\":\"\"},\"logprobs\":{\"content\":[{"
+                     "\"token\":\"\xef\xbf\xbd\",\"logprob\":-1.5,\"bytes\":[240],"
+                     "\"top_logprobs\":[{\"token\":\"e\",\"logprob\":-0.5,\"bytes\":[101]},{"
+                     "\"token\":\"\xef\xbf\xbd\",\"logprob\":-1.5,\"bytes\":[240]}]}],"
+                     "\"refusal\":null},\"finish_reason\":null,\"stop_reason\":null}]}");
+    tokenizer_close(t);
+}
+END_TEST
+
+const test_case test_cases[] = {
+    TEST_CASE(messages_alone_get_the_defaults_of_a_chat),
+    TEST_CASE(the_newer_name_of_max_tokens_wins),
+    TEST_CASE(logprobs_are_two_fields),
+    TEST_CASE(fields_of_completions_are_the_same_here),
+    TEST_CASE(a_template_sees_what_was_understood),
+    TEST_CASE(calls_of_earlier_turns_have_their_arguments_parsed),
+    TEST_CASE(a_message_can_be_continued_or_echoed),
+    TEST_CASE(a_models_generation_config_has_the_defaults),
+    TEST_CASE(a_bad_value_is_refused_with_its_place),
+    TEST_CASE(a_document_holds_a_message),
+    TEST_CASE(a_stream_has_the_role_first_and_the_end_last),
+    TEST_CASE(logprobs_are_items_with_bytes),
+    TEST_CASES_END,
+};
