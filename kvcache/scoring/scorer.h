@@ -54,9 +54,8 @@ typedef struct kv_query_stats {
 /* Pairs of n channels turn by position * freq[c], the others do not: (c, c + n / 2), or (2c, 2c + 1). */
 typedef struct kv_rope {
     const float *freq; /* [n / 2] */
-    uint32_t n;
-    float scale;    /* of rotated vectors (YaRN), usually 1 */
-    uint32_t first; /* 0 but for a latent, whose last channels turn */
+    uint32_t n, first; /* first: 0 but for a latent, whose last channels turn */
+    float scale;       /* of rotated vectors (YaRN), usually 1 */
     bool is_interleaved;
 } kv_rope;
 
