@@ -18,6 +18,10 @@ err_t config_read_u32(const model_json_object *from, const char *key, const uint
 err_t config_read_real(const model_json_object *from, const char *key, const double limits[2],
                        float *out) MUST_CHECK;
 
+/* One of two words; *is_second: the second. */
+err_t config_read_choice(const model_json_object *from, const char *key, const char *const words[2],
+                         bool *is_second) MUST_CHECK;
+
 /* A list of layers by number. */
 err_t config_read_layers(const model_json_object *from, const char *key, uint32_t n_layers,
                          model_layer_set *out) MUST_CHECK;

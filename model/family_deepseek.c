@@ -11,9 +11,7 @@
 
 #include "base/check.h"
 
-#include <cjson/cJSON.h>
 #include <math.h>
-#include <string.h>
 
 static const char *const keys[] = {
     "kv_lora_rank", "n_shared_experts",      "first_k_dense_replace", "moe_layer_freq",
@@ -27,7 +25,7 @@ static err_t read_attention(const model_json_object *from, model_config *out)
 {
     static const uint32_t parts[2] = {1, PART_DIM_MAX};
     /* A head's rows are a part of a block of scales. */
-    const cJSON *const codes = model_json_member(from, "quantization_config");
+    const struct cJSON *const codes = model_json_member(from, "quantization_config");
     if (codes != NULL) return config_refuse(from, "quantization_config", codes);
     TRY(config_read_u32(from, "q_lora_rank", (const uint32_t[]){1, LATENT_DIM_MAX * 16},
                         &out->latent.q_rank));
@@ -80,21 +78,6 @@ static err_t read_groups(const model_json_object *from, model_config *out)
     return ERR_OK;
 }
 
-/* The key is absent or one of the two; *is_second: the second. */
-static err_t read_choice(const model_json_object *from, const char *key, const char *const names[2],
-                         bool *is_second)
-{
-    const cJSON *const value = model_json_member(from, key);
-    *is_second = false;
-    if (value == NULL) return ERR_OK;
-    for (int i = 0; i < 2; i++) {
-        if (!cJSON_IsString(value) || strcmp(value->valuestring, names[i]) != 0) continue;
-        *is_second = i == 1;
-        return ERR_OK;
-    }
-    return config_refuse(from, key, value);
-}
-
 static err_t read_common(const model_json_object *from, model_config *out)
 {
     TRY(read_attention(from, out));
@@ -107,12 +90,13 @@ static err_t read_v2(const model_json_object *from, model_config *out)
 {
     bool has_groups, is_renormalised = false, unused;
     TRY(read_common(from, out));
-    TRY(read_choice(from, "scoring_func", (const char *const[]){"softmax", "softmax"}, &unused));
+    TRY(config_read_choice(from, "scoring_func", (const char *const[]){"softmax", "softmax"},
+                           &unused));
     TRY(config_read_bool(from, "norm_topk_prob", &is_renormalised));
     if (is_renormalised)
         return config_refuse(from, "norm_topk_prob", model_json_member(from, "norm_topk_prob"));
-    TRY(read_choice(from, "topk_method", (const char *const[]){"greedy", "group_limited_greedy"},
-                    &has_groups));
+    TRY(config_read_choice(from, "topk_method",
+                           (const char *const[]){"greedy", "group_limited_greedy"}, &has_groups));
     out->router_group_best = 1;
     return has_groups ? read_groups(from, out) : ERR_OK;
 }
@@ -121,8 +105,10 @@ static err_t read_v3(const model_json_object *from, model_config *out)
 {
     bool unused;
     TRY(read_common(from, out));
-    TRY(read_choice(from, "scoring_func", (const char *const[]){"sigmoid", "sigmoid"}, &unused));
-    TRY(read_choice(from, "topk_method", (const char *const[]){"noaux_tc", "noaux_tc"}, &unused));
+    TRY(config_read_choice(from, "scoring_func", (const char *const[]){"sigmoid", "sigmoid"},
+                           &unused));
+    TRY(config_read_choice(from, "topk_method", (const char *const[]){"noaux_tc", "noaux_tc"},
+                           &unused));
     out->router = ROUTER_SIGMOID;
     out->has_choice_bias = true;
     out->router_group_best = 2;

@@ -148,6 +148,20 @@ err_t config_read_real(const model_json_object *from, const char *key, const dou
     return model_json_member(from, key) == NULL ? ERR_OK : model_json_real(from, key, limits, out);
 }
 
+err_t config_read_choice(const model_json_object *from, const char *key, const char *const words[2],
+                         bool *is_second)
+{
+    const cJSON *const value = model_json_member(from, key);
+    *is_second = false;
+    if (value == NULL) return ERR_OK;
+    for (int i = 0; i < 2; i++) {
+        if (!cJSON_IsString(value) || strcmp(value->valuestring, words[i]) != 0) continue;
+        *is_second = i == 1;
+        return ERR_OK;
+    }
+    return config_refuse(from, key, value);
+}
+
 err_t config_read_layers(const model_json_object *from, const char *key, uint32_t n_layers,
                          model_layer_set *out)
 {

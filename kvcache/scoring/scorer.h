@@ -51,13 +51,11 @@ typedef struct kv_query_stats {
     const float *cov;  /* [group][k_dim][k_dim], divided by n */
 } kv_query_stats;
 
-/* Pairs among n channels turn by position * freq[c]; other channels do not turn. Pair c is (c, c + n / 2) of them,
- * or, interleaved, (2c, 2c + 1). scale: of rotated vectors (YaRN), usually 1. */
+/* Pairs of n channels turn by position * freq[c], the others do not: (c, c + n / 2), or (2c, 2c + 1). */
 typedef struct kv_rope {
     const float *freq; /* [n / 2] */
-    uint32_t n;
-    float scale;
-    uint32_t first; /* of the channels; 0 but for a latent, where they are the last */
+    uint32_t n, first; /* first: 0 but for a latent, whose last channels turn */
+    float scale;       /* of rotated vectors (YaRN), usually 1 */
     bool is_interleaved;
 } kv_rope;
 

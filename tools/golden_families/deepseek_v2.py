@@ -36,7 +36,7 @@ FIXTURES = [
     ),
     Fixture(
         name="odd-f16",
-        seed=1,
+        seed=4,
         n_distinct_min=6,
         dtype=torch.float16,
         prompts=(2, 5, 70),
