@@ -23,6 +23,7 @@
 #include "kernels/matmul.h"
 #include "kernels/simd.h"
 #include "kernels/simd_codes.h"
+#include "kernels/simd_fp4.h"
 
 enum {
     ROW_BLOCK = 48,
