@@ -29,7 +29,8 @@ static float bound_page(const head_choice *c, uint32_t block)
     const choose_pages_args *args = c->args;
     const attend_pages_args *attend = args->attend;
     const uint32_t box = page_at(c, block)->box;
-    const float bias = args->bias_most != NULL ? args->bias_most[box] : 0;
+    const bool has_bias = args->bias_most != NULL && args->bias_most[box] > -INFINITY;
+    const float bias = has_bias ? args->bias_most[box] : 0;
     float most = -FLT_MAX; /* above what is no candidate */
     const key_bounds_args bounds = {.q = attend->q + c->row->first_token * attend->q_stride +
                                          (size_t)c->kv_head * attend->group * attend->k_dim,

@@ -1,12 +1,12 @@
 /* kernels/choose_pages.h - which pages decode rows read, decided where boxes and queries are.
  *
  * What kvcache/routing/topk.c does for one query and KV head, for all of a layer in one call: of a row's entries
- * those that the layer's window does not exclude, that lie below `n_candidates` and that have a live slot are candidates;
- * the k whose keys may score highest in any query head of the group (key_bounds.h) are chosen, of equal ones those
- * that come first. The entries from n_candidates on are read in any case, and so are sinks, ring and staging, which are no
- * entries. It writes attn_row.chosen, which attend_pages reads, and
- * log_unread, of what may have been missed: with the mass that
- * attention has found (attn_mass) that makes the certificate of routing.h, which the host adds up.
+ * those that the layer's window does not exclude, that lie below `n_candidates` and that have a live slot are
+ * candidates; the k whose keys may score highest in any query head of the group (key_bounds.h) are chosen, of equal
+ * ones those that come first. Entries from n_candidates on are read in any case, and so are sinks, ring and staging,
+ * which are no entries. It writes attn_row.chosen, which attend_pages reads, and log_unread, of what may have been
+ * missed: with the mass that attention has found (attn_mass) that makes the certificate of kvcache/routing/routing.h,
+ * which the host adds up.
  *
  * On a device its memory has all that pointers lead to but `attend`. The definition computes bounds in double precision
  * and rounds them; others may differ by roundings, and then choose by their own bounds. */
@@ -33,8 +33,8 @@ typedef struct choose_pages_args {
     const attend_pages_args *attend; /* queries, shapes, window, lists and rows */
     const uint8_t *boxes;            /* box b at boxes + b * box_stride_bytes: see key_bounds.h */
     size_t box_stride_bytes;
-    const float
-        *bias_most; /* [boxes]: no slot's bias is above it, so it belongs to the bound; or NULL */
+    const float *bias_most; /* [boxes]: what the scores of its slots are raised by at most, so it
+                             * belongs to the bound; -inf: by nothing; or NULL */
     const attn_choice *choices;
     uint32_t n_choices;
     uint32_t n_blocks_max; /* of a row */

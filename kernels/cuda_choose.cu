@@ -113,7 +113,9 @@ static __global__ void __launch_bounds__(BOUND_THREADS)
         const bool is_candidate =
             is_there && block >= c.first && block < c.choice.n_candidates && page->live != 0;
         const uint32_t box = is_candidate ? page->box : 0;
-        const float bias = is_candidate && args.bias_most != NULL ? args.bias_most[box] : 0;
+        const bool has_bias =
+            is_candidate && args.bias_most != NULL && args.bias_most[box] > -INFINITY;
+        const float bias = has_bias ? args.bias_most[box] : 0;
         float most = is_candidate ? -FLT_MAX : -INFINITY;
         for (uint32_t g = 0; g < attend.group; g++) {
             float sum = 0, magnitude = 0;

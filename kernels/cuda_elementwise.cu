@@ -52,7 +52,8 @@ void add_cuda(dev_cuda *d, const add_args *args)
 static __global__ void norm_kernel(rms_norm_args args, const float *add)
 {
     CUDA_SHARED(double, sums); /* [N_WARPS] */
-    const size_t row = static_cast<size_t>(blockIdx.x) * args.dim;
+    const size_t stride = args.stride > 0 ? args.stride : args.dim;
+    const size_t row = static_cast<size_t>(blockIdx.x) * stride;
     float *x = const_cast<float *>(args.x) + row; /* written only where something is added */
     float *out = args.out + row;
     double sum = 0;
@@ -148,18 +149,20 @@ void adjust_cuda(dev_cuda *d, const adjust_args *args)
     if (n > 0) cuda_launch(d, shape_for(n), adjust_kernel, *args);
 }
 
-/* A thread per pair (c, c + half). Products in double, as the definition's. */
+/* A thread per pair. Products in double, as the definition's. */
 static __global__ void rope_kernel(rope_args args)
 {
     const size_t half = args.dim / 2, n = static_cast<size_t>(args.n_tokens) * args.n_heads * half;
+    const size_t stride = args.stride > 0 ? args.stride : args.dim;
     for (size_t i = first_item(); i < n; i += item_stride()) {
         const size_t c = i % half, row = i / half, t = row / args.n_heads;
         const double cos = static_cast<double>(args.cos[t * half + c]);
         const double sin = static_cast<double>(args.sin[t * half + c]);
-        float *x = args.x + row * args.dim;
-        const double a = static_cast<double>(x[c]), b = static_cast<double>(x[c + half]);
-        x[c] = static_cast<float>(a * cos - b * sin);
-        x[c + half] = static_cast<float>(b * cos + a * sin);
+        float *first = args.x + row * stride + (args.is_interleaved ? 2 * c : c);
+        float *second = first + (args.is_interleaved ? 1 : half);
+        const double a = static_cast<double>(*first), b = static_cast<double>(*second);
+        *first = static_cast<float>(a * cos - b * sin);
+        *second = static_cast<float>(b * cos + a * sin);
     }
 }
 

@@ -95,3 +95,73 @@ void matmul_cuda(dev_cuda *d, const matmul_args *args)
         launch(d, &some);
     }
 }
+
+/* ---- a matrix for every head: the same tiles, a head per blockIdx.z ---- */
+
+static __device__ __forceinline__ product_tokens head_tokens(const matmul_heads_args *args,
+                                                             uint32_t first)
+{
+    const float *x = args->x + blockIdx.z * args->x_head_stride;
+    return {x, args->x_stride, NULL, 1, first, args->n_tokens};
+}
+
+static __device__ __forceinline__ void put_head(const matmul_heads_args *args, uint32_t t,
+                                                uint32_t row, float sum)
+{
+    if (row >= args->w.rows || t >= args->n_tokens) return;
+    args->out[t * args->out_stride + blockIdx.z * args->out_head_stride + row] = sum;
+}
+
+static __device__ __forceinline__ matrix head_matrix(const matmul_heads_args *args)
+{
+    matrix w = args->w;
+    const size_t first = static_cast<size_t>(blockIdx.z) * args->w_head_rows * w.cols;
+    w.data = static_cast<const char *>(w.data) + first * (w.type == DTYPE_F32 ? 4 : 2);
+    return w;
+}
+
+static __global__ void __launch_bounds__(SMALL_THREADS) small_heads_kernel(matmul_heads_args args)
+{
+    CUDA_SHARED(float, cells);
+    const uint32_t row = blockIdx.x * TILE_ROWS, first = blockIdx.y * TILE_TOKENS;
+    const matrix head = head_matrix(&args);
+    const matrix *const w[1] = {&head};
+    const product_tokens tokens = head_tokens(&args, first);
+    float sum[1];
+    small_tile<1>(w, row, &tokens, cells, sum);
+    if (threadIdx.x >= SMALL_CELLS) return;
+    put_head(&args, first + threadIdx.x / TILE_ROWS, row + threadIdx.x % TILE_ROWS, sum[0]);
+}
+
+static __global__ void __launch_bounds__(PROMPT_THREADS) prompt_heads_kernel(matmul_heads_args args)
+{
+    CUDA_SHARED(prompt_tiles, tiles);
+    const uint32_t row = blockIdx.x * PROMPT_TILE, first = blockIdx.y * PROMPT_TILE;
+    const matrix head = head_matrix(&args);
+    const product_tokens tokens = head_tokens(&args, first);
+    float total[2][4][4] = {};
+    prompt_tile(tiles, &head, row, &tokens, total);
+    for (int r = 0; r < 2; r++) {
+        for (int n = 0; n < 4; n++) {
+            for (int i = 0; i < 4; i++)
+                put_head(&args, first + prompt_item(n, i), row + prompt_row(r, i), total[r][n][i]);
+        }
+    }
+}
+
+void matmul_heads_cuda(dev_cuda *d, const matmul_heads_args *args)
+{
+    assert(!dtype_has_scales(args->w.type));
+    if (args->n_tokens == 0 || args->n_heads == 0) return;
+    const bool is_small = args->w.type != DTYPE_BF16 || args->n_tokens <= SMALL;
+    const uint32_t rows = is_small ? uint32_t{TILE_ROWS} : uint32_t{PROMPT_TILE};
+    const uint32_t items = is_small ? uint32_t{TILE_TOKENS} : uint32_t{PROMPT_TILE};
+    const dim3 grid(div_up(args->w.rows, rows), div_up(args->n_tokens, items), args->n_heads);
+    if (is_small) {
+        const size_t bytes = STRANDS * SMALL_CELLS * sizeof(float);
+        cuda_launch(d, cuda_shape{grid, SMALL_THREADS, bytes}, small_heads_kernel, *args);
+    } else {
+        cuda_launch(d, cuda_shape{grid, PROMPT_THREADS, sizeof(prompt_tiles)}, prompt_heads_kernel,
+                    *args);
+    }
+}

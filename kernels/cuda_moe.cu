@@ -159,9 +159,22 @@ static __global__ void __launch_bounds__(TILES_THREADS)
     if (e + 1 == n_experts) *plan.n_tiles = at + mine;
 }
 
-static __device__ __forceinline__ float gated(float gate, float up)
+/* Element `row` of a bias; 0 if there is none. */
+static __device__ __forceinline__ float bias_of(const matrix *bias, uint32_t row)
 {
-    return gate / (1 + expf(-gate)) * up;
+    return bias->data != NULL ? cuda_load(bias->data, bias->type, row) : 0;
+}
+
+/* Of an expert's products with row `row` of gate and up. */
+static __device__ __forceinline__ float gated(const moe_args *args, const moe_expert *expert,
+                                              uint32_t row, float gate, float up)
+{
+    gate += bias_of(&expert->gate_bias, row);
+    up += bias_of(&expert->up_bias, row);
+    if (args->activation == MOE_SILU) return gate / (1 + expf(-gate)) * up;
+    gate = fminf(gate, args->limit);
+    up = fmaxf(fminf(up, args->limit), -args->limit);
+    return gate / (1 + expf(-args->alpha * gate)) * (up + 1);
 }
 
 /* The items of tile blockIdx.y, of x (hidden) or of the hidden rows (down); false behind the last tile. */
@@ -194,7 +207,8 @@ static __global__ void __launch_bounds__(SMALL_THREADS)
     const uint32_t row = blockIdx.x * TILE_ROWS + threadIdx.x % TILE_ROWS;
     const uint32_t item = items.first + threadIdx.x / TILE_ROWS;
     if (threadIdx.x < SMALL_CELLS && row < args.ffn && item < items.end)
-        plan.hidden[static_cast<size_t>(item) * args.ffn + row] = gated(sum[0], sum[1]);
+        plan.hidden[static_cast<size_t>(item) * args.ffn + row] =
+            gated(&args, expert, row, sum[0], sum[1]);
 }
 
 static __global__ void __launch_bounds__(SMALL_THREADS) down_kernel(moe_args args, device_plan plan)
@@ -209,14 +223,32 @@ static __global__ void __launch_bounds__(SMALL_THREADS) down_kernel(moe_args arg
     const uint32_t row = blockIdx.x * TILE_ROWS + threadIdx.x % TILE_ROWS;
     const uint32_t item = items.first + threadIdx.x / TILE_ROWS;
     if (threadIdx.x < SMALL_CELLS && row < args.dim && item < items.end)
-        plan.rows[static_cast<size_t>(item) * args.dim + row] = sum[0];
+        plan.rows[static_cast<size_t>(item) * args.dim + row] =
+            sum[0] + bias_of(&expert->down_bias, row);
+}
+
+/* Products with down, or with gate and up, which go to hidden. */
+typedef struct prompt_rows {
+    const moe_args *args;
+    const moe_expert *expert;
+    bool is_down;
+    float *out;
+} prompt_rows;
+
+static __device__ __forceinline__ void put_row(const prompt_rows *to, uint32_t row, uint32_t item,
+                                               float gate, float sum)
+{
+    const uint32_t n_rows = to->is_down ? to->args->dim : to->args->ffn;
+    to->out[static_cast<size_t>(item) * n_rows + row] =
+        to->is_down ? sum + bias_of(&to->expert->down_bias, row)
+                    : gated(to->args, to->expert, row, gate, sum);
 }
 
 /* A tile of a type that tensor cores do not take, by the four warps of a prompt's block: 2 rows and 8 items
- * each time. The result goes where `is_gated` says: down's row, or gate and up to hidden. */
-static __device__ void lanes_of_prompt(const matrix *gate, const matrix *w,
-                                       const product_tokens *items, float *out)
+ * each time. */
+static __device__ void lanes_of_prompt(const prompt_rows *to, const product_tokens *items)
 {
+    const matrix *w = to->is_down ? &to->expert->down : &to->expert->up;
     const uint32_t first_row = blockIdx.x * PROMPT_TILE, n_subtiles = PROMPT_TILE / LANE_ROWS * 8;
     for (uint32_t s = threadIdx.x / WARP; s < n_subtiles; s += PROMPT_THREADS / WARP) {
         const uint32_t row = first_row + s / 8 * LANE_ROWS;
@@ -224,36 +256,35 @@ static __device__ void lanes_of_prompt(const matrix *gate, const matrix *w,
         some.first += s % 8 * TILE_TOKENS;
         float sums[LANE_ROWS][TILE_TOKENS] = {}, gates[LANE_ROWS][TILE_TOKENS] = {};
         lanes_tile(w, row, &some, sums);
-        if (gate != NULL) lanes_tile(gate, row, &some, gates);
+        if (!to->is_down) lanes_tile(&to->expert->gate, row, &some, gates);
         for (uint32_t i = 0; threadIdx.x % WARP == 0 && i < LANE_ROWS * TILE_TOKENS; i++) {
             const uint32_t r = i % LANE_ROWS, t = i / LANE_ROWS, item = some.first + t;
             if (row + r >= w->rows || item >= some.end) continue;
-            out[static_cast<size_t>(item) * w->rows + row + r] =
-                gate != NULL ? gated(gates[r][t], sums[r][t]) : sums[r][t];
+            put_row(to, row + r, item, gates[r][t], sums[r][t]);
         }
     }
 }
 
-/* The same two for prompts. gate NULL: down. */
-static __device__ void prompt_rows(prompt_tiles *tiles, const matrix *gate, const matrix *w,
-                                   const product_tokens *items, float *out)
+/* The same two for prompts. */
+static __device__ void run_prompt(prompt_tiles *tiles, const prompt_rows *to,
+                                  const product_tokens *items)
 {
+    const matrix *w = to->is_down ? &to->expert->down : &to->expert->up;
     if (!is_tensor_type(w->type)) {
-        lanes_of_prompt(gate, w, items, out);
+        lanes_of_prompt(to, items);
         return;
     }
     const uint32_t first_row = blockIdx.x * PROMPT_TILE;
     float total[2][4][4] = {}, gates[2][4][4] = {};
     prompt_tile(tiles, w, first_row, items, total);
-    if (gate != NULL) prompt_tile(tiles, gate, first_row, items, gates);
+    if (!to->is_down) prompt_tile(tiles, &to->expert->gate, first_row, items, gates);
     for (int r = 0; r < 2; r++) {
         for (int n = 0; n < 4; n++) {
             for (int i = 0; i < 4; i++) {
                 const uint32_t row = first_row + prompt_row(r, i),
                                item = items->first + prompt_item(n, i);
                 if (row >= w->rows || item >= items->end) continue;
-                out[static_cast<size_t>(item) * w->rows + row] =
-                    gate != NULL ? gated(gates[r][n][i], total[r][n][i]) : total[r][n][i];
+                put_row(to, row, item, gates[r][n][i], total[r][n][i]);
             }
         }
     }
@@ -266,7 +297,8 @@ static __global__ void __launch_bounds__(PROMPT_THREADS)
     const moe_expert *expert;
     product_tokens items;
     if (!find_items(&args, &plan, false, &expert, &items)) return;
-    prompt_rows(tiles, &expert->gate, &expert->up, &items, plan.hidden);
+    const prompt_rows to = {&args, expert, false, plan.hidden};
+    run_prompt(tiles, &to, &items);
 }
 
 static __global__ void __launch_bounds__(PROMPT_THREADS)
@@ -276,7 +308,8 @@ static __global__ void __launch_bounds__(PROMPT_THREADS)
     const moe_expert *expert;
     product_tokens items;
     if (!find_items(&args, &plan, true, &expert, &items)) return;
-    prompt_rows(tiles, NULL, &expert->down, &items, plan.rows);
+    const prompt_rows to = {&args, expert, true, plan.rows};
+    run_prompt(tiles, &to, &items);
 }
 
 /* A block per token. */
@@ -417,12 +450,75 @@ static __device__ uint32_t take_mixed(const router_args *args, const float *logi
     return best;
 }
 
-/* A warp per token; a lane has every 32nd expert, so no lane reads what another wrote. */
+/* See group_worth of moe_cpu.c. */
+static __device__ float group_worth(const float *choice, uint32_t n, uint32_t n_best)
+{
+    float best = choice[0], second = -INFINITY;
+    for (uint32_t e = 1; e < n; e++) {
+        second = choice[e] > best ? best : choice[e] > second ? choice[e] : second;
+        best = choice[e] > best ? choice[e] : best;
+    }
+    return n_best == 1 || n == 1 ? best : best + second;
+}
+
+/* Makes the experts of all but the best groups unchoosable. `worth` [n_groups] is the warp's. */
+static __device__ void leave_groups(const router_args *args, float *choice, float *worth)
+{
+    const uint32_t lane = threadIdx.x % WARP, n = args->n_experts / args->n_groups;
+    uint32_t best = 0; /* bit g: group g */
+    float unused;
+    __syncwarp();
+    if (lane < args->n_groups) worth[lane] = group_worth(choice + lane * n, n, args->n_group_best);
+    __syncwarp();
+    for (uint32_t i = 0; i < args->top_groups; i++)
+        best |= 1u << take_largest(worth, args->n_groups, -INFINITY, &unused);
+    for (uint32_t e = lane; e < args->n_experts; e += WARP) {
+        if ((best >> e / n & 1) == 0) choice[e] = -INFINITY;
+    }
+}
+
+/* What experts are chosen by, where it is not p. */
+static __device__ void fill_choice(const router_args *args, const float *p, float *choice,
+                                   float *worth)
+{
+    for (uint32_t e = threadIdx.x % WARP; e < args->n_experts; e += WARP) {
+        const float bias =
+            args->choice_bias != NULL ? cuda_load(args->choice_bias, args->choice_bias_type, e) : 0;
+        choice[e] = p[e] == static_cast<float>(IS_NAN) ? -FLT_MAX : p[e] + bias;
+    }
+    if (args->n_groups > 0) leave_groups(args, choice, worth);
+}
+
+/* The next one by `choice`, and its p, which one lane has. */
+static __device__ uint32_t take_chosen(const router_args *args, const float *p, float *choice,
+                                       float *share)
+{
+    float unused;
+    const uint32_t e = take_largest(choice, args->n_experts, -INFINITY, &unused);
+    const float mine = e % WARP == threadIdx.x % WARP ? p[e] : 0;
+    *share = __shfl_sync(WARP_ALL, mine, static_cast<int>(e % WARP));
+    if (*share == static_cast<float>(IS_NAN)) *share = NAN;
+    return e;
+}
+
+static __host__ __device__ __forceinline__ bool is_plain(const router_args *args)
+{
+    return args->choice_bias == NULL && args->n_groups == 0;
+}
+
+/* Floats in shared memory of a warp: p, and where something else chooses, that and the worth of groups. */
+static __host__ __device__ __forceinline__ uint32_t router_floats(const router_args *args)
+{
+    return is_plain(args) ? args->n_experts : 2 * args->n_experts + MOE_GROUPS_MAX;
+}
+
+/* A warp per token; a lane has every 32nd expert, so no lane reads what another wrote, but for groups. */
 static __global__ void __launch_bounds__(ROUTER_WARPS *WARP) router_kernel(router_args args)
 {
-    CUDA_SHARED(float, shared); /* [ROUTER_WARPS][n_experts] */
+    CUDA_SHARED(float, shared); /* [ROUTER_WARPS][router_floats] */
     const uint32_t warp = threadIdx.x / WARP, t = blockIdx.x * ROUTER_WARPS + warp;
-    float *p = shared + warp * args.n_experts, chosen[MOE_TOP_K_MAX];
+    float *p = shared + warp * router_floats(&args), chosen[MOE_TOP_K_MAX];
+    float *choice = p + args.n_experts;
     double sum = 0;
     if (t >= args.n_tokens) return;
     const float *logits = args.logits + static_cast<size_t>(t) * args.n_experts;
@@ -430,16 +526,19 @@ static __global__ void __launch_bounds__(ROUTER_WARPS *WARP) router_kernel(route
     if (args.kind == ROUTER_SOFTMAX) softmax(logits, args.n_experts, p);
     if (args.kind == ROUTER_SIGMOID) sigmoid(logits, args.n_experts, p);
     if (is_mixed) finite(logits, args.n_experts, p);
+    if (!is_plain(&args)) fill_choice(&args, p, choice, choice + args.n_experts);
     const size_t first = static_cast<size_t>(t) * args.top_k;
     for (uint32_t i = 0; i < args.top_k; i++) {
-        const uint32_t e = is_mixed ? take_mixed(&args, logits, p, &chosen[i])
-                                    : take_probable(p, args.n_experts, &chosen[i]);
+        const uint32_t e = is_mixed          ? take_mixed(&args, logits, p, &chosen[i])
+                           : is_plain(&args) ? take_probable(p, args.n_experts, &chosen[i])
+                                             : take_chosen(&args, p, choice, &chosen[i]);
         if (threadIdx.x % WARP == 0) args.expert[first + i] = e;
         sum += static_cast<double>(chosen[i]);
     }
     for (uint32_t i = 0; threadIdx.x % WARP == 0 && i < args.top_k; i++) {
         const double share = static_cast<double>(chosen[i]) * static_cast<double>(args.scale);
-        args.weight[first + i] = static_cast<float>(args.renormalise ? share / sum : share);
+        args.weight[first + i] =
+            static_cast<float>(args.renormalise ? share / (sum + 1e-20) : share);
     }
 }
 
@@ -450,7 +549,8 @@ void router_cuda(dev_cuda *d, const router_args *args)
     assert(args->top_k <= args->n_experts);
     assert(args->top_k <= MOE_TOP_K_MAX);
     if (args->n_tokens == 0) return;
-    const size_t bytes = ROUTER_WARPS * args->n_experts * sizeof(float);
+    assert(args->n_groups <= MOE_GROUPS_MAX);
+    const size_t bytes = ROUTER_WARPS * router_floats(args) * sizeof(float);
     const cuda_shape shape = {dim3(div_up(args->n_tokens, ROUTER_WARPS)), ROUTER_WARPS * WARP,
                               bytes};
     cuda_launch(d, shape, router_kernel, *args);

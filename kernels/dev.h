@@ -33,6 +33,7 @@ typedef struct dev_ops {
     void (*adjust)(dev *d, const adjust_args *args);
     void (*rope)(dev *d, const rope_args *args);
     void (*matmul)(dev *d, const matmul_args *args);
+    void (*matmul_heads)(dev *d, const matmul_heads_args *args);
     void (*router)(dev *d, const router_args *args);
     void (*moe)(dev *d, const moe_args *args);
     size_t (*moe_scratch_bytes)(

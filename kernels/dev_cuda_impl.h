@@ -44,6 +44,7 @@ void adjust_cuda(dev_cuda *d, const adjust_args *args);
 void rope_cuda(dev_cuda *d, const rope_args *args);
 void add_cuda(dev_cuda *d, const add_args *args);
 void matmul_cuda(dev_cuda *d, const matmul_args *args);
+void matmul_heads_cuda(dev_cuda *d, const matmul_heads_args *args);
 void router_cuda(dev_cuda *d, const router_args *args);
 void moe_cuda(dev_cuda *d, const moe_args *args);
 void attend_pages_cuda(dev_cuda *d, const attend_pages_args *args);

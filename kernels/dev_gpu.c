@@ -73,6 +73,11 @@ static void matmul_gpu(dev *d, const matmul_args *args)
     ops_of(d)->matmul(gpu_of(d)->cuda, args);
 }
 
+static void matmul_heads_gpu(dev *d, const matmul_heads_args *args)
+{
+    ops_of(d)->matmul_heads(gpu_of(d)->cuda, args);
+}
+
 static void router_gpu(dev *d, const router_args *args)
 {
     ops_of(d)->router(gpu_of(d)->cuda, args);
@@ -197,6 +202,7 @@ static void fill_ops(dev_gpu *g)
     g->ops.adjust = adjust_gpu;
     g->ops.rope = rope_gpu;
     g->ops.matmul = matmul_gpu;
+    g->ops.matmul_heads = matmul_heads_gpu;
     g->ops.router = router_gpu;
     g->ops.moe = moe_gpu;
     g->ops.moe_scratch_bytes = cuda_moe_scratch_bytes;

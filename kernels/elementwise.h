@@ -2,8 +2,9 @@
  *
  * embed     out[t][i] = table[id[t]][i]                      (converted to f32)
  * rms_norm  out[t][i] = w[i] * (x[t][i] / sqrt(mean_i x[t][i]^2 + eps))      (Zhang, Sennrich 2019)
- * rope      half-split pairs (c, c + dim/2) rotated by angle[t][c], as Hugging Face's Llama and
- *           Mixtral do: x'[c] = x[c] cos - x[c+dim/2] sin, x'[c+dim/2] = x[c+dim/2] cos + x[c] sin
+ * rope      pairs (a, b) rotated by angle[t][c]: a' = a cos - b sin, b' = b cos + a sin. Half-split pairs
+ *           are (c, c + dim/2), as Hugging Face's Llama and Mixtral have them, interleaved ones
+ *           (2c, 2c + 1), as DeepSeek's checkpoints do
  * layer_norm out[t][i] = w[i] * (x[t][i] - mean) / sqrt(variance + eps) + b[i]   (Ba, Kiros, Hinton 2016)
  * adjust    x[t][i] = clip(scale * x[t][i] + b[i]) to +-limit: biases and multipliers
  * add       x[i] += y[i]
@@ -27,7 +28,8 @@ typedef struct rms_norm_args {
     uint32_t n_tokens;
     uint32_t dim;
     float eps;
-    float *out; /* [n_tokens][dim]; may be x */
+    float *out;    /* [n_tokens][dim]; may be x */
+    size_t stride; /* floats from row to row of x and of out, >= dim; 0: dim, as layer norms have */
 } rms_norm_args;
 
 typedef struct layer_norm_args {
@@ -48,6 +50,8 @@ typedef struct rope_args {
     const float *cos; /* [n_tokens][dim / 2] */
     const float *sin; /* [n_tokens][dim / 2] */
     uint32_t n_tokens, n_heads, dim;
+    size_t stride; /* floats from head to head, >= dim: others are left alone; 0: dim */
+    bool is_interleaved;
 } rope_args;
 
 typedef struct add_args {

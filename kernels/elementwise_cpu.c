@@ -19,9 +19,10 @@ void embed_cpu(dev *d, const embed_args *args)
 void rms_norm_cpu(dev *d, const rms_norm_args *args)
 {
     (void)d;
+    const size_t stride = args->stride > 0 ? args->stride : args->dim;
     for (uint32_t t = 0; t < args->n_tokens; t++) {
-        const float *x = args->x + (size_t)t * args->dim;
-        float *out = args->out + (size_t)t * args->dim;
+        const float *x = args->x + t * stride;
+        float *out = args->out + t * stride;
         double sum = 0;
         for (uint32_t i = 0; i < args->dim; i++)
             sum += (double)x[i] * (double)x[i];
@@ -72,16 +73,19 @@ void rope_cpu(dev *d, const rope_args *args)
 {
     (void)d;
     const uint32_t half = args->dim / 2;
+    const size_t stride = args->stride > 0 ? args->stride : args->dim;
     assert(args->dim % 2 == 0);
     for (uint32_t t = 0; t < args->n_tokens; t++) {
         const float *cos = args->cos + (size_t)t * half;
         const float *sin = args->sin + (size_t)t * half;
         for (uint32_t h = 0; h < args->n_heads; h++) {
-            float *x = args->x + ((size_t)t * args->n_heads + h) * args->dim;
+            float *x = args->x + ((size_t)t * args->n_heads + h) * stride;
             for (uint32_t c = 0; c < half; c++) {
-                const double a = (double)x[c], b = (double)x[c + half];
-                x[c] = (float)(a * (double)cos[c] - b * (double)sin[c]);
-                x[c + half] = (float)(b * (double)cos[c] + a * (double)sin[c]);
+                float *first = x + (args->is_interleaved ? 2 * c : c);
+                float *second = args->is_interleaved ? first + 1 : first + half;
+                const double a = (double)*first, b = (double)*second;
+                *first = (float)(a * (double)cos[c] - b * (double)sin[c]);
+                *second = (float)(b * (double)cos[c] + a * (double)sin[c]);
             }
         }
     }

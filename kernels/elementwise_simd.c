@@ -78,9 +78,10 @@ static float sum_of_squares(const float *x, uint32_t n)
 static ALWAYS_INLINE void norm_typed(const rms_norm_args *args, size_t t, const dtype type)
 {
     const uint32_t dim = args->dim, each = dtype_bytes(type);
-    const float *x = args->x + t * dim;
+    const size_t stride = args->stride > 0 ? args->stride : dim;
+    const float *x = args->x + t * stride;
     const char *w = args->w;
-    float *out = args->out + t * dim;
+    float *out = args->out + t * stride;
     const float mean = sum_of_squares(x, dim) / (float)dim;
     const vf scale = vf_set1(1 / sqrtf(mean + args->eps));
     uint32_t i = 0;
@@ -164,15 +165,27 @@ static void rotate(float *x, const float *cos, const float *sin, uint32_t half)
     }
 }
 
+/* Few channels of a head are turned where pairs lie so. */
+static void rotate_interleaved(float *x, const float *cos, const float *sin, uint32_t half)
+{
+    for (uint32_t c = 0; c < half; c++) {
+        const float a = x[2 * c], b = x[2 * c + 1];
+        x[2 * c] = a * cos[c] - b * sin[c];
+        x[2 * c + 1] = b * cos[c] + a * sin[c];
+    }
+}
+
 static void rope_items(void *ctx, size_t begin, size_t end, uint32_t worker)
 {
     (void)worker;
     const rope_args *args = ctx;
     const uint32_t half = args->dim / 2;
+    const size_t stride = args->stride > 0 ? args->stride : args->dim;
     for (size_t t = begin; t < end; t++) {
         for (size_t h = 0; h < args->n_heads; h++) {
-            rotate(args->x + (t * args->n_heads + h) * args->dim, args->cos + t * half,
-                   args->sin + t * half, half);
+            float *x = args->x + (t * args->n_heads + h) * stride;
+            (args->is_interleaved ? rotate_interleaved : rotate)(x, args->cos + t * half,
+                                                                 args->sin + t * half, half);
         }
     }
 }

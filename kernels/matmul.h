@@ -81,6 +81,32 @@ typedef struct matmul_args {
     } part[MATMUL_PARTS_MAX];
 } matmul_args;
 
+/* A small matrix for every head (h < n_heads), one parallel loop for all:
+ *
+ * out[t][h][r] = sum_c x[t][h][c] * w_h[r][c]    for r < w.rows
+ *
+ * w_h is `w` moved down by h * w_head_rows rows, so that the heads may lie between rows of others. The order
+ * of a dot product's terms is that of a product with the matrix alone. Not of types with scales. */
+typedef struct matmul_heads_args {
+    const float *x;
+    size_t x_stride;      /* floats from token to token */
+    size_t x_head_stride; /* from head to head; 0: all have the same input */
+    uint32_t n_tokens, n_heads;
+    matrix w; /* of the first head */
+    uint32_t w_head_rows;
+    float *out;
+    size_t out_stride, out_head_stride;
+} matmul_heads_args;
+
+/* The matrix of head h. */
+static inline matrix matmul_head(const matmul_heads_args *args, uint32_t h)
+{
+    matrix w = args->w;
+    const size_t first = (size_t)h * args->w_head_rows * w.cols;
+    w.data = (const char *)w.data + first * dtype_bytes(w.type);
+    return w;
+}
+
 #ifdef __cplusplus
 extern "C" {
 #endif

@@ -45,3 +45,18 @@ void matmul_cpu(dev *d, const matmul_args *args)
         }
     }
 }
+
+/* Head after head, each as a product of its own. */
+void matmul_heads_cpu(dev *d, const matmul_heads_args *args)
+{
+    assert(!dtype_has_scales(args->w.type));
+    for (uint32_t h = 0; h < args->n_heads; h++) {
+        matmul_cpu(
+            d, &(matmul_args){.x = args->x + h * args->x_head_stride,
+                              .x_stride = args->x_stride,
+                              .n_tokens = args->n_tokens,
+                              .n_parts = 1,
+                              .part = {{matmul_head(args, h), args->out + h * args->out_head_stride,
+                                        args->out_stride}}});
+    }
+}

@@ -131,4 +131,60 @@ static void matmul_simd(dev *d, const matmul_args *args)
     parallel_for(d->pool, n_items, grain_of(products), matmul_items, &job);
 }
 
+/* ---- a matrix for every head --------------------------------------------------------------------- */
+
+typedef struct heads_job {
+    const matmul_heads_args *args;
+    uint32_t item_rows, n_row_blocks, n_token_blocks;
+} heads_job;
+
+static void heads_item(const heads_job *job, uint32_t head, uint32_t row, uint32_t first_token)
+{
+    const matmul_heads_args *args = job->args;
+    const matrix w = matmul_head(args, head);
+    const uint32_t n_rows = w.rows - row < job->item_rows ? w.rows - row : job->item_rows;
+    const uint32_t n_left = args->n_tokens - first_token;
+    row_list rows;
+    const float *x[TOKEN_BLOCK];
+    float products[DOTS_OUT_FLOATS];
+    dots d = {.x = x, .out = products, .n_x = n_left < TOKEN_BLOCK ? n_left : TOKEN_BLOCK};
+    for (uint32_t t = 0; t < d.n_x; t++)
+        x[t] = args->x + ((size_t)first_token + t) * args->x_stride + head * args->x_head_stride;
+    dots_set_rows(&d, &w, row, n_rows, &rows);
+    dots_run(&d);
+    for (uint32_t t = 0; t < d.n_x; t++) {
+        float *out = args->out + ((size_t)first_token + t) * args->out_stride +
+                     head * args->out_head_stride + row;
+        take_products(&d, products, t, (product_sink){.out = out});
+    }
+}
+
+/* Items: head x row block x token block, the last innermost. */
+static void heads_items(void *ctx, size_t begin, size_t end, uint32_t worker)
+{
+    (void)worker;
+    const heads_job *job = ctx;
+    for (size_t i = begin; i < end; i++) {
+        const size_t block = i / job->n_token_blocks;
+        heads_item(job, (uint32_t)(block / job->n_row_blocks),
+                   (uint32_t)(block % job->n_row_blocks) * job->item_rows,
+                   (uint32_t)(i % job->n_token_blocks) * TOKEN_BLOCK);
+    }
+}
+
+static void matmul_heads_simd(dev *d, const matmul_heads_args *args)
+{
+    assert(!dtype_has_scales(args->w.type));
+    if (args->n_tokens == 0 || args->n_heads == 0) return;
+    const uint32_t most = rows_per_item(d, args->n_tokens, (size_t)args->n_heads * args->w.rows);
+    heads_job job = {.args = args,
+                     .item_rows = most,
+                     .n_row_blocks = (args->w.rows + most - 1) / most,
+                     .n_token_blocks = (args->n_tokens + TOKEN_BLOCK - 1) / TOKEN_BLOCK};
+    const size_t n_x = min_size(args->n_tokens, TOKEN_BLOCK);
+    const size_t products = min_size(most, args->w.rows) * args->w.cols * n_x;
+    parallel_for(d->pool, (size_t)args->n_heads * job.n_row_blocks * job.n_token_blocks,
+                 grain_of(products), heads_items, &job);
+}
+
 #endif

@@ -3,6 +3,7 @@
 #include "kernels/moe_plan.h"
 #include "kernels/ops_cpu.h"
 
+#include <float.h>
 #include <math.h>
 
 /* p = softmax(logits). Double inside, so that the f32 result is the correctly rounded one almost
@@ -56,9 +57,50 @@ static uint32_t take_mixed(const router_args *args, const float *logits, bool *i
     return best;
 }
 
+/* The sum of the one or two largest of choice[0 .. n). */
+static float group_worth(const float *choice, uint32_t n, uint32_t n_best)
+{
+    float best = choice[0], second = -INFINITY;
+    for (uint32_t e = 1; e < n; e++) {
+        second = choice[e] > best ? best : choice[e] > second ? choice[e] : second;
+        best = choice[e] > best ? choice[e] : best;
+    }
+    return n_best == 1 || n == 1 ? best : best + second;
+}
+
+/* Experts of all but the best groups count as taken. */
+static void leave_groups(const router_args *args, const float *choice, bool *is_taken)
+{
+    float worth[MOE_GROUPS_MAX];
+    bool is_best[MOE_GROUPS_MAX] = {false};
+    const uint32_t n = args->n_experts / args->n_groups;
+    assert(args->n_groups <= MOE_GROUPS_MAX);
+    assert(n * args->n_groups == args->n_experts);
+    assert(args->top_groups * n >= args->top_k);
+    for (uint32_t g = 0; g < args->n_groups; g++)
+        worth[g] = group_worth(choice + (size_t)g * n, n, args->n_group_best);
+    for (uint32_t i = 0; i < args->top_groups; i++)
+        (void)take_largest(worth, args->n_groups, is_best);
+    for (uint32_t e = 0; e < args->n_experts; e++)
+        is_taken[e] = !is_best[e / n];
+}
+
+/* What experts are chosen by, where it is not p: a number for each, whatever the logits are. */
+static void fill_choice(const router_args *args, const float *p, float *choice, bool *is_taken)
+{
+    for (uint32_t e = 0; e < args->n_experts; e++) {
+        const float bias = args->choice_bias != NULL
+                               ? load_element(args->choice_bias, args->choice_bias_type, e)
+                               : 0;
+        const float sum = p[e] + bias;
+        choice[e] = sum > -FLT_MAX ? sum : -FLT_MAX;
+    }
+    if (args->n_groups > 0) leave_groups(args, choice, is_taken);
+}
+
 void router_token(const router_args *args, size_t t)
 {
-    float p[MOE_EXPERTS_MAX], chosen[MOE_TOP_K_MAX];
+    float p[MOE_EXPERTS_MAX], biased[MOE_EXPERTS_MAX], chosen[MOE_TOP_K_MAX];
     bool is_taken[MOE_EXPERTS_MAX] = {false};
     const float *const logits = args->logits + t * args->n_experts;
     uint32_t *expert = args->expert + t * args->top_k;
@@ -68,19 +110,21 @@ void router_token(const router_args *args, size_t t)
     assert(args->top_k <= args->n_experts);
     if (args->kind == ROUTER_SOFTMAX) softmax(logits, args->n_experts, p);
     if (args->kind == ROUTER_SIGMOID) sigmoid(logits, args->n_experts, p);
+    const bool is_plain = args->choice_bias == NULL && args->n_groups == 0;
+    if (!is_plain) fill_choice(args, p, biased, is_taken);
     double sum = 0;
     for (uint32_t i = 0; i < args->top_k; i++) {
         if (args->kind == ROUTER_SPARSEMIXER) {
             expert[i] = take_mixed(args, logits, is_taken, &chosen[i]);
         } else {
-            expert[i] = take_largest(p, args->n_experts, is_taken);
+            expert[i] = take_largest(is_plain ? p : biased, args->n_experts, is_taken);
             chosen[i] = p[expert[i]];
         }
         sum += (double)chosen[i];
     }
     for (uint32_t i = 0; i < args->top_k; i++) {
         const double share = (double)chosen[i] * (double)args->scale;
-        weight[i] = (float)(args->renormalise ? share / sum : share);
+        weight[i] = (float)(args->renormalise ? share / (sum + 1e-20) : share);
     }
 }
 
@@ -91,9 +135,23 @@ void router_cpu(dev *d, const router_args *args)
         router_token(args, t);
 }
 
-static double silu(double x)
+/* x / (1 + exp(-alpha x)) */
+static double gated(double x, double alpha)
 {
-    return x / (1 + exp(-x));
+    return x / (1 + exp(-alpha * x));
+}
+
+static double activation(const moe_args *args, double gate, double up)
+{
+    const double limit = (double)args->limit;
+    if (args->activation == MOE_SILU) return gated(gate, 1) * up;
+    return gated(fmin(gate, limit), (double)args->alpha) * (fmax(fmin(up, limit), -limit) + 1);
+}
+
+static double biased(const matrix *w, const matrix *bias, size_t r, const float *x)
+{
+    const double sum = matrix_dot(w, r, x);
+    return bias->data == NULL ? sum : sum + (double)load_element(bias->data, bias->type, r);
 }
 
 void moe_cpu(dev *d, const moe_args *args)
@@ -107,13 +165,16 @@ void moe_cpu(dev *d, const moe_args *args)
             const size_t t = plan.pairs[i] / args->top_k;
             const float *x = args->x + t * args->dim;
             float *hidden = plan.hidden + (size_t)i * args->ffn;
-            for (uint32_t r = 0; r < args->ffn; r++)
-                hidden[r] =
-                    (float)(silu(matrix_dot(&expert->gate, r, x)) * matrix_dot(&expert->up, r, x));
+            for (uint32_t r = 0; r < args->ffn; r++) {
+                const double gate = biased(&expert->gate, &expert->gate_bias, r, x);
+                const double up = biased(&expert->up, &expert->up_bias, r, x);
+                hidden[r] = (float)activation(args, gate, up);
+            }
             for (uint32_t r = 0; r < args->dim; r++) {
                 float *out = args->out + t * args->dim + r;
                 const double weight = (double)args->weight[plan.pairs[i]];
-                *out = (float)((double)*out + weight * matrix_dot(&expert->down, r, hidden));
+                *out = (float)((double)*out +
+                               weight * biased(&expert->down, &expert->down_bias, r, hidden));
             }
         }
     }

@@ -10,6 +10,8 @@
 #include "kernels/matmul_simd.c"
 #include "kernels/moe_plan.h"
 
+#include <math.h>
+
 typedef struct moe_job {
     const moe_args *args;
     moe_plan plan;
@@ -31,6 +33,38 @@ static void gate_values(float *gate, const float *up, uint32_t n)
         vf_store(gate + i, vf_mul(vf_silu(vf_load(gate + i)), vf_load(up + i)));
 }
 
+/* The same of the clamped activation; x sigmoid(alpha x) = silu(alpha x) / alpha. */
+static void clamp_values(const moe_args *args, float *gate, const float *up, uint32_t n)
+{
+    const float limit = args->limit;
+    const vf alpha = vf_set1(args->alpha), part = vf_set1(1 / args->alpha), one = vf_set1(1);
+    for (uint32_t i = 0; i < n; i += LANES) {
+        const vf g = vf_mul(vf_clamp(-INFINITY, vf_load(gate + i), limit), alpha);
+        const vf u = vf_clamp(-limit, vf_load(up + i), limit);
+        vf_store(gate + i, vf_mul(vf_mul(vf_silu(g), part), vf_add(u, one)));
+    }
+}
+
+/* Of a block's rows [row, row + n_rows), `stride` products each. */
+static void add_bias(float *products, const matrix *bias, uint32_t row, uint32_t n_rows,
+                     uint32_t stride)
+{
+    if (bias->data == NULL) return;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const float b = load_element(bias->data, bias->type, row + r);
+        for (uint32_t i = 0; i < stride; i++)
+            products[r * stride + i] += b;
+    }
+}
+
+static void activate(const moe_args *args, float *gate, const float *up, uint32_t n)
+{
+    if (args->activation == MOE_SILU)
+        gate_values(gate, up, n);
+    else
+        clamp_values(args, gate, up, n);
+}
+
 static void moe_hidden_block(const moe_job *job, const moe_block *b)
 {
     const moe_args *args = job->args;
@@ -47,11 +81,13 @@ static void moe_hidden_block(const moe_job *job, const moe_block *b)
     dots_set_rows(&d, &expert->up, b->row, b->n_rows, &rows);
     dots_run(&d);
     const uint32_t stride = dots_stride(b->n);
+    add_bias(gate, &expert->gate_bias, b->row, b->n_rows, stride);
+    add_bias(up, &expert->up_bias, b->row, b->n_rows, stride);
     if (stride == b->n) {
-        gate_values(gate, up, b->n_rows * b->n);
+        activate(args, gate, up, b->n_rows * b->n);
     } else {
         for (uint32_t r = 0; r < b->n_rows; r++)
-            gate_values(gate + r * stride, up + r * stride, b->n);
+            activate(args, gate + r * stride, up + r * stride, b->n);
     }
     for (uint32_t i = 0; i < b->n; i++) {
         float *hidden = job->plan.hidden + (size_t)(b->first + i) * args->ffn + b->row;
@@ -86,8 +122,10 @@ static void moe_output_block(const moe_job *job, const moe_block *b)
     for (uint32_t i = 0; i < b->n; i++)
         x[i] = job->plan.hidden + (size_t)(b->first + i) * args->ffn;
     dots d = {.x = x, .n_x = b->n, .out = products};
-    dots_set_rows(&d, &args->expert[b->expert].down, b->row, b->n_rows, &rows);
+    const moe_expert *expert = &args->expert[b->expert];
+    dots_set_rows(&d, &expert->down, b->row, b->n_rows, &rows);
     dots_run(&d);
+    add_bias(products, &expert->down_bias, b->row, b->n_rows, dots_stride(b->n));
     for (uint32_t i = 0; i < b->n; i++) {
         const uint32_t pair = job->plan.pairs[b->first + i];
         float *out = args->out + (size_t)(pair / args->top_k) * args->dim + b->row;

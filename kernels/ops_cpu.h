@@ -34,6 +34,7 @@ void rope_cpu(dev *d, const rope_args *args);
 void store_cpu(const float *x, size_t n, dtype type, void *out);
 double matrix_dot(const matrix *w, size_t r, const float *x); /* row r times x */
 void matmul_cpu(dev *d, const matmul_args *args);
+void matmul_heads_cpu(dev *d, const matmul_heads_args *args);
 void add_cpu(dev *d, const add_args *args);
 void router_cpu(dev *d, const router_args *args);
 void router_token(const router_args *args, size_t t); /* one token; shared by all tables */

@@ -10,6 +10,7 @@ const cuda_ops cuda_ops_table = {
     .rope = rope_cuda,
     .add = add_cuda,
     .matmul = matmul_cuda,
+    .matmul_heads = matmul_heads_cuda,
     .router = router_cuda,
     .moe = moe_cuda,
     .attend_pages = attend_pages_cuda,

@@ -27,6 +27,7 @@ typedef struct cuda_ops {
     void (*rope)(dev_cuda *d, const rope_args *args);
     void (*add)(dev_cuda *d, const add_args *args);
     void (*matmul)(dev_cuda *d, const matmul_args *args);
+    void (*matmul_heads)(dev_cuda *d, const matmul_heads_args *args);
     void (*router)(dev_cuda *d, const router_args *args);
     void (*moe)(dev_cuda *d, const moe_args *args); /* scratch of cuda_moe_scratch_bytes */
     /* All pointers below args, and what they lead to, in the device's memory; the three are the twins of

@@ -3,6 +3,7 @@
 
 #include "kvcache/blocks.h"
 #include "kvcache/key_box.h"
+#include "kvcache/page_bias.h"
 #include "kvcache/page_choice.h"
 
 #include <math.h>
@@ -62,7 +63,7 @@ void kv_view_place_choice_there(const kv_cache *cache, arena *a, kv_view *view)
     const size_t n_blocks = n_blocks_max(cache), n_heads = cache->n_kv_heads_max;
     if (!cache->has_boxes) return;
     view->choice.boxes = arena_take(a, n_pages, kv_pool_pages(cache->pool)->box_bytes);
-    if (cache->evict.has_fits)
+    if (kv_pool_most_biases(cache->pool) != NULL)
         view->choice.bias_most = arena_take(a, n_pages, sizeof *view->choice.bias_most);
     view->choice.tasks = arena_take(a, n, sizeof *view->choice.tasks);
     view->choice.bounds = arena_take(a, n * (n_heads + view->choice.n_heads_max),

@@ -13,22 +13,23 @@
 static void tell_biases(const kv_cache *cache, uint32_t page)
 {
     const float *biases = kv_pool_biases(cache->pool, page);
-    const float most = kv_pool_bias_most(cache->pool, page);
-    float *bias_most = cache->view->choice.bias_most;
-    if (bias_most != NULL) dev_upload(cache->d, bias_most + page, &most, sizeof most);
     if (cache->view->device.biases == NULL || biases == NULL) return;
     dev_upload(cache->d, cache->view->device.biases + (size_t)page * cache->page_tokens, biases,
                kv_pool_pages(cache->pool)->n_slots[page] * sizeof *biases);
 }
 
-/* The boxes of pages [first, end). */
+/* The boxes of pages [first, end), and what biases them at most. */
 static void tell_boxes(const kv_cache *cache, uint32_t first, uint32_t end)
 {
     const size_t bytes = kv_pool_pages(cache->pool)->box_bytes;
+    const float *most = kv_pool_most_biases(cache->pool);
     uint8_t *boxes = cache->view->choice.boxes;
-    if (boxes != NULL && first < end)
-        dev_upload(cache->d, boxes + first * bytes, kv_pool_box(cache->pool, first),
-                   (end - first) * bytes);
+    if (boxes == NULL || first == end) return;
+    dev_upload(cache->d, boxes + first * bytes, kv_pool_box(cache->pool, first),
+               (end - first) * bytes);
+    if (most != NULL)
+        dev_upload(cache->d, cache->view->choice.bias_most + first, most + first,
+                   (end - first) * sizeof *most);
 }
 
 /* Pages are handed out in the order of their addresses, and of their numbers, so most of them go in long runs. */

@@ -23,6 +23,11 @@ float kv_pool_bias_most(const kv_pool *pool, uint32_t page)
     return pool->pages.bias_most[page];
 }
 
+const float *kv_pool_most_biases(const kv_pool *pool)
+{
+    return pool->has_biases ? pool->pages.bias_most : NULL;
+}
+
 static void find_most(kv_pool *pool, uint32_t page)
 {
     const float *biases = biases_of(pool, page);

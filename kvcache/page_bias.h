@@ -17,6 +17,9 @@ const float *kv_pool_biases(const kv_pool *pool, uint32_t page);
 /* No slot's bias is above it; 0 if the page has none. */
 float kv_pool_bias_most(const kv_pool *pool, uint32_t page);
 
+/* Of every page by its number; -inf: it has none. NULL: no page can have any. */
+const float *kv_pool_most_biases(const kv_pool *pool);
+
 /* Copies biases[n_slots], finite, of the slots that the page has now; NULL: none. Others than NULL only if
  * the pool was opened with has_biases. */
 void kv_pool_set_biases(kv_pool *pool, uint32_t page, const float *biases);

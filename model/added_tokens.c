@@ -140,9 +140,9 @@ bool added_set_is_lossless(const added_set *s)
 
 /* ---- the walk ------------------------------------------------------------------------------------ */
 
-void added_walk_init(added_walk *w, const added_set *s, text_view text)
+void added_walk_init(added_walk *w, const added_set *s, text_view text, bool passes_special)
 {
-    *w = (added_walk){.set = s, .text = text};
+    *w = (added_walk){.set = s, .text = text, .passes_special = passes_special};
 }
 
 /* The longest token that begins at `begin`; NULL if none does. */
@@ -199,7 +199,8 @@ static bool find_token(added_walk *w, size_t *begin)
         if (found == NULL) continue;
         const size_t found_at = w->at;
         w->at = end;
-        if (found->single_word && !is_between_words(text, found_at, end)) {
+        if ((found->is_special && w->passes_special) ||
+            (found->single_word && !is_between_words(text, found_at, end))) {
             w->at--; /* for the loop */
             continue;
         }

@@ -21,6 +21,7 @@ typedef struct added_set added_set;
 
 typedef struct added_token {
     uint32_t id;
+    bool is_special;  /* may be passed over */
     bool single_word; /* not between letters */
     bool lstrip;      /* takes the spaces before it */
     bool rstrip;      /* takes the spaces behind it */
@@ -40,8 +41,9 @@ enum { ADDED_NONE = UINT32_MAX };
 typedef struct added_walk {
     const added_set *set;
     text_view text;
-    size_t at;     /* where the next search begins */
-    size_t handed; /* end of what was handed out */
+    bool passes_special; /* special tokens are text */
+    size_t at;           /* where the next search begins */
+    size_t handed;       /* end of what was handed out */
     bool has_token;
     added_token token; /* found, but the text before it came first */
     size_t token_end;
@@ -50,7 +52,7 @@ typedef struct added_part {
     uint32_t id;
     text_view text;
 } added_part;
-void added_walk_init(added_walk *w, const added_set *s, text_view text);
+void added_walk_init(added_walk *w, const added_set *s, text_view text, bool passes_special);
 bool added_walk_next(added_walk *w, added_part *out); /* false: the end */
 
 #endif

@@ -18,7 +18,9 @@
     X(qwen3_moe)             \
     X(granitemoe)            \
     X(granitemoeshared)      \
-    X(phimoe)
+    X(phimoe)                \
+    X(deepseek_v2)           \
+    X(deepseek_v3)
 
 typedef struct model_family {
     const char *name; /* config.json's model_type */

@@ -25,7 +25,10 @@ static err_t visit_part(const family_walk *to, matrix *into, const part *p, uint
     model_weight weight = {.rows = p->rows,
                            .cols = p->cols,
                            .into = into,
-                           .part = {p->n_items, p->item, p->n_rows, p->first_row}};
+                           .part = {.n_items = p->n_items,
+                                    .item = p->item,
+                                    .n_rows = p->n_rows,
+                                    .first_row = p->first_row}};
     (void)snprintf(weight.name, sizeof weight.name, "model.layers.%u.%s.weight", l, name);
     return to->visit(to->ctx, &weight);
 }

@@ -14,6 +14,14 @@ static bool ends_in(const char *name, const char *end)
     return n >= n_end && strcmp(name + n - n_end, end) == 0;
 }
 
+__attribute__((format(printf, 3, 0))) static err_t
+visit_named(const family_walk *to, model_weight *weight, const char *format, va_list args)
+{
+    (void)vsnprintf(weight->name, sizeof weight->name, format, args);
+    weight->is_bias = weight->is_vector && ends_in(weight->name, "bias");
+    return to->visit(to->ctx, weight);
+}
+
 err_t family_visit(const family_walk *to, matrix *into, const uint32_t shape[2], const char *format,
                    ...)
 {
@@ -23,10 +31,20 @@ err_t family_visit(const family_walk *to, matrix *into, const uint32_t shape[2],
                            .into = into};
     va_list args;
     va_start(args, format);
-    (void)vsnprintf(weight.name, sizeof weight.name, format, args);
+    const err_t err = visit_named(to, &weight, format, args);
     va_end(args);
-    weight.is_bias = weight.is_vector && ends_in(weight.name, "bias");
-    return to->visit(to->ctx, &weight);
+    return err;
+}
+
+err_t family_visit_arranged(const family_walk *to, matrix *into, const uint32_t shape[2],
+                            model_arrange *arrange, const char *format, ...)
+{
+    model_weight weight = {.rows = shape[0], .cols = shape[1], .into = into, .arrange = arrange};
+    va_list args;
+    va_start(args, format);
+    const err_t err = visit_named(to, &weight, format, args);
+    va_end(args);
+    return err;
 }
 
 /* One of q, k, v, o, and its bias. */
@@ -127,6 +145,9 @@ err_t family_visit_ffn(const family_names *names, const model_config *c, model_l
                            layer_name(name, l, names->dense));
     TRY(family_visit(to, &layer->router, (const uint32_t[]){c->n_experts, c->d_model},
                      "model.layers.%u.%s.weight", l, names->router));
+    if (c->has_choice_bias)
+        TRY(family_visit(to, &layer->choice_bias, (const uint32_t[]){0, c->n_experts},
+                         "model.layers.%u.%s", l, names->choice_bias));
     TRY(visit_experts(names, c, layer, l, to));
     return visit_shared(names, c, layer, l, to);
 }
@@ -137,7 +158,8 @@ err_t family_each_weight(const family_names *names, const model_config *c, model
     const uint32_t table[2] = {c->n_vocab, c->d_model};
     TRY(family_visit(to, &w->embedding, table, "model.embed_tokens.weight"));
     for (uint32_t l = 0; l < c->n_layers; l++) {
-        TRY(family_visit_attention(c, &w->layer[l], l, to));
+        TRY((names->visit_attention != NULL ? names->visit_attention
+                                            : family_visit_attention)(c, &w->layer[l], l, to));
         TRY(family_visit_ffn(names, c, &w->layer[l], l, to));
     }
     TRY(visit_norm(c, to, &w->final_norm, &w->final_norm_bias, "model.norm"));

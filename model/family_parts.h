@@ -15,10 +15,14 @@ typedef struct family_walk {
 /* Below "model.layers.N.", without ".weight". What a family never has may be NULL. */
 typedef struct family_names {
     const char *router;           /* "block_sparse_moe.gate" */
+    const char *choice_bias;      /* a whole name, where has_choice_bias */
     const char *experts;          /* before ".N." and the names of an expert's three */
     const char *shared, *dense;   /* before "." and these */
     const char *gate, *up, *down; /* "gate_proj" ... */
     const char *shared_gate;
+    /* Norm and attention of another kind; NULL: family_visit_attention. */
+    err_t (*visit_attention)(const model_config *c, model_layer *layer, uint32_t l,
+                             const family_walk *to);
     /* Experts that are not stored one by one; NULL: they are. */
     err_t (*visit_experts)(const model_config *c, model_layer *layer, uint32_t l,
                            const family_walk *to);
@@ -30,6 +34,11 @@ typedef struct family_names {
 __attribute__((format(printf, 4, 5))) err_t family_visit(const family_walk *to, matrix *into,
                                                          const uint32_t shape[2],
                                                          const char *format, ...) MUST_CHECK;
+
+/* The same of one that lies in another order in memory: model_weight.arrange. */
+__attribute__((format(printf, 5, 6))) err_t
+family_visit_arranged(const family_walk *to, matrix *into, const uint32_t shape[2],
+                      model_arrange *arrange, const char *format, ...) MUST_CHECK;
 
 /* input_layernorm and self_attn.* of one layer, with its biases and norms. */
 err_t family_visit_attention(const model_config *c, model_layer *layer, uint32_t l,

@@ -150,7 +150,10 @@ void model_compute_logits(model *m, const uint32_t *rows, uint32_t n_rows, float
     assert(n_rows <= MODEL_LOGIT_ROWS_MAX);
     for (uint32_t i = 0; i < n_rows; i++)
         assert(rows[i] < m->n_last_tokens);
-    m->d->ops->embed(m->d, &(embed_args){.table = {s->x, DTYPE_F32, m->n_last_tokens, c->d_model},
+    m->d->ops->embed(m->d, &(embed_args){.table = {.data = s->x,
+                                                   .type = DTYPE_F32,
+                                                   .rows = m->n_last_tokens,
+                                                   .cols = c->d_model},
                                          .id = send_ids(m, rows, n_rows),
                                          .n_tokens = n_rows,
                                          .out = s->rows});

@@ -1,4 +1,4 @@
-/* model/layer_attention.c - grouped-query attention with rotary positions.
+/* model/layer_attention.c - grouped-query or latent attention with rotary positions.
  *
  * Keys and values go to the cache, which also does the attending: this file never sees an older
  * token. q, k and v are three products of one input in one parallel loop. */
@@ -64,14 +64,17 @@ static void finish_qkv(model *m, const model_layer *layer, uint32_t n_tokens)
     clip(m, s->v, v_dim, n_tokens);
 }
 
+/* The channels that turn are a head's first, of a latent its last. */
 static void rotate(model *m, float *x, uint32_t n_heads, uint32_t n_tokens)
 {
-    m->d->ops->rope(m->d, &(rope_args){.x = x,
+    m->d->ops->rope(m->d, &(rope_args){.x = x + m->config.latent.kv_rank,
                                        .cos = m->scratch.cos,
                                        .sin = m->scratch.sin,
                                        .n_tokens = n_tokens,
                                        .n_heads = n_heads,
-                                       .dim = m->config.rope.n_rotated});
+                                       .dim = m->config.rope.n_rotated,
+                                       .stride = model_key_dim(&m->config),
+                                       .is_interleaved = m->config.is_rope_interleaved});
 }
 
 static void measure_inputs(void *ctx, size_t begin, size_t end, uint32_t worker)
@@ -95,7 +98,8 @@ void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
     const model_scratch *const s = &m->scratch;
     const model_mirror *const h = &m->host;
     const dev_ops *const ops = m->d->ops;
-    const size_t q_bytes = (size_t)n_tokens * c->n_heads * c->head_dim * sizeof *s->q;
+    const size_t q_bytes = (size_t)n_tokens * c->n_heads * model_key_dim(c) * sizeof *s->q;
+    const bool is_latent = c->latent.kv_rank > 0;
     const bool wants_input_norm = kv_cache_wants_input_norm(cache);
 
     if (wants_input_norm) {
@@ -107,8 +111,12 @@ void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
                                      .w_bias = &layer->attention_norm_bias,
                                      .n_tokens = n_tokens,
                                      .out = s->normed});
-    project_qkv(m, layer, n_tokens);
-    finish_qkv(m, layer, n_tokens);
+    if (is_latent) {
+        layer_latent_qk(m, layer, n_tokens);
+    } else {
+        project_qkv(m, layer, n_tokens);
+        finish_qkv(m, layer, n_tokens);
+    }
     const bool wants_q_nope = kv_cache_wants_q_nope(cache);
     if (wants_q_nope) dev_download(m->d, h->q_nope, s->q, q_bytes);
     rotate(m, s->q, c->n_heads, n_tokens);
@@ -121,8 +129,9 @@ void layer_attention(model *m, kv_cache *cache, uint32_t l, uint32_t n_tokens)
                                        .input_norm = wants_input_norm ? h->input_norm : NULL,
                                        .out = s->attended});
 
-    model_adjust(m, s->attended, n_tokens, c->n_heads * c->v_dim, c->residual_scale, NULL);
-    ops->matmul(m->d, &(matmul_args){.x = s->attended,
+    float *const values = is_latent ? layer_latent_values(m, layer, n_tokens) : s->attended;
+    model_adjust(m, values, n_tokens, c->n_heads * c->v_dim, c->residual_scale, NULL);
+    ops->matmul(m->d, &(matmul_args){.x = values,
                                      .x_stride = (size_t)c->n_heads * c->v_dim,
                                      .n_tokens = n_tokens,
                                      .n_parts = 1,

@@ -32,6 +32,11 @@ static void route(model *m, uint32_t l, uint32_t n_tokens)
                                            .renormalise = c->renormalise_top_k,
                                            .scale = c->router_scale * c->residual_scale,
                                            .jitter = c->router_jitter,
+                                           .choice_bias = layer->choice_bias.data,
+                                           .choice_bias_type = layer->choice_bias.type,
+                                           .n_groups = c->router_groups,
+                                           .top_groups = c->router_top_groups,
+                                           .n_group_best = c->router_group_best,
                                            .expert = s->chosen + choices_at(m, l, n_tokens),
                                            .weight = s->gate});
 }

@@ -77,6 +77,8 @@ static err_t fill_tables(model *m, err_info *info)
         return err_set(info, ERR_NO_MEMORY, "model: out of memory");
     m->rope = (kv_rope){.freq = m->inv_freq,
                         .n = c->rope.n_rotated,
+                        .first = c->latent.kv_rank,
+                        .is_interleaved = c->is_rope_interleaved,
                         .scale = rope_fill(&c->rope, c->n_positions, m->inv_freq)};
     for (uint32_t l = 0; l < c->n_layers; l++) {
         m->family->kv_layer(c, &m->weights, l, &m->kv_layer[l]);

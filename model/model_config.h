@@ -50,12 +50,21 @@ typedef struct model_config {
     uint32_t window;       /* sliding window, of all layers but: */
     model_layer_set full_layers; /* those that attend to everything; window 0: all do */
     rope_config rope;
+    bool is_rope_interleaved; /* pairs of channels are (2c, 2c + 1) */
+    /* Latent attention, layer_latent.c; kv_rank 0: there is none. Then head_dim is nope_dim + rope.n_rotated, and
+     * n_kv_heads is 1. */
+    struct {
+        uint32_t q_rank; /* 0: queries come from the residual stream at once */
+        uint32_t kv_rank, nope_dim;
+    } latent;
 
     /* Layers: experts and perhaps one that all tokens pass, or a dense FFN alone. */
     uint32_t n_experts, top_k, d_ffn; /* per expert */
     router_kind router;
     bool renormalise_top_k;
     float router_scale, router_jitter;
+    uint32_t router_groups, router_top_groups, router_group_best; /* see router_args */
+    bool has_choice_bias;
     uint32_t d_shared_ffn; /* 0: no shared expert */
     bool is_shared_gated;  /* its output times sigmoid(shared_gate x) */
     uint32_t d_dense_ffn;
@@ -97,6 +106,17 @@ static inline void model_layer_set_add(model_layer_set *set, uint32_t layer)
 static inline bool model_layer_is_dense(const model_config *c, uint32_t layer)
 {
     return model_layer_set_has(&c->dense_layers, layer);
+}
+
+/* Channels of a head's keys and values as the cache has them. */
+static inline uint32_t model_key_dim(const model_config *c)
+{
+    return c->latent.kv_rank > 0 ? c->latent.kv_rank + c->rope.n_rotated : c->head_dim;
+}
+
+static inline uint32_t model_value_dim(const model_config *c)
+{
+    return c->latent.kv_rank > 0 ? c->latent.kv_rank : c->v_dim;
 }
 
 /* 0: the layer attends to everything. */

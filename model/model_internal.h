@@ -21,9 +21,10 @@ typedef struct model_drawing {
 typedef struct model_scratch {
     float *x;             /* [n][d_model] the residual stream */
     float *normed;        /* [n][d_model] */
-    float *q;             /* [n][n_heads][head_dim] */
-    float *k, *v;         /* [n][n_kv_heads][head_dim], [n][n_kv_heads][v_dim] */
-    float *attended;      /* [n][n_heads][v_dim] */
+    float *q;             /* [n][n_heads][model_key_dim] */
+    float *k, *v;         /* [n][n_kv_heads][model_key_dim], [n][n_kv_heads][v_dim] or NULL */
+    float *attended;      /* [n][n_heads][model_value_dim] */
+    float *q_low, *heads; /* latent attention: [n][q_rank], [n][n_heads][max(nope_dim, v_dim)] */
     float *cos, *sin;     /* [n][rope.n_rotated / 2] of the step's positions */
     float *router_logits; /* [n][n_experts] */
     uint32_t *chosen;     /* of a step of t tokens: [n_layers][t][top_k] */
@@ -44,7 +45,7 @@ typedef struct model_scratch {
 typedef struct model_mirror {
     float *x;
     float *input_norm; /* [n] lengths of x, where the cache asks for them; of the host alone */
-    float *q_nope; /* [n][n_heads][head_dim] before they are turned; lies in `attended` on a CPU */
+    float *q_nope; /* [n][n_heads][model_key_dim] before they are turned; in `attended` on a CPU */
     float *cos, *sin;
     uint32_t *chosen, *served;
     float *moe_sum;
@@ -98,6 +99,11 @@ void model_follow_placement(model *m);
 
 /* x += o( attention( norm(x) ) ) for the batch's tokens. */
 void layer_attention(model *m, kv_cache *cache, uint32_t layer, uint32_t n_tokens);
+
+/* Of latent attention: q and k of the scratch but for their turn, from `normed`; and from `attended` what the output
+ * projection takes, [n_tokens][n_heads][v_dim]. */
+void layer_latent_qk(model *m, const model_layer *layer, uint32_t n_tokens);
+float *layer_latent_values(model *m, const model_layer *layer, uint32_t n_tokens);
 
 /* x += sum of experts( norm(x) ) for the batch's tokens. */
 void layer_moe(model *m, kv_cache *cache, uint32_t layer, const model_batch *batch);

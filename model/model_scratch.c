@@ -13,17 +13,27 @@ static void place_drawing(arena *a, const model *m, model_drawing *s)
     s->results = arena_take(a, MODEL_LOGIT_ROWS_MAX, sizeof *s->results);
 }
 
+/* A latent's values are in its keys; what else is made of them and of queries needs room. */
+static void place_values(arena *a, const model_config *c, size_t n, model_scratch *s)
+{
+    const size_t head = max_size(c->latent.nope_dim, c->v_dim);
+    const bool is_latent = c->latent.kv_rank > 0, has_low = c->latent.q_rank > 0;
+    s->v = is_latent ? NULL : arena_take(a, n, (size_t)c->n_kv_heads * c->v_dim * sizeof(float));
+    s->q_low = has_low ? arena_take(a, n, c->latent.q_rank * sizeof(float)) : NULL;
+    s->heads = is_latent ? arena_take(a, n, c->n_heads * head * sizeof(float)) : NULL;
+}
+
 static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scratch *s)
 {
     const model_config *const c = &m->config;
-    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * c->head_dim,
-                 o_dim = (size_t)c->n_heads * c->v_dim, n_pairs = c->rope.n_rotated / 2;
+    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * model_key_dim(c),
+                 o_dim = (size_t)c->n_heads * model_value_dim(c), n_pairs = c->rope.n_rotated / 2;
     const bool is_apart = m->d->memory != NULL;
     s->x = arena_take(a, n, c->d_model * sizeof(float));
     s->normed = arena_take(a, n, c->d_model * sizeof(float));
     s->q = arena_take(a, n, q_dim * sizeof(float));
-    s->k = arena_take(a, n, (size_t)c->n_kv_heads * c->head_dim * sizeof(float));
-    s->v = arena_take(a, n, (size_t)c->n_kv_heads * c->v_dim * sizeof(float));
+    s->k = arena_take(a, n, (size_t)c->n_kv_heads * model_key_dim(c) * sizeof(float));
+    place_values(a, c, n, s);
     s->attended = arena_take(a, n, max_size(q_dim, o_dim) * sizeof(float)); /* q_nope, too */
     s->cos = arena_take(a, n, n_pairs * sizeof(float));
     s->sin = arena_take(a, n, n_pairs * sizeof(float));
@@ -47,7 +57,7 @@ static void place_mirror(arena *a, const model *m, model_mirror *h)
 {
     const model_config *const c = &m->config;
     const model_scratch *const s = &m->scratch;
-    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * c->head_dim;
+    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * model_key_dim(c);
     h->input_norm = arena_take(a, n, sizeof(float));
     *h = (model_mirror){.input_norm = h->input_norm,
                         .x = s->x,

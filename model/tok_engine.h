@@ -34,9 +34,14 @@ typedef struct tok_traits {
     bool drops_first_byte;    /* that space may also come from a byte */
     bool drops_first_markers; /* of the first token's spelling every U+2581 is nothing */
     bool parts_at_nothing;    /* a token that adds nothing ends a character that is incomplete */
-    bool finds_names; /* of control tokens in a text, always; else tok_text.parse_special does */
-    bool is_lossless; /* every byte of a text is in one of its tokens */
+    bool finds_names;         /* of control tokens in a text, where parse_special asks for it */
+    bool is_lossless;         /* every byte of a text is in one of its tokens */
 } tok_traits;
+
+typedef struct tok_encoding {
+    size_t n_front;     /* free places before the first id */
+    bool parse_special; /* of an engine that finds_names */
+} tok_encoding;
 
 typedef struct tok_engine {
     const char *name; /* "sentencepiece" */
@@ -45,8 +50,8 @@ typedef struct tok_engine {
     err_t (*open)(const char *dir, const tokenizer_settings *settings, void **model,
                   tok_traits *traits, err_info *info);
     void (*close)(void *model); /* NULL is fine */
-    err_t (*encode)(const void *model, text_view text, size_t n_front, uint32_t **ids,
-                    size_t *n_ids); /* an array with n_front free places before the first */
+    err_t (*encode)(const void *model, text_view text, const tok_encoding *how, uint32_t **ids,
+                    size_t *n_ids); /* a heap array */
     tok_kind (*kind)(const void *model, uint32_t id);
     text_view (*spelling)(const void *model, uint32_t id); /* as the file has it; borrowed */
     err_t (*put_text)(const void *model, uint32_t id,

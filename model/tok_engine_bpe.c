@@ -51,10 +51,10 @@ static void close_model(void *model)
     tok_bpe_close(model);
 }
 
-static err_t encode(const void *model, text_view text, size_t n_front, uint32_t **ids,
+static err_t encode(const void *model, text_view text, const tok_encoding *how, uint32_t **ids,
                     size_t *n_ids)
 {
-    return tok_bpe_encode(model, text, n_front, ids, n_ids);
+    return tok_bpe_encode(model, text, how, ids, n_ids);
 }
 
 static tok_kind kind(const void *model, uint32_t id)

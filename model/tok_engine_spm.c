@@ -191,11 +191,11 @@ static err_t open_model(const char *dir, const tokenizer_settings *settings, voi
     return ERR_OK;
 }
 
-static err_t encode(const void *model, text_view text, size_t n_front, uint32_t **ids,
+static err_t encode(const void *model, text_view text, const tok_encoding *how, uint32_t **ids,
                     size_t *n_ids)
 {
     const spm_model *const m = model;
-    return spm_encode(m->spm, text.bytes, text.n_bytes, n_front, ids, n_ids);
+    return spm_encode(m->spm, text.bytes, text.n_bytes, how->n_front, ids, n_ids);
 }
 
 const tok_engine tok_engine_spm = {.name = "sentencepiece",

@@ -258,50 +258,28 @@ tok_piece tokenizer_piece(const tokenizer *t, uint32_t id, bool show_special)
 
 /* ---- text to ids --------------------------------------------------------------------------------- */
 
-/* Ids of one text, as they are found. */
-typedef struct id_list {
-    uint32_t *ids; /* [n_ids] */
-    size_t n_ids, n_room;
-} id_list;
-
-static err_t reserve(id_list *list, size_t n_more)
-{
-    size_t n_wanted, n_bytes;
-    TRY(size_add(list->n_ids, n_more, &n_wanted));
-    if (n_wanted <= list->n_room) return ERR_OK;
-    n_wanted = max_size(n_wanted, 2 * list->n_room);
-    TRY(size_mul(n_wanted, sizeof *list->ids, &n_bytes));
-    uint32_t *const ids = realloc(list->ids, n_bytes);
-    if (ids == NULL) return ERR_NO_MEMORY;
-    list->ids = ids;
-    list->n_room = n_wanted;
-    return ERR_OK;
-}
-
 static err_t append_text(const tokenizer *t, const char *bytes, size_t n_bytes, id_list *list)
 {
     uint32_t *ids;
     size_t n_ids;
     if (n_bytes == 0) return ERR_OK;
-    TRY(t->engine->encode(t->model, (text_view){bytes, n_bytes}, 0, &ids, &n_ids));
-    const err_t err = reserve(list, n_ids);
-    if (err == ERR_OK) memcpy(list->ids + list->n_ids, ids, n_ids * sizeof *ids);
-    if (err == ERR_OK) list->n_ids += n_ids;
+    TRY(t->engine->encode(t->model, (text_view){bytes, n_bytes}, &(tok_encoding){0}, &ids, &n_ids));
+    err_t err = ERR_OK;
+    for (size_t i = 0; i < n_ids && err == ERR_OK; i++)
+        err = id_list_push(list, ids[i]);
     free(ids);
     return err;
 }
 
 static err_t append_all(const tokenizer *t, const tok_text *text, id_list *list)
 {
-    TRY(reserve(list, 1)); /* also an empty list is an array */
-    if (text->add_bos && t->traits.bos >= 0) list->ids[list->n_ids++] = (uint32_t)t->traits.bos;
+    if (text->add_bos && t->traits.bos >= 0) TRY(id_list_push(list, (uint32_t)t->traits.bos));
     for (size_t from = 0, at = 0; from < text->n_bytes;) {
         const special_token *const found =
             special_tokens_find(&t->special, text->bytes, text->n_bytes, from, &at);
         if (found == NULL) return append_text(t, text->bytes + from, text->n_bytes - from, list);
         TRY(append_text(t, text->bytes + from, at - from, list));
-        TRY(reserve(list, 1));
-        list->ids[list->n_ids++] = found->id;
+        TRY(id_list_push(list, found->id));
         from = at + found->n_bytes;
     }
     return ERR_OK;
@@ -311,13 +289,17 @@ static err_t encode_with_special(const tokenizer *t, const tok_text *text, uint3
                                  size_t *n_ids)
 {
     id_list list = {0};
-    const err_t err = append_all(t, text, &list);
+    err_t err = append_all(t, text, &list);
+    if (err == ERR_OK && list.id == NULL) { /* an empty list is an array, too */
+        list.id = malloc(sizeof *list.id);
+        if (list.id == NULL) err = ERR_NO_MEMORY;
+    }
     if (err != ERR_OK) {
-        free(list.ids);
+        free(list.id);
         return err;
     }
-    *ids = list.ids;
-    *n_ids = list.n_ids;
+    *ids = list.id;
+    *n_ids = list.n;
     return ERR_OK;
 }
 
@@ -330,7 +312,8 @@ err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
         return encode_with_special(t, text, ids, n_ids);
     const bool has_bos = text->add_bos && t->traits.bos >= 0;
     const text_view view = {text->bytes, text->n_bytes};
-    TRY(t->engine->encode(t->model, view, has_bos ? 1 : 0, ids, n_ids));
+    const tok_encoding how = {.n_front = has_bos ? 1 : 0, .parse_special = text->parse_special};
+    TRY(t->engine->encode(t->model, view, &how, ids, n_ids));
     if (has_bos) (*ids)[0] = (uint32_t)t->traits.bos;
     return ERR_OK;
 }

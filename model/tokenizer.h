@@ -32,15 +32,15 @@ const char *tokenizer_kind(const tokenizer *t); /* "sentencepiece" or "bpe" */
 bool tokenizer_adds_bos(const tokenizer *t);
 
 /* A heap array of ids, without BOS unless add_bos; free(*ids). The text is valid UTF-8 and may hold
- * NULs. With tokenizer.json an added token's name in it becomes that token, control or not. ERR_NO_MEMORY,
- * ERR_BAD_REQUEST (invalid UTF-8, or a pattern of tokenizer.json takes too long over it). */
+ * NULs. With tokenizer.json the names of added tokens that are not special always become them.
+ * ERR_NO_MEMORY, ERR_BAD_REQUEST (invalid UTF-8, or a pattern of tokenizer.json takes too long over it). */
 typedef struct tok_text {
     const char *bytes;
     size_t n_bytes;
     bool add_bos;
     bool
         parse_special; /* names of control tokens in the text ("</s>") become those tokens; the text between
-                         * them is encoded piece by piece. With tokenizer.json they always do */
+                         * them is encoded piece by piece */
 } tok_text;
 err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
                        size_t *n_ids) MUST_CHECK;

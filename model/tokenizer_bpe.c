@@ -28,6 +28,7 @@ void tok_bpe_close(tok_bpe *t)
 
 typedef struct encoding {
     const tok_bpe *t;
+    const tok_encoding *how;
     id_list ids;
     bpe_scratch bpe;
     pre_scratch pre;
@@ -49,7 +50,7 @@ static err_t encode_part(encoding *e, text_view part, bool is_first)
     TRY(normalizer_apply(&e->t->normalizer, &e->normalizer, part, &text));
     added_walk walk;
     added_part found;
-    added_walk_init(&walk, e->t->normalized, text);
+    added_walk_init(&walk, e->t->normalized, text, !e->how->parse_special);
     while (added_walk_next(&walk, &found)) {
         const bool is_at_start = is_first && found.text.bytes == text.bytes;
         if (found.id != ADDED_NONE)
@@ -60,16 +61,16 @@ static err_t encode_part(encoding *e, text_view part, bool is_first)
     return ERR_OK;
 }
 
-static err_t encode_text(encoding *e, text_view text, size_t n_front)
+static err_t encode_text(encoding *e, text_view text)
 {
     TRY(regex_scratch_open(&e->regex));
     e->pre.regex = e->regex;
     e->normalizer.regex = e->regex;
-    for (size_t i = 0; i < n_front; i++)
+    for (size_t i = 0; i < e->how->n_front; i++)
         TRY(id_list_push(&e->ids, 0));
     added_walk walk;
     added_part found;
-    added_walk_init(&walk, e->t->plain, text);
+    added_walk_init(&walk, e->t->plain, text, !e->how->parse_special);
     while (added_walk_next(&walk, &found)) {
         if (found.id != ADDED_NONE)
             TRY(id_list_push(&e->ids, found.id));
@@ -83,11 +84,11 @@ static err_t encode_text(encoding *e, text_view text, size_t n_front)
     return ERR_OK;
 }
 
-err_t tok_bpe_encode(const tok_bpe *t, text_view text, size_t n_front, uint32_t **ids,
+err_t tok_bpe_encode(const tok_bpe *t, text_view text, const tok_encoding *how, uint32_t **ids,
                      size_t *n_ids)
 {
-    encoding e = {.t = t};
-    const err_t err = encode_text(&e, text, n_front);
+    encoding e = {.t = t, .how = how};
+    const err_t err = encode_text(&e, text);
     bpe_scratch_deinit(&e.bpe);
     pre_scratch_deinit(&e.pre);
     free(e.normalizer.buffer[0].bytes);

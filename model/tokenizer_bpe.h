@@ -14,6 +14,7 @@
 #include "model/normalizer.h"
 #include "model/pre_tokenizer.h"
 #include "model/text_buffer.h"
+#include "model/tok_engine.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -56,8 +57,9 @@ typedef struct tok_bpe {
 
 void tok_bpe_close(tok_bpe *t); /* NULL is fine */
 
-/* Appends to nothing: a fresh heap array with `n_front` free places before the first id. */
-err_t tok_bpe_encode(const tok_bpe *t, text_view text, size_t n_front, uint32_t **ids,
+/* A fresh heap array. Without parse_special the names of special tokens are text like any other: what the
+ * library does if encode_special_tokens is set. */
+err_t tok_bpe_encode(const tok_bpe *t, text_view text, const tok_encoding *how, uint32_t **ids,
                      size_t *n_ids) MUST_CHECK;
 
 text_view tok_bpe_spelling(const tok_bpe *t, uint32_t id);   /* empty: no such token */

@@ -155,37 +155,42 @@ static err_t build(const model_json_object *root, tok_bpe *t)
                    (long long)t->template_bos);
 }
 
-static err_t read_file(const char *dir, cJSON **out, err_info *info)
+static err_t build_tree(cJSON *tree, tok_bpe **out, err_info *info)
 {
-    model_json_text source = {.file = file_name, .n_values_max = TOKENIZER_JSON_VALUES_MAX};
-    char *text;
-    *out = NULL;
-    TRY(model_file_read(dir, file_name, TOKENIZER_JSON_BYTES_MAX, &text, &source.n_bytes, info));
-    source.text = text;
-    const err_t err = model_json_parse(&source, out, info);
-    free(text);
-    return err;
-}
-
-err_t tokenizer_json_open(const char *dir, tok_bpe **out, err_info *info)
-{
-    *out = NULL;
-    cJSON *tree;
-    TRY(read_file(dir, &tree, info));
     const model_json_object root = {file_name, tree, info};
-    err_t err;
     tok_bpe *const t = calloc(1, sizeof *t);
-    if (t == NULL) {
-        err = err_set(info, ERR_NO_MEMORY, "%s: out of memory", file_name);
-    } else {
-        t->template_bos = -1;
-        err = build(&root, t);
-    }
-    cJSON_Delete(tree);
+    if (t == NULL) return err_set(info, ERR_NO_MEMORY, "%s: out of memory", file_name);
+    t->template_bos = -1;
+    const err_t err = build(&root, t);
     if (err != ERR_OK) {
         tok_bpe_close(t);
         return err;
     }
     *out = t;
     return ERR_OK;
+}
+
+err_t tokenizer_json_parse(text_view text, tok_bpe **out, err_info *info)
+{
+    const model_json_text source = {.file = file_name,
+                                    .text = text.bytes,
+                                    .n_bytes = text.n_bytes,
+                                    .n_values_max = TOKENIZER_JSON_VALUES_MAX};
+    cJSON *tree;
+    *out = NULL;
+    TRY(model_json_parse(&source, &tree, info));
+    const err_t err = build_tree(tree, out, info);
+    cJSON_Delete(tree);
+    return err;
+}
+
+err_t tokenizer_json_open(const char *dir, tok_bpe **out, err_info *info)
+{
+    char *bytes;
+    size_t n_bytes;
+    *out = NULL;
+    TRY(model_file_read(dir, file_name, TOKENIZER_JSON_BYTES_MAX, &bytes, &n_bytes, info));
+    const err_t err = tokenizer_json_parse((text_view){bytes, n_bytes}, out, info);
+    free(bytes);
+    return err;
 }

@@ -14,6 +14,9 @@ struct cJSON;
 /* DIR/tokenizer.json. ERR_NOT_FOUND (no message), ERR_BAD_MODEL, ERR_UNSUPPORTED, ERR_IO, ERR_NO_MEMORY. */
 err_t tokenizer_json_open(const char *dir, tok_bpe **out, err_info *info) MUST_CHECK;
 
+/* The content of such a file. */
+err_t tokenizer_json_parse(text_view text, tok_bpe **out, err_info *info) MUST_CHECK;
+
 /* ---- its parts, each in a file of its own; `from` is an object of the file ---- */
 
 enum {

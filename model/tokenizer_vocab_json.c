@@ -174,12 +174,12 @@ static err_t add_token(adding *a, const model_json_object *from, text_view conte
 {
     tok_bpe *const t = a->t;
     added_token token = {.id = id};
-    bool is_normalized, is_special;
+    bool is_normalized;
     TRY(tokenizer_json_bool(from, "single_word", false, &token.single_word));
     TRY(tokenizer_json_bool(from, "lstrip", false, &token.lstrip));
     TRY(tokenizer_json_bool(from, "rstrip", false, &token.rstrip));
-    TRY(tokenizer_json_bool(from, "special", false, &is_special));
-    TRY(tokenizer_json_bool(from, "normalized", !is_special, &is_normalized));
+    TRY(tokenizer_json_bool(from, "special", false, &token.is_special));
+    TRY(tokenizer_json_bool(from, "normalized", !token.is_special, &is_normalized));
     text_view text = content;
     err_t err = ERR_OK;
     if (is_normalized) err = normalizer_apply(&t->normalizer, &a->scratch, content, &text);
@@ -194,7 +194,7 @@ static err_t add_token(adding *a, const model_json_object *from, text_view conte
     t->added[t->n_added++] = (tok_added){.id = id,
                                          .begin = t->added_text.n_bytes,
                                          .n_bytes = text.n_bytes,
-                                         .is_special = is_special && !is_changed};
+                                         .is_special = token.is_special && !is_changed};
     err = text_buffer_append(&t->added_text, text.bytes, text.n_bytes);
     if (err != ERR_OK) return no_memory(a->file, err);
     if (id >= t->n_ids) t->n_ids = id + 1;

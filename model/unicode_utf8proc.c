@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/utf8.h"
+#include "model/unicode_since.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,19 @@ bool unicode_is_space(uint32_t c)
            c == 0x205f || c == 0x3000;
 }
 
+/* Of a character that utf8proc may be too old for. */
+static bool is_newer_word(uint32_t c)
+{
+    for (size_t i = 0; i < N_UNICODE_SINCE; i++) {
+        const unicode_since *const u = &unicode_since_2021[i];
+        if (c < u->first || c > u->last) continue;
+        const char *const name = u->category;
+        return name[0] == 'L' || name[0] == 'M' || (name[0] == 'N' && name[1] != 'o') ||
+               (name[0] == 'P' && name[1] == 'c');
+    }
+    return false;
+}
+
 bool unicode_is_word(uint32_t c)
 {
     switch (utf8proc_category((utf8proc_int32_t)c)) {
@@ -64,6 +78,7 @@ bool unicode_is_word(uint32_t c)
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
     case UTF8PROC_CATEGORY_PC: return true;
+    case UTF8PROC_CATEGORY_CN: return is_newer_word(c);
     default: /* joiners, and the letters in circles and squares, which are alphabetic symbols */
         return c == 0x200c || c == 0x200d || (c >= 0x24b6 && c <= 0x24e9) ||
                (c >= 0x1f130 && c <= 0x1f149) || (c >= 0x1f150 && c <= 0x1f169) ||

@@ -144,6 +144,11 @@ static err_t view_plain(const finder *f, const tensor *t, const model_weight *we
     return ERR_OK;
 }
 
+static bool is_copied(const model_weight *weight)
+{
+    return weight->arrange != NULL || !is_aligned(weight->into);
+}
+
 static err_t find_weight(void *ctx, const model_weight *weight)
 {
     finder *const f = ctx;
@@ -163,12 +168,12 @@ static err_t find_weight(void *ctx, const model_weight *weight)
     f->n_found += weight->part.item == 0 && weight->part.first_row == 0;
     f->n_params += (uint64_t)weight->rows * weight->cols;
     f->type_bytes[m->type] += bytes + scale_bytes;
-    if (!is_aligned(m)) f->copied_bytes += round_up(bytes, ALIGN_BYTES);
+    if (is_copied(weight)) f->copied_bytes += round_up(bytes, ALIGN_BYTES);
     f->copied_bytes += round_up(scaled_copy_bytes(f->scaled, weight), ALIGN_BYTES);
     return ERR_OK;
 }
 
-/* ---- tensors at odd addresses -------------------------------------------------------------------- */
+/* ---- copies -------------------------------------------------------------------------------------- */
 
 /* The format does not pad: a header of odd length puts every value at an odd address. Kernels may
  * assume that a float lies at a multiple of four, so such tensors are copied. */
@@ -182,8 +187,11 @@ static err_t copy_weight(void *ctx, const model_weight *weight)
     copier *const to = ctx;
     matrix *const m = weight->into;
     const size_t scale_bytes = scaled_copy_bytes(to->scaled, weight);
-    if (!is_aligned(m)) {
-        memcpy(to->at, m->data, matrix_bytes(m));
+    if (is_copied(weight)) {
+        if (weight->arrange != NULL)
+            weight->arrange(to->scaled->config, m, to->at);
+        else
+            memcpy(to->at, m->data, matrix_bytes(m));
         m->data = to->at;
         to->at += round_up(matrix_bytes(m), ALIGN_BYTES);
     }
@@ -192,14 +200,14 @@ static err_t copy_weight(void *ctx, const model_weight *weight)
     return ERR_OK;
 }
 
-static err_t align_weights(const model_family *family, const finder *f, model_weights *w)
+static err_t copy_weights(const model_family *family, const finder *f, model_weights *w)
 {
     const size_t bytes = f->copied_bytes;
     if (bytes == 0) return ERR_OK;
     w->copies = aligned_alloc(ALIGN_BYTES, bytes);
     if (w->copies == NULL)
-        return err_set(f->info, ERR_NO_MEMORY, "weights: no memory to align %zu bytes of tensors",
-                       bytes);
+        return err_set(f->info, ERR_NO_MEMORY,
+                       "weights: no memory for copies of %zu bytes of tensors", bytes);
     copier to = {.scaled = f->scaled, .at = w->copies};
     log_warn("model", "tensors that kernels cannot read in place are copied bytes=%zu", bytes);
     return family->each_weight(f->scaled->config, w, copy_weight, &to);
@@ -298,7 +306,7 @@ err_t model_weights_load(const char *dir, const model_family *family, const mode
         goto fail;
     }
     count_weights(&f, config, out);
-    err = align_weights(family, &f, out);
+    err = copy_weights(family, &f, out);
     if (err != ERR_OK) goto fail;
     if (config->tied_embeddings) out->head = out->embedding; /* which may have moved */
     warn_extra(family, out, &f);

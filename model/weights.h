@@ -1,7 +1,7 @@
 /* model/weights.h - the weight matrices of a model, by role.
  *
- * Three sources fill the same structure: views into mapped files, in their stored type; an aligned
- * copy of the few tensors that a file holds at an odd address; and, for dummy models, one anonymous
+ * Three sources fill the same structure: views into mapped files, in their stored type; a copy of the few
+ * tensors that a file holds at an odd address or that ops want in another order; and, for dummy models, one anonymous
  * block of fixed pseudo-random values. Which tensors there are is the family's matter
  * (model/family.h); their number is checked here, at load, and trusted afterwards.
  *
@@ -28,7 +28,12 @@ typedef struct model_layer {
     matrix moe_norm, moe_norm_bias;             /* [1][d_model] */
     matrix router;                              /* [n_experts][d_model] */
     matrix router_bias;                         /* [1][n_experts], of the logits */
-    moe_expert *expert;                         /* [n_experts]; without data in a dense layer */
+    matrix choice_bias;                         /* [1][n_experts], of choices alone */
+    matrix q_a,
+        q_a_norm; /* latent attention: [q_rank][d_model], [1][q_rank]; q has q_rank columns then */
+    matrix kv_a, kv_a_norm; /* [kv_rank + n_rotated][d_model], [1][kv_rank] */
+    matrix kv_b; /* [n_heads * (nope_dim + v_dim)][kv_rank], as model_latent_arrange leaves it */
+    moe_expert *expert; /* [n_experts]; without data in a dense layer */
     moe_expert *
         common; /* [1] the shared expert, or the FFN of a dense layer: model_layer_common_ffn wide */
     matrix shared_gate; /* [1][d_model] */
@@ -53,6 +58,12 @@ typedef struct model_weights {
     size_t dummy_bytes;
 } model_weights;
 
+/* Writes a tensor, of which `from` is a view into the file, as ops want it: as many elements of its type. */
+typedef void model_arrange(const model_config *c, const matrix *from, void *to);
+
+/* kv_b_proj of latent attention (layer_latent.c): the transposes of all heads' keys' parts, then all values' parts. */
+model_arrange model_latent_arrange;
+
 /* One tensor that a checkpoint must hold. */
 typedef struct model_weight {
     char name[128];
@@ -66,6 +77,7 @@ typedef struct model_weight {
         uint32_t
             row_step; /* every so many rows of it; 0 is 1. Of tensors with mxfp4's blocks alone */
     } part;
+    model_arrange *arrange; /* NULL: it is used as it lies in the file */
     matrix *into;
 } model_weight;
 typedef err_t model_weight_visit(void *ctx, const model_weight *weight);

@@ -18,6 +18,7 @@ int cli_serve(int argc, char **argv, char *const *environment);
 int cli_generate(int argc, char **argv, char *const *environment);
 int cli_bench(int argc, char **argv, char *const *environment);
 int cli_eval(int argc, char **argv, char *const *environment);
+int cli_inspect(int argc, char **argv, char *const *environment);
 int cli_plan(int argc, char **argv, char *const *environment);
 int cli_healthcheck(int argc, char **argv, char *const *environment);
 

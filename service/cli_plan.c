@@ -80,7 +80,7 @@ static err_t run_plan(const plan_config *config, const kv_config *kv, const char
     plan_input in = {.n_layers = about.n_layers,
                      .d_model = about.d_model,
                      .n_heads = about.n_heads,
-                     .head_dim = about.head_dim,
+                     .head_dim = model_value_dim(&about),
                      .n_experts = about.n_experts,
                      .top_k = about.top_k,
                      .n_tokens = config->n_context > 0 ? config->n_context : about.n_positions,

@@ -17,6 +17,7 @@ static const struct {
     {"generate", cli_generate, "complete one prompt on the terminal"},
     {"bench", cli_bench, "measure speed"},
     {"eval", cli_eval, "measure quality, and what the KV cache costs"},
+    {"inspect", cli_inspect, "say what a model's folder holds, and whether it can be served"},
     {"plan", cli_plan, "work out memory and speed of a model from its config.json"},
     {"healthcheck", cli_healthcheck, "ask a running server whether it is ready"},
 };

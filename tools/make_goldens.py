@@ -88,7 +88,7 @@ def old_spelling(config, dtype):
 def save_checkpoint(model, family, fixture, folder):
     stored = deepcopy(model).to(fixture.dtype)
     total_bytes = sum(p.numel() * p.element_size() for p in stored.parameters())
-    shard_bytes = total_bytes if fixture.n_shards == 1 else int(total_bytes / fixture.n_shards * 1.1)
+    shard_bytes = 2 * total_bytes if fixture.n_shards == 1 else int(total_bytes / fixture.n_shards * 1.1)
     stored.save_pretrained(folder, max_shard_size=shard_bytes)
     (folder / "generation_config.json").unlink(missing_ok=True)
 

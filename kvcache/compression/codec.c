@@ -55,8 +55,8 @@ uint64_t kv_page_read_bytes(const kv_page_layout *layout, uint32_t n_slots)
         layout->coefficients.n_slots > 0 ? &layout->coefficients : &layout->strip;
     if (layout->coding == ATTN_PLAIN)
         return n_slots * ((uint64_t)strip->k_stride_bytes + strip->v_copy_bytes);
-    const uint64_t row_bytes =
-        (uint64_t)layout->k_row_bytes + layout->v_row_bytes + layout->v_grid_row_bytes;
+    const uint64_t row_bytes = (uint64_t)layout->k_row_bytes + layout->v_grid_row_bytes +
+                               (layout->shape.v_in_k ? 0 : layout->v_row_bytes);
     return n_slots * row_bytes + layout->k_grid_bytes + layout->v_grid_bytes;
 }
 

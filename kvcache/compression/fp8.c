@@ -6,7 +6,8 @@
  * |x - x^| <= max(|x| / 16, scale 2^-10): relative where int8's bound is one for the whole grid. At the
  * same bits int8 is the more precise for entries without outliers; fp8 costs nothing but the codes. Of a
  * raw page of 32 slots, 128 channels and bf16 (16384 bytes): codes 8192 and two f32 scales, 0.504.
- * A number that is NaN has no code of its own here and becomes 0. */
+ * A number that is NaN has no code of its own here and becomes 0. A latent, whose values are the first channels
+ * of its keys, has its codes and their scale once. */
 #include "kvcache/compression/quant.h"
 
 #include <math.h>
@@ -58,6 +59,7 @@ static void seal_fp8(const kv_seal_args *args)
     const kv_page_layout *layout = args->layout;
     memset(args->page, 0, layout->page_bytes);
     seal_side(args, true, args->page, args->page + layout->k_offset);
+    if (layout->shape.v_in_k) return; /* what values are is in their keys' codes */
     seal_side(args, false, args->page + layout->v_grid_offset, args->page + layout->v_offset);
 }
 
@@ -79,6 +81,7 @@ static attn_span load_fp8(const kv_load_args *args)
     for (uint32_t i = 0; i < args->n_slots; i++) {
         load_row(args->page + layout->k_offset + (size_t)i * layout->k_row_bytes, args->page,
                  shape->k_dim, shape->type, args->scratch + (size_t)i * strip->k_stride_bytes);
+        if (shape->v_in_k) continue;
         load_row(args->page + layout->v_offset + (size_t)i * layout->v_row_bytes,
                  args->page + layout->v_grid_offset, shape->v_dim, shape->type,
                  args->scratch + strip->v_offset_bytes + (size_t)i * strip->v_stride_bytes);

@@ -102,7 +102,8 @@ err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape 
     const uint32_t bits = attn_code_bits(coding);
     *out = (kv_page_layout){.shape = *shape, .coding = coding};
     assert(v_group <= KV_QUANT_GROUP_MAX);
-    if (shape->v_in_k) return ERR_UNSUPPORTED; /* a value would have its key's grids */
+    /* One scale may serve keys and values; grids of channels and of slots are different things. */
+    if (shape->v_in_k && v_group != 0) return ERR_UNSUPPORTED;
     if (shape->k_dim > ATTN_CODED_DIM_MAX || shape->v_dim > ATTN_CODED_DIM_MAX)
         return ERR_UNSUPPORTED;
     TRY(kv_strip_init(shape, page_tokens, &out->strip));
@@ -114,14 +115,20 @@ err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape 
     out->v_grid_row_bytes =
         has_one ? 0 : (shape->v_dim + out->v_group - 1) / out->v_group * pair_bytes;
     out->k_grid_bytes = has_one ? (uint32_t)sizeof(float) : shape->k_dim * pair_bytes;
-    out->v_grid_bytes = has_one ? (uint32_t)sizeof(float) : 0;
+    out->v_grid_bytes = has_one && !shape->v_in_k ? (uint32_t)sizeof(float) : 0;
     const size_t v_grid_bytes = out->v_grid_bytes + (size_t)page_tokens * out->v_grid_row_bytes;
     size_t k_grid_offset;
     TRY(kv_page_add_part(out, out->k_grid_bytes, &k_grid_offset));
     TRY(kv_page_add_part(out, (size_t)page_tokens * out->k_row_bytes, &out->k_offset));
+    assert(k_grid_offset == 0);
+    if (shape->v_in_k) { /* the same codes, as many of each row as a value has channels */
+        out->v_row_bytes = out->k_row_bytes;
+        out->v_grid_offset = k_grid_offset;
+        out->v_offset = out->k_offset;
+        return kv_page_finish(out);
+    }
     TRY(kv_page_add_part(out, v_grid_bytes, &out->v_grid_offset));
     TRY(kv_page_add_part(out, (size_t)page_tokens * out->v_row_bytes, &out->v_offset));
-    assert(k_grid_offset == 0);
     return kv_page_finish(out);
 }
 

@@ -43,12 +43,14 @@ static void find_turn(const kv_rope *rope, uint32_t delta, turn *out)
     }
 }
 
-static void turn_key(const turn *by, uint32_t half, float *key)
+static void turn_key(const kv_rope *rope, const turn *by, float *key)
 {
-    for (uint32_t c = 0; c < half; c++) {
-        const double x = (double)key[c], y = (double)key[half + c];
-        key[c] = (float)(x * (double)by->cos[c] - y * (double)by->sin[c]);
-        key[half + c] = (float)(y * (double)by->cos[c] + x * (double)by->sin[c]);
+    for (uint32_t c = 0; c < rope->n / 2; c++) {
+        float *low = key + rope->first + (rope->is_interleaved ? 2 * c : c);
+        float *high = low + (rope->is_interleaved ? 1 : rope->n / 2);
+        const double x = (double)*low, y = (double)*high;
+        *low = (float)(x * (double)by->cos[c] - y * (double)by->sin[c]);
+        *high = (float)(y * (double)by->cos[c] + x * (double)by->sin[c]);
     }
 }
 
@@ -79,7 +81,7 @@ static void rerotate(const kv_rewrite_args *args)
         if (args->fate[i] == KV_FATE_GOES || w.delta == 0) continue;
         find_turn(args->rope, w.delta, &by);
         args->view->load(args->view, i, 1, key, NULL);
-        turn_key(&by, half, key);
+        turn_key(args->rope, &by, key);
         args->put_key(args->ctx, i, key);
     }
 }

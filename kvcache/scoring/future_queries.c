@@ -22,7 +22,8 @@ void kv_future_rotate(const kv_rope *rope, const float *turn, float *x, uint32_t
 {
     const uint32_t n_pairs = rope->n / 2;
     for (uint32_t c = 0; c < n_pairs; c++) {
-        float *low = x + (size_t)c * stride, *high = low + (size_t)n_pairs * stride;
+        float *low = x + (size_t)(rope->first + (rope->is_interleaved ? 2 * c : c)) * stride;
+        float *high = low + (size_t)(rope->is_interleaved ? 1 : n_pairs) * stride;
         const float a = *low, b = *high;
         *low = turn[c] * a - turn[n_pairs + c] * b;
         *high = turn[n_pairs + c] * a + turn[c] * b;

@@ -51,12 +51,14 @@ typedef struct kv_query_stats {
     const float *cov;  /* [group][k_dim][k_dim], divided by n */
 } kv_query_stats;
 
-/* Half-split pairs (c, c + n / 2) of the first n channels turn by position * freq[c]; other channels do
- * not turn. scale: of rotated vectors (YaRN), usually 1. */
+/* Pairs among n channels turn by position * freq[c]; other channels do not turn. Pair c is (c, c + n / 2) of them,
+ * or, interleaved, (2c, 2c + 1). scale: of rotated vectors (YaRN), usually 1. */
 typedef struct kv_rope {
     const float *freq; /* [n / 2] */
     uint32_t n;
     float scale;
+    uint32_t first; /* of the channels; 0 but for a latent, where they are the last */
+    bool is_interleaved;
 } kv_rope;
 
 typedef struct kv_score_args {

@@ -50,7 +50,6 @@ static err_t filter_last(jinja_run *run, const jinja_value *args, jinja_value *o
     size_t n;
     if (jinja_is_list(args[0], JINJA_FORM_ITERATOR))
         return jinja_fail(run, "'generator' object is not reversible");
-    if (args[0].type == JINJA_UNDEFINED) return jinja_fail_undefined(run, args[0]);
     TRY(jinja_iterate(run, args[0], &items, &n));
     *out = n > 0 ? items[n - 1] : jinja_undefined(JINJA_ABSENT, "the last item of nothing", 24);
     return ERR_OK;
@@ -126,6 +125,27 @@ static err_t make_key(jinja_run *run, const key_rule *rule, jinja_value item, ji
     return jinja_case(run, *out, JINJA_LOWER, out);
 }
 
+/* "name,age" sorts by several attributes; what lacks one is not compared, as long as all lack it. */
+static err_t make_sort_key(jinja_run *run, const key_rule *rule, jinja_value item, jinja_value *out)
+{
+    const jinja_value names = rule->attribute;
+    if (names.type != JINJA_STRING) return make_key(run, rule, item, out);
+    jinja_value list;
+    size_t n = 0, n_names = 1;
+    for (size_t i = 0; i < names.n_bytes; i++)
+        n_names += names.text[i] == ',';
+    TRY(jinja_open_list(run, JINJA_FORM_LIST, n_names, &list));
+    for (size_t at = 0, end; n < n_names; at = end + 1) {
+        for (end = at; end < names.n_bytes && names.text[end] != ',';)
+            end++;
+        const key_rule one = {.attribute = jinja_string(names.text + at, end - at),
+                              .case_counts = rule->case_counts};
+        TRY(make_key(run, &one, item, &list.list->items[n++]));
+    }
+    *out = list;
+    return jinja_close_list(run, list, n);
+}
+
 typedef struct keyed {
     jinja_value key, item;
 } keyed;
@@ -157,7 +177,7 @@ static err_t sort_items(jinja_run *run, const jinja_value *items, size_t n, cons
     keyed *from = taken[0], *to = taken[1];
     for (size_t i = 0; i < n; i++) {
         from[i].item = items[i];
-        TRY(make_key(run, rule, items[i], &from[i].key));
+        TRY(make_sort_key(run, rule, items[i], &from[i].key));
     }
     for (size_t width = 1; width < n; width *= 2) {
         for (size_t a = 0; a < n; a += 2 * width) {

@@ -60,7 +60,8 @@ void jinja_leave(jinja_run *run)
 
 static err_t refused(jinja_run *run)
 {
-    if (!run->heap.is_over_limit) return err_set(run->info, ERR_NO_MEMORY, "no memory to render");
+    if (!run->heap.is_over_limit && !run->texts.is_over_limit)
+        return err_set(run->info, ERR_NO_MEMORY, "no memory to render");
     return jinja_fail(run, "rendering needs more than %zu bytes of memory",
                       run->limits->memory_bytes);
 }
@@ -70,6 +71,7 @@ static err_t refused(jinja_run *run)
 err_t jinja_take(jinja_run *run, size_t n, size_t each_bytes, void **out)
 {
     TRY(jinja_charge(run, n / 8 + 1));
+    run->heap.limit_bytes = run->limits->memory_bytes - run->texts.used_bytes;
     *out = jinja_heap_take(&run->heap, n, each_bytes);
     return *out != NULL ? ERR_OK : refused(run);
 }
@@ -78,7 +80,8 @@ err_t jinja_take_text(jinja_run *run, size_t n_bytes, char **out)
 {
     TRY(jinja_charge(run, n_bytes / 64 + 1));
     if (n_bytes >= UINT32_MAX) return jinja_fail(run, "a text is too long");
-    *out = jinja_heap_take_text(&run->heap, n_bytes);
+    run->texts.limit_bytes = run->limits->memory_bytes - run->heap.used_bytes;
+    *out = jinja_heap_take_text(&run->texts, n_bytes);
     return *out != NULL ? ERR_OK : refused(run);
 }
 
@@ -86,7 +89,7 @@ err_t jinja_take_text(jinja_run *run, size_t n_bytes, char **out)
 
 err_t jinja_make_text(jinja_run *run, const char *text, size_t n_bytes, jinja_value *out)
 {
-    char *copy;
+    char *copy = NULL;
     TRY(jinja_take_text(run, n_bytes, &copy));
     if (n_bytes > 0) memcpy(copy, text, n_bytes);
     *out = jinja_string(copy, n_bytes);
@@ -96,13 +99,13 @@ err_t jinja_make_text(jinja_run *run, const char *text, size_t n_bytes, jinja_va
 err_t jinja_join_text(jinja_run *run, jinja_value a, jinja_value b, jinja_value *out)
 {
     const size_t n_bytes = (size_t)a.n_bytes + b.n_bytes;
-    char *text;
+    char *text = NULL;
     if (a.n_bytes == 0 || b.n_bytes == 0) {
         *out = a.n_bytes == 0 ? b : a;
         out->is_escaped = false;
         return ERR_OK;
     }
-    if (n_bytes < UINT32_MAX && jinja_heap_extend(&run->heap, a.text, a.n_bytes, b.n_bytes)) {
+    if (n_bytes < UINT32_MAX && jinja_heap_extend(&run->texts, a.text, a.n_bytes, b.n_bytes)) {
         TRY(jinja_charge(run, b.n_bytes / 64 + 1));
         text = (char *)(uintptr_t)a.text; /* ours, as it was the last piece of the heap */
     } else {

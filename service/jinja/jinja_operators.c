@@ -117,7 +117,7 @@ static err_t repeat(jinja_run *run, jinja_value v, int64_t times, jinja_value *o
     const size_t n = times > 0 ? (size_t)times : 0;
     size_t total;
     if (v.type == JINJA_STRING) {
-        char *text;
+        char *text = NULL;
         if (size_mul(n, v.n_bytes, &total) != ERR_OK) return jinja_fail(run, "a text is too long");
         TRY(jinja_take_text(run, total, &text));
         for (size_t at = 0; at < total; at += v.n_bytes)

@@ -114,6 +114,12 @@ static err_t parse_method(jinja_parser *p, jinja_node *call, jinja_node **out)
     TRY(jinja_parse_over(p, JINJA_N_METHOD, callee->kids[0], NULL, out));
     (*out)->line = callee->line;
     (*out)->value = callee->value;
+    static const char *const named[] = {"split", "rsplit", "splitlines", "replace", NULL};
+    bool takes_names = false; /* most of Python's methods do not */
+    for (size_t i = 0; named[i] != NULL; i++)
+        takes_names = takes_names || jinja_is_text(callee->value, named[i]);
+    if (call->n_keywords > 0 && !takes_names)
+        return jinja_parse_unsupported(p, callee->line, "a named argument of", callee->value);
     /* cycle takes any number: they are left as they are */
     if (strcmp(def->params, "*") != 0) return bind(p, "method", def, call, *out);
     (*out)->def = def;

@@ -85,7 +85,7 @@ static int escape_json(uint32_t c, bool ascii_only, char out[16])
     const char *found = c != 0 && c < 0x80 ? strchr(letters, (char)c) : NULL;
     if (found != NULL) return snprintf(out, 16, "\\%c", names[found - letters]);
     if (c < 0x20) return snprintf(out, 16, "\\u%04x", c);
-    if (!ascii_only || c < 0x7F || c == 0x7F) return 0;
+    if (!ascii_only || c < 0x7F) return 0;
     if (c < 0x10000) return snprintf(out, 16, "\\u%04x", c);
     const uint32_t low = c - 0x10000;
     return snprintf(out, 16, "\\u%04x\\u%04x", 0xD800 + (low >> 10), 0xDC00 + (low & 0x3FF));
@@ -240,7 +240,7 @@ static err_t print_value(jinja_run *run, jinja_value v, const jinja_json_style *
     printer pr = {.run = run, .style = style};
     TRY(put_value(&pr, v, 0));
     const size_t n_bytes = pr.n_bytes;
-    char *text;
+    char *text = NULL;
     TRY(jinja_take_text(run, n_bytes, &text));
     pr = (printer){.run = run, .style = style, .text = text};
     TRY(put_value(&pr, v, 0));

@@ -294,7 +294,7 @@ static err_t slice_text(jinja_run *run, jinja_value v, const jinja_value bounds[
     }
     jinja_value characters;
     TRY(split_characters(run, v, &characters));
-    char *text;
+    char *text = NULL;
     TRY(jinja_take_text(run, s.n * JINJA_CHAR_BYTES_MAX, &text));
     size_t n = 0;
     for (size_t i = 0; i < s.n; i++) {
@@ -317,10 +317,7 @@ err_t jinja_get_slice(jinja_run *run, jinja_value v, const jinja_value bounds[3]
     }
     const bool is_indexed = v.type == JINJA_LIST && v.list->form != JINJA_FORM_ITERATOR &&
                             v.list->form != JINJA_FORM_VIEW;
-    if (!is_indexed) { /* Jinja swallows Python's error here */
-        *out = undefined_in(v, jinja_string("slice", 5));
-        return ERR_OK;
-    }
+    if (!is_indexed) return jinja_fail(run, "%s cannot be sliced", jinja_type_name(v));
     TRY(resolve_slice(run, bounds, v.list->n, &s));
     TRY(jinja_open_list(run, (jinja_form)v.list->form, s.n, out));
     for (size_t i = 0; i < s.n; i++)

@@ -86,7 +86,9 @@ err_t jinja_render(const jinja *template, const json_t *context, const jinja_lim
     run.text = malloc(run.capacity);
     if (run.text == NULL) return err_set(info, ERR_NO_MEMORY, "no memory to render");
     jinja_heap_init(&run.heap, limits->memory_bytes);
+    jinja_heap_init(&run.texts, limits->memory_bytes);
     const err_t err = render(&run, context);
+    jinja_heap_deinit(&run.texts);
     jinja_heap_deinit(&run.heap);
     if (err != ERR_OK) {
         free(run.text);

@@ -38,7 +38,8 @@ typedef struct jinja_run {
     const jinja *template;
     const jinja_limits *limits;
     err_info *info;
-    jinja_heap heap;
+    jinja_heap heap;  /* of values */
+    jinja_heap texts; /* apart, so that a text that grows is often the last piece */
     char *text; /* [n_bytes] of [capacity]: what has been rendered, then what blocks capture */
     size_t n_bytes, capacity;
     jinja_value *variables; /* [template->n_names]: of the context, then of the outermost scope */

@@ -80,7 +80,7 @@ static size_t replace_into(jinja_value s, const jinja_value old_new[2], int64_t 
 err_t jinja_replace(jinja_run *run, jinja_value s, const jinja_value old_new[2], int64_t times,
                     jinja_value *out)
 {
-    char *text;
+    char *text = NULL;
     TRY(jinja_charge(run, s.n_bytes / 4 + 1));
     const size_t n = replace_into(s, old_new, times, NULL);
     TRY(jinja_take_text(run, n, &text));
@@ -136,7 +136,7 @@ static unsigned cased(jinja_value s, size_t at, uint32_t c, jinja_casing casing,
 
 err_t jinja_case(jinja_run *run, jinja_value s, jinja_casing casing, jinja_value *out)
 {
-    char *text;
+    char *text = NULL;
     TRY(jinja_charge(run, s.n_bytes / 2 + 1));
     TRY(jinja_take_text(run, (size_t)s.n_bytes * 3 + 1, &text)); /* no character grows more */
     size_t n_out = 0;
@@ -208,7 +208,7 @@ err_t jinja_join(jinja_run *run, const jinja_value *items, size_t n, jinja_value
         TRY(jinja_str(run, items[i], &texts[i]));
         n_bytes += texts[i].n_bytes + (i > 0 ? separator.n_bytes : 0u);
     }
-    char *text;
+    char *text = NULL;
     TRY(jinja_take_text(run, n_bytes, &text));
     size_t at = 0;
     for (size_t i = 0; i < n; i++) {

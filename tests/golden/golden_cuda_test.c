@@ -1,6 +1,7 @@
 /* tests/golden/golden_cuda_test.c - the whole model with its products on a GPU, over the tests' emulator or a real one
  * (then it is skipped where there is none), against the reference ops. */
 #include "kernels/dev_cuda.h"
+#include "tests/golden/family_fixtures.h"
 #include "tests/golden/rank_run.h"
 #include "tests/test_main.h"
 
@@ -22,14 +23,21 @@ static err_t open_cuda(const dev_config *config, dev **out, err_info *info)
 
 enum { N_GREEDY = 2 };
 
-static golden open_golden(int fixture, err_t (*open_dev)(const dev_config *, dev **, err_info *))
+static golden open_fixture(const char *fixture,
+                           err_t (*open_dev)(const dev_config *, dev **, err_info *))
 {
     golden g;
-    golden_setup setup = setup_of(fixture, NULL);
+    golden_setup setup = setup_of(0, NULL);
+    setup.fixture = fixture;
     setup.isa = "ref";
     setup.open_dev = open_dev;
     golden_open(&setup, &g);
     return g;
+}
+
+static golden open_golden(int fixture, err_t (*open_dev)(const dev_config *, dev **, err_info *))
+{
+    return open_fixture(fixtures[fixture], open_dev);
 }
 
 /* The prompt in chunks, and a few tokens behind it, one by one. */
@@ -72,20 +80,31 @@ static uint32_t pick_prompt(const golden *g)
     return best;
 }
 
+static void check_fixture(const char *fixture)
+{
+    golden host = open_fixture(fixture, NULL), cuda = open_fixture(fixture, open_cuda);
+    track expected, whole;
+    const uint32_t prompt = pick_prompt(&host);
+    run(&host, prompt, GOLDEN_STEP_TOKENS_MAX, &expected);
+    run(&cuda, prompt, GOLDEN_STEP_TOKENS_MAX, &whole);
+    check_close_to(&expected, &whole);
+    track_close(&expected);
+    track_close(&whole);
+    golden_close(&host);
+    golden_close(&cuda);
+}
+
 START_TEST(a_gpu_gives_the_logits_and_tokens_of_the_reference)
 {
-    for (int f = 0; f < N_FIXTURES; f++) {
-        golden host = open_golden(f, NULL), cuda = open_golden(f, open_cuda);
-        track expected, whole;
-        const uint32_t prompt = pick_prompt(&host);
-        run(&host, prompt, GOLDEN_STEP_TOKENS_MAX, &expected);
-        run(&cuda, prompt, GOLDEN_STEP_TOKENS_MAX, &whole);
-        check_close_to(&expected, &whole);
-        track_close(&expected);
-        track_close(&whole);
-        golden_close(&host);
-        golden_close(&cuda);
-    }
+    for (int f = 0; f < N_FIXTURES; f++)
+        check_fixture(fixtures[f]);
+}
+END_TEST
+
+START_TEST(a_gpu_gives_those_of_every_family)
+{
+    for (int f = 0; f < N_FAMILY_FIXTURES; f++)
+        check_fixture(family_fixtures[f]);
 }
 END_TEST
 
@@ -211,6 +230,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_gpu_gives_the_logits_and_tokens_of_the_reference, 900),
+    TEST_CASE_SECONDS(a_gpu_gives_those_of_every_family, 900),
     TEST_CASE_SECONDS(a_gpu_chooses_the_pages_of_the_reference, 900),
     TEST_CASE_SECONDS(a_cut_of_the_prompt_changes_no_bit, 900),
     TEST_CASE_SECONDS(a_gpu_draws_from_its_own_logits, 900),

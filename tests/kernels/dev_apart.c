@@ -74,7 +74,8 @@ static void embed(dev *d, const embed_args *args)
 static void rms_norm(dev *d, const rms_norm_args *args)
 {
     apart *a = apart_of(d);
-    const size_t bytes = (size_t)args->n_tokens * args->dim * sizeof(float);
+    const size_t stride = args->stride > 0 ? args->stride : args->dim,
+                 bytes = ((args->n_tokens - 1) * stride + args->dim) * sizeof(float);
     check(a, args->x, bytes);
     check(a, args->w, args->dim * dtype_bytes(args->w_type));
     check(a, args->out, bytes);
@@ -111,7 +112,9 @@ static void rope(dev *d, const rope_args *args)
 {
     apart *a = apart_of(d);
     const size_t angles = (size_t)args->n_tokens * (args->dim / 2) * sizeof(float);
-    check(a, args->x, 2 * angles * args->n_heads);
+    const size_t stride = args->stride > 0 ? args->stride : args->dim,
+                 n_rows = (size_t)args->n_tokens * args->n_heads;
+    check(a, args->x, ((n_rows - 1) * stride + args->dim) * sizeof(float));
     check(a, args->cos, angles);
     check(a, args->sin, angles);
     if (!begin(a)) return;
@@ -131,6 +134,22 @@ static void matmul(dev *d, const matmul_args *args)
     }
     if (!begin(a)) return;
     a->cpu->ops->matmul(a->cpu, args);
+    set_open(a, false);
+}
+
+static void matmul_heads(dev *d, const matmul_heads_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t last = args->n_tokens - 1, last_head = args->n_heads - 1;
+    const matrix w = matmul_head(args, args->n_heads - 1);
+    check(a, args->x,
+          (last * args->x_stride + last_head * args->x_head_stride + w.cols) * sizeof(float));
+    check_matrix(a, &args->w);
+    check_matrix(a, &w);
+    check(a, args->out,
+          (last * args->out_stride + last_head * args->out_head_stride + w.rows) * sizeof(float));
+    if (!begin(a)) return;
+    a->cpu->ops->matmul_heads(a->cpu, args);
     set_open(a, false);
 }
 
@@ -340,6 +359,7 @@ static err_t open_apart(const dev_config *config, size_t memory_bytes, bool atte
     a->ops.adjust = adjust;
     a->ops.rope = rope;
     a->ops.matmul = matmul;
+    a->ops.matmul_heads = matmul_heads;
     a->ops.router = router;
     a->ops.moe = moe;
     a->ops.add = add;

@@ -58,6 +58,11 @@ static void matmul(dev_cuda *d, const matmul_args *args)
     d->cpu->ops->matmul(d->cpu, args);
 }
 
+static void matmul_heads(dev_cuda *d, const matmul_heads_args *args)
+{
+    d->cpu->ops->matmul_heads(d->cpu, args);
+}
+
 static void router(dev_cuda *d, const router_args *args)
 {
     d->cpu->ops->router(d->cpu, args);
@@ -102,6 +107,7 @@ static const cuda_ops stand_in_ops = {.embed = embed,
                                       .rope = rope,
                                       .add = add,
                                       .matmul = matmul,
+                                      .matmul_heads = matmul_heads,
                                       .router = router,
                                       .moe = moe,
                                       .attend_pages = attend_pages,

@@ -134,6 +134,13 @@ static const step_shape shapes[] = {
      .window = 9,
      .has_sink_logit = true,
      .pad = 3},
+    {.n_kv_heads = 1, /* a latent */
+     .group = 16,
+     .k_dim = 576,
+     .v_dim = 512,
+     .v_group = 64,
+     .block_tokens = 8,
+     .n_ring_blocks = 2},
 };
 
 START_TEST(every_coding_is_read_as_the_definition_does)

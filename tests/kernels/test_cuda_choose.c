@@ -64,7 +64,7 @@ static void make_boxes(layer *l)
     if (!shape->has_bias) return;
     float *bias = test_alloc(l->n_boxes * sizeof *bias);
     for (uint32_t b = 0; b < l->n_boxes; b++)
-        bias[b] = random_below(&l->g.random, 3) == 0 ? 3 * random_signed(&l->g.random) : 0;
+        bias[b] = random_below(&l->g.random, 3) == 0 ? 3 * random_signed(&l->g.random) : -INFINITY;
     l->args.bias_most = bias;
     l->there.bias_most = gpu_put(&l->g, bias, l->n_boxes * sizeof *bias);
 }

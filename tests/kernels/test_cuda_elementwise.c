@@ -86,6 +86,31 @@ static void check_norm(gpu *g, uint32_t n_tokens, uint32_t dim, bool has_add, bo
     free(x_after);
 }
 
+/* In place, in rows with gaps. */
+static void check_norm_gaps(gpu *g, uint32_t n_tokens, uint32_t dim)
+{
+    const size_t stride = dim + 7, n = n_tokens * stride;
+    float *x = random_floats(&g->random, n);
+    matrix w = random_matrix(&g->random, DTYPE_F32, 1, dim);
+    rms_norm_args args = {.x = gpu_put(g, x, n * sizeof *x),
+                          .w = gpu_put_matrix(g, &w).data,
+                          .w_type = DTYPE_F32,
+                          .n_tokens = n_tokens,
+                          .dim = dim,
+                          .eps = 1e-6f,
+                          .stride = stride};
+    args.out = (float *)(uintptr_t)args.x;
+    g->ops->rms_norm(g->d, &args);
+    float *got = gpu_get_floats(g, args.x, n);
+    args.x = args.out = x;
+    args.w = w.data;
+    g->cpu->ops->rms_norm(g->cpu, &args);
+    assert_near(got, x, n, near_f32, g->random.seed);
+    free(x);
+    free(got);
+    matrix_free(&w);
+}
+
 START_TEST(norms_are_those_of_the_reference_with_and_without_a_sum)
 {
     for (size_t i = 0; i < N_OF(counts); i++) {
@@ -94,6 +119,7 @@ START_TEST(norms_are_those_of_the_reference_with_and_without_a_sum)
             check_norm(&g, counts[i], dims[j], false, false);
             check_norm(&g, counts[i], dims[j], false, true);
             check_norm(&g, counts[i], dims[j], true, false);
+            check_norm_gaps(&g, counts[i], dims[j]);
             gpu_close(&g);
         }
     }
@@ -164,16 +190,20 @@ START_TEST(layer_norms_biases_and_limits_are_those_of_the_reference)
     }
 }
 
-static void check_rope(gpu *g, uint32_t n_tokens, uint32_t n_heads, uint32_t dim)
+static void check_rope(gpu *g, uint32_t n_tokens, uint32_t n_heads, uint32_t dim, size_t stride,
+                       bool is_interleaved)
 {
-    const size_t n = (size_t)n_tokens * n_heads * dim, n_angles = (size_t)n_tokens * (dim / 2);
+    const size_t each = stride > 0 ? stride : dim, n = (size_t)n_tokens * n_heads * each,
+                 n_angles = (size_t)n_tokens * (dim / 2);
     float *x = random_floats(&g->random, n), *angles = random_floats(&g->random, 2 * n_angles);
     rope_args args = {.x = gpu_put(g, x, n * sizeof *x),
                       .cos = gpu_put(g, angles, n_angles * sizeof *angles),
                       .sin = gpu_put(g, angles + n_angles, n_angles * sizeof *angles),
                       .n_tokens = n_tokens,
                       .n_heads = n_heads,
-                      .dim = dim};
+                      .dim = dim,
+                      .stride = stride,
+                      .is_interleaved = is_interleaved};
     g->ops->rope(g->d, &args);
     float *got = gpu_get_floats(g, args.x, n);
     args.x = x;
@@ -189,11 +219,12 @@ static void check_rope(gpu *g, uint32_t n_tokens, uint32_t n_heads, uint32_t dim
 START_TEST(rope_is_the_reference)
 {
     gpu g = gpu_open(0);
-    check_rope(&g, 1, 1, 2);
-    check_rope(&g, 3, 5, 30);
-    check_rope(&g, 5, 3, 34);
-    check_rope(&g, 31, 2, 128);
-    check_rope(&g, 2, 16, 64);
+    check_rope(&g, 1, 1, 2, 0, false);
+    check_rope(&g, 3, 5, 30, 0, false);
+    check_rope(&g, 5, 3, 34, 0, true);
+    check_rope(&g, 31, 2, 128, 0, false);
+    check_rope(&g, 2, 16, 64, 100, true);
+    check_rope(&g, 4, 3, 16, 17, false);
     gpu_close(&g);
 }
 

@@ -210,11 +210,64 @@ START_TEST(parts_with_scales_stand_beside_others)
     gpu_close(&g);
 }
 
+/* Against the products of one head after the other, which have the same bits. */
+static void check_heads(gpu *g, uint32_t rows, uint32_t cols, uint32_t n_tokens, dtype type)
+{
+    enum { N_HEADS = 3 };
+    const uint32_t head_rows = rows + 8;
+    const size_t x_stride = (size_t)N_HEADS * cols, out_stride = (size_t)N_HEADS * (rows + 3);
+    matrix all = random_matrix(&g->random, type, N_HEADS * head_rows, cols);
+    float *x = random_floats(&g->random, n_tokens * x_stride);
+    matmul_heads_args args = {.x = gpu_put(g, x, n_tokens * x_stride * sizeof *x),
+                              .x_stride = x_stride,
+                              .x_head_stride = cols,
+                              .n_tokens = n_tokens,
+                              .n_heads = N_HEADS,
+                              .w = gpu_put_matrix(g, &all),
+                              .w_head_rows = head_rows,
+                              .out = gpu_poisoned(g, n_tokens * out_stride),
+                              .out_stride = out_stride,
+                              .out_head_stride = rows + 3};
+    args.w.rows = rows;
+    float *one_by_one = gpu_poisoned(g, n_tokens * out_stride);
+    g->ops->matmul_heads(g->d, &args);
+    for (uint32_t h = 0; h < N_HEADS; h++) {
+        const matmul_args alone = {
+            .x = args.x + h * args.x_head_stride,
+            .x_stride = x_stride,
+            .n_tokens = n_tokens,
+            .n_parts = 1,
+            .part = {{matmul_head(&args, h), one_by_one + h * args.out_head_stride, out_stride}}};
+        g->ops->matmul(g->d, &alone);
+    }
+    float *got = gpu_get_floats(g, args.out, n_tokens * out_stride);
+    float *want = gpu_get_floats(g, one_by_one, n_tokens * out_stride);
+    assert_same_bits(got, want, n_tokens * out_stride, g->random.seed);
+    free(x);
+    free(got);
+    free(want);
+    matrix_free(&all);
+}
+
+START_TEST(a_matrix_for_every_head_is_as_many_products)
+{
+    for (size_t type = 0; type < N_OF(all_dtypes); type++) {
+        gpu g = gpu_open(0);
+        check_heads(&g, 1, 5, 1, all_dtypes[type]);
+        check_heads(&g, 33, 72, 9, all_dtypes[type]);
+        check_heads(&g, 70, 40, 65, all_dtypes[type]);
+        const matmul_heads_args nothing = {.n_heads = 2, .w = {.type = DTYPE_F32}};
+        g.ops->matmul_heads(g.d, &nothing);
+        gpu_close(&g);
+    }
+}
+
 const test_case test_cases[] = {
     TEST_CASE(products_are_those_of_the_reference),
     TEST_CASE(parts_may_differ_in_type),
     TEST_CASE(a_row_has_the_same_bits_in_every_batch),
     TEST_CASE(weights_with_scales_are_those_of_the_reference),
     TEST_CASE(parts_with_scales_stand_beside_others),
+    TEST_CASE(a_matrix_for_every_head_is_as_many_products),
     TEST_CASES_END,
 };

@@ -10,6 +10,8 @@ typedef struct routing {
     uint32_t n_tokens, n_experts, top_k;
     uint32_t n_levels; /* of logits; few make ties */
     router_kind kind;
+    bool has_choice_bias;
+    uint32_t n_groups, top_groups, n_group_best;
 } routing;
 
 /* Experts must be equal, weights to rounding. Logits: [n_tokens][n_experts] */
@@ -17,7 +19,13 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
 {
     const size_t n = (size_t)r->n_tokens * r->top_k;
     uint32_t *want = test_alloc(n * sizeof *want), *got = test_alloc(n * sizeof *got);
+    matrix bias = random_matrix(&g->random, DTYPE_BF16, 1, r->n_experts);
     router_args args = {.kind = r->kind,
+                        .choice_bias = r->has_choice_bias ? bias.data : NULL,
+                        .choice_bias_type = DTYPE_BF16,
+                        .n_groups = r->n_groups,
+                        .top_groups = r->top_groups,
+                        .n_group_best = r->n_group_best,
                         .jitter = 0.2f,
                         .logits = logits,
                         .n_tokens = r->n_tokens,
@@ -30,6 +38,7 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
     g->cpu->ops->router(g->cpu, &args);
     float *want_weight = args.weight;
     args.logits = gpu_put(g, logits, (size_t)r->n_tokens * r->n_experts * sizeof *logits);
+    if (r->has_choice_bias) args.choice_bias = gpu_put_matrix(g, &bias).data;
     args.expert = (uint32_t *)gpu_poisoned(g, n);
     args.weight = gpu_poisoned(g, n);
     g->ops->router(g->d, &args);
@@ -43,6 +52,7 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
             assert_near(weight + i, want_weight + i, 1, (tolerance){0, 1e-6}, g->random.seed);
         }
     }
+    matrix_free(&bias);
     free(want);
     free(got);
     free(want_weight);
@@ -51,8 +61,18 @@ static void check_router(gpu *g, const routing *r, const float *logits, bool ren
 
 START_TEST(the_router_chooses_as_the_reference_ties_included)
 {
-    static const routing problems[] = {{1, 1, 1, 9, 0},    {3, 8, 2, 2, 0},       {31, 64, 8, 5, 0},
-                                       {5, 100, 16, 3, 0}, {2, 1024, 8, 1000, 0}, {4, 40, 6, 1, 0}};
+    static const routing problems[] = {
+        {.n_tokens = 1, .n_experts = 1, .top_k = 1, .n_levels = 9},
+        {.n_tokens = 3, .n_experts = 8, .top_k = 2, .n_levels = 2},
+        {.n_tokens = 31, .n_experts = 64, .top_k = 8, .n_levels = 5},
+        {.n_tokens = 5, .n_experts = 100, .top_k = 16, .n_levels = 3},
+        {.n_tokens = 2, .n_experts = 1024, .top_k = 8, .n_levels = 1000},
+        {.n_tokens = 4, .n_experts = 40, .top_k = 6, .n_levels = 1},
+        {7, 40, 4, 1000, ROUTER_SIGMOID, true, 0, 0, 0},
+        {9, 256, 8, 1000, ROUTER_SIGMOID, true, 8, 4, 2},
+        {5, 160, 6, 3, ROUTER_SOFTMAX, false, 8, 3, 1},
+        {6, 8, 4, 2, ROUTER_SIGMOID, false, 8, 5, 2},
+    };
     for (size_t i = 0; i < N_OF(problems); i++) {
         const routing *r = &problems[i];
         gpu g = gpu_open(0);
@@ -73,11 +93,11 @@ START_TEST(the_router_chooses_as_the_reference_ties_included)
 /* Kinds of their own, with logits that are near to each other and far. */
 START_TEST(other_routers_choose_and_weigh_as_the_reference)
 {
-    static const routing problems[] = {{1, 1, 1, 9, 0},
-                                       {3, 8, 2, 4, 0},
-                                       {31, 64, 2, 50, 0},
-                                       {5, 100, 16, 30, 0},
-                                       {2, 1024, 2, 1000, 0}};
+    static const routing problems[] = {{1, 1, 1, 9, 0, false, 0, 0, 0},
+                                       {3, 8, 2, 4, 0, false, 0, 0, 0},
+                                       {31, 64, 2, 50, 0, false, 0, 0, 0},
+                                       {5, 100, 16, 30, 0, false, 0, 0, 0},
+                                       {2, 1024, 2, 1000, 0, false, 0, 0, 0}};
     for (size_t i = 0; i < 2 * N_OF(problems); i++) {
         routing r = problems[i / 2];
         gpu g = gpu_open(0);
@@ -119,6 +139,12 @@ static void choose(gpu *g, experts *e)
     }
 }
 
+/* Experts in pairs have biases and the other activation. */
+static bool is_clamped(const problem *p)
+{
+    return p->top_k == 2;
+}
+
 static matrix random_part(gpu *g, dtype type, uint32_t rows, uint32_t cols, uint32_t row_step)
 {
     if (!dtype_has_scales(type)) return random_matrix(&g->random, type, rows, cols);
@@ -133,6 +159,7 @@ static matrix random_part(gpu *g, dtype type, uint32_t rows, uint32_t cols, uint
 static experts experts_open(gpu *g, const problem *p)
 {
     experts e = {.p = *p, .host = test_alloc(p->n_experts * sizeof *e.host)};
+    memset(e.host, 0, p->n_experts * sizeof *e.host);
     moe_expert *there = test_alloc(p->n_experts * sizeof *there);
     for (uint32_t i = 0; i < p->n_experts; i++) {
         const uint32_t step = p->type == DTYPE_MXFP4 ? 2 : 1; /* gate and up take turns */
@@ -142,6 +169,13 @@ static experts experts_open(gpu *g, const problem *p)
         there[i] = (moe_expert){.gate = gpu_put_matrix(g, &e.host[i].gate),
                                 .up = gpu_put_matrix(g, &e.host[i].up),
                                 .down = gpu_put_matrix(g, &e.host[i].down)};
+        if (!is_clamped(p)) continue;
+        e.host[i].gate_bias = random_matrix(&g->random, DTYPE_BF16, 1, p->ffn);
+        e.host[i].up_bias = random_matrix(&g->random, DTYPE_F16, 1, p->ffn);
+        e.host[i].down_bias = random_matrix(&g->random, DTYPE_F32, 1, p->dim);
+        there[i].gate_bias = gpu_put_matrix(g, &e.host[i].gate_bias);
+        there[i].up_bias = gpu_put_matrix(g, &e.host[i].up_bias);
+        there[i].down_bias = gpu_put_matrix(g, &e.host[i].down_bias);
     }
     e.there = gpu_put(g, there, p->n_experts * sizeof *there);
     free(there);
@@ -159,6 +193,10 @@ static void experts_close(experts *e)
         matrix_free(&e->host[i].gate);
         matrix_free(&e->host[i].up);
         matrix_free(&e->host[i].down);
+        if (!is_clamped(&e->p)) continue;
+        matrix_free(&e->host[i].gate_bias);
+        matrix_free(&e->host[i].up_bias);
+        matrix_free(&e->host[i].down_bias);
     }
     free(e->host);
     free(e->x);
@@ -180,6 +218,9 @@ static float *run(gpu *g, const experts *e, uint32_t first, uint32_t n)
                            .ffn = p->ffn,
                            .n_experts = p->n_experts,
                            .top_k = p->top_k,
+                           .activation = is_clamped(p) ? MOE_CLAMPED : MOE_SILU,
+                           .alpha = 1.702f,
+                           .limit = 1.5f,
                            .expert = e->there,
                            .chosen = gpu_put(g, e->chosen + pair_at, n_pairs * sizeof *e->chosen),
                            .weight = gpu_put(g, e->weight + pair_at, n_pairs * sizeof *e->weight),
@@ -201,6 +242,9 @@ static float *expect(gpu *g, const experts *e)
                      .ffn = p->ffn,
                      .n_experts = p->n_experts,
                      .top_k = p->top_k,
+                     .activation = is_clamped(p) ? MOE_CLAMPED : MOE_SILU,
+                     .alpha = 1.702f,
+                     .limit = 1.5f,
                      .expert = e->host,
                      .chosen = e->chosen,
                      .weight = e->weight,

@@ -208,6 +208,105 @@ START_TEST(rope_rotates_half_split_pairs)
 }
 END_TEST
 
+/* Against rows and heads that lie close together: those with gaps have the same bits, and the gaps stay. */
+static void check_gaps(const dev_ops *ops, const float *x, uint32_t dim, bool is_interleaved)
+{
+    enum { N_TOKENS = 3, N_HEADS = 2, N_ROWS = N_TOKENS * N_HEADS, GAP = 5 };
+    test_random r = random_fresh();
+    const size_t wide = (size_t)dim + GAP;
+    dev *d = open_table(ops->name, 2);
+    matrix w = random_matrix(&r, DTYPE_F32, 1, dim);
+    float *angle = random_floats(&r, (size_t)N_TOKENS * dim),
+          *close = test_alloc(N_ROWS * wide * 4);
+    float *gaps = poisoned_floats(N_ROWS * wide), *untouched = poisoned_floats(N_ROWS * wide);
+    memcpy(close, x, (size_t)N_ROWS * dim * sizeof *x);
+    for (size_t row = 0; row < N_ROWS; row++)
+        memcpy(gaps + row * wide, x + row * dim, dim * sizeof *x);
+    for (int i = 0; i < 2; i++) {
+        float *at = i == 0 ? close : gaps;
+        const size_t stride = i == 0 ? 0 : wide;
+        d->ops->rms_norm(d, &(rms_norm_args){.x = at,
+                                             .w = w.data,
+                                             .w_type = DTYPE_F32,
+                                             .n_tokens = N_ROWS,
+                                             .dim = dim,
+                                             .eps = 1e-6f,
+                                             .out = at,
+                                             .stride = stride});
+        d->ops->rope(d, &(rope_args){.x = at,
+                                     .cos = angle,
+                                     .sin = angle + (size_t)N_TOKENS * dim / 2,
+                                     .n_tokens = N_TOKENS,
+                                     .n_heads = N_HEADS,
+                                     .dim = dim,
+                                     .stride = stride,
+                                     .is_interleaved = is_interleaved});
+    }
+    for (size_t row = 0; row < N_ROWS; row++) {
+        assert_same_bits(gaps + row * wide, close + row * dim, dim, r.seed);
+        assert_same_bits(gaps + row * wide + dim, untouched + row * wide + dim, GAP, r.seed);
+    }
+    matrix_free(&w);
+    free(angle);
+    free(close);
+    free(gaps);
+    free(untouched);
+    dev_close(d);
+}
+
+START_TEST(rows_with_gaps_have_the_bits_of_those_without)
+{
+    test_random r = random_fresh();
+    for (size_t i = 1; i < N_DIMS; i++) {
+        const uint32_t dim = dims[i] / 2 * 2;
+        float *x = random_floats(&r, (size_t)6 * dim);
+        for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+            check_gaps(*t, x, dim, false);
+            check_gaps(*t, x, dim, true);
+        }
+        free(x);
+    }
+}
+END_TEST
+
+/* Interleaved pairs are half-split ones in another order of the channels. */
+START_TEST(rope_rotates_interleaved_pairs)
+{
+    enum { DIM = 38, N_TOKENS = 4, N_HEADS = 3, N = N_TOKENS * N_HEADS * DIM };
+    test_random r = random_fresh();
+    float *x = random_floats(&r, N), *angle = random_floats(&r, N_TOKENS * DIM);
+    float *pairs = poisoned_floats(N), *halves = poisoned_floats(N), *want = poisoned_floats(N);
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        dev *d = open_table((*t)->name, 2);
+        rope_args args = {.x = pairs,
+                          .cos = angle,
+                          .sin = angle + N_TOKENS * DIM / 2,
+                          .n_tokens = N_TOKENS,
+                          .n_heads = N_HEADS,
+                          .dim = DIM,
+                          .is_interleaved = true};
+        for (size_t i = 0; i < N; i++) {
+            const size_t head = i / DIM * DIM, c = i % DIM;
+            pairs[i] = x[i];
+            halves[i] = x[c < DIM / 2 ? head + 2 * c : head + 2 * (c - DIM / 2) + 1];
+        }
+        d->ops->rope(d, &args);
+        args.x = halves;
+        args.is_interleaved = false;
+        d->ops->rope(d, &args);
+        for (size_t i = 0; i < N; i++)
+            want[i] = halves[i / DIM * DIM + i % DIM / 2 + (i % DIM % 2) * (DIM / 2)];
+        assert_near(pairs, want, N, (tolerance){2e-7, 1e-6}, r.seed);
+        dev_close(d);
+    }
+    free(x);
+    free(angle);
+    free(pairs);
+    free(halves);
+    free(want);
+}
+END_TEST
+
 START_TEST(store_rounds_to_nearest_even_everywhere)
 {
     enum { N = 4003 };
@@ -300,6 +399,8 @@ const test_case test_cases[] = {
     TEST_CASE(layer_norm_takes_the_mean_away_and_adds_the_bias),
     TEST_CASE(adjust_scales_adds_and_clips),
     TEST_CASE(rope_rotates_half_split_pairs),
+    TEST_CASE(rows_with_gaps_have_the_bits_of_those_without),
+    TEST_CASE(rope_rotates_interleaved_pairs),
     TEST_CASE(store_rounds_to_nearest_even_everywhere),
     TEST_CASE(every_half_survives_the_way_through_f32),
     TEST_CASE(f16_rounds_to_nearest_even),

@@ -167,6 +167,60 @@ START_TEST(parts_share_x_and_add_to_their_outputs)
 }
 END_TEST
 
+/* Heads of 3 to 5 rows between other rows, as products of their own. x of each head, or one for all. */
+static void check_heads(const char *isa, shape s, uint32_t n_heads, bool has_own_x, dtype type)
+{
+    test_random r = random_fresh();
+    const uint32_t head_rows = s.rows + 3;
+    const size_t x_head = has_own_x ? s.cols + 1 : 0, x_stride = x_head * n_heads + s.cols + 2;
+    const size_t out_head = s.rows + 5, out_stride = out_head * n_heads + 1;
+    matrix all = random_matrix(&r, type, head_rows * n_heads, s.cols);
+    float *x = random_floats(&r, s.n_tokens * x_stride);
+    float *got = poisoned_floats(s.n_tokens * out_stride);
+    float *want = poisoned_floats(s.n_tokens * out_stride);
+    matmul_heads_args args = {.x = x,
+                              .x_stride = x_stride,
+                              .x_head_stride = x_head,
+                              .n_tokens = s.n_tokens,
+                              .n_heads = n_heads,
+                              .w = {.data = all.data, .type = type, .rows = s.rows, .cols = s.cols},
+                              .w_head_rows = head_rows,
+                              .out = got,
+                              .out_stride = out_stride,
+                              .out_head_stride = out_head};
+    dev *d = open_table(isa, 2);
+    d->ops->matmul_heads(d, &args);
+    for (uint32_t h = 0; h < n_heads; h++) {
+        const matrix w = matmul_head(&args, h);
+        ck_assert_ptr_eq(w.data, (const char *)all.data +
+                                     (size_t)h * head_rows * s.cols * dtype_bytes(type));
+        d->ops->matmul(d, &(matmul_args){.x = x + h * x_head,
+                                         .x_stride = x_stride,
+                                         .n_tokens = s.n_tokens,
+                                         .n_parts = 1,
+                                         .part = {{w, want + h * out_head, out_stride}}});
+    }
+    assert_same_bits(got, want, s.n_tokens * out_stride, r.seed);
+    dev_close(d);
+    free(x);
+    free(got);
+    free(want);
+    matrix_free(&all);
+}
+
+START_TEST(a_matrix_for_every_head_is_as_many_products)
+{
+    static const shape shapes[] = {{1, 1, 1},    {7, 33, 2},    {64, 128, 5}, {130, 17, 1},
+                                   {31, 31, 70}, {16, 512, 65}, {5, 200, 4}};
+    for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
+        for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+            check_heads((*t)->name, shapes[i], i % 3 == 0 ? 1 : 5, true, all_dtypes[i % 3]);
+            check_heads((*t)->name, shapes[i], 3, false, all_dtypes[(i + 1) % 3]);
+        }
+    }
+}
+END_TEST
+
 START_TEST(no_tokens_and_no_parts_write_nothing)
 {
     for (const dev_ops *const *t = dev_cpu_tables(); *t != NULL; t++) {
@@ -175,6 +229,8 @@ START_TEST(no_tokens_and_no_parts_write_nothing)
         d->ops->matmul(d, &none);
         const matmul_args no_parts = {.n_tokens = 3};
         d->ops->matmul(d, &no_parts);
+        d->ops->matmul_heads(d, &(matmul_heads_args){.n_tokens = 0, .n_heads = 3});
+        d->ops->matmul_heads(d, &(matmul_heads_args){.n_tokens = 3, .n_heads = 0});
         dev_close(d);
     }
 }
@@ -185,6 +241,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_token_has_the_same_bits_alone_and_in_any_batch),
     TEST_CASE(the_number_of_threads_changes_no_bit),
     TEST_CASE(parts_share_x_and_add_to_their_outputs),
+    TEST_CASE(a_matrix_for_every_head_is_as_many_products),
     TEST_CASE(no_tokens_and_no_parts_write_nothing),
     TEST_CASES_END,
 };

@@ -386,7 +386,7 @@ static void reference_head(const reference *r, uint32_t l, uint32_t h, uint32_t 
     const kv_layer_shape *layer = &f->layers[l];
     const dtype type = kv_cache_type(f->cache);
     const uint32_t kv_head = h / (layer->n_heads / layer->n_kv_heads);
-    float q[64], k[64], v[64];
+    float q[FAKE_DIM_MAX], k[FAKE_DIM_MAX], v[FAKE_DIM_MAX];
     double sum = 0;
     fake_fill(FAKE_QUERY, l, h, s->tokens[position], position, layer->k_dim, q);
     for (uint32_t i = 0; i < layer->v_dim; i++)
@@ -419,7 +419,7 @@ double fake_error_of_kept(const fake *f, const fake_seq *s, const fake_range *ra
 {
     const reference r = {.f = f, .s = s, .keeps = keeps, .ctx = ctx};
     const double tolerance = 2e-6; /* inputs are rounded alike on both sides; sums are float */
-    double worst = 0, o[64];
+    double worst = 0, o[FAKE_DIM_MAX];
     for (uint32_t p = range->first; p < range->end; p++) {
         const float *out = s->out + p * f->n_out;
         for (uint32_t l = 0; l < f->n_layers; l++) {

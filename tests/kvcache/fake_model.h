@@ -11,7 +11,7 @@
 
 #include "kvcache/blocks.h"
 
-enum { FAKE_LAYERS_MAX = 4, FAKE_ROWS_MAX = 16 };
+enum { FAKE_LAYERS_MAX = 4, FAKE_ROWS_MAX = 16, FAKE_DIM_MAX = 576 };
 
 typedef struct fake_options {
     const kv_layer_shape *layers; /* NULL: three layers that differ in everything */

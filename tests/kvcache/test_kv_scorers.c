@@ -4,6 +4,7 @@
 #include "tests/test_main.h"
 
 #include "kvcache/scoring/allocator.h"
+#include "kvcache/scoring/future_queries.h"
 #include "kvcache/scoring/methods.h"
 
 #include <math.h>
@@ -479,10 +480,37 @@ START_TEST(chance_belongs_to_a_position_of_a_head)
 }
 END_TEST
 
+/* The last channels of a latent turn, in pairs beside each other: as half-split pairs in another order. */
+START_TEST(turned_channels_may_be_the_last_and_interleaved)
+{
+    enum { TURNED = 6, FIRST = 3, DIM = FIRST + TURNED };
+    static const float freq[TURNED / 2] = {1, 0.4f, 0.07f};
+    const kv_rope halves = {.freq = freq, .n = TURNED, .scale = 1.5f};
+    kv_rope pairs = halves;
+    pairs.first = FIRST;
+    pairs.is_interleaved = true;
+    float turn[TURNED], x[2 * DIM], y[TURNED];
+    kv_future_turn(&halves, 17, 4, turn);
+    for (uint32_t i = 0; i < 2 * DIM; i++)
+        x[i] = 1 + (float)i;
+    for (uint32_t c = 0; c < TURNED; c++)
+        y[c % 2 * (TURNED / 2) + c / 2] = x[2 * (FIRST + c)];
+    kv_future_rotate(&pairs, turn, x, 2);
+    kv_future_rotate(&halves, turn, y, 1);
+    for (uint32_t i = 0; i < 2 * DIM; i++) {
+        const uint32_t c = i / 2 - FIRST;
+        const bool is_turned = i % 2 == 0 && i >= 2 * FIRST;
+        const float want = is_turned ? y[c % 2 * (TURNED / 2) + c / 2] : 1 + (float)i;
+        ck_assert_float_eq(x[i], want);
+    }
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE(attention_of_the_window_is_the_formula),
     TEST_CASE(expected_attention_is_the_formula),
     TEST_CASE(capacity_is_the_formula),
+    TEST_CASE(turned_channels_may_be_the_last_and_interleaved),
     TEST_CASE(keys_are_compared_by_the_formula),
     TEST_CASE(lagkv_ranks_by_the_formula),
     TEST_CASE(criticalkv_weights_by_the_norm_of_its_name),

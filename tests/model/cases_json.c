@@ -25,6 +25,7 @@ static golden_case *read_cases(const json_t *array, size_t *n_cases)
         c->text = read_string(object, "text", &c->n_text);
         c->decoded = read_string(object, "decoded", &c->n_decoded);
         ck_assert_ptr_nonnull(c->decoded);
+        c->shown = read_string(object, "shown", &c->n_shown);
         c->n_ids = json_array_size(ids);
         c->ids = calloc(c->n_ids + 1, sizeof *c->ids);
         ck_assert_ptr_nonnull(c->ids);
@@ -47,6 +48,29 @@ static golden_piece *read_pieces(const json_t *array, size_t *n_pieces)
     return pieces;
 }
 
+static void read_lines(const json_t *root, golden_lines *out)
+{
+    const json_t *const fragments = json_object_get(root, "fragments");
+    const json_t *const blocks = json_object_get(root, "blocks");
+    const char *const digest = json_string_value(json_object_get(root, "digest"));
+    if (digest == NULL) return;
+    out->digest = strtoull(digest, NULL, 16);
+    out->n_lines = (size_t)json_integer_value(json_object_get(root, "n_lines"));
+    out->n_fragments = json_array_size(fragments);
+    out->n_blocks = json_array_size(blocks);
+    ck_assert(out->n_fragments > 0 && out->n_fragments <= 160);
+    ck_assert(out->n_blocks > 0 && out->n_blocks <= 64);
+    for (size_t i = 0; i < out->n_fragments; i++) {
+        const json_t *const item = json_array_get(fragments, i);
+        out->fragment[i] = json_string_value(item);
+        out->n_fragment_bytes[i] = json_string_length(item);
+    }
+    for (size_t i = 0; i < out->n_blocks; i++)
+        for (size_t j = 0; j < 2; j++)
+            out->block[i][j] =
+                (uint32_t)json_integer_value(json_array_get(json_array_get(blocks, i), j));
+}
+
 void golden_cases_open(const char *path, golden_cases *out)
 {
     json_error_t error;
@@ -55,10 +79,12 @@ void golden_cases_open(const char *path, golden_cases *out)
     *out = (golden_cases){.tree = root};
     out->encode = read_cases(json_object_get(root, "cases"), &out->n_encode);
     out->decode = read_cases(json_object_get(root, "decode_cases"), &out->n_decode);
+    out->plain = read_cases(json_object_get(root, "plain_cases"), &out->n_plain);
     out->piece = read_pieces(json_object_get(root, "pieces"), &out->n_pieces);
     ck_assert(out->n_encode > 0);
     ck_assert(out->n_decode > 0);
-    ck_assert(out->n_pieces > 0);
+    read_lines(root, &out->lines);
+    ck_assert(out->n_pieces > 0 || out->lines.n_lines > 0);
 }
 
 void golden_cases_close(golden_cases *cases)
@@ -67,6 +93,9 @@ void golden_cases_close(golden_cases *cases)
         free(cases->encode[i].ids);
     for (size_t i = 0; i < cases->n_decode; i++)
         free(cases->decode[i].ids);
+    for (size_t i = 0; i < cases->n_plain; i++)
+        free(cases->plain[i].ids);
+    free(cases->plain);
     free(cases->encode);
     free(cases->decode);
     free(cases->piece);

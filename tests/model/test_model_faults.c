@@ -127,6 +127,51 @@ START_TEST(a_tokenizer_opens_or_reports_no_memory)
 }
 END_TEST
 
+static const char *json_folder;
+
+static err_t try_json(err_info *info)
+{
+    tokenizer *t;
+    const err_t err = tokenizer_open(json_folder, &t, info);
+    assert((t == NULL) == (err != ERR_OK));
+    tokenizer_close(t);
+    return err;
+}
+
+static err_t try_json_text(err_info *info)
+{
+    static const char text[] =
+        " Gr\u00f6\u00dfe 42 a\u0301\u0316\u0301\u0316\u0301\u0316\u0301\u0316\u0301"
+        "\u0316\u0301\u0316\u0301\u0316\u0301\u0316\u0301\u0316\u0301\u0316 ~~ qq<one> "
+        "word \xf0\x9f\x98\x80";
+    uint32_t *ids;
+    size_t n_ids, n_bytes;
+    char *back;
+    (void)info;
+    const tok_text source = {.bytes = text, .n_bytes = sizeof text - 1, .parse_special = true};
+    TRY(tokenizer_encode(shared_tokenizer, &source, &ids, &n_ids));
+    const err_t err = tokenizer_decode(shared_tokenizer, ids, n_ids, false, &back, &n_bytes);
+    free(ids);
+    TRY(err);
+    free(back);
+    return ERR_OK;
+}
+
+START_TEST(a_tokenizer_json_opens_or_reports_no_memory)
+{
+    static const char *const folders[] = {"tests/golden/tokenizer-json-odd",
+                                          "tests/golden/tokenizer-json-lower"};
+    for (int i = 0; i < 2; i++) {
+        err_info info = {0};
+        json_folder = folders[i];
+        fail_each(try_json);
+        ck_assert(tokenizer_open(json_folder, &shared_tokenizer, &info) == ERR_OK);
+        fail_each(try_json_text);
+        tokenizer_close(shared_tokenizer);
+    }
+}
+END_TEST
+
 START_TEST(a_sampler_state_opens_or_reports_no_memory)
 {
     const sampler_params params = {.repetition_penalty = 1.1f};
@@ -142,6 +187,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_model_opens_or_reports_no_memory, 250),
     TEST_CASE_SECONDS(a_tokenizer_opens_or_reports_no_memory, 250),
+    TEST_CASE_SECONDS(a_tokenizer_json_opens_or_reports_no_memory, 250),
     TEST_CASE(a_sampler_state_opens_or_reports_no_memory),
     TEST_CASES_END,
 };

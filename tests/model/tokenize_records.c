@@ -29,7 +29,7 @@ static void answer(const tokenizer *t, const char *bytes, size_t n_bytes, bool i
 {
     uint32_t *ids;
     size_t n_ids;
-    const tok_text text = {.bytes = bytes, .n_bytes = n_bytes};
+    const tok_text text = {.bytes = bytes, .n_bytes = n_bytes, .parse_special = true};
     const bool is_good = tokenizer_encode(t, &text, &ids, &n_ids) == ERR_OK;
     const uint32_t n = is_good ? (uint32_t)n_ids : UINT32_MAX;
     if (!is_quiet) put(&n, sizeof n);

@@ -7,7 +7,8 @@ from typing import Callable
 
 import torch
 
-MODULES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "granitemoe", "granitemoeshared", "phimoe")
+MODULES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "granitemoe", "granitemoeshared", "phimoe",
+           "deepseek_v2", "deepseek_v3")
 
 
 @dataclass(frozen=True)
