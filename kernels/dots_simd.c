@@ -23,6 +23,7 @@
 #include "kernels/matmul.h"
 #include "kernels/simd.h"
 #include "kernels/simd_codes.h"
+#include "kernels/simd_fp4.h"
 
 enum {
     ROW_BLOCK = 48,
@@ -74,17 +75,19 @@ static ALWAYS_INLINE uint32_t group_cols(const dtype type)
 static_assert((int)SCALE_BLOCK == (int)LINE_BYTES, "a group of fp8 is a line");
 static_assert((int)MX_BLOCK % (int)LANES == 0, "whole vectors");
 
-static ALWAYS_INLINE float load_factor(const void *scale, uint32_t block, const dtype type)
+/* What turns the codes of a block into weights: of fp8 a factor, of mxfp4 the values of all codes. */
+static ALWAYS_INLINE vf load_factor(const void *scale, uint32_t block, const dtype type)
 {
-    if (type == DTYPE_MXFP4) return f32_from_e8m0(((const uint8_t *)scale)[block]);
-    return ((const float *)scale)[block] * FP8_TINY_UNIT;
+    if (type == DTYPE_FP8) return vf_set1(((const float *)scale)[block] * FP8_TINY_UNIT);
+    const uint32_t code = ((const uint8_t *)scale)[block]; /* not 255: the loader looks */
+    return vf_fp4_values(f32_from_bits(code << 23 | (uint32_t)(code == 0) << 22));
 }
 
 /* LANES weights of a row from column c on. */
 static ALWAYS_INLINE vf load_scaled(const void *row, uint32_t c, vf factor, const dtype type)
 {
     const char *at = (const char *)row + (type == DTYPE_MXFP4 ? c / 2 : c);
-    return vf_mul(type == DTYPE_MXFP4 ? vf_load_fp4(at) : vf_load_fp8_tiny(at), factor);
+    return type == DTYPE_MXFP4 ? vf_load_fp4(at, factor) : vf_mul(vf_load_fp8_tiny(at), factor);
 }
 
 /* The first n < LANES of them, zeros behind; only rows of fp8 end inside a vector. */
@@ -221,7 +224,7 @@ static ALWAYS_INLINE void scaled_direct_tile(const dots *d, uint32_t r, const in
         const uint32_t end = c + (n_left < d->block_cols ? n_left : d->block_cols);
         UNROLL
         for (int i = 0; i < R; i++)
-            t.factor[i] = vf_set1(load_factor(d->scale[r + (uint32_t)i], block, type));
+            t.factor[i] = load_factor(d->scale[r + (uint32_t)i], block, type);
         for (; c + group <= end; ahead += (uint32_t)R * group_bytes) {
             UNROLL
             for (uint32_t b = 0; b < (uint32_t)R * group_bytes; b += LINE_BYTES)
@@ -319,7 +322,7 @@ static ALWAYS_INLINE void pack_scaled_row(float *panel, const dots *d, uint32_t 
     for (uint32_t c = k, block = k / d->block_cols; c < k + n; block++) {
         const uint32_t n_left = k + n - c, n_block = d->block_cols - c % d->block_cols;
         const uint32_t end = c + (n_left < n_block ? n_left : n_block);
-        const vf factor = vf_set1(load_factor(d->scale[r], block, type));
+        const vf factor = load_factor(d->scale[r], block, type);
         for (; c + LANES <= end; c += LANES, panel += TILE_ROWS * LANES) {
             vf_store(panel, load_scaled(row, c, factor, type));
             _mm_prefetch(row + dtype_row_bytes(type, c + n), _MM_HINT_T1);

@@ -42,16 +42,6 @@ static inline vf vf_load_fp8_tiny(const void *p)
     return _mm512_castsi512_ps(_mm512_and_si512(codes, _mm512_set1_epi32((int)FP8_TINY_BITS)));
 }
 
-/* A permutation looks at the lowest four bits of a lane alone. */
-static inline vf vf_load_fp4(const void *p)
-{
-    const __m512 values =
-        _mm512_setr_ps(0.0f, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6);
-    const __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64(p)); /* two codes in every eight */
-    const __m512i two = _mm512_or_si512(bytes, _mm512_slli_epi64(bytes, 28));
-    return _mm512_permutexvar_ps(two, values);
-}
-
 #else /* AVX2, one register or two */
 
 static inline __m256 eight_u8(const void *p)
@@ -83,19 +73,6 @@ static inline __m256 eight_fp8_tiny(const void *p)
     return _mm256_castsi256_ps(_mm256_and_si256(codes, _mm256_set1_epi32((int)FP8_TINY_BITS)));
 }
 
-/* A permutation looks at the lowest three bits of a lane alone; the fourth is the sign. */
-static inline __m256 eight_fp4(const void *p)
-{
-    const __m256 values = _mm256_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6);
-    uint32_t codes;
-    memcpy(&codes, p, sizeof codes);
-    const __m256i shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-    const __m256i each = _mm256_srlv_epi32(_mm256_set1_epi32((int)codes), shift);
-    const __m256i sign =
-        _mm256_and_si256(_mm256_slli_epi32(each, 28), _mm256_set1_epi32((int)0x80000000u));
-    return _mm256_xor_ps(_mm256_permutevar8x32_ps(values, each), _mm256_castsi256_ps(sign));
-}
-
 #if defined(SIMD_AVX2_WIDE)
 #define VECTOR_OF(eight, p, bytes) ((vf){eight(p), eight((const char *)(p) + (bytes))})
 #else
@@ -120,11 +97,6 @@ static inline vf vf_load_u2(const void *p)
 static inline vf vf_load_fp8_tiny(const void *p)
 {
     return VECTOR_OF(eight_fp8_tiny, p, 8);
-}
-
-static inline vf vf_load_fp4(const void *p)
-{
-    return VECTOR_OF(eight_fp4, p, 4);
 }
 
 #undef VECTOR_OF

@@ -1,7 +1,10 @@
 /* Weights with scales: found in files, compared with what transformers reads in the same bytes, refused when broken.
  * What models of them compute is tested in tests/golden. */
+#include "model/family.h"
 #include "model/model.h"
+#include "model/weights_device.h"
 #include "model/weights_scaled.h"
+#include "tests/kernels/dev_apart.h"
 #include "tests/model/temp_dir.h"
 #include "tests/test_main.h"
 
@@ -50,6 +53,75 @@ START_TEST(packed_experts_mean_what_transformers_finds_in_them)
         }
     }
     tensor_files_close(files);
+}
+END_TEST
+
+/* Gate and up of three experts, whose rows take turns in one tensor. */
+static err_t each_packed(const model_config *c, model_weights *w, model_weight_visit *visit,
+                         void *ctx)
+{
+    for (uint32_t i = 0; i < 2 * c->n_experts; i++) {
+        moe_expert *const e = &w->experts[i / 2];
+        const model_weight weight = packed_weight(i % 2 == 0 ? &e->gate : &e->up, i / 2, i % 2);
+        TRY(visit(ctx, &weight));
+    }
+    return ERR_OK;
+}
+
+static err_t view_packed(void *ctx, const model_weight *weight)
+{
+    const scaled_source *const from = ctx;
+    return scaled_view(from, scaled_find_blocks(from, weight), weight, weight->into);
+}
+
+static err_t compare_packed(void *ctx, const model_weight *weight)
+{
+    dev *const d = ctx; /* the matrix lies in its memory */
+    matrix there = *weight->into;
+    uint8_t codes[3 * 48], scales[3 * 3];
+    err_info info = {0};
+    tensor_files *files;
+    ck_assert_uint_le(matrix_row_step(&there), 1);
+    dev_download(d, codes, there.data, sizeof codes);
+    dev_download(d, scales, there.scale, sizeof scales);
+    there.data = codes;
+    there.scale = scales;
+    ck_assert(tensor_file_open("tests/golden/packed_tensors.safetensors", &files, &info) == ERR_OK);
+    const char *const values = tensor_find(files, "values")->data;
+    for (uint32_t i = 0; i < 3 * 96; i++) {
+        float want;
+        const size_t row = weight->part.item * 6 + weight->part.first_row + 2 * (i / 96);
+        memcpy(&want, values + (row * 96 + i % 96) * sizeof want, sizeof want);
+        ck_assert_double_eq((double)matrix_element(&there, i / 96, i % 96), (double)want);
+    }
+    tensor_files_close(files);
+    return ERR_OK;
+}
+
+START_TEST(rows_that_take_turns_are_brought_together_on_a_device)
+{
+    const model_family family = {.name = "packed", .each_weight = each_packed};
+    const model_config config = {
+        .n_layers = 1, .n_experts = 3, .quantisation = {.method = QUANTISATION_MXFP4}};
+    model_weights host = {0};
+    model_device_weights out;
+    tensor_files *files;
+    dev *d;
+    err_info info = {0};
+    ck_assert(dev_apart_open(&(dev_config){.isa = "auto", .n_threads = 1}, 1 << 20, &d, &info) ==
+              ERR_OK);
+    ck_assert(tensor_file_open("tests/golden/packed_tensors.safetensors", &files, &info) == ERR_OK);
+    ck_assert(model_weights_alloc(&config, &host, &info) == ERR_OK);
+    scaled_source from = {files, &config, &host, &info};
+    ck_assert(each_packed(&config, &host, view_packed, &from) == ERR_OK);
+    const device_weights_args args = {
+        .family = &family, .config = &config, .host = &host, .all_experts = true};
+    ck_assert_msg(model_weights_to_device(d, &args, &out, &info) == ERR_OK, "%s", info.message);
+    ck_assert(each_packed(&config, &out.copy, compare_packed, d) == ERR_OK);
+    model_weights_leave_device(d, &out);
+    model_weights_deinit(&host);
+    tensor_files_close(files);
+    dev_close(d);
 }
 END_TEST
 
@@ -243,6 +315,7 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE(packed_experts_mean_what_transformers_finds_in_them),
+    TEST_CASE(rows_that_take_turns_are_brought_together_on_a_device),
     TEST_CASE(broken_tensors_are_refused_with_name_and_fact),
     TEST_CASE(codes_and_scales_that_are_no_numbers_are_found),
     TEST_CASE(dummy_weights_are_coded_as_the_config_says),
