@@ -23,6 +23,7 @@ static const char *const family_fixtures[] = {
     "phimoe-short-f16",
     "phimoe-long-f32",
     "deepseek_v2-lite-bf16",
+    "deepseek_v2-groups-f32",
     "deepseek_v3-base-bf16",
     "deepseek_v3-whole-f32",
 };
