@@ -24,6 +24,7 @@ static const char *const family_fixtures[] = {
     "phimoe-long-f32",
     "deepseek_v2-lite-bf16",
     "deepseek_v2-groups-f32",
+    "deepseek_v2-odd-f16",
     "deepseek_v3-base-bf16",
     "deepseek_v3-whole-f32",
 };

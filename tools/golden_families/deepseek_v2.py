@@ -37,7 +37,7 @@ FIXTURES = [
     ),
     Fixture(
         name="odd-f16",
-        seed=4,
+        seed=49,
         n_distinct_min=6,
         dtype=torch.float16,
         prompts=(2, 5, 70),
