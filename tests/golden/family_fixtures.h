@@ -27,6 +27,7 @@ static const char *const family_fixtures[] = {
     "deepseek_v2-odd-f16",
     "deepseek_v3-base-bf16",
     "deepseek_v3-whole-f32",
+    "deepseek_v3-odd-f16",
 };
 enum { N_FAMILY_FIXTURES = sizeof family_fixtures / sizeof family_fixtures[0] };
 

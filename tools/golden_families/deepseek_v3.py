@@ -40,7 +40,7 @@ FIXTURES = [
     ),
     Fixture(
         name="odd-f16",  # sizes that are no multiple of eight, half-split pairs, values wider than keys
-        seed=1,
+        seed=49,
         n_distinct_min=6,
         dtype=torch.float16,
         prompts=(1, 5, 70),
