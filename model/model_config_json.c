@@ -75,6 +75,7 @@ static const plain_key plain_keys[] = {
     {"routed_scaling_factor", ONE},
     {"kv_lora_rank", NEVER},
     {"swiglu_limit", NEVER},
+    {"swiglu_alpha", NEVER},
     {"num_zero_experts", OFF},
 };
 
