@@ -124,10 +124,11 @@ static err_t each_weight(const model_config *c, model_weights *w, model_weight_v
     return family_each_weight(&names, c, w, &(family_walk){visit, ctx});
 }
 
+/* A plan has no weights, and asks what a layer takes. */
 static void kv_layer(const model_config *c, const model_weights *w, uint32_t l, kv_layer_shape *out)
 {
     family_kv_layer(c, w, l, out);
-    out->sink_logit = w->sinks + (size_t)l * c->n_heads;
+    out->sink_logit = w->sinks != NULL ? w->sinks + (size_t)l * c->n_heads : NULL;
 }
 
 const model_family model_family_gpt_oss = {

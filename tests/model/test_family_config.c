@@ -129,6 +129,7 @@ START_TEST(gpt_oss_is_read_as_released_and_as_it_may_be_changed)
     ck_assert(changed.activation_limit == 5.0f);
     ck_assert(!changed.has_qkv_bias && !changed.has_o_bias);
     ck_assert(changed.quantisation.method == QUANTISATION_MXFP4);
+    ck_assert(changed.stored_type == DTYPE_BF16);
     for (uint32_t l = 0; l < 4; l++)
         ck_assert_uint_eq(model_layer_window(&changed, l), l == 3 ? 24 : 0);
     ck_assert(must_read("mixtral", THETA).activation == MOE_SILU);
