@@ -20,7 +20,8 @@
     X(granitemoeshared)      \
     X(phimoe)                \
     X(deepseek_v2)           \
-    X(deepseek_v3)
+    X(deepseek_v3)           \
+    X(gpt_oss)
 
 typedef struct model_family {
     const char *name; /* config.json's model_type */

@@ -65,6 +65,8 @@ typedef struct model_config {
     float router_scale, router_jitter;
     uint32_t router_groups, router_top_groups, router_group_best; /* see router_args */
     bool has_choice_bias;
+    moe_activation activation; /* of the experts that routers choose */
+    float activation_alpha, activation_limit;
     uint32_t d_shared_ffn; /* 0: no shared expert */
     bool is_shared_gated;  /* its output times sigmoid(shared_gate x) */
     uint32_t d_dense_ffn;

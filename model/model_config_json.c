@@ -75,6 +75,7 @@ static const plain_key plain_keys[] = {
     {"routed_scaling_factor", ONE},
     {"kv_lora_rank", NEVER},
     {"swiglu_limit", NEVER},
+    {"swiglu_alpha", NEVER},
     {"num_zero_experts", OFF},
 };
 
@@ -122,8 +123,9 @@ static err_t read_type(const model_json_object *from, model_config *out)
         key = "torch_dtype";
         value = model_json_member(from, key);
     }
-    out->stored_type = DTYPE_F32;
-    if (value == NULL) return ERR_OK; /* the tensors tell */
+    /* The tensors tell; gpt-oss is released without the key, in BF16 beside its blocks. */
+    out->stored_type = out->quantisation.method == QUANTISATION_MXFP4 ? DTYPE_BF16 : DTYPE_F32;
+    if (value == NULL) return ERR_OK;
     for (dtype type = 0; type <= DTYPE_F16; type++) {
         if (cJSON_IsString(value) && strcmp(value->valuestring, names[type]) == 0) {
             out->stored_type = type;

@@ -78,12 +78,13 @@ static void add_config(uint64_t *mark, const model_config *c)
                                c->quantisation.method,
                                c->quantisation.block_rows,
                                c->quantisation.block_cols};
-    const uint64_t more[] = {c->is_rope_interleaved, c->latent.q_rank,  c->latent.kv_rank,
-                             c->latent.nope_dim,     c->router_groups,  c->router_top_groups,
-                             c->router_group_best,   c->has_choice_bias};
-    const float numbers[] = {c->qkv_limit,      c->attention_scale, c->router_scale,
-                             c->router_jitter,  c->norm_eps,        c->embedding_scale,
-                             c->residual_scale, c->logits_divisor};
+    const uint64_t more[] = {c->is_rope_interleaved, c->latent.q_rank,   c->latent.kv_rank,
+                             c->latent.nope_dim,     c->router_groups,   c->router_top_groups,
+                             c->router_group_best,   c->has_choice_bias, c->activation};
+    const float numbers[] = {c->qkv_limit,       c->attention_scale, c->router_scale,
+                             c->router_jitter,   c->norm_eps,        c->embedding_scale,
+                             c->residual_scale,  c->logits_divisor,  c->activation_alpha,
+                             c->activation_limit};
     add(mark, c->family, strlen(c->family));
     add(mark, counts, sizeof counts);
     add(mark, more, sizeof more);

@@ -51,11 +51,30 @@ size_t model_weights_read_bytes(const model_config *config, const model_weights 
     size_t bytes = w->bytes;
     for (size_t i = 0; i < n_experts; i++) {
         const moe_expert *const e = &w->experts[i];
-        const matrix *const parts[] = {&e->gate, &e->up, &e->down};
-        for (size_t p = 0; !w->is_read[i] && p < 3; p++)
+        const matrix *const parts[] = {&e->gate,      &e->up,      &e->down,
+                                       &e->gate_bias, &e->up_bias, &e->down_bias};
+        for (size_t p = 0; !w->is_read[i] && p < sizeof parts / sizeof parts[0]; p++)
             bytes -= matrix_bytes(parts[p]) + matrix_scale_bytes(parts[p]);
     }
     return bytes;
+}
+
+static float float_at(const matrix *m, size_t i)
+{
+    if (m->type == DTYPE_F32) return ((const float *)m->data)[i];
+    const uint16_t bits = ((const uint16_t *)m->data)[i];
+    return m->type == DTYPE_BF16 ? f32_from_bf16(bits) : f32_from_f16(bits);
+}
+
+err_t model_weights_widen_sinks(const model_config *config, model_weights *w, err_info *info)
+{
+    const size_t n_heads = config->n_heads;
+    if (w->layer[0].sinks.data == NULL) return ERR_OK;
+    w->sinks = calloc(config->n_layers * n_heads, sizeof *w->sinks);
+    if (w->sinks == NULL) return err_set(info, ERR_NO_MEMORY, "weights: out of memory");
+    for (size_t i = 0; i < config->n_layers * n_heads; i++)
+        w->sinks[i] = float_at(&w->layer[i / n_heads].sinks, i % n_heads);
+    return ERR_OK;
 }
 
 /* ---- finding tensors ----------------------------------------------------------------------------- */
@@ -84,22 +103,39 @@ static err_t type_of(const finder *f, const tensor *t, dtype *out)
     }
 }
 
-static bool has_part(const tensor *t, const model_weight *weight)
+/* The shape that a tensor of parts must have; returns its dimensions. */
+static uint32_t part_shape(const model_weight *weight, uint32_t out[3])
 {
-    const uint32_t n_dims = weight->part.n_items > 0 ? 3 : 2;
-    return t->n_dims == n_dims && t->shape[n_dims - 1] == weight->cols &&
-           t->shape[n_dims - 2] == weight->part.n_rows &&
-           (n_dims == 2 || t->shape[0] == weight->part.n_items);
+    const uint32_t n_rows = weight->part.n_rows;
+    const bool is_turned = weight->part.is_turned;
+    uint32_t n = 0;
+    if (weight->part.n_items > 0) out[n++] = weight->part.n_items;
+    if (!is_turned || !weight->is_vector) out[n++] = is_turned ? weight->cols : n_rows;
+    out[n++] = is_turned ? n_rows : weight->cols;
+    return n;
 }
 
-/* The shape that a tensor of parts must have. */
+static bool has_part(const tensor *t, const model_weight *weight)
+{
+    uint32_t want[3];
+    const uint32_t n_dims = part_shape(weight, want);
+    if (t->n_dims != n_dims) return false;
+    for (uint32_t i = 0; i < n_dims; i++) {
+        if (t->shape[i] != want[i]) return false;
+    }
+    return true;
+}
+
 static err_t refuse_part(const finder *f, const tensor *t, const model_weight *weight)
 {
+    char text[64] = "", *at = text;
+    uint32_t want[3];
+    const uint32_t n_dims = part_shape(weight, want);
+    for (uint32_t i = 0; i < n_dims; i++)
+        at += snprintf(at, (size_t)(text + sizeof text - at), "%s%u", i > 0 ? ", " : "", want[i]);
     return err_set(f->info, ERR_BAD_MODEL,
-                   "tensor %.100s: %u dimensions of first size %llu are not %s%u, %u, %u]", t->name,
-                   t->n_dims, t->n_dims > 0 ? (unsigned long long)t->shape[0] : 0ULL,
-                   weight->part.n_items > 0 ? "[" : "(no) [", weight->part.n_items,
-                   weight->part.n_rows, weight->cols);
+                   "tensor %.100s: %u dimensions of first size %llu are not [%s]", t->name,
+                   t->n_dims, t->n_dims > 0 ? (unsigned long long)t->shape[0] : 0ULL, text);
 }
 
 static err_t check_shape(const finder *f, const tensor *t, const model_weight *weight)
@@ -126,18 +162,24 @@ static bool is_aligned(const matrix *m)
     return dtype_has_scales(m->type) || (uintptr_t)m->data % dtype_bytes(m->type) == 0;
 }
 
-/* The matrix of a tensor without scales. */
+/* Where the part begins, in values. */
+static size_t first_value(const model_weight *weight)
+{
+    const size_t rows_before = (size_t)weight->part.item * weight->part.n_rows;
+    if (!weight->part.is_turned) return (rows_before + weight->part.first_row) * weight->cols;
+    return rows_before * (weight->is_vector ? 1 : weight->cols) + weight->part.first_row;
+}
+
+/* The matrix of a tensor without scales; of a turned one only `data` is right before it is copied. */
 static err_t view_plain(const finder *f, const tensor *t, const model_weight *weight, matrix *out)
 {
-    const size_t first_row =
-        (size_t)weight->part.item * weight->part.n_rows + weight->part.first_row;
     dtype type = DTYPE_F32;
     TRY(type_of(f, t, &type));
     TRY(check_shape(f, t, weight));
-    if (weight->part.row_step > 1)
+    if (weight->part.row_step > 1 && !weight->part.is_turned)
         return err_set(f->info, ERR_UNSUPPORTED, "tensor %.100s: type %s, where blocks are known",
                        t->name, tensor_type_name(t->type));
-    *out = (matrix){.data = (const uint8_t *)t->data + first_row * weight->cols * dtype_bytes(type),
+    *out = (matrix){.data = (const uint8_t *)t->data + first_value(weight) * dtype_bytes(type),
                     .type = type,
                     .rows = weight->rows,
                     .cols = weight->cols};
@@ -146,7 +188,8 @@ static err_t view_plain(const finder *f, const tensor *t, const model_weight *we
 
 static bool is_copied(const model_weight *weight)
 {
-    return weight->arrange != NULL || !is_aligned(weight->into);
+    const bool is_turned = weight->part.is_turned && !dtype_has_scales(weight->into->type);
+    return weight->arrange != NULL || is_turned || !is_aligned(weight->into);
 }
 
 static err_t find_weight(void *ctx, const model_weight *weight)
@@ -182,16 +225,47 @@ typedef struct copier {
     uint8_t *at;
 } copier;
 
+enum { TURN_TILE = 32 }; /* a tile's lines of both sides stay in the nearest cache */
+
+/* Every row_step-th column of an item becomes a row. */
+static void copy_turned(const model_weight *weight, uint8_t *to)
+{
+    const matrix *const m = weight->into;
+    const uint8_t *const from = m->data;
+    const size_t bytes = dtype_bytes(m->type), stride = weight->part.n_rows * bytes,
+                 step = (weight->part.row_step > 1 ? weight->part.row_step : 1) * bytes,
+                 n_rows = weight->is_vector ? weight->cols : weight->rows,
+                 n_cols = weight->is_vector ? 1 : weight->cols;
+    for (size_t r0 = 0; r0 < n_rows; r0 += TURN_TILE) {
+        const size_t r1 = r0 + TURN_TILE < n_rows ? r0 + TURN_TILE : n_rows;
+        for (size_t c0 = 0; c0 < n_cols; c0 += TURN_TILE) {
+            const size_t c1 = c0 + TURN_TILE < n_cols ? c0 + TURN_TILE : n_cols;
+            for (size_t r = r0; r < r1; r++) {
+                for (size_t c = c0; c < c1; c++)
+                    memcpy(to + (r * n_cols + c) * bytes, from + c * stride + r * step, bytes);
+            }
+        }
+    }
+}
+
+static void copy_values(const copier *to, const model_weight *weight)
+{
+    const matrix *const m = weight->into;
+    if (weight->arrange != NULL)
+        weight->arrange(to->scaled->config, m, to->at);
+    else if (weight->part.is_turned)
+        copy_turned(weight, to->at);
+    else
+        memcpy(to->at, m->data, matrix_bytes(m));
+}
+
 static err_t copy_weight(void *ctx, const model_weight *weight)
 {
     copier *const to = ctx;
     matrix *const m = weight->into;
     const size_t scale_bytes = scaled_copy_bytes(to->scaled, weight);
     if (is_copied(weight)) {
-        if (weight->arrange != NULL)
-            weight->arrange(to->scaled->config, m, to->at);
-        else
-            memcpy(to->at, m->data, matrix_bytes(m));
+        copy_values(to, weight);
         m->data = to->at;
         to->at += round_up(matrix_bytes(m), ALIGN_BYTES);
     }
@@ -309,6 +383,8 @@ err_t model_weights_load(const char *dir, const model_family *family, const mode
     err = copy_weights(family, &f, out);
     if (err != ERR_OK) goto fail;
     if (config->tied_embeddings) out->head = out->embedding; /* which may have moved */
+    err = model_weights_widen_sinks(config, out, info);
+    if (err != ERR_OK) goto fail;
     warn_extra(family, out, &f);
     return ERR_OK;
 fail:
@@ -322,6 +398,7 @@ void model_weights_deinit(model_weights *w)
     if (w->dummy != NULL) munmap(w->dummy, w->dummy_bytes);
     free(w->copies);
     free(w->is_read);
+    free(w->sinks);
     free(w->experts);
     free(w->commons);
     free(w->layer);

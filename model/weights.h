@@ -25,6 +25,7 @@ typedef struct model_layer {
     matrix o;                                   /* [d_model][n_heads * v_dim] */
     matrix q_bias, k_bias, v_bias, o_bias;      /* [1][rows of q, k, v, o] */
     matrix q_norm, k_norm;                      /* [1][head_dim], or [1][rows of q, k] */
+    matrix sinks;                               /* [1][n_heads], see kv_layer_shape.sink_logit */
     matrix moe_norm, moe_norm_bias;             /* [1][d_model] */
     matrix router;                              /* [n_experts][d_model] */
     matrix router_bias;                         /* [1][n_experts], of the logits */
@@ -48,6 +49,7 @@ typedef struct model_weights {
     model_layer *layer;  /* [n_layers] */
     moe_expert *experts; /* [n_layers][n_experts], what layer[].expert points into */
     moe_expert *commons; /* [n_layers], what layer[].common points to */
+    float *sinks;        /* [n_layers][n_heads], all layers' as floats, or NULL */
     bool *is_read;       /* [n_layers][n_experts]: experts that this rank has; all at first */
     size_t bytes;        /* of all tensors, each counted once */
     uint64_t n_params;
@@ -75,7 +77,10 @@ typedef struct model_weight {
     struct {
         uint32_t n_items, item, n_rows, first_row;
         uint32_t
-            row_step; /* every so many rows of it; 0 is 1. Of tensors with mxfp4's blocks alone */
+            row_step; /* every so many rows of it; 0 is 1. Of turned ones, and mxfp4's blocks */
+        /* Its rows are the file's columns: of [n_items][cols][n_rows], or, a vector's, of [n_items][n_rows]. It is
+         * copied. Blocks are never turned. */
+        bool is_turned;
     } part;
     model_arrange *arrange; /* NULL: it is used as it lies in the file */
     matrix *into;
@@ -124,7 +129,9 @@ static inline size_t matrix_scale_bytes(const matrix *m)
                                 : 0;
 }
 
-/* For the loaders alone: arrays of layers and experts, zeroed; all experts are read. */
+/* For the loaders alone: arrays of layers and experts, zeroed; all experts are read. Behind their walks: `sinks`. */
 err_t model_weights_alloc(const model_config *config, model_weights *w, err_info *info) MUST_CHECK;
+err_t model_weights_widen_sinks(const model_config *config, model_weights *w,
+                                err_info *info) MUST_CHECK;
 
 #endif

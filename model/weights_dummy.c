@@ -217,6 +217,8 @@ err_t model_weights_dummy(dev *d, const model_family *family, const model_config
     err = family->each_weight(config, out, place_weight, &walk);
     assert(err == ERR_OK);
     if (config->tied_embeddings) out->head = out->embedding;
+    err = model_weights_widen_sinks(config, out, info);
+    if (err != ERR_OK) goto fail;
     return ERR_OK;
 fail:
     model_weights_deinit(out);

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Writes the models of tests/golden whose weights have scales, and packed_tensors.safetensors.
 
-The models are those of make_goldens.py with E4M3 codes instead of their matrices, as released checkpoints have them:
+The models are those of make_goldens.py with codes instead of their matrices, as released checkpoints have them:
 
     mixtral-fp8-block     weight_scale_inv for blocks of 128 x 128, as in DeepSeek-V3 and Qwen3-FP8; sizes that are no
                           multiple of 128; scales of the first layer in F32, of the second in BF16
     mixtral-fp8-tensor    one weight_scale for a tensor, and input scales, which are not used
+    gpt_oss-mxfp4         experts' blocks and scales as in gpt-oss, the rows of gate and up in turns
 
 The reference is float32 arithmetic on the values that codes and scales mean, which must be those that transformers
 finds in the same codes and scales. packed_tensors.safetensors has random blocks and scales of MXFP4, and what transformers makes
@@ -27,12 +28,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MixtralForCausalLM
 from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.utils import logging
 
 import make_goldens as goldens
+from golden_families import families
+from golden_families.gpt_oss import EXACT_YARN, SINKS, SMALL
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
@@ -41,6 +43,12 @@ BLOCK = 128
 BLOCK_CONFIG = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK],
                 "modules_to_not_convert": ["lm_head"]}
 TENSOR_CONFIG = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+MXFP4_CONFIG = {"quant_method": "mxfp4",
+                "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens",
+                                           "lm_head"]}
+CONFIGS = {"fp8-block": BLOCK_CONFIG, "fp8-tensor": TENSOR_CONFIG, "mxfp4": MXFP4_CONFIG}
+FP4_VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+MX_BLOCK = 32
 
 FIXTURES = [
     goldens.Fixture(
@@ -61,7 +69,22 @@ FIXTURES = [
                     num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=4,
                     num_experts_per_tok=2, rms_norm_eps=1e-5, rope_theta=10000.0),
     ),
+    goldens.Fixture(
+        name="mxfp4",
+        seed=4,
+        n_distinct_min=6,
+        dtype=torch.bfloat16,
+        prompts=(1, 7, 120),
+        config=SMALL | dict(hidden_size=64, intermediate_size=32),
+        rope=EXACT_YARN,
+        max_positions=512,
+        gains=SINKS,
+    ),
 ]
+
+
+def family_of(fixture):
+    return "gpt_oss" if fixture.name == "mxfp4" else "mixtral"
 
 
 # ---- codes and scales ----------------------------------------------------------------------------------------
@@ -87,6 +110,33 @@ def quantise_blocks(weight, scale_dtype):
     return codes, scale, codes.float() * whole
 
 
+def quantise_packed(weight):
+    """Blocks and scales of [expert][column][row], where columns are what rows of codes run over. The scale is the power
+    of two below a block's largest value, over four: the largest code, six, is met or nearly so."""
+    rows = weight.float().transpose(1, 2).contiguous()
+    blocks = rows.view(*rows.shape[:2], -1, MX_BLOCK)
+    power = (blocks.abs().amax(-1).log2().floor() - 2).clamp(-127, 127)
+    scaled = blocks / torch.exp2(power)[..., None]
+    codes = (scaled.abs()[..., None] - FP4_VALUES).abs().argmin(-1) + 8 * (scaled < 0)
+    return (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8), (power + 127).to(torch.uint8)
+
+
+def quantise_experts(tensors):
+    """As quantise, of gpt-oss: what is meant is what transformers makes of the codes."""
+    stored, meant = {}, {}
+    for name, weight in tensors.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            stored[name], meant[name] = weight, weight.float()
+            continue
+        blocks, scales = quantise_packed(weight)
+        stored[name + "_blocks"], stored[name + "_scales"] = blocks, scales
+        meant[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+        error = (meant[name] - weight.float()).square().mean() / weight.float().square().mean()
+        if meant[name].shape != weight.shape or error > 0.03:
+            raise RuntimeError(f"{name}: {error:.3f} of the weights' square is lost")
+    return stored, meant
+
+
 def is_quantised(name):
     return "_proj" in name or "experts" in name
 
@@ -101,6 +151,8 @@ def check_against_transformers(stored, name, values):
 
 def quantise(tensors, fixture):
     """The tensors of the checkpoint, and the values that they mean."""
+    if fixture.name == "mxfp4":
+        return quantise_experts(tensors)
     stored, meant = {}, {}
     for name, weight in tensors.items():
         if not is_quantised(name):
@@ -125,24 +177,25 @@ def quantise(tensors, fixture):
 def write_config(folder, fixture):
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["quantization_config"] = BLOCK_CONFIG if fixture.name == "fp8-block" else TENSOR_CONFIG
+    config["quantization_config"] = CONFIGS[fixture.name]
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def make_fixture(fixture, folder):
     """Writes one fixture and returns its report."""
+    family = families()[family_of(fixture)]
     torch.manual_seed(fixture.seed)
-    source = MixtralForCausalLM(goldens.make_config(fixture)).eval()
+    source = family.model(goldens.make_config(family, fixture)).eval()
     goldens.fill_weights(source, fixture)
-    goldens.save_checkpoint(source, fixture, folder)
+    goldens.save_checkpoint(source, family, fixture, folder)
     stored, meant = quantise(load_file(folder / "model.safetensors"), fixture)
     with tempfile.TemporaryDirectory() as exact:
         shutil.copy(folder / "config.json", exact)
         save_file(meant, Path(exact) / "model.safetensors", {"format": "pt"})
-        model = goldens.load(exact)
+        model = goldens.load(family, fixture, exact)
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     write_config(folder, fixture)
-    tensors, report = goldens.make_reference(model, fixture)
+    tensors, report = goldens.make_reference(model, family, fixture)
     save_file(tensors, folder / "reference.safetensors")
     return report
 
@@ -152,19 +205,20 @@ def try_seeds(fixtures, n_seeds):
         for seed in range(1, n_seeds + 1):
             candidate = replace(fixture, seed=seed)
             with tempfile.TemporaryDirectory() as folder:
-                goldens.print_report(candidate, make_fixture(candidate, Path(folder)))
+                goldens.print_report(fixture.name, candidate, make_fixture(candidate, Path(folder)))
             sys.stdout.flush()
 
 
 def write_all(fixtures, out):
     for fixture in fixtures:
-        folder = out / f"mixtral-{fixture.name}"
+        name = f"{family_of(fixture)}-{fixture.name}"
+        folder = out / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         report = make_fixture(fixture, folder)
-        goldens.print_report(fixture, report)
-        if goldens.complaints(report):
-            raise SystemExit(f"mixtral-{fixture.name}: {goldens.complaints(report)}; try other seeds")
+        goldens.print_report(name, fixture, report)
+        if goldens.complaints(fixture, report):
+            raise SystemExit(f"{name}: {goldens.complaints(fixture, report)}; try other seeds")
 
 
 # ---- packed tensors ------------------------------------------------------------------------------------------

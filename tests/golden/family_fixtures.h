@@ -28,6 +28,10 @@ static const char *const family_fixtures[] = {
     "deepseek_v3-base-bf16",
     "deepseek_v3-whole-f32",
     "deepseek_v3-odd-f16",
+    "gpt_oss-base-bf16",
+    "gpt_oss-clamped-f32",
+    "gpt_oss-odd-f16",
+    "gpt_oss-mxfp4",
 };
 enum { N_FAMILY_FIXTURES = sizeof family_fixtures / sizeof family_fixtures[0] };
 

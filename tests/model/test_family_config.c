@@ -25,6 +25,7 @@ static const family_base bases[] = {
     {"granitemoe", "\"num_local_experts\":6"},
     {"granitemoeshared", "\"num_local_experts\":6,\"shared_intermediate_size\":20"},
     {"phimoe", "\"num_local_experts\":6"},
+    {"gpt_oss", "\"num_local_experts\":6,\"head_dim\":16,\"sliding_window\":24"},
 };
 enum { N_BASES = sizeof bases / sizeof bases[0] };
 
@@ -108,6 +109,46 @@ START_TEST(every_family_is_read_with_what_it_has)
 END_TEST
 
 /* 4 layers of 32 channels, 4 heads of 16 with 2 for keys and values, 6 experts of 16. */
+START_TEST(gpt_oss_is_read_as_released_and_as_it_may_be_changed)
+{
+    const model_config plain = must_read("gpt_oss", THETA);
+    ck_assert(plain.activation == MOE_CLAMPED);
+    ck_assert(plain.activation_alpha == 1.702f);
+    ck_assert(plain.activation_limit == 7.0f);
+    ck_assert(plain.has_qkv_bias && plain.has_o_bias && plain.renormalise_top_k);
+    for (uint32_t l = 0; l < 4; l++)
+        ck_assert_uint_eq(model_layer_window(&plain, l), l % 2 == 0 ? 24 : 0);
+
+    const model_config changed = must_read(
+        "gpt_oss", THETA ",\"swiglu_limit\":5,\"swiglu_alpha\":1,\"attention_bias\":false,"
+                         "\"experts_per_token\":2,\"quantization_config\":{\"quant_method\":"
+                         "\"mxfp4\",\"modules_to_not_convert\":[\"lm_head\"]},\"layer_types\":["
+                         "\"full_attention\",\"full_attention\",\"full_attention\","
+                         "\"sliding_attention\"]");
+    ck_assert(changed.activation_alpha == 1.0f);
+    ck_assert(changed.activation_limit == 5.0f);
+    ck_assert(!changed.has_qkv_bias && !changed.has_o_bias);
+    ck_assert(changed.quantisation.method == QUANTISATION_MXFP4);
+    ck_assert(changed.stored_type == DTYPE_BF16);
+    for (uint32_t l = 0; l < 4; l++)
+        ck_assert_uint_eq(model_layer_window(&changed, l), l == 3 ? 24 : 0);
+    ck_assert(must_read("mixtral", THETA).activation == MOE_SILU);
+}
+END_TEST
+
+/* With biases of every product, of the router, and a sink for each head. */
+START_TEST(gpt_oss_counts_biases_and_sinks)
+{
+    const uint64_t biases = 64 + 2 * 32 + 32, norms = 2 * 32, sinks = 4,
+                   attention = 2 * 64 * 32 + 2 * 32 * 32 + biases + norms + sinks,
+                   expert = 2 * 24 * (32 + 1) + 32 * (24 + 1), router = 6 * (32 + 1),
+                   tables = 2 * 96 * 32 + 32;
+    const model_config c = must_read("gpt_oss", THETA);
+    ck_assert_uint_eq(c.n_params, 4 * (attention + router + 6 * expert) + tables);
+    ck_assert_uint_eq(c.n_params_active, c.n_params - 4 * 4 * expert);
+}
+END_TEST
+
 START_TEST(parameters_are_counted_in_all_and_as_a_token_passes_them)
 {
     const uint64_t attention = 2 * 64 * 32 + 2 * 32 * 32 + 2 * 16 + 2 * 32, expert = 3 * 16 * 32,
@@ -177,7 +218,19 @@ static const refused refusals[] = {
     {"granitemoe", THETA ",\"shared_intermediate_size\":24", "shared_intermediate_size: 24 is not"},
     {"granitemoe", THETA ",\"sliding_window\":24", "sliding_window: 24 is not"},
     {"phimoe", THETA ",\"residual_multiplier\":0.5", "residual_multiplier: 0.5 is not"},
+    {"mixtral", THETA ",\"swiglu_limit\":7", "swiglu_limit: 7 is not supported"},
+    {"olmoe", THETA ",\"swiglu_alpha\":1.5", "swiglu_alpha: 1.5 is not supported"},
+    {"gpt_oss", THETA ",\"experts_per_token\":3", "experts_per_token: 3 is not supported"},
+    {"gpt_oss", THETA ",\"swiglu_limit\":0", "swiglu_limit: 0 is outside"},
+    {"gpt_oss", THETA ",\"quantization_config\":{\"quant_method\":\"fp8\"}",
+     "quantization_config: an object is not"},
+    {"gpt_oss",
+     THETA ",\"layer_types\":[\"chunked_attention\",\"full_attention\",\"full_attention\","
+           "\"full_attention\"]",
+     "layer_types: \"chunked_attention\" is not"},
+    {"gpt_oss", THETA ",\"layer_types\":[\"full_attention\"]", "layer_types: an array is not"},
     /* What none has. */
+    {"gpt_oss", THETA ",\"hidden_act\":\"gelu\"", "hidden_act: \"gelu\" is not"},
     {"olmoe", THETA ",\"hidden_act\":\"gelu\"", "hidden_act: \"gelu\" is not"},
     {"qwen3_moe", THETA ",\"hidden_act\":\"relu2\"", "hidden_act: \"relu2\" is not"},
     {"qwen3_moe", THETA ",\"partial_rotary_factor\":0.5", "partial_rotary_factor: 0.5 is not"},
@@ -260,6 +313,8 @@ END_TEST
 
 const test_case test_cases[] = {
     TEST_CASE(every_family_is_read_with_what_it_has),
+    TEST_CASE(gpt_oss_is_read_as_released_and_as_it_may_be_changed),
+    TEST_CASE(gpt_oss_counts_biases_and_sinks),
     TEST_CASE(parameters_are_counted_in_all_and_as_a_token_passes_them),
     TEST_CASE(windows_of_some_layers_are_read_either_way),
     TEST_CASE(both_spellings_of_a_scaling_are_the_same),

@@ -125,14 +125,14 @@ END_TEST
 /* ---- files --------------------------------------------------------------------------------------- */
 
 /* Copies the fixture into `dir`, its header changed: `from` replaced by `to` of the same length. */
-static void copy_fixture(const temp_dir *dir, const char *config_from, const char *config_to,
-                         const char *from, const char *to)
+static void copy_folder(const temp_dir *dir, const char *folder, const char *config_from,
+                        const char *config_to, const char *from, const char *to)
 {
     char path[256];
     size_t n_config, n_model;
-    (void)snprintf(path, sizeof path, "%s/config.json", fixture);
+    (void)snprintf(path, sizeof path, "%s/config.json", folder);
     char *const config = temp_read(path, &n_config);
-    (void)snprintf(path, sizeof path, "%s/model.safetensors", fixture);
+    (void)snprintf(path, sizeof path, "%s/model.safetensors", folder);
     char *const model_bytes = temp_read(path, &n_model);
     if (from != NULL) {
         char *const at = memmem(model_bytes, n_model, from, strlen(from));
@@ -148,6 +148,12 @@ static void copy_fixture(const temp_dir *dir, const char *config_from, const cha
     temp_write(dir, "model.safetensors", model_bytes, n_model);
     free(config);
     free(model_bytes);
+}
+
+static void copy_fixture(const temp_dir *dir, const char *config_from, const char *config_to,
+                         const char *from, const char *to)
+{
+    copy_folder(dir, fixture, config_from, config_to, from, to);
 }
 
 static void expect_refusal(const temp_dir *dir, const model_options *options, err_t expected,
@@ -191,6 +197,34 @@ START_TEST(a_model_that_differs_from_its_config_is_refused)
         expect_refusal(&dir, &checked, cases[i].err, cases[i].fact);
         temp_dir_close(&dir);
     }
+}
+END_TEST
+
+/* gpt-oss as transformers writes it. */
+START_TEST(experts_by_column_must_have_the_shape_of_the_config)
+{
+#define BIAS(shape) "experts.gate_up_proj_bias\":{\"dtype\":\"BF16\",\"shape\":[" shape "]"
+    static const struct {
+        const char *config_from, *config_to, *from, *to;
+        err_t err;
+        const char *fact;
+    } cases[] = {
+        {"\"intermediate_size\": 16", "\"intermediate_size\": 17", NULL, NULL, ERR_BAD_MODEL,
+         "experts.gate_up_proj: 3 dimensions of first size 6 are not [6, 32, 34]"},
+        {NULL, NULL, BIAS("6,32"), BIAS("32,6"), ERR_BAD_MODEL,
+         "experts.gate_up_proj_bias: 2 dimensions of first size 32 are not [6, 32]"},
+        {NULL, NULL, "0.self_attn.sinks", "0.self_attn.stops", ERR_BAD_MODEL,
+         "1 tensors are missing, the first is model.layers.0.self_attn.sinks"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        temp_dir dir;
+        temp_dir_open(&dir);
+        copy_folder(&dir, "tests/golden/gpt_oss-base-bf16", cases[i].config_from,
+                    cases[i].config_to, cases[i].from, cases[i].to);
+        expect_refusal(&dir, &checked, cases[i].err, cases[i].fact);
+        temp_dir_close(&dir);
+    }
+#undef BIAS
 }
 END_TEST
 
@@ -515,6 +549,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(dummy_weights_are_the_same_for_any_number_of_threads),
     TEST_CASE(a_model_that_differs_from_its_config_is_refused),
+    TEST_CASE(experts_by_column_must_have_the_shape_of_the_config),
     TEST_CASE(more_layers_than_the_config_names_are_a_warning_only),
     TEST_CASE(more_positions_than_the_model_has_are_refused),
     TEST_CASE(nan_and_inf_are_found_when_asked_for),

@@ -389,10 +389,10 @@ END_TEST
 /* One of each kind of layer that a family may have. */
 START_TEST(weights_of_every_family_add_up_to_its_parameters)
 {
-    static const char *const fixtures[] = {"mixtral-gqa-bf16",         "olmoe-clip-f32",
-                                           "qwen2_moe-dense-f32",      "qwen2_moe-window-bf16",
-                                           "qwen3_moe-dense-f32",      "granitemoe-tied-f16",
-                                           "granitemoeshared-odd-f32", "phimoe-base-bf16"};
+    static const char *const fixtures[] = {
+        "mixtral-gqa-bf16",         "olmoe-clip-f32",      "qwen2_moe-dense-f32",
+        "qwen2_moe-window-bf16",    "qwen3_moe-dense-f32", "granitemoe-tied-f16",
+        "granitemoeshared-odd-f32", "phimoe-base-bf16",    "gpt_oss-base-bf16"};
     for (size_t i = 0; i < sizeof fixtures / sizeof fixtures[0]; i++) {
         char dir[128];
         model_config c;
@@ -406,8 +406,11 @@ START_TEST(weights_of_every_family_add_up_to_its_parameters)
         ck_assert(plan_kv_shape_init(&c, dir, &kv, &info) == ERR_OK);
         for (uint32_t l = 0; l < c.n_layers; l++)
             n_experts += kv.shape.layer[l].has_router ? c.n_experts : 0;
-        ck_assert_uint_eq(weights.expert_bytes,
-                          3 * (uint64_t)c.d_ffn * c.d_model * dtype_bytes(c.stored_type));
+        for (uint32_t l = 0; l < c.n_layers; l++)
+            ck_assert_ptr_null(kv.shape.layer[l].sink_logit); /* there are no weights */
+        const uint64_t biases = c.activation == MOE_CLAMPED ? 2 * c.d_ffn + c.d_model : 0;
+        ck_assert_uint_eq(weights.expert_bytes, (3 * (uint64_t)c.d_ffn * c.d_model + biases) *
+                                                    dtype_bytes(c.stored_type));
         ck_assert_uint_eq(weights.replicated_bytes + n_experts * weights.expert_bytes,
                           c.n_params * dtype_bytes(c.stored_type));
         plan_kv_shape_deinit(&kv);

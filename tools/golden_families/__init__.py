@@ -8,7 +8,7 @@ from typing import Callable
 import torch
 
 MODULES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "granitemoe", "granitemoeshared", "phimoe",
-           "deepseek_v2", "deepseek_v3")
+           "deepseek_v2", "deepseek_v3", "gpt_oss")
 
 
 @dataclass(frozen=True)
