@@ -30,6 +30,7 @@ typedef struct model_family {
     const char *key_n_experts;
     const char *key_n_experts_too; /* what transformers 5 writes for it; NULL: the same */
     const char *key_top_k;
+    const char *key_top_k_too;   /* another name of it, where the first is not there; NULL: none */
     const char *key_d_ffn;       /* width of one expert */
     const char *key_renormalise; /* boolean; NULL: `renormalise` below is fixed */
     bool renormalise;

@@ -28,7 +28,7 @@ static err_t read_windows(const model_json_object *from, model_config *out)
     return ERR_OK;
 }
 
-/* The other name of num_experts_per_tok, which released files have beside it. */
+/* Released files have both names. */
 static err_t check_top_k(const model_json_object *from, const model_config *c)
 {
     uint32_t top_k = c->top_k;
@@ -135,6 +135,7 @@ const model_family model_family_gpt_oss = {
     .name = "gpt_oss",
     .key_n_experts = "num_local_experts",
     .key_top_k = "num_experts_per_tok",
+    .key_top_k_too = "experts_per_token",
     .key_d_ffn = "intermediate_size",
     .renormalise = true,
     .read_config = read_config,

@@ -244,6 +244,14 @@ static err_t read_family(const model_json_object *from, model_config *out,
 
 /* ---- the whole ----------------------------------------------------------------------------------- */
 
+/* `other`, which may be NULL, if it is there and `key` is not. */
+static const char *key_there(const model_json_object *from, const char *key, const char *other)
+{
+    const bool is_other = other != NULL && model_json_member(from, key) == NULL &&
+                          model_json_member(from, other) != NULL;
+    return is_other ? other : key;
+}
+
 static err_t read_shape(const model_json_object *from, const model_family *family,
                         model_config *out)
 {
@@ -271,13 +279,11 @@ static err_t read_shape(const model_json_object *from, const model_family *famil
                        out->head_dim, HEAD_DIM_MAX);
     out->v_dim = out->rope.n_rotated = out->head_dim;
     TRY(model_json_u32(from, "vocab_size", (const uint32_t[]){1, VOCAB_MAX}, &out->n_vocab));
-    const char *key = family->key_n_experts;
-    if (family->key_n_experts_too != NULL && model_json_member(from, key) == NULL &&
-        model_json_member(from, family->key_n_experts_too) != NULL)
-        key = family->key_n_experts_too;
+    const char *key = key_there(from, family->key_n_experts, family->key_n_experts_too);
     TRY(model_json_u32(from, key, (const uint32_t[]){1, MOE_EXPERTS_MAX}, &out->n_experts));
     const uint32_t top_k_max = out->n_experts < MOE_TOP_K_MAX ? out->n_experts : MOE_TOP_K_MAX;
-    TRY(model_json_u32(from, family->key_top_k, (const uint32_t[]){1, top_k_max}, &out->top_k));
+    key = key_there(from, family->key_top_k, family->key_top_k_too);
+    TRY(model_json_u32(from, key, (const uint32_t[]){1, top_k_max}, &out->top_k));
     return model_json_u32(from, family->key_d_ffn, (const uint32_t[]){1, CONFIG_D_FFN_MAX},
                           &out->d_ffn);
 }

@@ -136,6 +136,24 @@ START_TEST(gpt_oss_is_read_as_released_and_as_it_may_be_changed)
 }
 END_TEST
 
+START_TEST(gpt_oss_has_two_names_for_the_experts_of_a_token)
+{
+    static const char config[] =
+        "{\"model_type\":\"gpt_oss\",\"hidden_size\":32,\"num_hidden_layers\":2,"
+        "\"num_attention_heads\":4,\"vocab_size\":96,\"max_position_embeddings\":256,"
+        "\"rms_norm_eps\":1e-05,\"rope_theta\":1e4,\"intermediate_size\":24,"
+        "\"num_local_experts\":6,\"sliding_window\":24,\"experts_per_token\":3}";
+    temp_dir dir;
+    model_config c;
+    err_info info = {0};
+    temp_dir_open(&dir);
+    temp_write_text(&dir, "config.json", config);
+    ck_assert_msg(model_config_read(dir.path, &c, &info) == ERR_OK, "%s", info.message);
+    ck_assert_uint_eq(c.top_k, 3);
+    temp_dir_close(&dir);
+}
+END_TEST
+
 /* With biases of every product, of the router, and a sink for each head. */
 START_TEST(gpt_oss_counts_biases_and_sinks)
 {
@@ -314,6 +332,7 @@ END_TEST
 const test_case test_cases[] = {
     TEST_CASE(every_family_is_read_with_what_it_has),
     TEST_CASE(gpt_oss_is_read_as_released_and_as_it_may_be_changed),
+    TEST_CASE(gpt_oss_has_two_names_for_the_experts_of_a_token),
     TEST_CASE(gpt_oss_counts_biases_and_sinks),
     TEST_CASE(parameters_are_counted_in_all_and_as_a_token_passes_them),
     TEST_CASE(windows_of_some_layers_are_read_either_way),
