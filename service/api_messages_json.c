@@ -135,8 +135,9 @@ static bool read_texts(message *m, api_error *error)
         const char *name, *role; /* NULL: of any role */
     } fields[] = {{"name", NULL},
                   {"tool_call_id", "tool"},
-                  {"reasoning", "assistant"},
-                  {"reasoning_content", "assistant"}};
+                  {"reasoning_content", "assistant"},
+                  {"thinking", "assistant"},
+                  {"reasoning", "assistant"}};
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
         const path at = path_of(m->index, fields[i].name);
         json_t *value = json_object_get(m->from, fields[i].name);
@@ -147,6 +148,20 @@ static bool read_texts(message *m, api_error *error)
         if (json_object_set(m->out, fields[i].name, value) != 0) return refuse_memory(error);
     }
     return true;
+}
+
+/* What an assistant thought has a name by client and another by template: as in transformers it gets the two that templates
+ * read, `reasoning_content` and, of gpt-oss, `thinking`. */
+static bool name_reasoning(message *m, api_error *error)
+{
+    static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
+    json_t *said = NULL; /* borrowed */
+    for (size_t i = 0; said == NULL && i < sizeof names / sizeof names[0]; i++)
+        said = json_object_get(m->out, names[i]);
+    if (said == NULL) return true;
+    if (json_object_set(m->out, "reasoning_content", said) != 0) return refuse_memory(error);
+    if (json_object_get(m->out, "thinking") != NULL) return true;
+    return json_object_set(m->out, "thinking", said) == 0 || refuse_memory(error);
 }
 
 /* Templates write arguments as JSON by themselves, so they get what the text says, as in vLLM. */
@@ -221,7 +236,7 @@ static bool read_message(message *m, api_error *error)
     if (!json_is_object(m->from))
         return api_refuse_value(error, at.text, m->from, "is not an object");
     return read_role(m, error) && read_content(m, error) && read_texts(m, error) &&
-           read_calls(m, error);
+           name_reasoning(m, error) && read_calls(m, error);
 }
 
 /* ---- all of them ------------------------------------------------------------------------------------------- */

@@ -138,6 +138,34 @@ START_TEST(a_template_sees_what_was_understood)
 }
 END_TEST
 
+/* Expected: transformers' _alias_reasoning_fields, but for the order of keys. */
+START_TEST(reasoning_has_the_names_that_templates_read)
+{
+    static const struct {
+        const char *sent, *seen;
+    } cases[] = {
+        {"\"reasoning\":\"r\"",
+         "\"reasoning\":\"r\",\"reasoning_content\":\"r\",\"thinking\":\"r\""},
+        {"\"thinking\":\"t\"", "\"thinking\":\"t\",\"reasoning_content\":\"t\""},
+        {"\"thinking\":\"t\",\"reasoning_content\":\"c\"",
+         "\"reasoning_content\":\"c\",\"thinking\":\"t\""},
+        {"\"reasoning\":null", NULL},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char body[256], expected[512];
+        (void)snprintf(body, sizeof body,
+                       "{\"messages\":[{\"role\":\"assistant\",\"content\":\"c\",%s}]}",
+                       cases[i].sent);
+        (void)snprintf(expected, sizeof expected,
+                       "{\"tools\":null,\"documents\":null,\"messages\":[{\"role\":\"assistant\","
+                       "\"content\":\"c\"%s%s}],\"add_generation_prompt\":true}",
+                       cases[i].seen != NULL ? "," : "",
+                       cases[i].seen != NULL ? cases[i].seen : "");
+        check_variables(body, expected);
+    }
+}
+END_TEST
+
 START_TEST(calls_of_earlier_turns_have_their_arguments_parsed)
 {
     check_variables(
@@ -432,6 +460,7 @@ const test_case test_cases[] = {
     TEST_CASE(logprobs_are_two_fields),
     TEST_CASE(fields_of_completions_are_the_same_here),
     TEST_CASE(a_template_sees_what_was_understood),
+    TEST_CASE(reasoning_has_the_names_that_templates_read),
     TEST_CASE(calls_of_earlier_turns_have_their_arguments_parsed),
     TEST_CASE(a_message_can_be_continued_or_echoed),
     TEST_CASE(a_models_generation_config_has_the_defaults),
