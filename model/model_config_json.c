@@ -377,9 +377,11 @@ static err_t count_params(model_config *c, err_info *info)
     if ((uint64_t)c->n_layers * c->n_experts > EXPERTS_MAX)
         return err_set(info, ERR_BAD_MODEL, "%s: %u layers of %u experts are more than %d",
                        config_file, c->n_layers, c->n_experts, EXPERTS_MAX);
-    TRY(model_weights_alloc(c, &weights, info));
-    err_t err = family->each_weight(c, &weights, add_params, &sum);
+    const err_t no_memory = model_weights_alloc(c, &weights, info);
+    err_t err = no_memory;
+    if (err == ERR_OK) err = family->each_weight(c, &weights, add_params, &sum);
     model_weights_deinit(&weights);
+    TRY(no_memory);
     size_t bytes;
     if (err == ERR_OK) err = size_mul(sum.n, sizeof(float), &bytes);
     if (err != ERR_OK || bytes > SIZE_MAX / 4)
