@@ -11,8 +11,9 @@
  * instruction set. A failure of the comm leaves hidden states that are worthless: see comm_status after a
  * step. So does one of the device: see model_status.
  *
- * On a device with memory of its own (kernels/dev.h) weights are copied there once; the cache and what it
- * attends stay on the host, to which q, k, v and the routers' choices come in every layer.
+ * On a device with memory of its own (kernels/dev.h) weights are copied there once, and the cache has a copy of what
+ * attention reads (kvcache/device_view.h); the routers' choices come to the host behind the last layer, over ranks in
+ * every one.
  *
  * Threads: one owner calls forward and logits; the const queries may be called by any thread.
  * Memory: weights are mapped and used in place; scratch is allocated in model_open for

@@ -49,30 +49,31 @@ static err_t run_inspect(const inspect_config *config, const kv_config *kv, cons
     return err;
 }
 
+typedef struct inspect_settings {
+    inspect_config inspect;
+    kv_config kv;
+} inspect_settings;
+
+static err_t run(void *config, const char *model_dir, err_info *info)
+{
+    const inspect_settings *const settings = config;
+    return run_inspect(&settings->inspect, &settings->kv, model_dir, info);
+}
+
 int cli_inspect(int argc, char **argv, char *const *environment)
 {
-    inspect_config config = {0};
-    kv_config kv = {0};
-    const cfg_binding bindings[] = {{&inspect_config_table, &config}, {&kv_config_table, &kv}};
-    const size_t n_bindings = sizeof bindings / sizeof bindings[0];
-    cli_settings settings = {.command = "inspect",
-                             .usage = "pikv inspect [MODEL_DIR] [--check] [--json] [flags]",
-                             .bindings = bindings,
-                             .n_bindings = n_bindings,
-                             .aliases = aliases};
-    err_info info = {0};
-    err_t err = cfg_defaults(bindings, n_bindings);
-    if (err == ERR_OK) err = cli_settings_read(&settings, argc, argv, environment, &info);
-    int status = err == ERR_OK ? CLI_EXIT_OK : CLI_EXIT_USAGE;
-    if (err == ERR_OK && config.help) {
-        cli_print_help(&settings, stdout);
-    } else if (err == ERR_OK) {
-        err = run_inspect(&config, &kv, settings.model_dir, &info);
-        if (err != ERR_OK) status = CLI_EXIT_FAILED;
-    }
-    if (err != ERR_OK)
-        fprintf(stderr, "pikv inspect: %s\n",
-                info.code != ERR_OK ? info.message : err_sentence(err));
-    cfg_deinit(bindings, n_bindings);
-    return status;
+    inspect_settings settings = {0};
+    const cfg_binding bindings[] = {{&inspect_config_table, &settings.inspect},
+                                    {&kv_config_table, &settings.kv}};
+    cli_report report = {
+        .settings = {.command = "inspect",
+                     .usage = "pikv inspect [MODEL_DIR] [--check] [--json] [flags]",
+                     .bindings = bindings,
+                     .n_bindings = sizeof bindings / sizeof bindings[0],
+                     .aliases = aliases},
+        .help = &settings.inspect.help,
+        .config = &settings,
+        .run = run,
+        .status_of_bad_config = CLI_EXIT_FAILED};
+    return cli_report_run(&report, argc, argv, environment);
 }

@@ -73,6 +73,27 @@ void cli_print_help(const cli_settings *s, FILE *out)
     cfg_print_help(s->bindings, s->n_bindings, out);
 }
 
+int cli_report_run(cli_report *report, int argc, char **argv, char *const *environment)
+{
+    cli_settings *const s = &report->settings;
+    err_info info = {0};
+    err_t err = cfg_defaults(s->bindings, s->n_bindings);
+    if (err == ERR_OK) err = cli_settings_read(s, argc, argv, environment, &info);
+    int status = err == ERR_OK ? CLI_EXIT_OK : CLI_EXIT_USAGE;
+    if (err == ERR_OK && *report->help) {
+        cli_print_help(s, stdout);
+    } else if (err == ERR_OK) {
+        err = report->run(report->config, s->model_dir, &info);
+        if (err != ERR_OK)
+            status = err == ERR_BAD_CONFIG ? report->status_of_bad_config : CLI_EXIT_FAILED;
+    }
+    if (err != ERR_OK)
+        fprintf(stderr, "pikv %s: %s\n", s->command,
+                info.code != ERR_OK ? info.message : err_sentence(err));
+    cfg_deinit(s->bindings, s->n_bindings);
+    return status;
+}
+
 static err_t open_cache(const cli_parts_wanted *wanted, cli_parts *out, err_info *info)
 {
     const uint32_t n_positions = model_get_config(out->m)->n_positions;

@@ -36,6 +36,17 @@ err_t cli_settings_read(cli_settings *s, int argc, char **argv, char *const *env
                         err_info *info) MUST_CHECK;
 void cli_print_help(const cli_settings *s, FILE *out);
 
+/* A command that only reports: defaults, settings, then its help or its work, and what went wrong in one line. `config` is
+ * handed on. Frees what the bindings hold. */
+typedef struct cli_report {
+    cli_settings settings;
+    const bool *help; /* the flag, once settings are read */
+    void *config;
+    err_t (*run)(void *config, const char *model_dir, err_info *info);
+    int status_of_bad_config; /* when `run` returns ERR_BAD_CONFIG */
+} cli_report;
+int cli_report_run(cli_report *report, int argc, char **argv, char *const *environment);
+
 typedef struct cli_parts {
     dev *d;
     tokenizer *t; /* NULL unless wanted */

@@ -98,29 +98,31 @@ static err_t run_plan(const plan_config *config, const kv_config *kv, const char
     return print(&report, config->json, info);
 }
 
+typedef struct plan_settings {
+    plan_config plan;
+    kv_config kv;
+} plan_settings;
+
+static err_t run(void *config, const char *model_dir, err_info *info)
+{
+    const plan_settings *const settings = config;
+    return run_plan(&settings->plan, &settings->kv, model_dir, info);
+}
+
 int cli_plan(int argc, char **argv, char *const *environment)
 {
-    plan_config config = {0};
-    kv_config kv = {0};
-    const cfg_binding bindings[] = {{&plan_config_table, &config}, {&kv_config_table, &kv}};
-    const size_t n_bindings = sizeof bindings / sizeof bindings[0];
-    cli_settings settings = {.command = "plan",
-                             .usage = "pikv plan [MODEL_DIR] --context N --ranks G [flags]",
-                             .bindings = bindings,
-                             .n_bindings = n_bindings,
-                             .aliases = aliases};
-    err_info info = {0};
-    err_t err = cfg_defaults(bindings, n_bindings);
-    if (err == ERR_OK) err = cli_settings_read(&settings, argc, argv, environment, &info);
-    int status = err == ERR_OK ? CLI_EXIT_OK : CLI_EXIT_USAGE;
-    if (err == ERR_OK && config.help) {
-        cli_print_help(&settings, stdout);
-    } else if (err == ERR_OK) {
-        err = run_plan(&config, &kv, settings.model_dir, &info);
-        if (err != ERR_OK) status = err == ERR_BAD_CONFIG ? CLI_EXIT_USAGE : CLI_EXIT_FAILED;
-    }
-    if (err != ERR_OK)
-        fprintf(stderr, "pikv plan: %s\n", info.code != ERR_OK ? info.message : err_sentence(err));
-    cfg_deinit(bindings, n_bindings);
-    return status;
+    plan_settings settings = {0};
+    const cfg_binding bindings[] = {{&plan_config_table, &settings.plan},
+                                    {&kv_config_table, &settings.kv}};
+    cli_report report = {
+        .settings = {.command = "plan",
+                     .usage = "pikv plan [MODEL_DIR] --context N --ranks G [flags]",
+                     .bindings = bindings,
+                     .n_bindings = sizeof bindings / sizeof bindings[0],
+                     .aliases = aliases},
+        .help = &settings.plan.help,
+        .config = &settings,
+        .run = run,
+        .status_of_bad_config = CLI_EXIT_USAGE};
+    return cli_report_run(&report, argc, argv, environment);
 }
