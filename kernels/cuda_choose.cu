@@ -3,13 +3,14 @@
  *   bound      a block of threads per (choice, KV head, CHUNK entries): 8 lanes a box, a lane taking units of eight
  *              channels lane, lane + 8, ..., so that a box is read in pieces of 16 bytes. Lanes are added by a fixed
  *              tree; what a box gets depends on nothing else.
- *   choose     a block per (choice, KV head): the k-th largest bound is found by its bits, eight at a time from the
- *              top, through a histogram of those that agree so far; then one walk in the order of entries takes what is
- *              above it, and the first ones of what is equal. Atomics are on integers alone.
+ *   by mass    cuda_choose_mass.cu, where a rule asks for it
+ *   choose     a block per (choice, KV head): of as many as are read the last one's bound is found by its bits, eight at
+ *              a time from the top, through a histogram of those that agree so far; then one walk in the order of entries
+ *              takes what is above it, and the first ones of what is equal. Atomics are on integers alone.
  *
  * Sums that end in a product are explicit multiply-adds: see cuda_attention.cu. */
-#include "kernels/choose_pages.h"
 #include "kernels/cuda_attention_rows.cuh"
+#include "kernels/cuda_choose.cuh"
 
 #include <float.h>
 
@@ -23,52 +24,6 @@ enum {
     DIGIT_BITS = 8,
     N_DIGITS = 1 << DIGIT_BITS
 };
-
-/* One KV head of a choice. */
-typedef struct head_choice {
-    attn_row row;
-    attn_choice choice;
-    uint32_t kv_head;
-    uint32_t first; /* entry that the window leaves */
-    size_t at;      /* choice and KV head, flattened */
-    float *bounds, *most;
-} head_choice;
-
-/* As attn_first_block and attn_n_chosen, which are the host's. */
-static __device__ __forceinline__ uint32_t first_block(const attend_pages_args *attend,
-                                                       uint32_t position)
-{
-    const uint32_t window = attend->window;
-    if (window == 0 || position < window) return 0;
-    return (position - window + 1) / attend->block_tokens;
-}
-
-static __device__ __forceinline__ uint32_t n_chosen_of(double k, uint32_t n_open)
-{
-    const double n = k <= 1 ? ceil(k * n_open) : k;
-    return n < n_open ? static_cast<uint32_t>(n) : n_open;
-}
-
-static __device__ head_choice find_choice(const choose_pages_args *args,
-                                          const attend_pages_args *attend, uint32_t at)
-{
-    head_choice c;
-    c.at = at;
-    c.kv_head = at % attend->n_kv_heads;
-    c.choice = args->choices[at / attend->n_kv_heads];
-    c.row = attend->rows[c.choice.row];
-    c.bounds = args->bounds + c.at * (attend->group + 1) * args->n_blocks_max;
-    c.most = c.bounds + static_cast<size_t>(attend->group) * args->n_blocks_max;
-    c.first = first_block(attend, c.row.length);
-    return c;
-}
-
-static __device__ __forceinline__ const attn_page *
-page_at(const head_choice *c, const attend_pages_args *attend, uint32_t block)
-{
-    return &c->row.pages[static_cast<size_t>(block) * attend->n_lists + attend->first_list +
-                         c->kv_head];
-}
 
 /* ---- bounds -------------------------------------------------------------------------------------- */
 
@@ -142,19 +97,25 @@ typedef struct choose_shared {
     uint32_t n_open, n_chosen, n_read;
     unsigned long long read_bytes;
     float max[CHOOSE_WARPS], sum[CHOOSE_WARPS];
+    struct {
+        float bound[ATTN_SHARDS_MAX];
+        unsigned long long n_live[ATTN_SHARDS_MAX];
+        uint32_t n_pages[ATTN_SHARDS_MAX];
+        uint32_t n_chosen; /* pages */
+    } shards;
 } choose_shared;
+
+/* As attn_n_chosen, which is the host's. */
+static __device__ __forceinline__ uint32_t n_chosen_of(double k, uint32_t n_open)
+{
+    const double n = k <= 1 ? ceil(k * n_open) : k;
+    return n < n_open ? static_cast<uint32_t>(n) : n_open;
+}
 
 /* The candidates that are chosen: with a key above, and the first n_equal of those that have it. */
 typedef struct threshold {
     uint32_t key, n_equal;
 } threshold;
-
-/* Integers in the order of the floats; equal floats, zeros included, have equal ones. */
-static __device__ __forceinline__ uint32_t key_of(float x)
-{
-    const uint32_t bits = x == 0 ? 0 : __float_as_uint(x);
-    return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
 
 /* Of a histogram, a digit a thread: the digit at which the n-th from above is, and how many of it belong to them. */
 static __device__ void find_digit(choose_shared *s, uint32_t n)
@@ -181,9 +142,10 @@ static __device__ void find_digit(choose_shared *s, uint32_t n)
 /* Where the n-th of n_open candidates is. */
 static __device__ threshold find_threshold(const head_choice *c, choose_shared *s, uint32_t n)
 {
-    threshold out = {0, 0};
+    threshold out = {0, 0}; /* all are above */
     uint32_t mask = 0;
-    if (n >= s->n_open) return out; /* all are above */
+    if (n == 0) out.key = UINT32_MAX; /* none is */
+    if (n == 0 || n >= s->n_open) return out;
     for (int shift = 32 - DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
         s->n_of_digit[threadIdx.x] = 0;
         __syncthreads();
@@ -262,19 +224,6 @@ static __device__ taken list_chosen(const head_choice *c, const attend_pages_arg
     return mine;
 }
 
-/* A sum of exponentials, as (its largest exponent, the sum over that). */
-typedef struct mass {
-    float max, sum;
-} mass;
-
-static __device__ __forceinline__ mass add_masses(mass a, mass b)
-{
-    mass out = {fmaxf(a.max, b.max), 0};
-    if (out.max == -INFINITY) return out;
-    out.sum = fmaf(a.sum, expf(a.max - out.max), b.sum * expf(b.max - out.max));
-    return out;
-}
-
 /* What head g may miss. */
 static __device__ void sum_unread(const choose_pages_args *args, const attend_pages_args *attend,
                                   const head_choice *c, choose_shared *s, uint32_t g)
@@ -300,9 +249,86 @@ static __device__ void sum_unread(const choose_pages_args *args, const attend_pa
         for (uint32_t w = 1; w < CHOOSE_WARPS; w++)
             mine = add_masses(mine, {s->max[w], s->sum[w]});
         args->log_unread[c->at * attend->group + g] =
-            mine.sum > 0 ? mine.max + logf(mine.sum) : -INFINITY;
+            mine.sum > 0 ? static_cast<double>(mine.max) + log(static_cast<double>(mine.sum))
+                         : -static_cast<double>(INFINITY);
     }
     __syncthreads();
+}
+
+/* ---- shards: a thread each ---- */
+
+static __device__ void sum_shard(const head_choice *c, const attend_pages_args *attend,
+                                 choose_shared *s, uint32_t shard)
+{
+    unsigned long long n_live = 0;
+    uint32_t n_pages = 0;
+    float bound = -INFINITY;
+    for (uint32_t b = shard; b < c->row.n_blocks; b += c->choice.n_shards) {
+        if (c->most[b] == -INFINITY) continue;
+        n_pages++;
+        n_live += static_cast<uint32_t>(__popcll(page_at(c, attend, b)->live));
+        bound = fmaxf(bound, c->most[b]);
+    }
+    s->shards.bound[shard] = bound;
+    s->shards.n_live[shard] = n_live;
+    s->shards.n_pages[shard] = n_pages;
+}
+
+/* Is one of the first n? */
+static __device__ bool is_best_shard(const head_choice *c, const choose_shared *s, uint32_t shard,
+                                     uint32_t n)
+{
+    const float mine = s->shards.bound[shard];
+    uint32_t n_before = 0;
+    for (uint32_t other = 0; other < c->choice.n_shards; other++) {
+        const float bound = s->shards.bound[other];
+        n_before += bound > mine || (bound == mine && other < shard);
+    }
+    return s->shards.n_pages[shard] > 0 && n_before < n;
+}
+
+/* Gives the candidates of chosen shards 1, others 0; returns how many have 1. */
+static __device__ uint32_t choose_shards(const head_choice *c, const attend_pages_args *attend,
+                                         choose_shared *s)
+{
+    const uint32_t shard = threadIdx.x, n_shards = c->choice.n_shards;
+    unsigned long long n_live = 0;
+    uint32_t n_with = 0;
+    if (shard == 0) s->shards.n_chosen = 0;
+    if (shard < n_shards) sum_shard(c, attend, s, shard);
+    __syncthreads();
+    for (uint32_t other = 0; other < n_shards; other++) {
+        n_live += s->shards.n_live[other];
+        n_with += s->shards.n_pages[other] > 0;
+    }
+    const float mean = static_cast<float>(n_live) / static_cast<float>(n_with);
+    if (shard < n_shards && s->shards.n_pages[shard] > 0 &&
+        c->choice.rule == ATTN_RULE_SHARDS_BALANCED)
+        s->shards.bound[shard] -= static_cast<float>(s->shards.n_live[shard]) / mean - 1;
+    __syncthreads();
+    if (shard < n_shards) {
+        const bool is_chosen = is_best_shard(c, s, shard, n_chosen_of(c->choice.amount, n_with));
+        if (is_chosen) atomicAdd(&s->shards.n_chosen, s->shards.n_pages[shard]);
+        for (uint32_t b = shard; b < c->row.n_blocks; b += n_shards) {
+            if (c->most[b] > -INFINITY) c->most[b] = is_chosen ? 1 : 0;
+        }
+    }
+    __syncthreads();
+    return s->shards.n_chosen;
+}
+
+/* How many candidates are read: those that have the largest `most` then. */
+static __device__ uint32_t find_number(const choose_pages_args *args, const head_choice *c,
+                                       const attend_pages_args *attend, choose_shared *s)
+{
+    if (s->n_open == 0) return 0;
+    switch (c->choice.rule) {
+    case ATTN_RULE_NUCLEUS:
+    case ATTN_RULE_CERTIFIED: return args->notes[c->at].n_chosen;
+    case ATTN_RULE_SHARDS:
+    case ATTN_RULE_SHARDS_BALANCED: return choose_shards(c, attend, s);
+    default: return n_chosen_of(c->choice.amount, s->n_open);
+    }
 }
 
 static __global__ void __launch_bounds__(CHOOSE_THREADS)
@@ -320,7 +346,7 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
         n_mine += c.most[b] > -INFINITY;
     atomicAdd(&s->n_open, n_mine);
     __syncthreads();
-    const uint32_t n = n_chosen_of(c.choice.k, s->n_open);
+    const uint32_t n = find_number(&args, &c, &attend, s);
     const threshold from = find_threshold(&c, s, n);
     uint32_t *chosen = c.row.chosen + static_cast<size_t>(c.kv_head) * attend.chosen_stride;
     const taken mine = list_chosen(&c, &attend, s, from, chosen);
@@ -343,5 +369,6 @@ void choose_pages_cuda(dev_cuda *d, const choose_pages_args *args)
     if (n_heads == 0) return;
     assert(static_cast<size_t>(n_heads) * n_chunks <= INT32_MAX);
     cuda_launch(d, bound, bound_kernel, *args, *attend, n_chunks);
+    if (args->order != NULL) choose_by_mass_cuda(d, args);
     cuda_launch(d, choose, choose_kernel, *args, *attend);
 }

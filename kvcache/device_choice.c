@@ -8,9 +8,23 @@
 
 #include <math.h>
 
+/* May a sequence choose by mass? Then all that takes is there. */
+static bool may_weigh(const kv_cache *cache)
+{
+    if (!cache->has_boxes) return false;
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
+        if (cache->layer[l].n_heads / cache->layer[l].n_kv_heads > ATTN_GROUP_MAX) return false;
+    }
+    return cache->request_methods || attn_reads_by_mass(cache->methods.routing->rule);
+}
+
+static_assert((int)KV_SHARDS_MAX <= (int)ATTN_SHARDS_MAX, "every placement has a rule");
+
 bool kv_view_can_choose(const kv_cache *cache, const kv_methods *methods)
 {
-    return cache->has_boxes && methods->routing->takes_best_k;
+    const attn_rule rule = methods->routing->rule;
+    if (!cache->has_boxes || rule == ATTN_RULE_NONE) return false;
+    return !attn_reads_by_mass(rule) || cache->view->choice.order != NULL;
 }
 
 /* ---- memory -------------------------------------------------------------------------------------- */
@@ -18,8 +32,9 @@ bool kv_view_can_choose(const kv_cache *cache, const kv_methods *methods)
 /* What a layer finds: notes, masses, then logs of what was not read, of as many choices as the step has. */
 static size_t layer_bytes(const kv_cache *cache, size_t n_choices)
 {
-    const size_t per_choice = cache->n_kv_heads_max * sizeof(attn_choice_note) +
-                              cache->view->choice.n_heads_max * (sizeof(attn_mass) + sizeof(float));
+    const size_t per_choice =
+        cache->n_kv_heads_max * sizeof(attn_choice_note) +
+        cache->view->choice.n_heads_max * (sizeof(attn_mass) + sizeof(double));
     return round_up(n_choices * per_choice, sizeof(uint64_t));
 }
 
@@ -34,10 +49,10 @@ static attn_mass *masses_in(const kv_cache *cache, uint8_t *found, uint32_t laye
     return (attn_mass *)(void *)(notes_in(cache, found, layer) + n);
 }
 
-static float *unread_in(const kv_cache *cache, uint8_t *found, uint32_t layer)
+static double *unread_in(const kv_cache *cache, uint8_t *found, uint32_t layer)
 {
     const size_t n = (size_t)cache->view->choice.n * cache->view->choice.n_heads_max;
-    return (float *)(void *)(masses_in(cache, found, layer) + n);
+    return (double *)(void *)(masses_in(cache, found, layer) + n);
 }
 
 /* Entries of a sequence, at most. */
@@ -68,26 +83,47 @@ void kv_view_place_choice_there(const kv_cache *cache, arena *a, kv_view *view)
     view->choice.tasks = arena_take(a, n, sizeof *view->choice.tasks);
     view->choice.bounds = arena_take(a, n * (n_heads + view->choice.n_heads_max),
                                      n_blocks * sizeof *view->choice.bounds);
+    if (may_weigh(cache)) {
+        view->choice.order = arena_take(
+            a, n * n_heads, attn_n_order((uint32_t)n_blocks) * sizeof *view->choice.order);
+        view->choice.rest = arena_take(a, n * view->choice.n_heads_max,
+                                       attn_n_rest((uint32_t)n_blocks) * sizeof *view->choice.rest);
+    }
     view->choice.chosen = arena_take(a, n * n_heads, (1 + n_blocks) * sizeof *view->choice.chosen);
     view->choice.found_there = arena_take(a, cache->n_layers, layer_bytes(cache, n));
 }
 
 /* ---- a step -------------------------------------------------------------------------------------- */
 
+/* What a rule is told of its settings. */
+static double amount_of(attn_rule rule, const kv_route_settings *settings)
+{
+    if (rule == ATTN_RULE_NUCLEUS) return settings->tau;
+    return rule == ATTN_RULE_CERTIFIED ? kv_route_share(settings->eps * (1 - KV_ROUTE_MARGIN))
+                                       : settings->k;
+}
+
 uint32_t kv_view_add_choice(kv_cache *cache, uint32_t r)
 {
     kv_view *view = cache->view;
     const kv_seq *seq = cache->step.rows[r].seq;
-    const double k = seq->methods.route.k;
+    const attn_rule rule = seq->methods.routing->rule;
+    const double amount = amount_of(rule, &seq->methods.route);
     const uint32_t n_blocks = seq->n_blocks, at = view->choice.n++;
     const uint32_t n_left = kv_blocks_left(cache, seq->length);
     const uint32_t n_candidates = n_left < n_blocks ? n_left : n_blocks;
     assert(cache->step.rows[r].n_tokens == 1);
-    view->choice.choices[at] = (attn_choice){.row = r, .n_candidates = n_candidates, .k = k};
+    view->choice.choices[at] = (attn_choice){.row = r,
+                                             .n_candidates = n_candidates,
+                                             .rule = rule,
+                                             .n_shards = cache->n_shards,
+                                             .amount = amount};
     view->rows[r].choice = at;
     view->rows[r].chosen =
         view->choice.chosen + (size_t)at * cache->n_kv_heads_max * kv_view_chosen_stride(cache);
-    return seq->length / cache->page_tokens + 1 - n_candidates + attn_n_chosen(k, n_candidates);
+    const uint32_t n_chosen =
+        rule == ATTN_RULE_BEST ? attn_n_chosen(amount, n_candidates) : n_candidates;
+    return seq->length / cache->page_tokens + 1 - n_candidates + n_chosen;
 }
 
 void kv_view_send_choices(kv_cache *cache)
@@ -122,6 +158,8 @@ void kv_view_choose(const kv_cache *cache, uint32_t layer, const attend_pages_ar
         .n_choices = view->choice.n,
         .n_blocks_max = n_blocks_max(cache),
         .bounds = view->choice.bounds,
+        .order = view->choice.order,
+        .rest = view->choice.rest,
         .log_unread = unread_in(cache, view->choice.found_there, layer),
         .notes = notes_in(cache, view->choice.found_there, layer),
     };
@@ -142,14 +180,14 @@ static kv_misses misses_of(const kv_cache *cache, uint32_t layer, size_t first_h
     const kv_layer_shape *shape = &cache->layer[layer];
     const uint32_t group = shape->n_heads / shape->n_kv_heads;
     const attn_mass *masses = masses_in(cache, cache->view->choice.found, layer) + first_head;
-    const float *unread = unread_in(cache, cache->view->choice.found, layer) + first_head;
+    const double *unread = unread_in(cache, cache->view->choice.found, layer) + first_head;
     kv_misses out = {0};
     for (uint32_t g = 0; g < group; g++) {
         const float *sink = shape->sink_logit;
         const kv_certified heads = {
             .read =
                 masses[g].sum > 0 ? (double)masses[g].max + log((double)masses[g].sum) : -INFINITY,
-            .unread = (double)unread[g],
+            .unread = unread[g],
             .sink = sink != NULL ? (double)sink[first_head % shape->n_heads + g] : -INFINITY};
         const double certificate = kv_certificate(&heads);
         kv_misses_add(&out, &(kv_misses){.n = 1, .sum = certificate, .max = certificate});

@@ -1,4 +1,4 @@
-/* kvcache/device_choice.h - the device chooses pages: rows under `topk` are attended where the view is.
+/* kvcache/device_choice.h - the device chooses pages for rows whose routing has a rule of its own.
  *
  * The view then has the box of every page and what biases it, and a step says which of its rows choose among how
  * many entries (kernels/choose_pages.h). What was chosen and missed stays on the device until the step ends, and comes

@@ -13,8 +13,8 @@
  * them as always. So a method needs no code for the device unless attention reads its pages in another way.
  *
  * Rows that the view cannot serve are attended on the host, from q, k and v that come down layer by layer: under
- * routings that choose (but for `topk`: device_choice.h), scorers and codecs that want to see queries or shares of attention, low-rank codecs, and
- * eviction in layers with a window. Which it is follows from a sequence's methods alone, so neighbours change no
+ * routings that choose by what no rule of kernels/choose_pages.h does (`hierarchical`), scorers and codecs that want to see
+ * queries or shares of attention, low-rank codecs, and eviction in layers with a window. Which it is follows from a sequence's methods alone, so neighbours change no
  * bit. Over ranks, with tiers below the pool and where entries are placed one by one all rows are the host's.
  *
  * Threads: the cache's owner. */
@@ -79,6 +79,8 @@ typedef struct kv_view {
         float *bias_most; /* [n_pages], or NULL */
         attn_choice *tasks;
         float *bounds;
+        uint64_t *order; /* NULL: nobody chooses by mass; rest likewise */
+        double *rest;
         uint32_t *chosen; /* [n_seqs_max][n_kv_heads_max][1 + blocks of a sequence] */
         uint8_t *found_there;
     } choice;

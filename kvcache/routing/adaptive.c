@@ -36,5 +36,6 @@ extern const kv_routing kv_routing_adaptive;
 const kv_routing kv_routing_adaptive = {.name = "adaptive",
                                         .obeys = KV_ROUTE_TAU,
                                         .needs_log_read = true,
+                                        .rule = ATTN_RULE_NUCLEUS,
                                         .is_exact = reads_all,
                                         .select = select_nucleus};

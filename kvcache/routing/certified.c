@@ -9,9 +9,6 @@
  * so far above the scores that almost every page is read. `topk` reads little and promises nothing. */
 #include "kvcache/routing/ranking.h"
 
-/* The pages are summed once more, in another order, for the certificate that is reported. */
-static const double MARGIN = 1e-5;
-
 static bool reads_all(const kv_route_settings *settings)
 {
     return settings->eps == 0;
@@ -19,7 +16,7 @@ static bool reads_all(const kv_route_settings *settings)
 
 static uint32_t select_certified(const kv_route_args *args, uint32_t *chosen)
 {
-    const double eps = args->settings->eps * (1 - MARGIN);
+    const double eps = args->settings->eps * (1 - KV_ROUTE_MARGIN);
     uint32_t n = 0;
     kv_rank_by_mass(args);
     for (; n < args->n_pages && !kv_rank_is_enough(args, n, eps); n++)
@@ -31,5 +28,6 @@ extern const kv_routing kv_routing_certified;
 const kv_routing kv_routing_certified = {.name = "certified",
                                          .obeys = KV_ROUTE_EPS,
                                          .needs_log_read = true,
+                                         .rule = ATTN_RULE_CERTIFIED,
                                          .is_exact = reads_all,
                                          .select = select_certified};

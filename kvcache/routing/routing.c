@@ -33,3 +33,8 @@ double kv_route_certificate(double read, double unread)
     const double most = unread * (1 + ROUNDING);
     return most > 0 ? most / (read + most) : 0;
 }
+
+double kv_route_share(double certificate)
+{
+    return certificate / ((1 + ROUNDING) * (1 - certificate) + certificate);
+}

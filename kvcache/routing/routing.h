@@ -25,6 +25,7 @@
 #ifndef KVCACHE_ROUTING_ROUTING_H
 #define KVCACHE_ROUTING_ROUTING_H
 
+#include "kernels/choose_pages.h"
 #include "kvcache/page_table.h"
 
 #include <stdbool.h>
@@ -83,8 +84,8 @@ typedef struct kv_routing {
     const char *name;
     uint32_t obeys;      /* KV_ROUTE_... */
     bool needs_log_read; /* sinks and recent window are looked at first */
-    bool
-        takes_best_k; /* pages by their largest bound, k of them: kernels/choose_pages.h does the same */
+    attn_rule
+        rule; /* of kernels/choose_pages.h that does the same where no page is in the file; or none */
     bool packs_experts; /* placement by expert packs them by load even with kv-eplb: false */
 
     /* True if every query reads every live entry under these settings. Then `select` is never asked, no
@@ -118,5 +119,12 @@ const kv_routing *kv_routing_find(const char *name); /* NULL if unknown */
 /* The certificate: unread / (read + unread), both in the same unit and not both 0; a little more, for
  * what the rounding of float scores can have added to `read`. */
 double kv_route_certificate(double read, double unread);
+
+/* The largest unread / (read + unread) whose certificate is no larger. */
+double kv_route_share(double certificate);
+
+/* Who reads until a certificate holds stops so much below: the pages are summed once more, in another order, for
+ * the one that is reported. */
+#define KV_ROUTE_MARGIN 1e-5
 
 #endif

@@ -19,6 +19,6 @@ static uint32_t select_best(const kv_route_args *args, uint32_t *chosen)
 extern const kv_routing kv_routing_topk;
 const kv_routing kv_routing_topk = {.name = "topk",
                                     .obeys = KV_ROUTE_K,
-                                    .takes_best_k = true,
+                                    .rule = ATTN_RULE_BEST,
                                     .is_exact = reads_all,
                                     .select = select_best};

@@ -30,5 +30,8 @@ static uint32_t select_shards(const kv_route_args *args, uint32_t *chosen)
 }
 
 extern const kv_routing kv_routing_topk_balanced;
-const kv_routing kv_routing_topk_balanced = {
-    .name = "topk_balanced", .obeys = KV_ROUTE_K, .is_exact = reads_all, .select = select_shards};
+const kv_routing kv_routing_topk_balanced = {.name = "topk_balanced",
+                                             .obeys = KV_ROUTE_K,
+                                             .rule = ATTN_RULE_SHARDS_BALANCED,
+                                             .is_exact = reads_all,
+                                             .select = select_shards};

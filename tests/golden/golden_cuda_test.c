@@ -109,9 +109,8 @@ START_TEST(a_gpu_gives_those_of_every_family)
 END_TEST
 
 /* Pages are chosen by their bounds in both, which are far enough from each other here. */
-START_TEST(a_gpu_chooses_the_pages_of_the_reference)
+static void check_choices(const char *const *settings)
 {
-    static const char *const settings[] = {"kv-routing", "topk", "kv-routing-k", "0.4", NULL};
     enum { N_STEPS = 4 };
     golden both[2];
     track runs[2];
@@ -142,6 +141,12 @@ START_TEST(a_gpu_chooses_the_pages_of_the_reference)
         track_close(&runs[i]);
         golden_close(&both[i]);
     }
+}
+
+START_TEST(a_gpu_chooses_the_pages_of_the_reference)
+{
+    check_choices((const char *const[]){"kv-routing", "topk", "kv-routing-k", "0.4", NULL});
+    check_choices((const char *const[]){"kv-routing", "certified", "kv-routing-eps", "0.2", NULL});
 }
 END_TEST
 

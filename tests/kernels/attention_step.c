@@ -372,6 +372,13 @@ static attend_pages_args move_there(step *s, const attend_pages_args *host, uint
     return out;
 }
 
+void step_place(step *s, const step_row *rows, uint32_t n_rows, attend_pages_args *host,
+                attend_pages_args *device)
+{
+    (void)lay_out(s, rows, n_rows, host);
+    *device = move_there(s, host, n_rows);
+}
+
 /* Takes out what is between rows of outputs, which must be as it was. */
 static float *pack(const float *out, size_t n_tokens, size_t stride, size_t n)
 {

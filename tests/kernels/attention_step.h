@@ -73,7 +73,11 @@ void step_choose(step *s, step_row *row, uint32_t one_in);
  * choose have read is compared as well. */
 float *step_run(step *s, const step_row *rows, uint32_t n_rows, step_cut cut, float **want);
 
-/* The same with tasks given by the caller. Partial results have n_partials places. */
+/* The arguments of a step without tasks, in both places; nothing of outputs. */
+void step_place(step *s, const step_row *rows, uint32_t n_rows, attend_pages_args *host,
+                attend_pages_args *device);
+
+/* step_run with tasks given by the caller. Partial results have n_partials places. */
 typedef struct step_tasks {
     attn_task tasks[1024];
     attn_merge_task merges[1024];

@@ -224,6 +224,10 @@ static void choose_pages(dev *d, const choose_pages_args *args)
     check(a, args->boxes, 1);
     check(a, args->bounds, (n_heads + n) * n_max * sizeof *args->bounds);
     check(a, args->log_unread, n_heads * sizeof *args->log_unread);
+    if (args->order != NULL) {
+        check(a, args->order, n * attn_n_order(args->n_blocks_max) * sizeof *args->order);
+        check(a, args->rest, n_heads * attn_n_rest(args->n_blocks_max) * sizeof *args->rest);
+    }
     check(a, args->notes, n * sizeof *args->notes);
     if (!begin(a)) return;
     for (uint32_t i = 0; i < args->n_choices; i++)

@@ -112,8 +112,11 @@ static void make_choices(layer *l, double k)
     memset(choices, 0, N_ROWS * sizeof *choices);
     for (uint32_t i = 0; i < N_ROWS; i++) {
         const uint32_t row = (i + 1) % N_ROWS, n = l->attend.rows[row].n_blocks;
-        choices[i] = (attn_choice){
-            .row = row, .n_candidates = n - random_below(&l->g.random, n < 4 ? 1 : 4), .k = k};
+        choices[i] = (attn_choice){.row = row,
+                                   .n_candidates = n - random_below(&l->g.random, n < 4 ? 1 : 4),
+                                   .rule = ATTN_RULE_BEST,
+                                   .n_shards = 1,
+                                   .amount = k};
     }
     l->args.choices = choices;
     l->there.choices = gpu_put(&l->g, choices, N_ROWS * sizeof *choices);
@@ -146,10 +149,10 @@ static void make_results(layer *l)
 {
     const size_t n_notes = (size_t)N_ROWS * l->shape.n_kv_heads;
     l->args.bounds = poisoned_floats(n_bounds(l));
-    l->args.log_unread = poisoned_floats((size_t)N_ROWS * n_heads(l));
+    l->args.log_unread = (void *)poisoned_floats(2 * (size_t)N_ROWS * n_heads(l));
     l->args.notes = test_alloc(n_notes * sizeof *l->args.notes);
     l->there.bounds = gpu_poisoned(&l->g, n_bounds(l));
-    l->there.log_unread = gpu_poisoned(&l->g, (size_t)N_ROWS * n_heads(l));
+    l->there.log_unread = (void *)gpu_poisoned(&l->g, 2 * (size_t)N_ROWS * n_heads(l));
     l->there.notes = (attn_choice_note *)(void *)gpu_poisoned(
         &l->g, n_notes * sizeof *l->args.notes / sizeof(float));
 }
@@ -201,7 +204,8 @@ static void close_layer(layer *l)
 /* ---- the rule, over bounds that are given ---- */
 
 typedef struct results {
-    float *bounds, *log_unread;
+    float *bounds;
+    double *log_unread;
     uint32_t *chosen;
     attn_choice_note *notes;
 } results;
@@ -210,12 +214,13 @@ static results get_results(layer *l)
 {
     const size_t n_notes = (size_t)N_ROWS * l->shape.n_kv_heads;
     results out = {.bounds = gpu_get_floats(&l->g, l->there.bounds, n_bounds(l)),
-                   .log_unread =
-                       gpu_get_floats(&l->g, l->there.log_unread, (size_t)N_ROWS * n_heads(l)),
+                   .log_unread = test_alloc((size_t)N_ROWS * n_heads(l) * sizeof *out.log_unread),
                    .chosen = test_alloc(n_listed(l) * sizeof *out.chosen),
                    .notes = test_alloc(n_notes * sizeof *out.notes)};
     gpu_get(&l->g, out.chosen, l->chosen_there, n_listed(l) * sizeof *out.chosen);
     gpu_get(&l->g, out.notes, l->there.notes, n_notes * sizeof *out.notes);
+    gpu_get(&l->g, out.log_unread, l->there.log_unread,
+            (size_t)N_ROWS * n_heads(l) * sizeof *out.log_unread);
     return out;
 }
 
@@ -225,7 +230,8 @@ typedef struct found {
     const attn_choice *choice;
     const attn_row *row;
     uint32_t kv_head, first;
-    const float *bounds, *log_unread;
+    const float *bounds;
+    double *log_unread;
     const uint32_t *chosen;
     const attn_choice_note *note;
 } found;
@@ -293,7 +299,7 @@ static void check_rule(const found *f)
     }
     for (uint32_t i = 1; i < f->chosen[0]; i++)
         ck_assert_uint_lt(f->chosen[i], f->chosen[i + 1]);
-    ck_assert_uint_eq(n_chosen, attn_n_chosen(f->choice->k, n_open));
+    ck_assert_uint_eq(n_chosen, attn_n_chosen(f->choice->amount, n_open));
     ck_assert_uint_eq(f->note->n_open, n_open);
     ck_assert_uint_eq(f->note->n_chosen, n_chosen);
     ck_assert_uint_eq(f->note->n_read, n_read);
@@ -309,7 +315,7 @@ static void check_unread(const found *f)
             const float bound = f->bounds[(size_t)g * f->l->shape.n_blocks_max + b];
             sum += __builtin_popcountll(page_of(f, b)->live) * exp((double)bound);
         }
-        const double got = (double)f->log_unread[g];
+        const double got = f->log_unread[g];
         if (sum == 0) ck_assert(got == -(double)INFINITY);
         if (sum > 0) ck_assert_msg(fabs(got - log(sum)) < 1e-5, "%.9g is not %.9g", got, log(sum));
     }

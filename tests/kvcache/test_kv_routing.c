@@ -317,7 +317,7 @@ END_TEST
 
 /* ---- a device that chooses ------------------------------------------------------------------------ */
 
-enum { N_MIXED = 4, N_MIXED_PROMPT = 90, N_MIXED_TOKENS = 240 };
+enum { N_MIXED = 7, N_MIXED_PROMPT = 90, N_MIXED_TOKENS = 240 };
 
 /* Decode steps of several routings in one batch, on a device of its own memory or on the host. */
 typedef struct mixed_run {
@@ -329,13 +329,16 @@ typedef struct mixed_run {
 
 static void run_mixed(const char *device, mixed_run *out)
 {
-    static const char *const routings[N_MIXED] = {"topk", "full", "topk", "certified"};
+    static const char *const routings[N_MIXED] = {
+        "topk", "full", "adaptive", "certified", "pikv", "topk_balanced", "hierarchical"};
     static const kv_route_settings settings[N_MIXED] = {
-        {.k = 0.2}, {.k = 1}, {.k = 3}, {.eps = 0.4}};
+        {.k = 0.2}, {.k = 1}, {.tau = 0.5}, {.eps = 0.4}, {.k = 0.4}, {.k = 2}, {.k = 3}};
+    static const uint32_t one_each[N_MIXED] = {1, 1, 1, 1, 1, 1, 1};
     fake_seq *rows[N_MIXED];
     ck_assert_int_eq(setenv("PIKV_TEST_DEVICE", device, 1), 0);
     kv_config config = fake_defaults();
     config.request_methods = true;
+    config.n_shards = 3;
     out->f = fake_open(&(fake_options){.config = config});
     for (uint32_t i = 0; i < N_MIXED; i++) {
         kv_methods methods;
@@ -348,8 +351,7 @@ static void run_mixed(const char *device, mixed_run *out)
     }
     const uint64_t before = fake_stats(out->f).bytes_read; /* prompts are cut in another way */
     for (uint32_t t = 0; t < N_MIXED_TOKENS - N_MIXED_PROMPT; t++)
-        ck_assert_int_eq(fake_step(out->f, rows, (const uint32_t[N_MIXED]){1, 1, 1, 1}, N_MIXED),
-                         ERR_OK);
+        ck_assert_int_eq(fake_step(out->f, rows, one_each, N_MIXED), ERR_OK);
     for (uint32_t i = 0; i < N_MIXED; i++)
         kv_seq_usage(out->seqs[i].seq, &out->usage[i]);
     out->stats = fake_stats(out->f);
@@ -369,7 +371,7 @@ START_TEST(a_device_chooses_what_the_host_does)
     run_mixed("cpu", &host);
     run_mixed("apart", &apart);
     ck_assert_ptr_null(host.f->cache->view);
-    ck_assert_uint_eq(apart.f->cache->view->n_hosts, 1); /* certified asks for keys */
+    ck_assert_uint_eq(apart.f->cache->view->n_hosts, 1); /* hierarchical asks for runs */
     for (uint32_t i = 0; i < N_MIXED; i++) {
         const size_t n = (size_t)N_MIXED_TOKENS * host.f->n_out;
         for (size_t x = 0; x < n; x++)
