@@ -11,6 +11,7 @@
  *   down       a row of its own for every pair
  *   combine    out[t] += weight * row, over the choices of t in rising order of the expert: no atomics */
 #include "kernels/cuda_prompt_tile.cuh"
+#include "kernels/cuda_sizes.h"
 #include "kernels/cuda_tiles.cuh"
 
 #include <float.h>
@@ -35,46 +36,12 @@ typedef struct device_plan {
     uint32_t tiles_max;
 } device_plan;
 
-static err_t take_array(size_t *at, size_t n, size_t each_bytes, size_t *out)
-{
-    size_t bytes;
-    *out = *at;
-    TRY(size_mul(n, each_bytes, &bytes));
-    TRY(size_add(bytes, 255, &bytes));
-    return size_add(*at, bytes / 256 * 256, at);
-}
-
-/* Byte offsets of the arrays, in the order of device_plan, and the end. */
-static err_t lay_out(size_t n_pairs, size_t dim, size_t ffn, size_t n_experts, size_t at[8])
-{
-    size_t total = 0, hidden, row;
-    TRY(size_mul(ffn, sizeof(float), &hidden));
-    TRY(size_mul(dim, sizeof(float), &row));
-    TRY(take_array(&total, n_experts + 1, sizeof(uint32_t), &at[0]));
-    TRY(take_array(&total, n_pairs, sizeof(uint32_t), &at[1]));
-    TRY(take_array(&total, n_pairs, sizeof(uint32_t), &at[2]));
-    TRY(take_array(&total, n_pairs, 2 * sizeof(uint32_t), &at[3])); /* a tile has a pair at least */
-    TRY(take_array(&total, 1, sizeof(uint32_t), &at[4]));
-    TRY(take_array(&total, n_pairs, hidden, &at[5]));
-    TRY(take_array(&total, n_pairs, row, &at[6]));
-    at[7] = total;
-    return ERR_OK;
-}
-
-size_t cuda_moe_scratch_bytes(uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t n_experts,
-                              uint32_t top_k)
-{
-    size_t n_pairs, at[8];
-    if (size_mul(n_tokens, top_k, &n_pairs) != ERR_OK) return 0;
-    return lay_out(n_pairs, dim, ffn, n_experts, at) == ERR_OK ? at[7] : 0;
-}
-
 static device_plan plan_of(const moe_args *args)
 {
     const uint32_t n_pairs = args->n_tokens * args->top_k;
     uint8_t *base = static_cast<uint8_t *>(args->scratch);
-    size_t at[8];
-    const err_t err = lay_out(n_pairs, args->dim, args->ffn, args->n_experts, at);
+    size_t at[CUDA_MOE_ARRAYS + 1];
+    const err_t err = cuda_moe_lay_out(n_pairs, args->dim, args->ffn, args->n_experts, at);
     assert(err == ERR_OK);
     device_plan plan = {};
     plan.first = reinterpret_cast<uint32_t *>(base + at[0]);

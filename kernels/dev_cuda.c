@@ -10,6 +10,7 @@
 #include "kernels/dev_cuda.h"
 
 #include "base/check.h"
+#include "kernels/cuda_sizes.h"
 #include "kernels/dev_cuda_impl.h"
 
 #include <cuda_runtime_api.h>
@@ -83,8 +84,7 @@ static err_t measure_memory(const dev_cuda_config *config, dev_cuda_about *about
     const cudaError_t error = cudaMemGetInfo(&about->memory_free, &about->memory_total);
     if (error != cudaSuccess) return fail(info, ERR_SYSTEM, "memory", error);
     const size_t used = about->memory_total - about->memory_free;
-    const size_t allowed = (size_t)((double)about->memory_total * (double)config->memory_share);
-    about->memory_limit = allowed > used ? allowed - used : 0;
+    about->memory_limit = dev_cuda_limit(about->memory_total, used, (double)config->memory_share);
     return ERR_OK;
 }
 
@@ -182,11 +182,7 @@ err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info)
 {
     *out = NULL;
     const size_t wanted = bytes > 0 ? bytes : 1;
-    if (wanted > d->about.memory_limit - d->allocated_bytes) {
-        return err_set(info, ERR_NO_MEMORY,
-                       "cuda: %zu more bytes do not fit: %zu of %zu allowed are in use", wanted,
-                       d->allocated_bytes, d->about.memory_limit);
-    }
+    TRY(dev_cuda_check_room(wanted, d->allocated_bytes, d->about.memory_limit, info));
     allocation *a = calloc(1, sizeof *a);
     if (a == NULL) return err_set(info, ERR_NO_MEMORY, "cuda: out of memory");
     const cudaError_t error = cudaMalloc(&a->data, wanted);

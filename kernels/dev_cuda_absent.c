@@ -90,14 +90,3 @@ void dev_cuda_end_graph(dev_cuda *d)
     (void)d;
     abort();
 }
-
-size_t cuda_moe_scratch_bytes(uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t n_experts,
-                              uint32_t top_k)
-{
-    (void)n_tokens;
-    (void)dim;
-    (void)ffn;
-    (void)n_experts;
-    (void)top_k;
-    abort();
-}

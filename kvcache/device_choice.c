@@ -24,23 +24,23 @@ bool kv_view_can_choose(const kv_cache *cache, const kv_methods *methods)
 {
     const attn_rule rule = methods->routing->rule;
     if (!cache->has_boxes || rule == ATTN_RULE_NONE) return false;
-    return !attn_reads_by_mass(rule) || cache->view->choice.order != NULL;
+    return !attn_reads_by_mass(rule) || may_weigh(cache);
 }
 
 /* ---- memory -------------------------------------------------------------------------------------- */
 
 /* What a layer finds: notes, masses, then logs of what was not read, of as many choices as the step has. */
-static size_t layer_bytes(const kv_cache *cache, size_t n_choices)
+static size_t layer_bytes(const kv_cache *cache, const kv_view *view, size_t n_choices)
 {
-    const size_t per_choice =
-        cache->n_kv_heads_max * sizeof(attn_choice_note) +
-        cache->view->choice.n_heads_max * (sizeof(attn_mass) + sizeof(double));
+    const size_t per_choice = cache->n_kv_heads_max * sizeof(attn_choice_note) +
+                              view->n_heads_max * (sizeof(attn_mass) + sizeof(double));
     return round_up(n_choices * per_choice, sizeof(uint64_t));
 }
 
 static attn_choice_note *notes_in(const kv_cache *cache, uint8_t *found, uint32_t layer)
 {
-    return (attn_choice_note *)(void *)(found + layer * layer_bytes(cache, cache->view->choice.n));
+    return (attn_choice_note *)(void *)(found + layer * layer_bytes(cache, cache->view,
+                                                                    cache->view->choice.n));
 }
 
 static attn_mass *masses_in(const kv_cache *cache, uint8_t *found, uint32_t layer)
@@ -51,7 +51,7 @@ static attn_mass *masses_in(const kv_cache *cache, uint8_t *found, uint32_t laye
 
 static double *unread_in(const kv_cache *cache, uint8_t *found, uint32_t layer)
 {
-    const size_t n = (size_t)cache->view->choice.n * cache->view->choice.n_heads_max;
+    const size_t n = (size_t)cache->view->choice.n * cache->view->n_heads_max;
     return (double *)(void *)(masses_in(cache, found, layer) + n);
 }
 
@@ -65,32 +65,29 @@ void kv_view_place_choice(const kv_cache *cache, arena *a, kv_view *view)
 {
     const size_t n = cache->limits.n_seqs_max;
     if (!cache->has_boxes) return;
-    for (uint32_t l = 0; l < cache->n_layers; l++)
-        view->choice.n_heads_max =
-            (uint32_t)max_size(view->choice.n_heads_max, cache->layer[l].n_heads);
     view->choice.choices = arena_take(a, n, sizeof *view->choice.choices);
-    view->choice.found = arena_take(a, cache->n_layers, layer_bytes(cache, n));
+    view->choice.found = arena_take(a, cache->n_layers, layer_bytes(cache, view, n));
 }
 
 void kv_view_place_choice_there(const kv_cache *cache, arena *a, kv_view *view)
 {
-    const size_t n = cache->limits.n_seqs_max, n_pages = kv_pool_n_pages(cache->pool);
+    const size_t n = cache->limits.n_seqs_max, n_pages = view->pool.n_pages;
     const size_t n_blocks = n_blocks_max(cache), n_heads = cache->n_kv_heads_max;
     if (!cache->has_boxes) return;
-    view->choice.boxes = arena_take(a, n_pages, kv_pool_pages(cache->pool)->box_bytes);
-    if (kv_pool_most_biases(cache->pool) != NULL)
+    view->choice.boxes = arena_take(a, n_pages, view->pool.box_bytes);
+    if (view->pool.has_biases)
         view->choice.bias_most = arena_take(a, n_pages, sizeof *view->choice.bias_most);
     view->choice.tasks = arena_take(a, n, sizeof *view->choice.tasks);
-    view->choice.bounds = arena_take(a, n * (n_heads + view->choice.n_heads_max),
-                                     n_blocks * sizeof *view->choice.bounds);
+    view->choice.bounds =
+        arena_take(a, n * (n_heads + view->n_heads_max), n_blocks * sizeof *view->choice.bounds);
     if (may_weigh(cache)) {
         view->choice.order = arena_take(
             a, n * n_heads, attn_n_order((uint32_t)n_blocks) * sizeof *view->choice.order);
-        view->choice.rest = arena_take(a, n * view->choice.n_heads_max,
+        view->choice.rest = arena_take(a, n * view->n_heads_max,
                                        attn_n_rest((uint32_t)n_blocks) * sizeof *view->choice.rest);
     }
     view->choice.chosen = arena_take(a, n * n_heads, (1 + n_blocks) * sizeof *view->choice.chosen);
-    view->choice.found_there = arena_take(a, cache->n_layers, layer_bytes(cache, n));
+    view->choice.found_there = arena_take(a, cache->n_layers, layer_bytes(cache, view, n));
 }
 
 /* ---- a step -------------------------------------------------------------------------------------- */
@@ -201,7 +198,7 @@ void kv_view_count_choices(kv_cache *cache)
     const kv_view *view = cache->view;
     if (view->choice.n == 0) return;
     dev_download(cache->d, view->choice.found, view->choice.found_there,
-                 cache->n_layers * layer_bytes(cache, view->choice.n));
+                 cache->n_layers * layer_bytes(cache, view, view->choice.n));
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const uint32_t n_heads = cache->n_kv_heads[l], group = cache->layer[l].n_heads / n_heads;
         for (size_t i = 0; i < (size_t)view->choice.n * n_heads; i++) {

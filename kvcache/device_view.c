@@ -66,11 +66,11 @@ static void place_device(const kv_cache *cache, arena *a, kv_view *view)
     const size_t n_slots = (size_t)cache->rings.n_recent + cache->rings.n_sinks;
     const size_t partial =
         (size_t)view->n_heads_max * ((size_t)cache->v_dim_max + 2) * sizeof(float);
-    const size_t n_pages = cache->evict.has_fits ? kv_pool_n_pages(cache->pool) : 0;
+    const size_t n_pages = view->pool.has_biases ? view->pool.n_pages : 0;
     bool has_sink_logits = false;
     for (uint32_t l = 0; l < cache->n_layers; l++)
         has_sink_logits = has_sink_logits || cache->layer[l].sink_logit != NULL;
-    view->device.pool = arena_take(a, 1, kv_pool_mapped_bytes(cache->pool));
+    view->device.pool = arena_take(a, 1, view->pool.bytes);
     view->device.rings = arena_take(a, cache->limits.n_seqs_max * n_slots, view->slot_bytes);
     view->device.staging = arena_take(a, cache->limits.n_step_tokens_max, view->slot_bytes);
     if (n_pages > 0)
@@ -123,11 +123,27 @@ static void find_offsets(const kv_cache *cache, kv_view *view)
     }
 }
 
+err_t kv_view_measure(const kv_cache *cache, kv_view *view, size_t *device_bytes)
+{
+    arena device;
+    *device_bytes = 0;
+    view->attends = can_attend(cache);
+    if (!view->attends) return ERR_OK;
+    measure(cache, view);
+    arena_init_measure(&device);
+    place_device(cache, &device, view);
+    *device_bytes = device.used_bytes;
+    return device.err;
+}
+
 static err_t open_memory(kv_cache *cache, kv_view *view, err_info *info)
 {
     arena host, device;
-    view->attends = can_attend(cache);
-    if (view->attends) measure(cache, view);
+    view->pool.bytes = kv_pool_mapped_bytes(cache->pool);
+    view->pool.box_bytes = cache->has_boxes ? kv_pool_pages(cache->pool)->box_bytes : 0;
+    view->pool.n_pages = kv_pool_n_pages(cache->pool);
+    view->pool.has_biases = cache->evict.has_fits;
+    TRY(kv_view_measure(cache, view, &view->device_bytes));
     arena_init_measure(&host);
     place_hosts(cache, &host, view);
     TRY(host.err);
@@ -136,11 +152,7 @@ static err_t open_memory(kv_cache *cache, kv_view *view, err_info *info)
     TRY(view->memory.err);
     if (!view->attends) return ERR_OK;
     find_offsets(cache, view);
-    arena_init_measure(&device);
-    place_device(cache, &device, view);
-    TRY(device.err);
-    view->device_bytes = device.used_bytes;
-    TRY(dev_alloc(cache->d, device.used_bytes, &view->block, info));
+    TRY(dev_alloc(cache->d, view->device_bytes, &view->block, info));
     arena_init_over(&device, view->block, view->device_bytes);
     place_device(cache, &device, view);
     return device.err;
@@ -213,8 +225,7 @@ static bool has_windows(const kv_cache *cache)
     return has;
 }
 
-/* Must the host attend to a sequence? See device_view.h. */
-static bool needs_host(const kv_cache *cache, const kv_methods *methods)
+bool kv_view_needs_host(const kv_cache *cache, const kv_methods *methods)
 {
     const kv_codec *codec = methods->codec;
     const bool is_routed = !methods->reads_all && !kv_view_can_choose(cache, methods);
@@ -222,19 +233,26 @@ static bool needs_host(const kv_cache *cache, const kv_methods *methods)
            kv_codec_is_low_rank(codec) || (kv_methods_evict(methods) && has_windows(cache));
 }
 
-/* Twice as many as before, so that a growing sequence is told again a few times in all. Allocates between
- * steps, as tables do. */
+/* Twice as many as before, so that a growing sequence is told again a few times in all. */
+uint32_t kv_view_capacity(uint32_t had, uint32_t n_blocks)
+{
+    size_t capacity = had > 0 ? had : KV_TOLD_BLOCKS;
+    while (capacity < n_blocks)
+        capacity *= 2;
+    return (uint32_t)capacity;
+}
+
+/* Allocates between steps, as tables do. */
 static err_t grow_seq(kv_cache *cache, uint32_t s, uint32_t n_blocks)
 {
     kv_view *view = cache->view;
     kv_view_seq *told = &view->seqs[s];
-    size_t bytes, sums_bytes, capacity = told->capacity > 0 ? told->capacity : KV_TOLD_BLOCKS;
+    const size_t capacity = kv_view_capacity(told->capacity, n_blocks);
+    size_t bytes, sums_bytes;
     void *pages;
     if (told->id != cache->seqs[s].id) told->n_told = 0;
     told->id = cache->seqs[s].id;
     if (n_blocks <= told->capacity) return ERR_OK;
-    while (capacity < n_blocks)
-        capacity *= 2;
     TRY(size_mul(capacity, view->n_lists * sizeof(attn_page), &bytes));
     TRY(size_mul(capacity + 1, cache->n_layers * sizeof(kv_view_sum), &sums_bytes));
     kv_view_sum *sums = calloc(1, sums_bytes);
@@ -261,7 +279,7 @@ err_t kv_view_grow(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
     for (uint32_t r = 0; r < n_rows; r++) {
         const kv_seq *seq = rows[r].seq;
         const uint32_t s = (uint32_t)(seq - cache->seqs);
-        view->is_hosts[r] = !view->attends || needs_host(cache, &seq->methods);
+        view->is_hosts[r] = !view->attends || kv_view_needs_host(cache, &seq->methods);
         view->n_hosts += view->is_hosts[r];
         if (view->is_hosts[r]) continue;
         TRY(grow_seq(cache, s, (seq->length + rows[r].n_tokens) / cache->page_tokens + 1));

@@ -23,6 +23,7 @@
 
 #include "kernels/choose_pages.h"
 #include "kvcache/cache_state.h"
+#include "kvcache/device_measure.h"
 
 /* Of a layer's entries below some block: what attention reads of them. */
 typedef struct kv_view_sum {
@@ -58,6 +59,7 @@ typedef struct kv_view {
     attn_task *tasks; /* [n_tasks_max] */
     attn_merge_task *merges; /* [n_seqs_max] */
     uint32_t n_tasks_max, n_tasks, n_merges, n_queries_max, n_partials_max, n_partials;
+    kv_view_pool pool;
     size_t device_bytes; /* of all, lists included */
     void *block;         /* of the device; what follows lies in it */
     struct {
@@ -73,7 +75,7 @@ typedef struct kv_view {
     struct {                  /* device_choice.h; nothing without boxes */
         attn_choice *choices; /* [n_seqs_max], of the host; n valid in a step */
         uint8_t *found;       /* [n_layers][layer_bytes], of the host */
-        uint32_t n, n_heads_max;
+        uint32_t n;
         /* of the device */
         uint8_t *boxes;   /* [n_pages][box_bytes] */
         float *bias_most; /* [n_pages], or NULL */

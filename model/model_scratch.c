@@ -2,12 +2,22 @@
 #include "model/model_internal.h"
 
 #include "base/check.h"
+#include "kernels/ops_cuda.h"
+#include "model/model_gpu.h"
 
 #include <stdlib.h>
 
-static void place_drawing(arena *a, const model *m, model_drawing *s)
+/* What decides about sizes. */
+typedef struct scratch_shape {
+    const model_config *config;
+    size_t n_tokens, moe_bytes;
+    bool is_apart; /* the device has memory of its own */
+    bool draws, has_ranks;
+} scratch_shape;
+
+static void place_drawing(arena *a, const scratch_shape *shape, model_drawing *s)
 {
-    if (m->d->ops->sample == NULL) return;
+    if (!shape->draws) return;
     s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, sizeof *s->rows);
     s->edits = arena_take(a, MODEL_LOGIT_ROWS_MAX, MODEL_ROW_EDITS_MAX * sizeof *s->edits);
     s->results = arena_take(a, MODEL_LOGIT_ROWS_MAX, sizeof *s->results);
@@ -23,12 +33,11 @@ static void place_values(arena *a, const model_config *c, size_t n, model_scratc
     s->heads = is_latent ? arena_take(a, n, c->n_heads * head * sizeof(float)) : NULL;
 }
 
-static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scratch *s)
+static void place_scratch(arena *a, const scratch_shape *shape, model_scratch *s)
 {
-    const model_config *const c = &m->config;
-    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * model_key_dim(c),
+    const model_config *const c = shape->config;
+    const size_t n = shape->n_tokens, q_dim = (size_t)c->n_heads * model_key_dim(c),
                  o_dim = (size_t)c->n_heads * model_value_dim(c), n_pairs = c->rope.n_rotated / 2;
-    const bool is_apart = m->d->memory != NULL;
     s->x = arena_take(a, n, c->d_model * sizeof(float));
     s->normed = arena_take(a, n, c->d_model * sizeof(float));
     s->q = arena_take(a, n, q_dim * sizeof(float));
@@ -43,21 +52,21 @@ static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scra
     s->gate = arena_take(a, n, c->top_k * sizeof(float));
     s->common_chosen = arena_take(a, n, sizeof(uint32_t));
     s->common_gate = arena_take(a, n, sizeof(float));
-    s->moe = arena_take(a, moe_bytes, 1);
-    s->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
+    s->moe = arena_take(a, shape->moe_bytes, 1);
+    s->moe_sum = shape->has_ranks ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
     s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->d_model * sizeof(float));
-    if (!is_apart) return;
+    if (!shape->is_apart) return;
     s->ids = arena_take(a, max_size(n, MODEL_LOGIT_ROWS_MAX), sizeof(uint32_t));
     s->logits = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->n_vocab * sizeof(float));
-    place_drawing(a, m, &s->drawing);
+    place_drawing(a, shape, &s->drawing);
 }
 
 /* Of a device whose memory is the host's there is nothing to mirror. */
-static void place_mirror(arena *a, const model *m, model_mirror *h)
+static void place_mirror(arena *a, const scratch_shape *shape, const model_scratch *s,
+                         model_mirror *h)
 {
-    const model_config *const c = &m->config;
-    const model_scratch *const s = &m->scratch;
-    const size_t n = m->n_step_tokens_max, q_dim = (size_t)c->n_heads * model_key_dim(c);
+    const model_config *const c = shape->config;
+    const size_t n = shape->n_tokens, q_dim = (size_t)c->n_heads * model_key_dim(c);
     h->input_norm = arena_take(a, n, sizeof(float));
     *h = (model_mirror){.input_norm = h->input_norm,
                         .x = s->x,
@@ -67,15 +76,15 @@ static void place_mirror(arena *a, const model *m, model_mirror *h)
                         .chosen = s->chosen,
                         .served = s->served,
                         .moe_sum = s->moe_sum};
-    if (m->d->memory == NULL) return;
+    if (!shape->is_apart) return;
     h->x = arena_take(a, n, c->d_model * sizeof(float));
     h->q_nope = arena_take(a, n, q_dim * sizeof(float));
     h->cos = arena_take(a, n, c->rope.n_rotated / 2 * sizeof(float));
     h->sin = arena_take(a, n, c->rope.n_rotated / 2 * sizeof(float));
     h->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
     h->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
-    h->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
-    place_drawing(a, m, &h->drawing);
+    h->moe_sum = shape->has_ranks ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
+    place_drawing(a, shape, &h->drawing);
 }
 
 static err_t no_memory(const model *m, err_t err, size_t bytes, err_info *info)
@@ -84,24 +93,25 @@ static err_t no_memory(const model *m, err_t err, size_t bytes, err_info *info)
                    m->n_step_tokens_max, bytes);
 }
 
-static err_t alloc_mirror(model *m, err_info *info)
+static err_t alloc_mirror(model *m, const scratch_shape *shape, err_info *info)
 {
     arena measure;
     arena_init_measure(&measure);
-    place_mirror(&measure, m, &m->host);
+    place_mirror(&measure, shape, &m->scratch, &m->host);
     err_t err = measure.err;
     if (err == ERR_OK) err = arena_init(&m->host_memory, measure.used_bytes);
     if (err != ERR_OK) return no_memory(m, err, measure.used_bytes, info);
-    place_mirror(&m->host_memory, m, &m->host);
+    place_mirror(&m->host_memory, shape, &m->scratch, &m->host);
     assert(m->host_memory.err == ERR_OK);
     m->scratch_bytes += measure.used_bytes;
     return ERR_OK;
 }
 
 /* Of the op that runs the experts, for whichever FFN is the largest; 0 when it overflows. */
-static size_t moe_bytes_of(const model *m)
+static size_t moe_bytes_of(const model_config *c, uint32_t n_tokens,
+                           size_t (*scratch_bytes)(uint32_t n_tokens, uint32_t dim, uint32_t ffn,
+                                                   uint32_t n_experts, uint32_t top_k))
 {
-    const model_config *const c = &m->config;
     size_t most = 0;
     const struct {
         uint32_t ffn, n_experts, top_k;
@@ -109,8 +119,8 @@ static size_t moe_bytes_of(const model *m)
         {c->d_ffn, c->n_experts, c->top_k}, {c->d_shared_ffn, 1, 1}, {c->d_dense_ffn, 1, 1}};
     for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
         if (runs[i].ffn == 0) continue;
-        const size_t bytes = m->d->ops->moe_scratch_bytes(
-            m->n_step_tokens_max, c->d_model, runs[i].ffn, runs[i].n_experts, runs[i].top_k);
+        const size_t bytes =
+            scratch_bytes(n_tokens, c->d_model, runs[i].ffn, runs[i].n_experts, runs[i].top_k);
         if (bytes == 0) return 0;
         most = max_size(most, bytes);
     }
@@ -133,12 +143,18 @@ static err_t fill_constants(model *m, err_info *info)
 
 err_t model_scratch_alloc(model *m, err_info *info)
 {
-    const size_t moe_bytes = moe_bytes_of(m);
-    if (moe_bytes == 0)
+    const scratch_shape shape = {
+        .config = &m->config,
+        .n_tokens = m->n_step_tokens_max,
+        .moe_bytes = moe_bytes_of(&m->config, m->n_step_tokens_max, m->d->ops->moe_scratch_bytes),
+        .is_apart = m->d->memory != NULL,
+        .draws = m->d->ops->sample != NULL,
+        .has_ranks = m->comm != NULL};
+    if (shape.moe_bytes == 0)
         return err_set(info, ERR_OVERFLOW, "model: the size of a step's memory overflows");
     arena pieces;
     arena_init_measure(&pieces);
-    place_scratch(&pieces, m, moe_bytes, &m->scratch);
+    place_scratch(&pieces, &shape, &m->scratch);
     const size_t bytes = pieces.used_bytes;
     err_t err = pieces.err;
     if (err == ERR_OK && m->d->memory == NULL) err = arena_init(&m->memory, bytes);
@@ -147,11 +163,34 @@ err_t model_scratch_alloc(model *m, err_info *info)
         arena_init_over(&m->memory, m->scratch_block, bytes);
     }
     if (err != ERR_OK) return no_memory(m, err, bytes, info);
-    place_scratch(&m->memory, m, moe_bytes, &m->scratch);
+    place_scratch(&m->memory, &shape, &m->scratch);
     assert(m->memory.err == ERR_OK);
     m->scratch_bytes = bytes;
     TRY(fill_constants(m, info));
-    return alloc_mirror(m, info);
+    return alloc_mirror(m, &shape, info);
+}
+
+err_t model_gpu_scratch(const model_config *config, uint32_t n_step_tokens, bool has_ranks,
+                        model_gpu_bytes *out)
+{
+    arena there, here;
+    model_scratch scratch = {0};
+    model_mirror mirror;
+    const scratch_shape shape = {.config = config,
+                                 .n_tokens = n_step_tokens,
+                                 .moe_bytes =
+                                     moe_bytes_of(config, n_step_tokens, cuda_moe_scratch_bytes),
+                                 .is_apart = true,
+                                 .draws = true,
+                                 .has_ranks = has_ranks};
+    if (shape.moe_bytes == 0) return ERR_OVERFLOW;
+    arena_init_measure(&there);
+    arena_init_measure(&here);
+    place_scratch(&there, &shape, &scratch);
+    place_mirror(&here, &shape, &scratch, &mirror);
+    TRY(there.err);
+    *out = (model_gpu_bytes){.scratch = there.used_bytes, .mirror = here.used_bytes};
+    return here.err;
 }
 
 void model_scratch_free(model *m)

@@ -38,12 +38,31 @@ static bool is_read(const mover *to, const matrix *m)
     return expert == SIZE_MAX || to->args->all_experts || host->is_read[expert];
 }
 
-static err_t take(mover *to, size_t bytes, size_t *offset)
+static err_t add_aligned(size_t bytes, size_t *sum)
 {
     size_t rounded;
-    *offset = to->used_bytes;
     TRY(size_add(bytes, ALIGN_BYTES - 1, &rounded));
-    return size_add(to->used_bytes, rounded / ALIGN_BYTES * ALIGN_BYTES, &to->used_bytes);
+    return size_add(*sum, rounded / ALIGN_BYTES * ALIGN_BYTES, sum);
+}
+
+err_t model_device_matrix_bytes(const matrix *m, size_t *out)
+{
+    *out = 0;
+    TRY(add_aligned(matrix_bytes(m), out));
+    return add_aligned(matrix_scale_bytes(m), out);
+}
+
+err_t model_device_experts_bytes(const model_config *config, size_t *out)
+{
+    *out = 0;
+    TRY(add_aligned((size_t)config->n_layers * config->n_experts * sizeof(moe_expert), out));
+    return add_aligned(config->n_layers * sizeof(moe_expert), out);
+}
+
+static err_t take(mover *to, size_t bytes, size_t *offset)
+{
+    *offset = to->used_bytes;
+    return add_aligned(bytes, &to->used_bytes);
 }
 
 static void tell_progress(mover *to, size_t bytes)

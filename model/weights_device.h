@@ -23,6 +23,10 @@ typedef struct device_weights_args {
         all_experts; /* else those that this rank reads now; the others have no data: if none can move */
 } device_weights_args;
 
+/* Bytes that a matrix takes there with its scales, and those of the arrays of experts. ERR_OVERFLOW. */
+err_t model_device_matrix_bytes(const matrix *m, size_t *out) MUST_CHECK;
+err_t model_device_experts_bytes(const model_config *config, size_t *out) MUST_CHECK;
+
 /* ERR_NO_MEMORY names the bytes wanted. */
 err_t model_weights_to_device(dev *d, const device_weights_args *args, model_device_weights *out,
                               err_info *info) MUST_CHECK;

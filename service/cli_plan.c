@@ -11,8 +11,13 @@ enum { CONTEXT_MAX = 1 << 24 };
 typedef struct plan_config {
     uint32_t n_context, n_seqs, n_ranks, n_redundant, n_step_tokens;
     double bandwidth, link_bandwidth, link_latency;
+    uint32_t device;    /* 1: cuda */
+    uint64_t gpu_bytes; /* 0: unknown */
+    double gpu_share;
     bool json, help;
 } plan_config;
+
+static const char *const devices[] = {"cpu", "cuda", NULL};
 
 static const cfg_field plan_fields[] = {
     CFG_NUM32(plan_config, n_context, "context", 0, CONTEXT_MAX, "0",
@@ -30,6 +35,12 @@ static const cfg_field plan_fields[] = {
              "bytes per second that a rank receives; default: NVLink of an H100, one way"),
     CFG_REAL(plan_config, link_latency, "link-latency", 0, 60, "1e-05",
              "seconds of the smallest collective; default: about NCCL's inside one machine"),
+    CFG_PICK(plan_config, device, "device", devices, "cpu",
+             "cuda: what a GPU of a rank holds is planned as well"),
+    CFG_NUM64(plan_config, gpu_bytes, "gpu-memory-bytes", 0, 1e18, "0",
+              "cuda: memory of the GPU, to say what would not fit; 0: unknown"),
+    CFG_REAL(plan_config, gpu_share, "gpu-memory-utilization", 0.01, 1, "0.9",
+             "cuda: share of it that may be in use"),
     CFG_FLAG(plan_config, json, "json", "false", "one JSON object"),
     CFG_FLAG(plan_config, help, "help", "false", "print this and exit"),
 };
@@ -52,6 +63,19 @@ static err_t plan_cache_for(const plan_config *config, const kv_config *kv, cons
         .n_step_tokens = config->n_step_tokens > in->n_seqs ? config->n_step_tokens : in->n_seqs,
         .n_ranks = in->n_ranks};
     if (err == ERR_OK) err = plan_cache_of(&input, &in->cache, info);
+    const plan_device_input device = {.model = about,
+                                      .kv = kv,
+                                      .shape = &shape.shape,
+                                      .weights = &in->weights,
+                                      .cache = &in->cache,
+                                      .n_tokens = in->n_tokens,
+                                      .n_seqs = in->n_seqs,
+                                      .n_step_tokens = input.n_step_tokens,
+                                      .n_ranks = in->n_ranks,
+                                      .n_redundant = in->n_redundant,
+                                      .memory_bytes = config->gpu_bytes,
+                                      .memory_share = config->gpu_share};
+    if (err == ERR_OK && config->device == 1) err = plan_device_of(&device, &in->device, info);
     plan_kv_shape_deinit(&shape);
     return err;
 }
@@ -76,6 +100,9 @@ static err_t run_plan(const plan_config *config, const kv_config *kv, const char
     model_config about;
     plan_result result;
     plan_report report;
+    if (config->gpu_bytes > 0 && config->device == 0)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "gpu-memory-bytes: there is no GPU; --device cuda has one");
     TRY(model_config_read(dir, &about, info));
     plan_input in = {.n_layers = about.n_layers,
                      .d_model = about.d_model,

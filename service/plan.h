@@ -18,6 +18,7 @@
 #define SERVICE_PLAN_H
 
 #include "service/plan_cache.h"
+#include "service/plan_device.h"
 #include "service/plan_model.h"
 
 typedef struct plan_input {
@@ -25,6 +26,7 @@ typedef struct plan_input {
     uint32_t n_experts, top_k;
     plan_weights weights;
     plan_cache cache;
+    plan_device device;
     uint32_t n_tokens; /* context of each sequence */
     uint32_t n_seqs;   /* decoded together: tokens of a step */
     uint32_t n_ranks;

@@ -350,20 +350,24 @@ static err_t count_section(plan_work *w, uint32_t rank, plan_cache *out)
     return least_bytes(w, &n_pages, &out->section_bytes);
 }
 
+static bool has_fits(const kv_methods *m)
+{
+    return (m->policy.evicts && m->policy.scorer->is_fitted) ||
+           (m->selection.evicts && m->selection.scorer->is_fitted);
+}
+
 /* The pool's bytes of knowledge about n_slabs slabs. */
 static err_t count_descriptors(const plan_work *w, uint64_t n_slabs, uint64_t slab_bytes,
                                plan_cache *out)
 {
     const kv_methods *m = w->methods;
-    const bool has_fits = (m->policy.evicts && m->policy.scorer->is_fitted) ||
-                          (m->selection.evicts && m->selection.scorer->is_fitted);
     const uint64_t n_asked = n_slabs < ASKED_SLABS_MAX ? n_slabs : ASKED_SLABS_MAX;
     const kv_pool_config config = {.budget_bytes = (n_asked > 0 ? n_asked : 1) * slab_bytes,
                                    .page_tokens = w->in->config->page_tokens,
                                    .n_classes = w->n_classes,
                                    .page_bytes = w->page_bytes,
                                    .box_bytes = w->box_bytes,
-                                   .has_biases = has_fits,
+                                   .has_biases = has_fits(m),
                                    .has_importance = m->codec->is_mixed,
                                    .n_shards = w->n_shards};
     kv_pool *pool;
@@ -488,6 +492,9 @@ static void describe(const plan_work *w, plan_cache *out)
         out->is_scattered = out->is_scattered || layer->scatters;
     }
     out->type = w->type;
+    out->n_classes = w->n_classes;
+    out->box_bytes = w->box_bytes;
+    out->has_biases = has_fits(m);
     out->n_shards = w->n_shards;
     out->layer_token_bytes = first->n_kv_heads * kv_page_read_bytes(&first->raw, 1);
     uint64_t coded_bytes = 0; /* of four pages, which is what the rule deals out evenly */
@@ -504,12 +511,17 @@ static void describe(const plan_work *w, plan_cache *out)
 }
 
 /* The pool numbers places for its smallest pages. */
-static err_t check_ids(const plan_work *w, uint64_t n_slabs, uint64_t slab_bytes, err_info *info)
+static uint64_t ids_of_slab(const plan_work *w, uint64_t slab_bytes)
 {
     size_t smallest = SIZE_MAX;
     for (uint32_t c = 0; c < w->n_classes; c++)
         smallest = w->page_bytes[c] < smallest ? w->page_bytes[c] : smallest;
-    const uint64_t per_slab = slab_bytes / smallest;
+    return slab_bytes / smallest;
+}
+
+static err_t check_ids(const plan_work *w, uint64_t n_slabs, uint64_t slab_bytes, err_info *info)
+{
+    const uint64_t per_slab = ids_of_slab(w, slab_bytes);
     if (n_slabs <= (KV_PAGE_NONE - 1) / per_slab) return ERR_OK;
     return err_set(info, ERR_OVERFLOW,
                    "context, batch: a rank would hold %llu slabs of %llu pages, and can number %u "
@@ -537,6 +549,8 @@ static err_t count(plan_work *w, plan_cache *out, err_info *info)
     TRY(count_descriptors(w, out->page_bytes / slab_bytes, slab_bytes, out));
     TRY(split_tiers(w, most, out));
     TRY(count_section(w, most, out));
+    out->n_page_ids =
+        (out->page_bytes + out->section_bytes) / slab_bytes * ids_of_slab(w, slab_bytes);
     TRY(count_tables(w, most, out));
     TRY(count_rings(w, out));
     for (uint32_t l = 0; l < w->in->shape->n_layers; l++)

@@ -44,6 +44,12 @@ typedef struct plan_cache {
     uint64_t read_page_bytes_most; /* of this rank */
     double share_read;             /* of its pages */
 
+    /* What a device's copy is sized by: kvcache/device_plan.h. */
+    uint32_t n_classes;
+    uint64_t n_page_ids; /* that the pool numbers, with room for the section */
+    size_t box_bytes;    /* of a page; 0: there are none */
+    bool has_biases;
+
     /* For comparisons: raw rows in the cache type, over all ranks. */
     uint64_t token_bytes;       /* one position, all layers */
     uint64_t layer_token_bytes; /* one position, first layer */

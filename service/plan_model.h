@@ -16,6 +16,9 @@ typedef struct plan_weights {
         step_bytes; /* of those, what every step reads: all but the embedding, unless it is the head, too */
     uint64_t row_bytes;    /* of the embedding, per token */
     uint64_t expert_bytes; /* one expert of one layer */
+    /* The same where a device has a copy: rounded up, tensor by tensor. */
+    uint64_t device_replicated_bytes, device_expert_bytes;
+    uint32_t n_routed_layers; /* with experts */
 } plan_weights;
 
 /* ERR_NO_MEMORY; ERR_OVERFLOW. */
@@ -27,6 +30,7 @@ typedef struct plan_kv_shape {
     kv_shape shape;         /* into layers */
     kv_layer_shape *layers; /* [n_layers] */
     float *bases;
+    float *sinks; /* zeros, that layers which have sink logits point to; or NULL */
 } plan_kv_shape;
 
 err_t plan_kv_shape_init(const model_config *model, const char *dir, plan_kv_shape *out,

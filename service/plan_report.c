@@ -12,6 +12,7 @@ static const struct {
 } groups[] = {
     {"settings", "Settings"},
     {"memory", "Memory of the fullest rank"},
+    {"device", "Memory of a rank's GPU"},
     {"step", "A decode step, experts drawn at random"},
     {"collectives", "Collectives, received by a rank"},
     {"speed", "Speed"},
@@ -104,6 +105,43 @@ static void add_memory(const plan_report_source *from, plan_report *r)
     if (c->away_bytes > 0)
         ADD_WHOLE(r, group, "kv_away_bytes", PLAN_BYTES, c->away_bytes,
                   "in lower tiers, not in the total");
+}
+
+static void add_device(const plan_report_source *from, plan_report *r)
+{
+    const plan_device *d = &from->in->device;
+    const char *group = "device";
+    if (!d->is_there) return;
+    ADD_WHOLE(r, group, "weight_bytes", PLAN_BYTES, d->weight_bytes, "weights");
+    ADD_WHOLE(r, group, "scratch_bytes", PLAN_BYTES, d->scratch_bytes, "scratch of a step");
+    ADD_WHOLE(r, group, "kv_pool_bytes", PLAN_BYTES, d->kv.pool_bytes, "copy of the pages");
+    ADD_WHOLE(r, group, "kv_ring_bytes", PLAN_BYTES, d->kv.ring_bytes, "rings");
+    ADD_WHOLE(r, group, "kv_staging_bytes", PLAN_BYTES, d->kv.staging_bytes, "staging");
+    ADD_WHOLE(r, group, "kv_list_bytes", PLAN_BYTES, d->kv.list_bytes, "lists of pages");
+    ADD_WHOLE(r, group, "kv_box_bytes", PLAN_BYTES, d->kv.box_bytes, "boxes of pages");
+    ADD_WHOLE(r, group, "kv_work_bytes", PLAN_BYTES, d->kv.work_bytes,
+              "working memory of attention");
+    ADD_WHOLE(r, group, "total_bytes", PLAN_BYTES, d->total_bytes, "total");
+    if (d->allowed_bytes > 0)
+        ADD_WHOLE(r, group, "allowed_bytes", PLAN_BYTES, d->allowed_bytes,
+                  "allowed by gpu-memory-utilization");
+    ADD_WHOLE(r, group, "host_kv_bytes", PLAN_BYTES, from->result->memory.kv_bytes,
+              "beside it on the host: keys and values");
+    ADD_WHOLE(r, group, "host_scratch_bytes", PLAN_BYTES, d->host_mirror_bytes,
+              "  and what mirrors the scratch");
+}
+
+static void add_device_notes(const plan_report_source *from, plan_report *r)
+{
+    const plan_device *d = &from->in->device;
+    if (!d->is_there) return;
+    if (d->refusal.code != ERR_OK) add_note(r, "It does not fit. %s", d->refusal.message);
+    if (!d->kv.attends) {
+        add_note(r, "device: over ranks, with lower tiers and where entries are placed one by one "
+                    "attention and its cache stay on the host.");
+    } else if (d->kv.hosts_attend) {
+        add_note(r, "device: under these methods attention is the host's, layer by layer.");
+    }
 }
 
 static void add_step(const plan_report_source *from, plan_report *r)
@@ -256,11 +294,13 @@ void plan_report_fill(const plan_report_source *from, plan_report *out)
     *out = (plan_report){.model_dir = from->model_dir, .family = from->model->family};
     add_settings(from, out);
     add_memory(from, out);
+    add_device(from, out);
     add_step(from, out);
     add_collectives(from, out);
     add_speed(from, out);
     add_contrasts(from, out);
     add_notes(from, out);
+    add_device_notes(from, out);
 }
 
 /* ---- printing ------------------------------------------------------------------------------------ */

@@ -128,6 +128,31 @@ def test_what_a_number_is_not_exact_for_is_said(shape):
     assert len(plan(model=shape)["notes"]) == 2
 
 
+def test_a_gpu_is_planned_where_it_is_asked_for(shape):
+    assert "device" not in plan(model=shape)
+    words = ("--device", "cuda", "--batch", 8, "--kv-routing", "topk", "--kv-routing-k", 0.2)
+    planned = plan(*words, model=shape)
+    device, memory = planned["device"], planned["memory"]
+    parts = ("weight_bytes", "scratch_bytes", "kv_pool_bytes", "kv_ring_bytes", "kv_staging_bytes", "kv_list_bytes",
+             "kv_box_bytes", "kv_work_bytes")
+    assert device["total_bytes"] == sum(device[part] for part in parts)
+    weights = memory["weights_replicated_bytes"] + memory["weights_experts_bytes"]
+    assert weights <= device["weight_bytes"] <= weights * 1.001
+    assert device["kv_pool_bytes"] == memory["kv_page_bytes"] + memory["kv_section_bytes"]
+    assert device["host_kv_bytes"] == memory["kv_bytes"]
+    assert device["kv_box_bytes"] > 0 and "allowed_bytes" not in device
+    assert not any("does not fit" in note for note in planned["notes"])
+
+
+def test_what_a_gpu_has_no_room_for_is_said_as_the_server_would(shape):
+    planned = plan("--device", "cuda", "--gpu-memory-bytes", "1Gi", "--gpu-memory-utilization", 0.5, model=shape)
+    wanted = planned["device"]["weight_bytes"]
+    assert planned["device"]["allowed_bytes"] == 2 ** 29
+    assert f"cuda: {wanted} more bytes do not fit: 0 of {2 ** 29} allowed are in use" in " ".join(planned["notes"])
+    notes = " ".join(plan("--device", "cuda", "--kv-routing", "hierarchical", model=shape)["notes"])
+    assert "attention is the host's" in notes
+
+
 # ---- mistakes ----
 
 
@@ -143,6 +168,8 @@ def test_what_a_number_is_not_exact_for_is_said(shape):
     (("--kv-placement", "hash", "--ranks", 3), "kv-shards: 3"),
     (("--kv-sink", 33), "kv-sink: 33 is more than kv-page-tokens, 32"),
     (("--num-redundant-experts", 9, "--ranks", 2), "num-redundant-experts: 9 is more than 8"),
+    (("--device", "tpu"), "device"),
+    (("--gpu-memory-bytes", "80Gi"), "gpu-memory-bytes: there is no GPU"),
     (("--speed", 1), "speed"),
 ])
 def test_mistakes_are_named(words, message):

@@ -6,6 +6,7 @@
 #include "kernels/dev_cuda.h"
 
 #include "base/check.h"
+#include "kernels/cuda_sizes.h"
 #include "kernels/dev.h"
 #include "kernels/dev_cuda_impl.h"
 
@@ -21,6 +22,7 @@ struct dev_cuda {
     cuda_queue queue; /* first: as in dev_cuda.c */
     dev *cpu;
     dev_cuda_about about;
+    size_t used_bytes; /* as dev_cuda.c counts them */
 };
 
 static void embed(dev_cuda *d, const embed_args *args)
@@ -68,9 +70,15 @@ static void router(dev_cuda *d, const router_args *args)
     d->cpu->ops->router(d->cpu, args);
 }
 
+/* The CPU lays its scratch out in another way. */
 static void moe(dev_cuda *d, const moe_args *args)
 {
-    d->cpu->ops->moe(d->cpu, args);
+    moe_args own = *args;
+    own.scratch = malloc(d->cpu->ops->moe_scratch_bytes(args->n_tokens, args->dim, args->ffn,
+                                                        args->n_experts, args->top_k));
+    if (own.scratch == NULL) abort();
+    d->cpu->ops->moe(d->cpu, &own);
+    free(own.scratch);
 }
 
 static void attend_pages(dev_cuda *d, const attend_pages_args *args)
@@ -135,7 +143,7 @@ err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *inf
     d->about.compute_major = 9;
     d->about.n_multiprocessors = 1;
     d->about.memory_total = d->about.memory_free = MEMORY_BYTES;
-    d->about.memory_limit = (size_t)((double)MEMORY_BYTES * (double)config->memory_share);
+    d->about.memory_limit = dev_cuda_limit(MEMORY_BYTES, 0, (double)config->memory_share);
     *out = d;
     return ERR_OK;
 }
@@ -162,12 +170,12 @@ const cuda_ops *dev_cuda_get_ops(const dev_cuda *d)
 err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info)
 {
     *out = NULL;
-    if (bytes > d->about.memory_limit)
-        return err_set(info, ERR_NO_MEMORY, "cuda: %zu more bytes do not fit", bytes);
+    TRY(dev_cuda_check_room(bytes, d->used_bytes, d->about.memory_limit, info));
     size_t *base = mmap(NULL, PAGE_BYTES + bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return err_set(info, ERR_NO_MEMORY, "cuda: out of memory");
     *base = PAGE_BYTES + bytes;
+    d->used_bytes += bytes;
     *out = (char *)base + PAGE_BYTES;
     return ERR_OK;
 }
@@ -175,13 +183,14 @@ err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info)
 void dev_cuda_free(dev_cuda *d, void *data)
 {
     size_t *base = (size_t *)(void *)((char *)data - PAGE_BYTES);
-    (void)d;
-    if (data != NULL) munmap(base, *base);
+    if (data == NULL) return;
+    d->used_bytes -= *base - PAGE_BYTES;
+    munmap(base, *base);
 }
 
 size_t dev_cuda_room(const dev_cuda *d)
 {
-    return d->about.memory_limit;
+    return d->about.memory_limit - d->used_bytes;
 }
 
 err_t dev_cuda_upload(dev_cuda *d, void *to, const void *from, size_t bytes, err_info *info)
@@ -221,10 +230,4 @@ err_t dev_cuda_wait(dev_cuda *d, err_info *info)
     (void)d;
     (void)info;
     return ERR_OK;
-}
-
-size_t cuda_moe_scratch_bytes(uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t n_experts,
-                              uint32_t top_k)
-{
-    return dev_cpu_tables()[0]->moe_scratch_bytes(n_tokens, dim, ffn, n_experts, top_k);
 }
