@@ -477,9 +477,10 @@ static const step_shape shapes[] = {
      .k_dim = 37,
      .v_dim = 8,
      .v_group = 8,
-     .block_tokens = 4,
+     .block_tokens = 16,
      .n_ring_blocks = 4,
-     .window = 90,
+     .n_sinks = 7,
+     .window = 200,
      .pad = 1},
     {.n_kv_heads = 1,
      .group = 4,
@@ -525,6 +526,17 @@ START_TEST(what_is_read_is_enough_and_no_more)
     ck_assert_uint_lt(sum.n_chosen, sum.n_open);
 }
 
+/* Of the sinks as well, and of slots beside those that it shows. */
+START_TEST(what_a_window_has_passed_is_not_read)
+{
+    static const double amounts[] = {0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2};
+    for (uint32_t i = 0; i < N_OF(amounts); i++) {
+        const step_shape shape = shape_of(2);
+        const attn_choice choice = choice_of(ATTN_RULE_CERTIFIED, amounts[i]);
+        (void)check(&shape, &choice, 0);
+    }
+}
+
 /* More than the keys that fit into shared memory. */
 START_TEST(an_order_of_many_entries_is_one)
 {
@@ -549,6 +561,7 @@ START_TEST(the_best_shards_are_read_whole)
 
 const test_case test_cases[] = {
     TEST_CASE(what_is_read_is_enough_and_no_more),
+    TEST_CASE(what_a_window_has_passed_is_not_read),
     TEST_CASE(an_order_of_many_entries_is_one),
     TEST_CASE(the_best_shards_are_read_whole),
     TEST_CASES_END,
