@@ -53,6 +53,7 @@ struct fiber {
 struct emulator {
     std::vector<fiber> fibers; /* their stacks live as long as the process */
     unsigned n_threads, current;
+    unsigned awaited[THREADS_MAX / 32]; /* per warp: the lane that the last exchange waited for */
     resume_point scheduler_at;
     const void *scheduler_stack;
     size_t scheduler_stack_bytes;
@@ -102,8 +103,7 @@ void leave(fiber_state state)
 {
     fiber *f = &emu.fibers[emu.current];
     f->state = state;
-    start_switch(state == ENDED ? nullptr : &f->fake_stack, emu.scheduler_stack,
-                 emu.scheduler_stack_bytes);
+    start_switch(&f->fake_stack, emu.scheduler_stack, emu.scheduler_stack_bytes);
     change(f->resume_at, nullptr, emu.scheduler_at, true);
     finish_switch(f->fake_stack, &emu.scheduler_stack, &emu.scheduler_stack_bytes);
 }
@@ -111,13 +111,19 @@ void leave(fiber_state state)
 void fiber_main()
 {
     finish_switch(nullptr, &emu.scheduler_stack, &emu.scheduler_stack_bytes);
-    (*emu.body)();
-    leave(ENDED);
+    for (;;) {
+        (*emu.body)();
+        leave(ENDED); /* and goes on with the next block: a new context costs system calls */
+    }
 }
 
 void prepare(unsigned thread)
 {
     fiber *f = &emu.fibers[thread];
+    if (f->has_run && f->state == ENDED) {
+        f->state = RUNS;
+        return;
+    }
     if (f->stack == nullptr) {
         void *stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -169,7 +175,7 @@ __attribute__((format(printf, 1, 2))) void fail_launch(const char *format, ...)
 
 bool is_same_site(emu_site a, emu_site b)
 {
-    return a.line == b.line && strcmp(a.file, b.file) == 0;
+    return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0);
 }
 
 /* A permutation of 0 .. n - 1 (Fisher and Yates) over splitmix64; in order for seed 0. */
@@ -268,6 +274,7 @@ void emu_fail(const char *format, ...)
     va_start(args, format);
     note_failure(format, args);
     va_end(args);
+    emu.fibers[emu.current].has_run = false; /* begins anew in the next launch */
     leave(ENDED);
     abort(); /* a failed launch is resumed by nobody */
 }
@@ -289,6 +296,17 @@ void emu_barrier(emu_site site)
     leave(AT_BARRIER);
 }
 
+namespace
+{
+
+bool has_come(const fiber *f, const fiber *mine)
+{
+    return f->state == IN_WARP && f->mask == mine->mask && f->combine == mine->combine &&
+           is_same_site(f->site, mine->site);
+}
+
+} /* namespace */
+
 void emu_warp(emu_site site, unsigned mask, void *payload, emu_combine *combine)
 {
     const unsigned first = emu.current / 32 * 32;
@@ -300,6 +318,14 @@ void emu_warp(emu_site site, unsigned mask, void *payload, emu_combine *combine)
     mine->mask = mask;
     mine->payload = payload;
     mine->combine = combine;
+    /* Whom others wait for is asked first: most calls end here. */
+    unsigned *const awaited = &emu.awaited[first / 32];
+    const fiber *late = &emu.fibers[first + *awaited];
+    if (late != mine && (mask >> *awaited & 1) != 0 && first + *awaited < emu.n_threads &&
+        late->state != ENDED && !has_come(late, mine)) {
+        leave(IN_WARP);
+        return;
+    }
     for (unsigned lane = 0; lane < 32; lane++) {
         if ((mask >> lane & 1) == 0) continue;
         if (first + lane >= emu.n_threads)
@@ -310,9 +336,8 @@ void emu_warp(emu_site site, unsigned mask, void *payload, emu_combine *combine)
             continue;
         }
         if (f->state == ENDED) emu_fail("line %d: lane %u has ended", site.line, lane);
-        const bool has_come = f->state == IN_WARP && f->mask == mask && f->combine == combine &&
-                              is_same_site(f->site, site);
-        if (!has_come) {
+        if (!has_come(f, mine)) {
+            *awaited = lane;
             leave(IN_WARP);
             return;
         }
