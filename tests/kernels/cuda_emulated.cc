@@ -38,7 +38,7 @@ typedef void *resume_point[5];
 enum fiber_state { RUNS, AT_BARRIER, IN_WARP, ENDED };
 
 struct fiber {
-    ucontext_t context;
+    ucontext_t *context; /* apart: it is large, and all fibers are looked at all the time */
     resume_point resume_at;
     bool has_run;
     char *stack;
@@ -129,17 +129,18 @@ void prepare(unsigned thread)
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stack == MAP_FAILED) abort();
         f->stack = static_cast<char *>(stack);
+        f->context = new ucontext_t;
     }
 #if EMU_HAS_ASAN
     __asan_unpoison_memory_region(f->stack, STACK_BYTES);
 #endif
     f->state = RUNS;
     f->has_run = false;
-    getcontext(&f->context);
-    f->context.uc_stack.ss_sp = f->stack;
-    f->context.uc_stack.ss_size = STACK_BYTES;
-    f->context.uc_link = nullptr;
-    makecontext(&f->context, fiber_main, 0);
+    getcontext(f->context);
+    f->context->uc_stack.ss_sp = f->stack;
+    f->context->uc_stack.ss_size = STACK_BYTES;
+    f->context->uc_link = nullptr;
+    makecontext(f->context, fiber_main, 0);
 }
 
 void run(unsigned thread)
@@ -150,7 +151,7 @@ void run(unsigned thread)
     start_switch(&emu.scheduler_fake, f->stack, STACK_BYTES);
     const bool has_run = f->has_run;
     f->has_run = true;
-    change(emu.scheduler_at, &f->context, f->resume_at, has_run);
+    change(emu.scheduler_at, f->context, f->resume_at, has_run);
     finish_switch(emu.scheduler_fake, nullptr, nullptr);
 }
 
@@ -305,48 +306,51 @@ bool has_come(const fiber *f, const fiber *mine)
            is_same_site(f->site, mine->site);
 }
 
+/* Whom others wait for is asked first: most calls end here. */
+bool waits_for_the_late(const fiber *mine)
+{
+    const unsigned lane = emu.awaited[emu.current / 32], thread = emu.current / 32 * 32 + lane;
+    const fiber *late = &emu.fibers[thread];
+    return late != mine && (mine->mask >> lane & 1) != 0 && thread < emu.n_threads &&
+           late->state != ENDED && !has_come(late, mine);
+}
+
+/* False: a lane has yet to come. */
+bool exchange(const fiber *mine)
+{
+    const unsigned first = emu.current / 32 * 32, mask = mine->mask;
+    void *payloads[32] = {};
+    for (unsigned lane = 0; lane < 32; lane++) {
+        if ((mask >> lane & 1) == 0) continue;
+        const fiber *f = &emu.fibers[first + lane];
+        if (first + lane >= emu.n_threads)
+            emu_fail("line %d: lane %u does not exist", mine->site.line, lane);
+        if (f->state == ENDED) emu_fail("line %d: lane %u has ended", mine->site.line, lane);
+        if (f != mine && !has_come(f, mine)) {
+            emu.awaited[first / 32] = lane;
+            return false;
+        }
+        payloads[lane] = f->payload;
+    }
+    if (mine->combine != nullptr) mine->combine(payloads);
+    for (unsigned lane = 0; lane < 32; lane++) {
+        if ((mask >> lane & 1) != 0) emu.fibers[first + lane].state = RUNS;
+    }
+    return true;
+}
+
 } /* namespace */
 
 void emu_warp(emu_site site, unsigned mask, void *payload, emu_combine *combine)
 {
-    const unsigned first = emu.current / 32 * 32;
     fiber *mine = &emu.fibers[emu.current];
-    void *payloads[32] = {};
     if ((mask >> emu_lane() & 1) == 0)
         emu_fail("line %d: the mask leaves out its own lane", site.line);
     mine->site = site;
     mine->mask = mask;
     mine->payload = payload;
     mine->combine = combine;
-    /* Whom others wait for is asked first: most calls end here. */
-    unsigned *const awaited = &emu.awaited[first / 32];
-    const fiber *late = &emu.fibers[first + *awaited];
-    if (late != mine && (mask >> *awaited & 1) != 0 && first + *awaited < emu.n_threads &&
-        late->state != ENDED && !has_come(late, mine)) {
-        leave(IN_WARP);
-        return;
-    }
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if ((mask >> lane & 1) == 0) continue;
-        if (first + lane >= emu.n_threads)
-            emu_fail("line %d: lane %u does not exist", site.line, lane);
-        const fiber *f = &emu.fibers[first + lane];
-        if (f == mine) {
-            payloads[lane] = payload;
-            continue;
-        }
-        if (f->state == ENDED) emu_fail("line %d: lane %u has ended", site.line, lane);
-        if (!has_come(f, mine)) {
-            *awaited = lane;
-            leave(IN_WARP);
-            return;
-        }
-        payloads[lane] = f->payload;
-    }
-    if (combine != nullptr) combine(payloads);
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if ((mask >> lane & 1) != 0) emu.fibers[first + lane].state = RUNS;
-    }
+    if (waits_for_the_late(mine) || !exchange(mine)) leave(IN_WARP);
 }
 
 void emu_ballot_all(void **payload)
