@@ -34,6 +34,7 @@ typedef struct api_context {
     kv_cache *cache;
     const tokenizer *t;
     const chat_template *chat;
+    chat_content content;            /* as `chat` wants it */
     uint32_t eos[MODEL_EOS_MAX + 1]; /* [n_eos] the model's, and the one that ends a turn */
     uint32_t n_eos;
     metrics *metrics; /* NULL until the shape of the model is known */

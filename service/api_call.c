@@ -298,6 +298,7 @@ static bool read_request(api_call *call, http_exchange *ex, api_error *error)
                                .model_names = api->model_names,
                                .n_model_names = api->n_model_names,
                                .kv = api->kv_config,
+                               .content = api->content,
                                .generation = api->generation};
     completion_request *r = &call->request;
     if (!call->endpoint->parse(&limits, body, n_bytes, r, error)) return false;

@@ -40,7 +40,7 @@ static bool find_last(const char *text, size_t n_bytes, const char *part, size_t
 static bool cut_behind_last(const api_chat *chat, api_prompt *prompt, api_error *error)
 {
     const char *last = chat->last;
-    size_t begin = 0, end = chat->last_bytes, at;
+    size_t begin = chat->last_bytes - chat->tail_bytes, end = chat->last_bytes, at;
     while (begin < end && is_space(last[begin]))
         begin++;
     while (end > begin && is_space(last[end - 1]))

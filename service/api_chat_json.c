@@ -68,8 +68,8 @@ bool api_chat_parse(const api_limits *limits, const char *body, size_t body_byte
     const bool is_read = document != NULL && api_request_read_model(document, limits, error) &&
                          api_request_refuse_unsupported(document, error) &&
                          refuse_unsupported(document, error) &&
-                         api_messages_read(document, &out->chat, error) && put_prompt(out, error) &&
-                         read_logprobs(document, limits, out, error) &&
+                         api_messages_read(document, limits->content, &out->chat, error) &&
+                         put_prompt(out, error) && read_logprobs(document, limits, out, error) &&
                          api_request_read_common(document, limits, out, error);
     json_decref(document);
     if (!is_read) api_completion_deinit(out);

@@ -13,6 +13,7 @@
 #include "model/generation_config.h"
 #include "model/sampler.h"
 #include "service/api_error.h"
+#include "service/chat_content.h"
 #include "service/session.h"
 
 enum {
@@ -33,6 +34,7 @@ typedef struct api_limits {
     const char *const *model_names; /* [n_model_names] */
     size_t n_model_names;
     const kv_config *kv;                 /* the server's settings: defaults and limits of `kv` */
+    chat_content content;                /* of messages, as the template wants it */
     const generation_config *generation; /* defaults of sampling; NULL: those of OpenAI's API */
 } api_limits;
 
@@ -53,6 +55,7 @@ typedef struct api_chat {
     bool echo;      /* the answer begins with the last message */
     char *last;     /* the text of the last message, owned; NULL unless one of the two */
     size_t last_bytes;
+    size_t tail_bytes; /* of it, what the template shows in one piece: all, or the last part */
 } api_chat;
 
 typedef struct completion_request {

@@ -21,8 +21,9 @@ enum {
 };
 
 struct chat_template {
-    jinja *compiled; /* NULL: fault says why */
-    json_t *tokens;  /* {"bos_token": "<s>", ...} */
+    jinja *compiled;       /* NULL: fault says why */
+    json_t *tokens;        /* {"bos_token": "<s>", ...} */
+    jinja_content content; /* how `compiled` takes it */
     int64_t eos;
     char fault[FAULT_BYTES];
 };
@@ -190,7 +191,8 @@ static err_t compile(chat_template *c, const template_source *source, bool is_na
 {
     err_info reason = {0};
     const err_t err = jinja_compile(source->text, source->n_bytes, &c->compiled, &reason);
-    if (err == ERR_OK || err == ERR_NO_MEMORY) return err;
+    if (err == ERR_OK) return jinja_find_content(c->compiled, &c->content);
+    if (err == ERR_NO_MEMORY) return err;
     if (is_named)
         return err_set(info, err, "chat-template: %.60s: %s", source->name, reason.message);
     snprintf(c->fault, sizeof c->fault, "The model's chat template is not supported: %s: %s",
@@ -252,6 +254,14 @@ const char *chat_template_fault(const chat_template *c)
 int64_t chat_template_eos(const chat_template *c)
 {
     return c->eos;
+}
+
+chat_content chat_template_content(const chat_template *c, chat_content_format format)
+{
+    if (format == CHAT_FORMAT_STRING) return CHAT_CONTENT_TEXTS;
+    if (format == CHAT_FORMAT_OPENAI) return CHAT_CONTENT_PARTS;
+    if (!c->content.reads_parts) return CHAT_CONTENT_TEXTS;
+    return c->content.asks_type ? CHAT_CONTENT_AS_SENT : CHAT_CONTENT_PARTS;
 }
 
 err_t chat_template_render(const chat_template *c, const struct json_t *variables,

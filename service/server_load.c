@@ -177,15 +177,22 @@ static void log_generation(const server_parts *parts)
     }
 }
 
+static const char *const content_words[] = {
+    [CHAT_CONTENT_TEXTS] = "contents are texts for the template",
+    [CHAT_CONTENT_AS_SENT] = "contents are texts or parts, as they are sent, for the template",
+    [CHAT_CONTENT_PARTS] = "contents are lists of parts for the template"};
+
 static err_t open_chat(server_parts *parts, err_info *info)
 {
     const serve_config *serve = &parts->settings->serve;
     TRY(chat_template_open(serve->model_dir, serve->chat_template_file, parts->t, &parts->chat,
                            info));
     const char *fault = chat_template_fault(parts->chat);
-    log_info("server", "chat %s%s", fault != NULL ? "is off: " : "is on",
-             fault != NULL ? fault : "");
     parts->api.chat = parts->chat;
+    parts->api.content =
+        chat_template_content(parts->chat, (chat_content_format)serve->content_format);
+    log_info("server", "chat %s%s", fault != NULL ? "is off: " : "is on; ",
+             fault != NULL ? fault : content_words[parts->api.content]);
     list_eos(parts);
     return ERR_OK;
 }

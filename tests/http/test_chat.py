@@ -77,6 +77,30 @@ def test_parts_are_joined_by_line_ends(chatting):
         tokens_of(chatting, [{"role": "user", "content": "one\ntwo"}])
 
 
+WALKS = ("{% for m in messages %}{{ m.role }}:{% for p in m.content %}<{{ p.text }}>{% endfor %};{% endfor %}")
+ASKS = ("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %};{% endfor %}")
+TELLS = "{% for m in messages %}{{ m.content }};{% endfor %}"
+PARTS = {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}
+FORMATS = [(WALKS, "auto", "user:<Tell me a story.>;user:<one><two>;"), (ASKS, "auto", "Tell me a story.;<one><two>;"),
+           (TELLS, "auto", "Tell me a story.;one\ntwo;"), (ASKS, "string", "Tell me a story.;one\ntwo;"),
+           (ASKS, "openai", "<Tell me a story.>;<one><two>;")]
+
+
+@pytest.mark.parametrize("template, form, expected", FORMATS, ids=range(len(FORMATS)))
+def test_contents_have_the_form_that_the_template_reads(tmp_path, template, form, expected):
+    path = tmp_path / "template"
+    path.write_text(template)
+    with Server("--chat-template", path, "--chat-template-content-format", form) as server:
+        assert tokens_of(server, [USER, PARTS]) == server.tokenize(expected, special=False)
+        last = {**PARTS, "role": "assistant"}
+        ids = tokens_of(server, [USER, last], continue_final_message=True)
+        whole = expected.replace("user:<one", "assistant:<one")
+        assert ids == server.tokenize(whole[:whole.rindex("two") + 3], special=False)
+        reply = server.chat([USER, last], continue_final_message=True, echo=True, max_tokens=1)
+        assert reply["choices"][0]["message"]["content"].startswith("one\ntwo")
+
+
 def test_a_message_can_be_continued(chatting):
     messages = [USER, {"role": "assistant", "content": "Once upon a time"}]
     ids = tokens_of(chatting, messages, continue_final_message=True)

@@ -138,6 +138,58 @@ START_TEST(a_template_sees_what_was_understood)
 }
 END_TEST
 
+START_TEST(contents_have_the_form_that_the_template_wants)
+{
+#define PART(text) "{\"type\":\"text\",\"text\":\"" text "\"}"
+    static const struct {
+        const char *sent, *seen[3]; /* by chat_content */
+    } cases[] = {
+        {"\"a\"", {"\"a\"", "\"a\"", "[" PART("a") "]"}},
+        {"[{\"type\":\"text\",\"text\":\"a\",\"cache_control\":1}," PART("b") "]",
+         {"\"a\\nb\"", "[" PART("a") "," PART("b") "]", "[" PART("a") "," PART("b") "]"}},
+        {"[]", {"\"\"", "[]", "[]"}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int form = 0; form < 3; form++) {
+            char body[256];
+            completion_request r;
+            api_error error;
+            api_limits by = limits;
+            by.content = (chat_content)form;
+            snprintf(body, sizeof body, "{\"messages\":[{\"role\":\"user\",\"content\":%s}]}",
+                     cases[i].sent);
+            ck_assert_msg(parse(&by, body, &r, &error), "%s", error.message);
+            const json_t *content = json_object_get(
+                json_array_get(json_object_get(r.chat.variables, "messages"), 0), "content");
+            char *text = json_dumps(content, JSON_COMPACT | JSON_ENCODE_ANY);
+            ck_assert_str_eq(text, cases[i].seen[form]);
+            free(text);
+            api_completion_deinit(&r);
+        }
+    }
+}
+END_TEST
+
+/* What is echoed is the whole content, what the prompt ends behind its last part. */
+START_TEST(a_message_of_parts_can_be_continued)
+{
+    for (int form = 0; form < 3; form++) {
+        completion_request r;
+        api_error error;
+        api_limits by = limits;
+        by.content = (chat_content)form;
+        ck_assert(parse(&by,
+                        "{\"messages\":[{\"role\":\"assistant\",\"content\":[" PART("one") "," PART(
+                            "two!") "]}],\"continue_final_message\":true}",
+                        &r, &error));
+        ck_assert_str_eq(r.chat.last, "one\ntwo!");
+        ck_assert_uint_eq(r.chat.last_bytes, 8);
+        ck_assert_uint_eq(r.chat.tail_bytes, form == CHAT_CONTENT_TEXTS ? 8 : 4);
+        api_completion_deinit(&r);
+    }
+}
+END_TEST
+
 /* Expected: transformers' _alias_reasoning_fields, but for the order of keys. */
 START_TEST(reasoning_has_the_names_that_templates_read)
 {
@@ -460,6 +512,8 @@ const test_case test_cases[] = {
     TEST_CASE(logprobs_are_two_fields),
     TEST_CASE(fields_of_completions_are_the_same_here),
     TEST_CASE(a_template_sees_what_was_understood),
+    TEST_CASE(contents_have_the_form_that_the_template_wants),
+    TEST_CASE(a_message_of_parts_can_be_continued),
     TEST_CASE(reasoning_has_the_names_that_templates_read),
     TEST_CASE(calls_of_earlier_turns_have_their_arguments_parsed),
     TEST_CASE(a_message_can_be_continued_or_echoed),

@@ -260,6 +260,71 @@ START_TEST(nothing_nests_deeper_than_a_small_stack_holds)
 }
 END_TEST
 
+/* ---- contents */
+
+START_TEST(a_template_shows_how_it_reads_contents)
+{
+#define EACH "{% for m in messages %}"
+#define END  "{% endfor %}"
+    static const struct {
+        const char *source;
+        bool reads_parts, asks_type;
+    } cases[] = {
+        {"plain", false, false},
+        {EACH "{{ m.content }}" END, false, false},
+        {EACH "{% for c in m.content %}{{ c.text }}" END END, true, false},
+        {EACH "{% for c in m['content'] %}{{ c.text }}" END END, true, false},
+        {EACH "{% for c in m.get('content') | list %}x" END END, true, false},
+        {EACH "{% for c in m.content[1:] %}x" END END, true, false},
+        {EACH "{{ m.content[0].text }}" END, true, false},
+        {EACH "{{ m.content[0]['type'] }}" END, true, false},
+        {EACH "{{ m.content[0] }}{{ m.content[:3] }}" END, false, false}, /* characters */
+        {EACH "{% for c in m.calls %}{{ c.content }}" END END, false, false},
+        {EACH "{% for c in m.content.split('x') %}{{ c }}" END END, false, false},
+        {EACH "{% if m.content is string %}{{ m.content }}{% endif %}" END, false, true},
+        {EACH "{% if m.content is not string %}{% for c in m.content %}x" END "{% endif %}" END,
+         true, true},
+        {EACH "{% if m.content is sequence %}{% for c in m.content %}x" END "{% endif %}" END, true,
+         true},
+        {EACH "{% if m.role is string %}{% for c in m.content %}x" END "{% endif %}" END, true,
+         false},
+        /* under other names */
+        {"{% set all = messages[1:] %}{% for m in all %}{% for c in m.content %}x" END END, true,
+         false},
+        {"{% for c in messages[0].content %}x" END, true, false},
+        {"{% set last = messages | last %}{% set c = last.content %}{{ c }}", false, false},
+        {EACH "{% set said = m.content if m.content else '' %}{% for c in said %}x" END END, true,
+         false},
+        {EACH "{% with c = m.content %}{% for p in c or [] %}x" END "{% endwith %}" END, true,
+         false},
+        {"{% for other in rows %}{% for c in other.content %}x" END END, false, false},
+        /* in macros, whose calls may come first or last */
+        {"{% macro show(x, n) %}{% for c in n %}x" END "{% endmacro %}" EACH
+         "{{ show(1, m.content) }}" END,
+         true, false},
+        {"{% macro show(x, n) %}{% for c in n %}x" END "{% endmacro %}" EACH
+         "{{ show(m.content, 1) }}" END,
+         false, false},
+        {"{% macro all() %}" EACH "{{ show(c=m.content) }}" END "{% endmacro %}"
+         "{% macro show(c) %}{% if c is string %}{{ c }}{% else %}{% for p in c %}x" END
+         "{% endif %}{% endmacro %}",
+         true, true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        jinja *template;
+        jinja_content content;
+        err_info info = {0};
+        const char *source = cases[i].source;
+        ck_assert_msg(jinja_compile(source, strlen(source), &template, &info) == ERR_OK, "%s: %s",
+                      source, info.message);
+        ck_assert_int_eq(jinja_find_content(template, &content), ERR_OK);
+        ck_assert_msg(content.reads_parts == cases[i].reads_parts, "%s", source);
+        ck_assert_msg(content.asks_type == cases[i].asks_type, "%s", source);
+        jinja_free(template);
+    }
+}
+END_TEST
+
 /* ---- memory */
 
 static const char BUSY[] =
@@ -275,11 +340,13 @@ START_TEST(every_failed_allocation_is_an_error_and_no_leak)
     long n_failures = 0;
     for (err_t err = ERR_NO_MEMORY; err != ERR_OK; n_failures++) {
         jinja *template;
+        jinja_content content;
         char *text = NULL;
         size_t n_bytes;
         err_info info = {0};
         n_until_failure = n_failures;
         err = jinja_compile(BUSY, sizeof BUSY - 1, &template, &info);
+        if (err == ERR_OK) err = jinja_find_content(template, &content);
         if (err == ERR_OK) err = jinja_render(template, context, &ROOMY, &text, &n_bytes, &info);
         n_until_failure = -1;
         ck_assert_msg(err == ERR_OK || err == ERR_NO_MEMORY, "%s", info.message);
@@ -348,6 +415,7 @@ const test_case test_cases[] = {
     TEST_CASE(every_limit_is_kept_and_named),
     TEST_CASE(the_limit_of_the_text_is_exact),
     TEST_CASE(nothing_nests_deeper_than_a_small_stack_holds),
+    TEST_CASE(a_template_shows_how_it_reads_contents),
     TEST_CASE(every_failed_allocation_is_an_error_and_no_leak),
     TEST_CASE(a_text_grows_in_place),
     TEST_CASE(threads_share_a_template),
