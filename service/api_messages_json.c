@@ -220,11 +220,16 @@ static json_t *arguments_of(const path *at, json_t *from, api_error *error)
     if (json_is_object(from)) return json_incref(from);
     if (json_is_string(from) && json_string_length(from) == 0) return json_object();
     json_t *parsed = NULL;
+    json_error_t reason = {.text = "no JSON"};
     if (json_is_string(from)) {
         parsed = json_loadb(json_string_value(from), json_string_length(from),
-                            JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL);
+                            JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &reason);
     }
     if (json_is_object(parsed)) return parsed;
+    if (parsed == NULL && api_json_lacked_memory(&reason)) {
+        refuse_memory(error);
+        return NULL;
+    }
     json_decref(parsed);
     api_refuse_value(error, at->text, from, "(arguments) is not the text of a JSON object");
     return NULL;

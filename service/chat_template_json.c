@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "model/model_file.h"
+#include "service/api_fields_json.h"
 #include "service/jinja/jinja.h"
 
 #include <jansson.h>
@@ -53,7 +54,7 @@ static err_t read_object(const char *dir, const char *name, json_t **out, err_in
     TRY(err);
     json_t *document = json_loadb(bytes, n_bytes, JSON_ALLOW_NUL, &reason);
     free(bytes);
-    if (document == NULL && json_error_code(&reason) == json_error_out_of_memory)
+    if (document == NULL && api_json_lacked_memory(&reason))
         return err_set(info, ERR_NO_MEMORY, "out of memory");
     if (!json_is_object(document)) {
         json_decref(document);
