@@ -66,6 +66,10 @@ bool api_chat_render(const api_context *api, const api_chat *chat, api_prompt *o
     err_info info = {0};
     const char *fault = chat_template_fault(api->chat);
     if (fault != NULL) return api_refuse(error, API_FAULT_REQUEST, NULL, "%s", fault);
+    if (chat->tools != NULL && !chat_template_shows_tools(api->chat)) {
+        return api_refuse(error, API_FAULT_UNSUPPORTED, "tools",
+                          "tools: the model's chat template has no place for them");
+    }
     const err_t err = chat_template_render(api->chat, chat->variables, api->text_bytes_max,
                                            &out->text, &out->text_bytes, &info);
     if (err == ERR_NO_MEMORY) return api_refuse(error, API_FAULT_MEMORY, NULL, "out of memory");

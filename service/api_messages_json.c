@@ -394,30 +394,8 @@ static bool read_effort(const json_t *body, api_chat *out, api_error *error)
            refuse_memory(error);
 }
 
-/* Calls would have to be found in what the model writes, which every family does in its own way. */
-static bool refuse_tools(const json_t *body, api_error *error)
+static bool refuse_template(const json_t *body, api_error *error)
 {
-    static const char *const names[][2] = {{"tools", "tool_choice"},
-                                           {"functions", "function_call"}};
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        const json_t *tools = api_field(body, names[i][0]), *choice = api_field(body, names[i][1]);
-        const bool is_none =
-            json_is_string(choice) && strcmp(json_string_value(choice), "none") == 0;
-        const bool is_auto =
-            json_is_string(choice) && strcmp(json_string_value(choice), "auto") == 0;
-        if (tools != NULL && !json_is_array(tools))
-            return api_refuse_value(error, names[i][0], tools, "is not a list");
-        if (!is_none && json_array_size(tools) > 0) {
-            return api_refuse(error, API_FAULT_UNSUPPORTED, names[i][0],
-                              "%s are not supported unless %s is \"none\"", names[i][0],
-                              names[i][1]);
-        }
-        if (choice != NULL && !is_none && !is_auto) {
-            return api_refuse(error, API_FAULT_UNSUPPORTED, names[i][1],
-                              "%s: only \"none\" is supported, and \"auto\" without %s",
-                              names[i][1], names[i][0]);
-        }
-    }
     if (api_field(body, "chat_template") == NULL) return true;
     return api_refuse(
         error, API_FAULT_UNSUPPORTED, "chat_template",
@@ -425,13 +403,14 @@ static bool refuse_tools(const json_t *body, api_error *error)
         "server's");
 }
 
-bool api_messages_read(const json_t *body, chat_content form, api_chat *out, api_error *error)
+bool api_messages_read(const json_t *body, const api_limits *limits, api_chat *out,
+                       api_error *error)
 {
-    if (!refuse_tools(body, error)) return false;
     /* As transformers has it, both are defined, and none. */
     out->variables = json_pack("{s:n,s:n}", "tools", "documents");
     if (out->variables == NULL) return refuse_memory(error);
-    return read_messages(body, form, out, error) && read_turn(body, out, error) &&
+    return refuse_template(body, error) && api_tools_read(body, limits->tools, out, error) &&
+           read_messages(body, limits->content, out, error) && read_turn(body, out, error) &&
            read_documents(body, out, error) && read_effort(body, out, error) &&
            read_kwargs(body, out, error);
 }

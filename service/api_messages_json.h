@@ -9,8 +9,12 @@
 #include "service/api_fields_json.h"
 #include "service/api_request.h"
 
-/* Reads messages, add_generation_prompt, continue_final_message, documents, chat_template_kwargs and
- * reasoning_effort; refuses chat_template and tools. What is half filled is the caller's to free. */
-bool api_messages_read(const json_t *body, chat_content form, api_chat *out, api_error *error);
+/* By limits->content and limits->tools. Reads messages, add_generation_prompt, continue_final_message, documents, chat_template_kwargs and
+ * reasoning_effort, and what is about tools; refuses chat_template. What is half filled is the caller's to free. */
+bool api_messages_read(const json_t *body, const api_limits *limits, api_chat *out,
+                       api_error *error);
+
+/* The part of it about tools, tool_choice and parallel_tool_calls (api_tools_json.c). */
+bool api_tools_read(const json_t *body, const tool_parser *parser, api_chat *out, api_error *error);
 
 #endif

@@ -265,6 +265,11 @@ chat_content chat_template_content(const chat_template *c, chat_content_format f
     return c->content.asks_type ? CHAT_CONTENT_AS_SENT : CHAT_CONTENT_PARTS;
 }
 
+bool chat_template_shows_tools(const chat_template *c)
+{
+    return c->content.names_tools;
+}
+
 err_t chat_template_render(const chat_template *c, const struct json_t *variables,
                            size_t output_bytes_max, char **text, size_t *n_bytes, err_info *info)
 {

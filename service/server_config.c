@@ -23,6 +23,10 @@ static const cfg_field fields[] = {
     CFG_PICK(
         S, content_format, "chat-template-content-format", content_formats, "auto",
         "messages' contents as texts or as lists of parts (default: as the template reads them)"),
+    CFG_FLAG(S, auto_tool_choice, "enable-auto-tool-choice", "false",
+             "chats may bring tools; calls are found by --tool-call-parser"),
+    CFG_TEXT(S, tool_call_parser, "tool-call-parser", NULL, "NAME",
+             "how the model marks calls: deepseek_v3, granite, hermes or mistral"),
     DEVICE_CONFIG_FIELDS(S),
     CFG_TEXT(S, host, "host", "127.0.0.1", "ADDRESS", "address to listen on"),
     CFG_NUM32(S, port, "port", 0, 65535, "8000", "port; 0: any free one, see the log"),

@@ -106,6 +106,7 @@ err_t server_prepare(server_parts *parts, const server_settings *settings, err_i
     atomic_init(&parts->api.n_requests, 0);
     parts->api.config = serve;
     parts->api.kv_config = &settings->kv;
+    if (serve->auto_tool_choice) parts->api.tools = tool_find_parser(serve->tool_call_parser);
     if (hash_init() != ERR_OK) return err_set(info, ERR_SYSTEM, "no source of random numbers");
     TRY(model_config_read(serve->model_dir, &parts->shape, info));
     TRY(make_names(parts, info));

@@ -27,6 +27,7 @@ void jinja_free(jinja *template); /* NULL is fine */
 typedef struct jinja_content {
     bool reads_parts; /* it walks over a content, or reads fields of its parts */
     bool asks_type;   /* it also asks whether a content is a text or a list */
+    bool names_tools; /* it names `tools` */
 } jinja_content;
 err_t jinja_find_content(const jinja *template, jinja_content *out) MUST_CHECK; /* ERR_NO_MEMORY */
 

@@ -145,6 +145,8 @@ err_t jinja_find_content(const jinja *template, jinja_content *out)
     const bool is_ok = s.is != NULL && s.macros != NULL;
     for (uint32_t i = 0; is_ok && i < template->n_names; i++)
         if (jinja_is_text(template->names[i], "messages")) s.is[i] = IS_MESSAGES;
+    for (uint32_t i = 0; is_ok && i < template->n_names; i++)
+        if (jinja_is_text(template->names[i], "tools")) s.found.names_tools = true;
     s.has_changed = is_ok;
     for (unsigned pass = 0; pass < PASSES_MAX && s.has_changed; pass++) {
         s.has_changed = pass == 0; /* macros that stand behind their calls */

@@ -148,6 +148,38 @@ def test_variables_of_a_template_come_from_the_request(tmp_path):
             plain("LOUD Tell me a story. low[d] >")
 
 
+TOOL = {"type": "function", "function": {"name": "f", "description": "\"does\"", "parameters": {
+    "type": "object", "properties": {"a": {"type": "integer"}}}}}
+AUTO = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+
+
+def test_a_template_gets_tools_as_they_are(tmp_path):
+    path = tmp_path / "template"
+    path.write_text("{{ tools | tojson if tools else 'none' }}")
+    with Server("--chat-template", path, *AUTO) as server:
+        plain = lambda text: server.tokenize(text, special=False)  # noqa: E731
+        assert tokens_of(server, [USER], tools=[TOOL]) == plain(json.dumps([TOOL]))
+        assert tokens_of(server, [USER], tools=[TOOL], tool_choice="auto") == plain(json.dumps([TOOL]))
+        for fields in ({"tools": [TOOL], "tool_choice": "none"}, {"tools": []}, {"tool_choice": "auto"}):
+            assert tokens_of(server, [USER], **fields) == plain("none")
+        for tool in ({}, {"type": "function"}, {"type": "other", "function": {"name": "f"}}, 1,
+                     {"type": "function", "function": {"name": ""}},
+                     {"type": "function", "function": {"name": "f", "parameters": []}},
+                     {"type": "function", "function": {"name": "f", "description": 1}}):
+            refuse(server, {"messages": [USER], "tools": [TOOL, tool]}, "tools[1]")
+
+
+def test_tools_need_a_parser_and_a_place_in_the_template(chatting):
+    body = {"messages": [USER], "tools": [TOOL]}
+    assert "--tool-call-parser" in refuse(chatting, body, "tools", "unsupported_parameter")
+    with Server("--chat-template", CHAT_TEMPLATE, *AUTO) as server:
+        assert "no place" in refuse(server, body, "tools", "unsupported_parameter")
+        assert server.chat([USER], tools=[TOOL], tool_choice="none", max_tokens=2)["usage"]["completion_tokens"] == 2
+    for words in ((AUTO[0],), AUTO[1:], (AUTO[0], AUTO[1], "nosuch")):
+        code, _, stderr = run_command("serve", *words)
+        assert code == 2 and ("tool-call-parser" in stderr), stderr
+
+
 BOMBS = {"output": "{% for a in range(9999) %}{% for b in range(9999) %}xxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
          "steps": "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
          "memory": "{% set n = namespace(x='x' * 1000) %}{% for a in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}"}

@@ -190,6 +190,37 @@ START_TEST(a_message_of_parts_can_be_continued)
 }
 END_TEST
 
+START_TEST(tools_are_for_the_template_and_for_a_parser)
+{
+#define TOOL "{\"type\":\"function\",\"function\":{\"name\":\"f\",\"x\":[1]}}"
+    static const struct {
+        const char *fields;
+        bool has_tools, one_call;
+    } cases[] = {
+        {"\"tools\":[" TOOL "]", true, false},
+        {"\"tools\":[" TOOL "],\"tool_choice\":\"auto\",\"parallel_tool_calls\":false", true, true},
+        {"\"tools\":[" TOOL "],\"tool_choice\":\"none\"", false, false},
+        {"\"tools\":[],\"parallel_tool_calls\":true", false, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char body[512];
+        completion_request r;
+        api_error error;
+        api_limits by = limits;
+        by.tools = tool_find_parser("mistral"); /* whose marks are special tokens */
+        snprintf(body, sizeof body, "{\"messages\":[" USER "],%s}", cases[i].fields);
+        ck_assert_msg(parse(&by, body, &r, &error), "%s", error.message);
+        char *text =
+            json_dumps(json_object_get(r.chat.variables, "tools"), JSON_COMPACT | JSON_ENCODE_ANY);
+        ck_assert_str_eq(text, cases[i].has_tools ? "[" TOOL "]" : "null");
+        ck_assert((r.chat.tools != NULL) == cases[i].has_tools);
+        ck_assert(r.chat.one_call == cases[i].one_call);
+        ck_assert(r.hide_eos == cases[i].has_tools && r.skip_special == !cases[i].has_tools);
+        free(text);
+        api_completion_deinit(&r);
+    }
+}
+END_TEST
+
 /* Expected: transformers' _alias_reasoning_fields, but for the order of keys. */
 START_TEST(reasoning_has_the_names_that_templates_read)
 {
@@ -352,6 +383,12 @@ static const bad_case bad_cases[] = {
           "chat_template_kwargs: messages cannot be set here"),
     FIELD("\"documents\":[1]", "documents", "documents: 1 is not an object"),
     FIELD("\"tools\":1", "tools", "tools: 1 is not a list"),
+    FIELD("\"functions\":1", "functions", "functions: 1 is not a list"),
+    FIELD("\"tool_choice\":1", "tool_choice", "tool_choice: 1 is neither \"none\" nor \"auto\""),
+    FIELD("\"parallel_tool_calls\":1", "parallel_tool_calls",
+          "parallel_tool_calls: 1 is not a boolean"),
+    LACKS("\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}}", "tool_choice"),
+    LACKS("\"function_call\":{\"name\":\"f\"}", "function_call"),
     LACKS("\"tools\":[{}]", "tools"),
     LACKS("\"tools\":[{}],\"tool_choice\":\"auto\"", "tools"),
     LACKS("\"tool_choice\":\"required\"", "tool_choice"),
@@ -404,6 +441,57 @@ static void check_text(char *text, size_t n_bytes, const char *expected)
     ck_assert_uint_eq(n_bytes, strlen(expected));
     free(text);
 }
+
+START_TEST(calls_have_their_place_in_replies)
+{
+    const api_usage usage = {.n_prompt = 3, .n_output = 5};
+    const api_call_delta calls[] = {{.id = "call_1",
+                                     .name = "f\"",
+                                     .name_bytes = 2,
+                                     .arguments = "{\"a\"",
+                                     .arguments_bytes = 4},
+                                    {.index = 1, .arguments = "}", .arguments_bytes = 1}};
+    const api_piece pieces[] = {{.is_first = true,
+                                 .text = "",
+                                 .calls = calls,
+                                 .n_calls = 1,
+                                 .finish = "tool_calls",
+                                 .stop_token = -1},
+                                {.is_first = true,
+                                 .text = "hm",
+                                 .text_bytes = 2,
+                                 .calls = calls,
+                                 .n_calls = 2,
+                                 .finish = "tool_calls",
+                                 .stop_token = -1}};
+#define CALL   "\"id\":\"call_1\",\"type\":\"function\",\"function\":{\"name\":\"f\\\"\","
+#define CALLED "\"logprobs\":null,\"finish_reason\":\"tool_calls\",\"stop_reason\":null"
+    size_t n_bytes;
+    char *text = api_reply_document(&envelope, pieces, 1, &usage, &n_bytes);
+    check_text(text, n_bytes,
+               HEAD("chat.completion") //
+               "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":null,\"refusal\":null,"
+               "\"tool_calls\":[{" CALL "\"arguments\":\"{\\\"a\\\"\"}}]}," CALLED
+               "}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":5,\"total_tokens\":8,"
+               "\"prompt_tokens_details\":{\"cached_tokens\":0}}}");
+    static const char *const chunks[] = {
+        CHUNK
+        "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\",\"refusal\":null}," NO_END
+        "}]}",
+        CHUNK "{\"index\":0,\"delta\":{\"content\":\"hm\"}," NO_END "}]}",
+        CHUNK
+        "{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0," CALL
+        "\"arguments\":\"{\\\"a\\\"\"}},{\"index\":1,\"function\":{\"arguments\":\"}\"}}]}," NO_END
+        "}]}",
+        CHUNK "{\"index\":0,\"delta\":{}," CALLED "}]}"};
+    api_piece parts[API_PARTS_MAX];
+    ck_assert_uint_eq(api_reply_split(&envelope, &pieces[1], parts), 4);
+    for (size_t i = 0; i < 4; i++) {
+        text = api_reply_chunk(&envelope, &parts[i], false, &n_bytes);
+        check_text(text, n_bytes, chunks[i]);
+    }
+}
+END_TEST
 
 START_TEST(a_document_holds_a_message)
 {
@@ -514,11 +602,13 @@ const test_case test_cases[] = {
     TEST_CASE(a_template_sees_what_was_understood),
     TEST_CASE(contents_have_the_form_that_the_template_wants),
     TEST_CASE(a_message_of_parts_can_be_continued),
+    TEST_CASE(tools_are_for_the_template_and_for_a_parser),
     TEST_CASE(reasoning_has_the_names_that_templates_read),
     TEST_CASE(calls_of_earlier_turns_have_their_arguments_parsed),
     TEST_CASE(a_message_can_be_continued_or_echoed),
     TEST_CASE(a_models_generation_config_has_the_defaults),
     TEST_CASE(a_bad_value_is_refused_with_its_place),
+    TEST_CASE(calls_have_their_place_in_replies),
     TEST_CASE(a_document_holds_a_message),
     TEST_CASE(a_stream_has_the_role_first_and_the_end_last),
     TEST_CASE(logprobs_are_items_with_bytes),

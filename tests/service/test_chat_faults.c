@@ -31,6 +31,7 @@ static const char body[] =
     "{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"It is\"}]}],"
     "\"continue_final_message\":true,\"documents\":[{\"text\":\"d\"}],\"reasoning_effort\":\"low\","
     "\"chat_template_kwargs\":{\"think\":[true]},\"stop\":[\"a\",\"b\"],\"logit_bias\":{\"3\":1},"
+    "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],"
     "\"cache_salt\":\"s\",\"logprobs\":true,\"top_logprobs\":2}";
 
 /* jansson's own reader takes what it could not copy for bad JSON, so it fails as a whole, or not. */
@@ -71,6 +72,7 @@ static bool parse(chat_content content, completion_request *out, api_error *erro
                                .model_names = names,
                                .n_model_names = 1,
                                .content = content,
+                               .tools = tool_find_parser("hermes"),
                                .kv = &kv};
     *error = (api_error){0};
     return api_chat_parse(&limits, body, sizeof body - 1, out, error);
