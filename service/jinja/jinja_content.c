@@ -82,7 +82,7 @@ static void see_call(search *s, const jinja_node *call)
     const jinja_node *callee = call->kids[0];
     const jinja_node *macro = callee->kind == JINJA_N_NAME ? s->macros[callee->name] : NULL;
     if (macro == NULL) return;
-    const uint32_t n_params = macro->n_kids - 1, n_args = call->n_kids - 1;
+    const uint32_t n_params = macro->n_kids - 1, n_args = jinja_call_own_args(call);
     const uint32_t n_positional = n_args - call->n_keywords;
     for (uint32_t i = 0; i < n_args; i++) {
         const uint8_t is = what(s, call->kids[1 + i]);
