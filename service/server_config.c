@@ -20,9 +20,8 @@ static const cfg_field fields[] = {
              "sampling of requests that say none: the model's generation_config.json, or vllm's"),
     CFG_TEXT(S, chat_template_file, "chat-template", NULL, "FILE",
              "Jinja template of chats (default: the model's)"),
-    CFG_PICK(
-        S, content_format, "chat-template-content-format", content_formats, "auto",
-        "messages' contents as texts or as lists of parts (default: as the template reads them)"),
+    CFG_PICK(S, content_format, "chat-template-content-format", content_formats, "auto",
+             "messages' contents as texts or as lists of parts; auto: as the template reads them"),
     CFG_FLAG(S, auto_tool_choice, "enable-auto-tool-choice", "false",
              "chats may bring tools; calls are found by --tool-call-parser"),
     CFG_TEXT(S, tool_call_parser, "tool-call-parser", NULL, "NAME",

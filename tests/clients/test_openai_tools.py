@@ -11,18 +11,12 @@ from server import Server, limit
 WEATHER = {"type": "function", "function": {
     "name": "weather", "description": "of a place",
     "parameters": {"type": "object", "properties": {"place": {"type": "string"}}}}}
-BAR, LOW = "｜", "▁"
-DEEPSEEK = {word: f"<{BAR}tool{LOW}{word.replace(' ', LOW)}{BAR}>"
-            for word in ("calls begin", "call begin", "sep", "call end", "calls end")}
 MODELS = {
     "hermes": ('Well. <tool_call>\n{"name": "weather", "arguments": {"place": "Köln"}}\n</tool_call>\n<tool_call>'
                '{"name":"g","arguments":{}}</tool_call>', (),
                "Well.", [("weather", {"place": "Köln"}), ("g", {})]),
     "mistral": ('[TOOL_CALLS][{"name": "weather", "arguments": {"place": "Köln"}}]', ("[TOOL_CALLS]",),
                 None, [("weather", {"place": "Köln"})]),
-    "deepseek_v3": (DEEPSEEK["calls begin"] + DEEPSEEK["call begin"] + "function" + DEEPSEEK["sep"] +
-                    'weather\n```json\n{"place": "Köln"}\n```' + DEEPSEEK["call end"] + DEEPSEEK["calls end"],
-                    tuple(DEEPSEEK.values()), None, [("weather", {"place": "Köln"})]),
     "granite": ("<tool_call> no list", (), "<tool_call> no list", []),
 }
 

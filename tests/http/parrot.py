@@ -1,7 +1,7 @@
 """A model that says what a test wants: the default model's weights, whose tokens are spelled anew.
 
-What the model samples from BOS with a seed is a list of ids, and ids mean what the tokenizer says. So the first ids that
-it draws, as long as none repeats, are given the pieces of the wanted text; the one behind them is the end token.
+What the model samples from BOS with a seed is a list of ids, and ids mean what the tokenizer says. So the first ids
+that it draws, as long as none repeats, are given the pieces of the wanted text; the one behind them is the end token.
 """
 
 import json
