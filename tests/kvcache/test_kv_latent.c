@@ -149,8 +149,8 @@ START_TEST(codes_keep_a_latent_once_and_come_near)
                                        {"int2", 27, 300000},
                                        {"pikv", 64, 60000}};
     for (const dev_ops *const *table = dev_cpu_tables(); *table != NULL; table++) {
-        const bool is_slow = table == dev_cpu_tables(); /* two tell as much as all */
-        for (size_t i = 0; i < (is_slow ? 2 : sizeof promises / sizeof promises[0]); i++)
+        const size_t n = table[1] == NULL ? sizeof promises / sizeof promises[0] : 2;
+        for (size_t i = 0; i < n; i++) /* the integers differ in bits alone: once is enough */
             check_promise((*table)->name, &promises[i]);
     }
 }
