@@ -221,8 +221,8 @@ static void score_coded(const attn_query *query, const slot_set *s, const slot_r
 static void weigh_coded(const slot_set *s, const slot_run *run, const float *p, uint32_t n_rows,
                         coded_weights *out)
 {
-    if (run->coded->coding == ATTN_FP8) {
-        weigh_fp8(run, p, n_rows, out);
+    if (run->coded->coding == ATTN_FP8 || run->coded->v_group == 0) {
+        weigh_alike(run, p, n_rows, out);
         return;
     }
     switch (n_rows) {
@@ -234,11 +234,11 @@ static void weigh_coded(const slot_set *s, const slot_run *run, const float *p, 
     }
 }
 
-/* fp8 has one group of all channels. */
+/* fp8 and latents have one group of all channels. */
 static void list_groups(const attn_query *query, const attn_span *span, coded_weights *out)
 {
-    const uint32_t v_group = span->coding == ATTN_FP8 ? ATTN_CODED_DIM_MAX : span->v_group;
-    assert(v_group > 0);
+    const bool is_one = span->coding == ATTN_FP8 || span->v_group == 0;
+    const uint32_t v_group = is_one ? ATTN_CODED_DIM_MAX : span->v_group;
     assert(v_group % ATTN_GROUP_MIN == 0);
     out->n_groups = 0;
     for (uint32_t c = 0, end = 0; c < query->v_dim; c += ATTN_GROUP_MIN) {
@@ -258,15 +258,20 @@ static void fold_coded(const attn_query *query, const slot_set *s, const slot_ru
     assert(query->v_dim <= ATTN_CODED_DIM_MAX);
     list_groups(query, run->coded, &w);
     weigh_coded(s, run, part->p + (size_t)run->first * row_width(n_rows), n_rows, &w);
-    const coded_fold f = {.v = s->v + run->first,
-                          .w = &w,
-                          .n_slots = run->n,
-                          .v_dim = query->v_dim,
-                          .ahead = s->next != NULL ? s->next->v : s->v[run->first],
-                          .v_stride_bytes = run->coded->v_stride_bytes,
-                          .kept = part->kept,
-                          .added = part->added,
-                          .acc = acc};
+    const attn_span *span = run->coded;
+    const bool is_latent = span->coding != ATTN_FP8 && span->v_group == 0;
+    const coded_fold f = {
+        .v = s->v + run->first,
+        .channels = is_latent ? span->v_grid : NULL,
+        .row_dim = attn_value_row_dim(span->coding, span->v_group, query->k_dim, query->v_dim),
+        .w = &w,
+        .n_slots = run->n,
+        .v_dim = query->v_dim,
+        .ahead = s->next != NULL ? s->next->v : s->v[run->first],
+        .v_stride_bytes = run->coded->v_stride_bytes,
+        .kept = part->kept,
+        .added = part->added,
+        .acc = acc};
     switch (run->coded->coding) {
 #define X(name, coding) \
     case coding: fold_##name(&f, n_rows); break;

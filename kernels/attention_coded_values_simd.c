@@ -3,7 +3,11 @@
  *
  *     sum_t p_t v_tc = sum_t (p_t s_t) code_tc + sum_t p_t m_t
  * with s and m of the channel's group: p_t s_t and the last sum serve all its channels, and are made
- * for four groups at once. Tiles are those of plain values, of channels that lie in lots or in order. */
+ * for four groups at once. Tiles are those of plain values, of channels that lie in lots or in order.
+ *
+ * A latent's channels have scales of their own, for all slots of the page:
+ *     sum_t p_t v_tc = s_c sum_t p_t code_tc + m_c sum_t p_t
+ * so there is one group with a scale of 1, and s_c and m_c come in where a tile's sums leave it. */
 
 enum { ATTN_GROUPS_MAX = ATTN_CODED_DIM_MAX / ATTN_GROUP_MIN };
 static_assert(ATTN_GROUPS_MAX % 4 == 0, "whole fours");
@@ -67,24 +71,30 @@ static ALWAYS_INLINE void weigh_run(const slot_set *s, const slot_run *run, cons
     }
 }
 
-/* fp8: one scale, and 0 as the minimum. */
-static void weigh_fp8(const slot_run *run, const float *p, uint32_t n_rows, coded_weights *out)
+/* One scale and one minimum for all: fp8's, and 0; or 1 and 1, which channels have yet to multiply. */
+static void weigh_alike(const slot_run *run, const float *p, uint32_t n_rows, coded_weights *out)
 {
-    float scale;
-    memcpy(&scale, run->coded->v_grid, sizeof scale);
+    const bool is_fp8 = run->coded->coding == ATTN_FP8;
+    float scale = 1, sum[ATTN_ROWS] = {0};
+    if (is_fp8) memcpy(&scale, run->coded->v_grid, sizeof scale);
     for (uint32_t i = 0; i < run->n; i++) {
-        for (uint32_t j = 0; j < n_rows; j++)
-            out->p[(i * n_rows + j) * out->n_wide] = p[i * row_width(n_rows) + j] * scale;
+        for (uint32_t j = 0; j < n_rows; j++) {
+            const float of_slot = p[i * row_width(n_rows) + j];
+            out->p[(i * n_rows + j) * out->n_wide] = of_slot * scale;
+            sum[j] += of_slot;
+        }
     }
     for (uint32_t j = 0; j < n_rows; j++)
-        out->shift[j * out->n_wide] = 0;
+        out->shift[j * out->n_wide] = is_fp8 ? 0 : sum[j];
 }
 
 typedef struct coded_fold {
     const void *const *v; /* [n_slots] */
     const coded_weights *w;
     uint32_t n_slots, v_dim;
-    const char *ahead; /* as many rows, v_stride_bytes apart, to ask for meanwhile */
+    const uint16_t *channels; /* of a latent: bf16 [2][row_dim], s and m; or NULL */
+    uint32_t row_dim;         /* channels of a row of codes: v_dim, of a latent k_dim */
+    const char *ahead;        /* as many rows, v_stride_bytes apart, to ask for meanwhile */
     uint32_t v_stride_bytes;
     const float *kept, *added; /* [n_rows] */
     float *const *acc;         /* [n_rows] */
@@ -133,6 +143,17 @@ static ALWAYS_INLINE void add_codes(const coded_fold *f, uint32_t c, uint32_t n_
     }
 }
 
+/* What LANES channels from c, or the last n_rest, have of the sum of the codes and of that of the weights. */
+static ALWAYS_INLINE vf to_values(const coded_fold *f, uint32_t c, uint32_t n_rest, vf a, vf unit,
+                                  vf shift)
+{
+    if (f->channels == NULL) return vf_fma(a, unit, shift);
+    const uint16_t *scale = f->channels + c, *min = scale + f->row_dim;
+    const vf s = n_rest > 0 ? vf_load_part(scale, DTYPE_BF16, n_rest) : vf_load_bf16(scale);
+    const vf m = n_rest > 0 ? vf_load_part(min, DTYPE_BF16, n_rest) : vf_load_bf16(min);
+    return vf_fma(a, vf_mul(unit, s), vf_mul(shift, m));
+}
+
 /* Channels [c, c + C LANES) of R rows; of a last, partial vector only n_rest. R, C, `at` and coding are
  * constants. */
 static ALWAYS_INLINE void fold_code_tile(const coded_fold *f, uint32_t c, uint32_t n_rest,
@@ -163,9 +184,35 @@ static ALWAYS_INLINE void fold_code_tile(const coded_fold *f, uint32_t c, uint32
         UNROLL
         for (int j = 0; j < R; j++) {
             const vf shift = vf_set1(f->w->shift[(uint32_t)j * f->w->n_wide + g]);
-            fold_vector(f->acc[j] + c + i * LANES, n_rest, vf_fma(a[j][i], unit, shift),
+            fold_vector(f->acc[j] + c + i * LANES, n_rest,
+                        to_values(f, c + (uint32_t)i * LANES, n_rest, a[j][i], unit, shift),
                         vf_set1(f->kept[j]), vf_set1(f->added[j]));
         }
+    }
+}
+
+/* Up to LANES channels from c, of a lot that goes on behind the last value: no published latent has one, so
+ * they are taken one by one. */
+static ALWAYS_INLINE void fold_begun_lot(const coded_fold *f, uint32_t c, const int R,
+                                         const attn_coding coding)
+{
+    const uint32_t bits = attn_code_bits(coding), n_left = f->v_dim - c;
+    const uint32_t n = n_left < LANES ? n_left : LANES;
+    for (int j = 0; j < R; j++) {
+        float sum[LANES] = {0};
+        const float *p = f->w->p + (size_t)j * f->w->n_wide;
+        for (uint32_t i = 0; i < n; i++) {
+            const uint32_t at = attn_code_place(coding, f->row_dim, c + i) * bits;
+            for (uint32_t s = 0; s < f->n_slots; s++) {
+                const uint32_t byte = ((const uint8_t *)f->v[s])[at / 8];
+                const float code = (float)(byte >> at % 8 & ((1u << bits) - 1));
+                sum[i] = fmaf(p[(size_t)s * (size_t)R * f->w->n_wide], code, sum[i]);
+            }
+        }
+        const uint32_t n_rest = n < LANES ? n : 0;
+        const vf shift = vf_set1(f->w->shift[(uint32_t)j * f->w->n_wide]);
+        fold_vector(f->acc[j] + c, n_rest, to_values(f, c, n_rest, vf_load(sum), vf_set1(1), shift),
+                    vf_set1(f->kept[j]), vf_set1(f->added[j]));
     }
 }
 
@@ -175,7 +222,8 @@ static ALWAYS_INLINE void fold_code_channels(const coded_fold *f, const int R, c
 {
     const int n_lot = (int)(attn_lot_channels(coding) / LANES); /* vectors */
     const int n_tile = C < n_lot ? C : n_lot;
-    const uint32_t lots_end = attn_lots_end(coding, f->v_dim);
+    const uint32_t row_end = attn_lots_end(coding, f->row_dim);
+    const uint32_t lots_end = row_end > f->v_dim ? attn_lots_end(coding, f->v_dim) : row_end;
     uint32_t c = 0;
     for (; C > n_lot && c + (uint32_t)C * LANES <= lots_end; c += (uint32_t)C * LANES)
         fold_code_tile(f, c, 0, R, C, 0, coding);
@@ -184,6 +232,8 @@ static ALWAYS_INLINE void fold_code_channels(const coded_fold *f, const int R, c
         for (int i = 0; i < n_lot; i += n_tile)
             fold_code_tile(f, c + (uint32_t)(i * LANES), 0, R, n_tile, i * LANES, coding);
     }
+    for (; row_end > f->v_dim && c < f->v_dim; c += LANES)
+        fold_begun_lot(f, c, R, coding);
     for (; coding == ATTN_FP8 && c + (uint32_t)C * LANES <= f->v_dim; c += (uint32_t)C * LANES)
         fold_code_tile(f, c, 0, R, C, IN_ORDER, coding);
     for (; c + LANES <= f->v_dim; c += LANES)

@@ -8,6 +8,8 @@
  *          k_grid: bf16 [2][k_dim], s and m of every channel
  *          v_grid: bf16 [2][n_groups] at v_grid + i * v_grid_stride_bytes, s and m of slot i; v_group is
  *          a multiple of ATTN_GROUP_MIN
+ *          v_group 0, of a latent: a value is the first channels of its key, v[i][c] = k[i][c]. v and v_grid
+ *          are the keys' codes and grid, once more: rows and pairs of k_dim channels
  *   kept   elements       of the query's type; rows hold those channels alone that are kept, in order, and
  *          all others are 0. k_grid, v_grid: a bit for each channel, bit c % 8 of byte c / 8
  *
@@ -63,6 +65,13 @@ static inline uint32_t attn_code_place(attn_coding coding, uint32_t dim, uint32_
     const uint32_t n = attn_lot_channels(coding), at = c % n;
     if (c >= attn_lots_end(coding, dim)) return c;
     return c - at + at % ATTN_LOT_WORDS * (n / ATTN_LOT_WORDS) + at / ATTN_LOT_WORDS;
+}
+
+/* The channels of a row that values lie in: their own, or those of the key that they begin. */
+static inline uint32_t attn_value_row_dim(attn_coding coding, uint32_t v_group, uint32_t k_dim,
+                                          uint32_t v_dim)
+{
+    return v_group == 0 && coding >= ATTN_INT8 && coding <= ATTN_INT2 ? k_dim : v_dim;
 }
 
 /* Does a span of ATTN_KEPT hold channel c? */

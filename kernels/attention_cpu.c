@@ -58,6 +58,7 @@ static double value_element(const attn_query *query, const attn_span *span, uint
     if (span->coding == ATTN_PLAIN) return (double)load_element(v, query->type, c);
     if (span->coding == ATTN_KEPT) return load_kept(v, query->type, c, span->v_grid);
     const char *grid = (const char *)span->v_grid + (size_t)i * span->v_grid_stride_bytes;
+    if (span->v_group == 0) return key_element(query, span, i, c);
     const uint32_t n_groups = (query->v_dim + span->v_group - 1) / span->v_group;
     const uint32_t place = attn_code_place(span->coding, query->v_dim, c);
     return load_coded(v, span->coding, place, grid, n_groups, c / span->v_group);

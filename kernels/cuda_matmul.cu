@@ -115,8 +115,10 @@ static __device__ __forceinline__ void put_head(const matmul_heads_args *args, u
 static __device__ __forceinline__ matrix head_matrix(const matmul_heads_args *args)
 {
     matrix w = args->w;
-    const size_t first = static_cast<size_t>(blockIdx.z) * args->w_head_rows * w.cols;
-    w.data = static_cast<const char *>(w.data) + first * (w.type == DTYPE_F32 ? 4 : 2);
+    const uint32_t first = blockIdx.z * args->w_head_rows;
+    const size_t each = w.type == DTYPE_FP8 ? 1 : w.type == DTYPE_F32 ? 4 : 2;
+    w.data = static_cast<const char *>(w.data) + static_cast<size_t>(first) * w.cols * each;
+    w.first_row += w.type == DTYPE_FP8 ? first : 0;
     return w;
 }
 
@@ -151,9 +153,9 @@ static __global__ void __launch_bounds__(PROMPT_THREADS) prompt_heads_kernel(mat
 
 void matmul_heads_cuda(dev_cuda *d, const matmul_heads_args *args)
 {
-    assert(!dtype_has_scales(args->w.type));
+    assert(args->w.type != DTYPE_MXFP4);
     if (args->n_tokens == 0 || args->n_heads == 0) return;
-    const bool is_small = args->w.type != DTYPE_BF16 || args->n_tokens <= SMALL;
+    const bool is_small = !is_tensor_type(args->w.type) || args->n_tokens <= SMALL;
     const uint32_t rows = is_small ? uint32_t{TILE_ROWS} : uint32_t{PROMPT_TILE};
     const uint32_t items = is_small ? uint32_t{TILE_TOKENS} : uint32_t{PROMPT_TILE};
     const dim3 grid(div_up(args->w.rows, rows), div_up(args->n_tokens, items), args->n_heads);

@@ -86,13 +86,15 @@ static __device__ __forceinline__ uint4 load_weights8(const matrix *w, bool is_v
     return out;
 }
 
-/* What x is multiplied by beside the chunk at `column` of rows of a tile. */
+/* What x is multiplied by beside the chunk at `column` of rows of a tile, which begins at a multiple of its rows behind
+ * the matrix's first row: no block of scales ends within it. */
 template <int TYPE>
 static __device__ __forceinline__ float chunk_scale(const matrix *w, uint32_t first_row,
                                                     uint32_t column)
 {
     if (TYPE != DTYPE_FP8 || first_row >= w->rows) return 1;
-    const size_t block = first_row / w->block_rows * div_up(w->cols, w->block_cols);
+    const size_t block =
+        (w->first_row + first_row) / w->block_rows * div_up(w->cols, w->block_cols);
     return static_cast<const float *>(w->scale)[block + column / w->block_cols];
 }
 

@@ -20,8 +20,8 @@
 /* A weight matrix, row-major, in its stored type. Borrowed. What is behind `cols` may be left zero but by
  * types with scales.
  *
- * fp8     w[r][c] = code * scale[r / block_rows][c / block_cols], rounded to f32. A block's sides are
- *         multiples of SCALE_BLOCK or reach to the end; DeepSeek-V3 (arXiv 2412.19437) has 128 x 128
+ * fp8     w[r][c] = code * scale[(first_row + r) / block_rows][c / block_cols], rounded to f32. A block's sides
+ *         are multiples of SCALE_BLOCK or reach to the end; DeepSeek-V3 (arXiv 2412.19437) has 128 x 128
  * mxfp4   w[r][c] = code * 2^(scale[r][c / 32] - 127), exact; the even column is in the lower four bits.
  *         cols is a multiple of 32. OCP Microscaling Formats (MX) 1.0
  *
@@ -34,6 +34,9 @@ typedef struct matrix {
         row_step; /* rows of the storage from one row to the next, of data and of mxfp4's scales
                           alike; 0 is 1. For matrices whose rows take turns (gate and up) */
     uint32_t block_rows, block_cols; /* of fp8 */
+    uint32_t
+        first_row; /* of fp8: rows of its scales' first blocks that belong to a matrix before this one; a multiple
+                           of SCALE_BLOCK */
     const void
         *scale; /* fp8: f32 [blocks of rows][blocks of cols]; mxfp4: E8M0 [rows][cols / 32] */
 } matrix;
@@ -63,7 +66,8 @@ static inline const void *matrix_row_scale(const matrix *w, size_t r)
 {
     const size_t n = matrix_scale_cols(w);
     if (w->type == DTYPE_MXFP4) return (const uint8_t *)w->scale + r * matrix_row_step(w) * n;
-    return w->type == DTYPE_FP8 ? (const float *)w->scale + r / w->block_rows * n : NULL;
+    return w->type == DTYPE_FP8 ? (const float *)w->scale + (w->first_row + r) / w->block_rows * n
+                                : NULL;
 }
 
 enum { MATMUL_PARTS_MAX = 3 };
@@ -86,7 +90,8 @@ typedef struct matmul_args {
  * out[t][h][r] = sum_c x[t][h][c] * w_h[r][c]    for r < w.rows
  *
  * w_h is `w` moved down by h * w_head_rows rows, so that the heads may lie between rows of others. The order
- * of a dot product's terms is that of a product with the matrix alone. Not of types with scales. */
+ * of a dot product's terms is that of a product with the matrix alone. Not of mxfp4; of fp8 w_head_rows is a
+ * multiple of SCALE_BLOCK. */
 typedef struct matmul_heads_args {
     const float *x;
     size_t x_stride;      /* floats from token to token */
@@ -98,13 +103,20 @@ typedef struct matmul_heads_args {
     size_t out_stride, out_head_stride;
 } matmul_heads_args;
 
+/* `n` rows from `first` on. Not of mxfp4; of fp8 `first` is a multiple of SCALE_BLOCK. */
+static inline matrix matrix_rows(const matrix *w, size_t first, uint32_t n)
+{
+    matrix part = *w;
+    part.data = (const char *)w->data + first * matrix_row_bytes(w);
+    part.rows = n;
+    if (w->type == DTYPE_FP8) part.first_row += (uint32_t)first;
+    return part;
+}
+
 /* The matrix of head h. */
 static inline matrix matmul_head(const matmul_heads_args *args, uint32_t h)
 {
-    matrix w = args->w;
-    const size_t first = (size_t)h * args->w_head_rows * w.cols;
-    w.data = (const char *)w.data + first * dtype_bytes(w.type);
-    return w;
+    return matrix_rows(&args->w, (size_t)h * args->w_head_rows, args->w.rows);
 }
 
 #ifdef __cplusplus

@@ -49,7 +49,7 @@ void matmul_cpu(dev *d, const matmul_args *args)
 /* Head after head, each as a product of its own. */
 void matmul_heads_cpu(dev *d, const matmul_heads_args *args)
 {
-    assert(!dtype_has_scales(args->w.type));
+    assert(args->w.type != DTYPE_MXFP4);
     for (uint32_t h = 0; h < args->n_heads; h++) {
         matmul_cpu(
             d, &(matmul_args){.x = args->x + h * args->x_head_stride,

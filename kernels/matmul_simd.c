@@ -174,7 +174,7 @@ static void heads_items(void *ctx, size_t begin, size_t end, uint32_t worker)
 
 static void matmul_heads_simd(dev *d, const matmul_heads_args *args)
 {
-    assert(!dtype_has_scales(args->w.type));
+    assert(args->w.type != DTYPE_MXFP4);
     if (args->n_tokens == 0 || args->n_heads == 0) return;
     const uint32_t most = rows_per_item(d, args->n_tokens, (size_t)args->n_heads * args->w.rows);
     heads_job job = {.args = args,

@@ -4,8 +4,12 @@
  * shared ones that all tokens pass. V2 chooses by softmax, of some groups of experts or of all; V3 by sigmoid and a
  * bias, of the groups with the best pairs. With YaRN the scale of the scores has mscale_all_dim's factor twice.
  *
+ * V3 is released in fp8, a scale for 128 x 128 codes. kv_b_proj changes its order at load and becomes f32; so does
+ * q_b_proj, which is cut by heads, where a head or its first part is no whole number of SCALE_BLOCK rows (released: 192 of
+ * 128). All others stay codes.
+ *
  * Of V2's norm_topk_prob the published code and transformers make different things; it is refused. The layers behind
- * the last one that V3's files hold, for several tokens at once, are not read. */
+ * the last one that V3's files hold, for several tokens at once (num_nextn_predict_layers), are not used. */
 #include "model/config_json.h"
 #include "model/family_parts.h"
 
@@ -24,9 +28,6 @@ enum { LATENT_DIM_MAX = 1024, PART_DIM_MAX = 256 };
 static err_t read_attention(const model_json_object *from, model_config *out)
 {
     static const uint32_t parts[2] = {1, PART_DIM_MAX};
-    /* A head's rows are a part of a block of scales. */
-    const struct cJSON *const codes = model_json_member(from, "quantization_config");
-    if (codes != NULL) return config_refuse(from, "quantization_config", codes);
     TRY(config_read_u32(from, "q_lora_rank", (const uint32_t[]){1, LATENT_DIM_MAX * 16},
                         &out->latent.q_rank));
     TRY(model_json_u32(from, "qk_nope_head_dim", parts, &out->latent.nope_dim));
@@ -82,6 +83,8 @@ static err_t read_common(const model_json_object *from, model_config *out)
 {
     TRY(read_attention(from, out));
     TRY(read_layers(from, out));
+    TRY(config_read_u32(from, "num_nextn_predict_layers", (const uint32_t[]){0, MODEL_LAYERS_MAX},
+                        &out->n_unused_layers));
     return config_read_real(from, "routed_scaling_factor", (const double[]){1e-6, 1e6},
                             &out->router_scale);
 }
@@ -117,6 +120,13 @@ static err_t read_v3(const model_json_object *from, model_config *out)
 
 /* ---- tensors ------------------------------------------------------------------------------------- */
 
+/* Do the parts of heads begin where a scale may? */
+static bool has_whole_scales(const model_config *c)
+{
+    return c->quantisation.method != QUANTISATION_FP8 ||
+           (c->latent.nope_dim % SCALE_BLOCK == 0 && c->head_dim % SCALE_BLOCK == 0);
+}
+
 static err_t visit_attention(const model_config *c, model_layer *layer, uint32_t l,
                              const family_walk *to)
 {
@@ -130,8 +140,9 @@ static err_t visit_attention(const model_config *c, model_layer *layer, uint32_t
         TRY(family_visit(to, &layer->q_a_norm, (const uint32_t[]){0, q_rank},
                          "model.layers.%u.self_attn.q_a_layernorm.weight", l));
     }
-    TRY(family_visit(to, &layer->q, q, "model.layers.%u.self_attn.%s.weight", l,
-                     q_rank > 0 ? "q_b_proj" : "q_proj"));
+    TRY(family_visit_arranged(to, &layer->q, q, has_whole_scales(c) ? NULL : model_plain_arrange,
+                              "model.layers.%u.self_attn.%s.weight", l,
+                              q_rank > 0 ? "q_b_proj" : "q_proj"));
     TRY(family_visit(to, &layer->kv_a, (const uint32_t[]){rank + c->rope.n_rotated, d},
                      "model.layers.%u.self_attn.kv_a_proj_with_mqa.weight", l));
     TRY(family_visit(to, &layer->kv_a_norm, (const uint32_t[]){0, rank},

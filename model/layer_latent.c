@@ -39,15 +39,6 @@ static void product(model *m, const matrix *w, const float *x, float *out, uint3
                                            .part = {{*w, out, w->rows}}});
 }
 
-/* Rows [first, first + n) of a matrix of rows in a row. */
-static matrix rows_of(const matrix *w, size_t first, uint32_t n)
-{
-    matrix part = *w;
-    part.data = (const char *)w->data + first * w->cols * dtype_bytes(w->type);
-    part.rows = n;
-    return part;
-}
-
 /* W_UK[h]^T of all heads, [n_heads][kv_rank][nope_dim]: kv_b as model_latent_arrange leaves it. */
 static matrix keys_up(const model_config *c, const matrix *kv_b)
 {
@@ -60,7 +51,7 @@ static matrix keys_up(const model_config *c, const matrix *kv_b)
 /* W_UV[h] of all heads, [n_heads][v_dim][kv_rank], behind it. */
 static matrix values_up(const model_config *c, const matrix *kv_b)
 {
-    return rows_of(kv_b, (size_t)c->n_heads * c->latent.nope_dim, c->v_dim);
+    return matrix_rows(kv_b, (size_t)c->n_heads * c->latent.nope_dim, c->v_dim);
 }
 
 void layer_latent_qk(model *m, const model_layer *layer, uint32_t n_tokens)
@@ -79,13 +70,13 @@ void layer_latent_qk(model *m, const model_layer *layer, uint32_t n_tokens)
                                .x_stride = layer->q.cols,
                                .n_tokens = n_tokens,
                                .n_heads = n_heads,
-                               .w = rows_of(&layer->q, 0, nope),
+                               .w = matrix_rows(&layer->q, 0, nope),
                                .w_head_rows = c->head_dim,
                                .out = s->heads,
                                .out_stride = (size_t)n_heads * nope,
                                .out_head_stride = nope};
     m->d->ops->matmul_heads(m->d, &heads);
-    heads.w = rows_of(&layer->q, nope, c->rope.n_rotated);
+    heads.w = matrix_rows(&layer->q, nope, c->rope.n_rotated);
     heads.out = s->q + rank;
     heads.out_stride = q_stride;
     heads.out_head_stride = k_dim;
@@ -124,26 +115,54 @@ float *layer_latent_values(model *m, const model_layer *layer, uint32_t n_tokens
 
 /* ---- kv_b as products want it -------------------------------------------------------------------- */
 
-/* An element of 2 or 4 bytes. */
-static void copy_element(uint8_t *to, const uint8_t *from, size_t bytes)
+/* Values as they are, or codes as what they mean. */
+static size_t element_bytes(const matrix *from)
 {
-    for (size_t i = 0; i < bytes; i++)
-        to[i] = from[i];
+    return dtype_has_scales(from->type) ? sizeof(float) : dtype_bytes(from->type);
+}
+
+static void put_element(const matrix *from, size_t r, size_t c, uint8_t *to)
+{
+    const size_t each = dtype_has_scales(from->type) ? 0 : dtype_bytes(from->type);
+    const float x = each == 0 ? matrix_element(from, r, c) : 0;
+    const uint8_t *const stored = (const uint8_t *)from->data + (r * from->cols + c) * each;
+    switch (each) {
+    case 0: memcpy(to, &x, sizeof x); break;
+    case 2: memcpy(to, stored, 2); break;
+    default: memcpy(to, stored, 4);
+    }
+}
+
+static void put_rows(const matrix *from, size_t first, size_t n, uint8_t *to)
+{
+    const size_t each = element_bytes(from);
+    if (!dtype_has_scales(from->type)) {
+        memcpy(to, (const uint8_t *)from->data + first * from->cols * each, n * from->cols * each);
+        return;
+    }
+    for (size_t i = 0; i < n * from->cols; i++)
+        put_element(from, first + i / from->cols, i % from->cols, to + i * each);
+}
+
+void model_plain_arrange(const model_config *c, const matrix *from, void *to)
+{
+    (void)c;
+    put_rows(from, 0, from->rows, to);
 }
 
 void model_latent_arrange(const model_config *c, const matrix *from, void *to)
 {
-    const size_t each = dtype_bytes(from->type), rank = c->latent.kv_rank,
-                 nope = c->latent.nope_dim, v = c->v_dim, row_bytes = rank * each;
-    const uint8_t *row = from->data;
-    uint8_t *up = to, *values = up + c->n_heads * nope * row_bytes;
-    for (uint32_t h = 0; h < c->n_heads; h++, up += nope * row_bytes) {
-        for (size_t n = 0; n < nope; n++, row += row_bytes) {
+    const size_t each = element_bytes(from), rank = c->latent.kv_rank, nope = c->latent.nope_dim,
+                 v = c->v_dim;
+    uint8_t *up = to, *values = up + c->n_heads * nope * rank * each;
+    size_t row = 0;
+    for (uint32_t h = 0; h < c->n_heads; h++, up += rank * nope * each) {
+        for (size_t n = 0; n < nope; n++, row++) {
             for (size_t r = 0; r < rank; r++)
-                copy_element(up + (r * nope + n) * each, row + r * each, each);
+                put_element(from, row, r, up + (r * nope + n) * each);
         }
-        memcpy(values, row, v * row_bytes);
-        values += v * row_bytes;
-        row += v * row_bytes;
+        put_rows(from, row, v, values);
+        values += v * rank * each;
+        row += v;
     }
 }

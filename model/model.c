@@ -16,6 +16,7 @@ void model_follow_placement(model *m)
             m->weights.is_read[(size_t)l * n_experts + e] =
                 expert_placement_has(m->placement, l, e, m->rank);
     }
+    if (m->d->memory == NULL) model_weights_hold(m->family, &m->config, &m->weights, true);
     atomic_store(&m->weight_bytes, model_weights_read_bytes(&m->config, &m->weights));
 }
 
@@ -28,7 +29,6 @@ static bool experts_may_move(const model_options *options)
 static err_t check_values(model *m, const model_options *options, err_info *info)
 {
     if (!options->check_values) return ERR_OK;
-    if (!experts_may_move(options)) model_follow_placement(m);
     return model_weights_check_values(m->d, m->family, &m->config, &m->weights, info);
 }
 
@@ -37,7 +37,9 @@ static err_t load_weights(model *m, const char *dir, const model_options *option
     if (options->load == MODEL_LOAD_DUMMY) {
         TRY(model_weights_dummy(m->d, m->family, &m->config, &m->weights, info));
     } else {
-        TRY(model_weights_load(dir, m->family, &m->config, &m->weights, info));
+        TRY(model_weights_find(dir, m->family, &m->config, &m->weights, info));
+        if (!experts_may_move(options)) model_follow_placement(m);
+        TRY(model_weights_copy(m->family, &m->config, &m->weights, info));
         m->config.stored_type = m->weights.main_type;
         TRY(check_values(m, options, info));
         TRY(tensor_files_unchanged(m->weights.files, info));
@@ -52,7 +54,9 @@ static err_t send_weights(model *m, const model_options *options, err_info *info
                                       .config = &m->config,
                                       .host = &m->weights,
                                       .all_experts = experts_may_move(options)};
-    return model_weights_to_device(m->d, &args, &m->device, info);
+    TRY(model_weights_to_device(m->d, &args, &m->device, info));
+    if (m->d->memory != NULL) model_weights_hold(m->family, &m->config, &m->weights, false);
+    return ERR_OK;
 }
 
 static err_t open_placement(model *m, const model_options *options, err_info *info)

@@ -71,6 +71,7 @@ typedef struct model_config {
     bool is_shared_gated;  /* its output times sigmoid(shared_gate x) */
     uint32_t d_dense_ffn;
     model_layer_set dense_layers;
+    uint32_t n_unused_layers; /* that files may have behind the last one */
 
     /* The residual stream. */
     model_norm_kind norm;

@@ -8,7 +8,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "model/family.h"
-#include "model/weights_scaled.h"
+#include "model/weights_copies.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
@@ -16,7 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { PAGE_BYTES = 4096, CHECK_GRAIN = 1 << 16, ALIGN_BYTES = 64 };
+enum { PAGE_BYTES = 4096, CHECK_GRAIN = 1 << 16, COPY_ALIGN_BYTES = 64 };
 
 err_t model_weights_alloc(const model_config *config, model_weights *w, err_info *info)
 {
@@ -25,7 +25,9 @@ err_t model_weights_alloc(const model_config *config, model_weights *w, err_info
     w->experts = calloc(n_experts, sizeof *w->experts);
     w->commons = calloc(config->n_layers, sizeof *w->commons);
     w->is_read = malloc(n_experts * sizeof *w->is_read);
-    if (w->layer == NULL || w->experts == NULL || w->commons == NULL || w->is_read == NULL)
+    w->is_held = calloc(n_experts, sizeof *w->is_held);
+    if (w->layer == NULL || w->experts == NULL || w->commons == NULL || w->is_read == NULL ||
+        w->is_held == NULL)
         return err_set(info, ERR_NO_MEMORY, "weights: out of memory");
     for (uint32_t l = 0; l < config->n_layers; l++) {
         w->layer[l].expert = &w->experts[(size_t)l * config->n_experts];
@@ -80,17 +82,16 @@ err_t model_weights_widen_sinks(const model_config *config, model_weights *w, er
 /* ---- finding tensors ----------------------------------------------------------------------------- */
 
 typedef struct finder {
-    const tensor_files *files;
     err_info *info;
     const scaled_source *scaled;
+    model_weights *w;
     char first_missing[128];
     size_t n_missing, n_found;
     size_t type_bytes[DTYPE_COUNT];
-    size_t copied_bytes; /* of tensors and scales that must be copied */
     uint64_t n_params;
 } finder;
 
-static err_t type_of(const finder *f, const tensor *t, dtype *out)
+static err_t type_of(const scaled_source *f, const tensor *t, dtype *out)
 {
     switch (t->type) {
     case TENSOR_F32: *out = DTYPE_F32; return ERR_OK;
@@ -126,7 +127,7 @@ static bool has_part(const tensor *t, const model_weight *weight)
     return true;
 }
 
-static err_t refuse_part(const finder *f, const tensor *t, const model_weight *weight)
+static err_t refuse_part(const scaled_source *f, const tensor *t, const model_weight *weight)
 {
     char text[64] = "", *at = text;
     uint32_t want[3];
@@ -138,7 +139,7 @@ static err_t refuse_part(const finder *f, const tensor *t, const model_weight *w
                    t->n_dims, t->n_dims > 0 ? (unsigned long long)t->shape[0] : 0ULL, text);
 }
 
-static err_t check_shape(const finder *f, const tensor *t, const model_weight *weight)
+static err_t check_shape(const scaled_source *f, const tensor *t, const model_weight *weight)
 {
     const bool is_right = weight->part.n_rows > 0 ? has_part(t, weight)
                           : weight->is_vector     ? t->n_dims == 1 && t->shape[0] == weight->cols
@@ -157,11 +158,6 @@ static err_t check_shape(const finder *f, const tensor *t, const model_weight *w
                    weight->is_vector ? "] = 1 x [" : ", ", weight->cols);
 }
 
-static bool is_aligned(const matrix *m)
-{
-    return dtype_has_scales(m->type) || (uintptr_t)m->data % dtype_bytes(m->type) == 0;
-}
-
 /* Where the part begins, in values. */
 static size_t first_value(const model_weight *weight)
 {
@@ -171,7 +167,8 @@ static size_t first_value(const model_weight *weight)
 }
 
 /* The matrix of a tensor without scales; of a turned one only `data` is right before it is copied. */
-static err_t view_plain(const finder *f, const tensor *t, const model_weight *weight, matrix *out)
+static err_t view_plain(const scaled_source *f, const tensor *t, const model_weight *weight,
+                        matrix *out)
 {
     dtype type = DTYPE_F32;
     TRY(type_of(f, t, &type));
@@ -186,105 +183,40 @@ static err_t view_plain(const finder *f, const tensor *t, const model_weight *we
     return ERR_OK;
 }
 
-static bool is_copied(const model_weight *weight)
+err_t weight_view(const scaled_source *from, const model_weight *weight, matrix *out, bool *found)
 {
-    const bool is_turned = weight->part.is_turned && !dtype_has_scales(weight->into->type);
-    return weight->arrange != NULL || is_turned || !is_aligned(weight->into);
+    const tensor *const plain = tensor_find(from->files, weight->name);
+    const tensor *const blocks = plain == NULL ? scaled_find_blocks(from, weight) : NULL;
+    const tensor *const t = blocks != NULL ? blocks : plain;
+    *found = t != NULL;
+    if (t == NULL) return ERR_OK;
+    if (blocks != NULL || t->type == TENSOR_F8_E4M3) return scaled_view(from, t, weight, out);
+    return view_plain(from, t, weight, out);
 }
 
 static err_t find_weight(void *ctx, const model_weight *weight)
 {
     finder *const f = ctx;
-    const tensor *const plain = tensor_find(f->files, weight->name);
-    const tensor *const blocks = plain == NULL ? scaled_find_blocks(f->scaled, weight) : NULL;
-    const tensor *const t = blocks != NULL ? blocks : plain;
-    if (t == NULL) {
+    bool found;
+    TRY(weight_view(f->scaled, weight, weight->into, &found));
+    if (!found) {
         if (f->n_missing++ == 0) memcpy(f->first_missing, weight->name, sizeof f->first_missing);
         return ERR_OK;
     }
-    if (blocks != NULL || t->type == TENSOR_F8_E4M3)
-        TRY(scaled_view(f->scaled, t, weight, weight->into));
-    else
-        TRY(view_plain(f, t, weight, weight->into));
     const matrix *const m = weight->into;
-    const size_t bytes = matrix_bytes(m), scale_bytes = matrix_scale_bytes(m);
+    const size_t copy_bytes = weight_copy_bytes(weight);
     f->n_found += weight->part.item == 0 && weight->part.first_row == 0;
     f->n_params += (uint64_t)weight->rows * weight->cols;
-    f->type_bytes[m->type] += bytes + scale_bytes;
-    if (is_copied(weight)) f->copied_bytes += round_up(bytes, ALIGN_BYTES);
-    f->copied_bytes += round_up(scaled_copy_bytes(f->scaled, weight), ALIGN_BYTES);
-    return ERR_OK;
-}
-
-/* ---- copies -------------------------------------------------------------------------------------- */
-
-/* The format does not pad: a header of odd length puts every value at an odd address. Kernels may
- * assume that a float lies at a multiple of four, so such tensors are copied. */
-typedef struct copier {
-    const scaled_source *scaled;
-    uint8_t *at;
-} copier;
-
-enum { TURN_TILE = 32 }; /* a tile's lines of both sides stay in the nearest cache */
-
-/* Every row_step-th column of an item becomes a row. */
-static void copy_turned(const model_weight *weight, uint8_t *to)
-{
-    const matrix *const m = weight->into;
-    const uint8_t *const from = m->data;
-    const size_t bytes = dtype_bytes(m->type), stride = weight->part.n_rows * bytes,
-                 step = (weight->part.row_step > 1 ? weight->part.row_step : 1) * bytes,
-                 n_rows = weight->is_vector ? weight->cols : weight->rows,
-                 n_cols = weight->is_vector ? 1 : weight->cols;
-    for (size_t r0 = 0; r0 < n_rows; r0 += TURN_TILE) {
-        const size_t r1 = r0 + TURN_TILE < n_rows ? r0 + TURN_TILE : n_rows;
-        for (size_t c0 = 0; c0 < n_cols; c0 += TURN_TILE) {
-            const size_t c1 = c0 + TURN_TILE < n_cols ? c0 + TURN_TILE : n_cols;
-            for (size_t r = r0; r < r1; r++) {
-                for (size_t c = c0; c < c1; c++)
-                    memcpy(to + (r * n_cols + c) * bytes, from + c * stride + r * step, bytes);
-            }
-        }
+    if (weight_is_expanded(weight)) {
+        f->w->notes.n_expanded++;
+        f->w->notes.expanded_bytes += copy_bytes;
+    } else {
+        f->type_bytes[m->type] += matrix_bytes(m) + matrix_scale_bytes(m);
+        f->w->notes.copied_bytes += copy_bytes;
     }
-}
-
-static void copy_values(const copier *to, const model_weight *weight)
-{
-    const matrix *const m = weight->into;
-    if (weight->arrange != NULL)
-        weight->arrange(to->scaled->config, m, to->at);
-    else if (weight->part.is_turned)
-        copy_turned(weight, to->at);
-    else
-        memcpy(to->at, m->data, matrix_bytes(m));
-}
-
-static err_t copy_weight(void *ctx, const model_weight *weight)
-{
-    copier *const to = ctx;
-    matrix *const m = weight->into;
-    const size_t scale_bytes = scaled_copy_bytes(to->scaled, weight);
-    if (is_copied(weight)) {
-        copy_values(to, weight);
-        m->data = to->at;
-        to->at += round_up(matrix_bytes(m), ALIGN_BYTES);
-    }
-    if (scale_bytes > 0) scaled_copy(to->scaled, weight, (float *)(void *)to->at);
-    to->at += round_up(scale_bytes, ALIGN_BYTES);
+    f->w->copies_bytes += round_up(copy_bytes, COPY_ALIGN_BYTES);
+    f->w->copies_bytes += round_up(scaled_copy_bytes(f->scaled, weight), COPY_ALIGN_BYTES);
     return ERR_OK;
-}
-
-static err_t copy_weights(const model_family *family, const finder *f, model_weights *w)
-{
-    const size_t bytes = f->copied_bytes;
-    if (bytes == 0) return ERR_OK;
-    w->copies = aligned_alloc(ALIGN_BYTES, bytes);
-    if (w->copies == NULL)
-        return err_set(f->info, ERR_NO_MEMORY,
-                       "weights: no memory for copies of %zu bytes of tensors", bytes);
-    copier to = {.scaled = f->scaled, .at = w->copies};
-    log_warn("model", "tensors that kernels cannot read in place are copied bytes=%zu", bytes);
-    return family->each_weight(f->scaled->config, w, copy_weight, &to);
 }
 
 /* ---- loading ------------------------------------------------------------------------------------- */
@@ -314,43 +246,72 @@ static int compare_names(const void *a, const void *b)
     return strcmp(a, b);
 }
 
-/* How many tensors of the files nobody asked for, and the first one. */
-static size_t count_extra(const finder *f, name_list *list, const char **first)
+/* Of a layer behind the last one that the model has, which is for several tokens at once (DeepSeek-V3's MTP). */
+static bool is_unused_layer(const model_config *c, const char *name)
 {
-    size_t n = 0;
+    static const char prefix[] = "model.layers.";
+    char *end;
+    if (c->n_unused_layers == 0 || strncmp(name, prefix, sizeof prefix - 1) != 0) return false;
+    const unsigned long l = strtoul(name + sizeof prefix - 1, &end, 10);
+    return *end == '.' && l >= c->n_layers && l - c->n_layers < c->n_unused_layers;
+}
+
+/* The tensors of the files that nobody asked for. */
+static void note_extra(const finder *f, name_list *list, weights_notes *notes)
+{
     qsort(list->name, list->n, sizeof list->name[0], compare_names);
-    for (size_t i = tensor_count(f->files); i-- > 0;) {
-        const char *const name = tensor_at(f->files, i)->name;
-        if (bsearch(name, list->name, list->n, sizeof list->name[0], compare_names) != NULL)
+    for (size_t i = tensor_count(f->scaled->files); i-- > 0;) {
+        const tensor *const t = tensor_at(f->scaled->files, i);
+        if (bsearch(t->name, list->name, list->n, sizeof list->name[0], compare_names) != NULL)
             continue;
-        *first = name;
-        n++;
+        if (is_unused_layer(f->scaled->config, t->name)) {
+            notes->n_unused++;
+            notes->unused_bytes += t->data_bytes;
+            continue;
+        }
+        notes->first_unknown = t->name;
+        notes->n_unknown++;
     }
-    return n;
 }
 
 /* Extra tensors do no harm (old checkpoints store inv_freq), but silence would hide a wrong config. */
-static void warn_extra(const model_family *family, model_weights *w, const finder *f)
+static void find_extra(const model_family *family, model_weights *w, const finder *f)
 {
     const model_config *const config = f->scaled->config;
     const bool has_scales = config->quantisation.method != QUANTISATION_NONE;
-    if (!has_scales && tensor_count(f->files) == f->n_found) return;
+    if (!has_scales && tensor_count(f->scaled->files) == f->n_found) return;
     name_list list = {.config = config};
     if (family->each_weight(config, w, note_names, &list) != ERR_OK) return;
     list.name = calloc(list.n, sizeof list.name[0]);
     if (list.name == NULL) return;
-    const char *first = NULL;
     list.n = 0;
-    const err_t err = family->each_weight(config, w, note_names, &list);
-    const size_t n_extra = err == ERR_OK ? count_extra(f, &list, &first) : 0;
-    if (n_extra > 0)
-        log_warn("model", "unknown tensors are ignored count=%zu first=%s", n_extra, first);
+    if (family->each_weight(config, w, note_names, &list) == ERR_OK)
+        note_extra(f, &list, &w->notes);
     free(list.name);
+}
+
+static void log_notes(const weights_notes *n)
+{
+    if (n->copied_bytes > 0)
+        log_warn("model", "tensors that kernels cannot read in place are copied bytes=%zu",
+                 n->copied_bytes);
+    if (n->n_expanded > 0)
+        log_info("model",
+                 "fp8 tensors that are cut by heads are expanded to f32 count=%zu bytes=%zu",
+                 n->n_expanded, n->expanded_bytes);
+    if (n->n_unused > 0)
+        log_info("model",
+                 "layers behind the last one, for several tokens at once, are not used tensors=%zu "
+                 "bytes=%zu",
+                 n->n_unused, n->unused_bytes);
+    if (n->n_unknown > 0)
+        log_warn("model", "unknown tensors are ignored count=%zu first=%s", n->n_unknown,
+                 n->first_unknown);
 }
 
 static void count_weights(const finder *f, const model_config *config, model_weights *w)
 {
-    w->bytes = 0;
+    w->bytes = w->notes.expanded_bytes;
     w->main_type = config->stored_type;
     for (dtype type = 0; type < DTYPE_COUNT; type++) {
         w->bytes += f->type_bytes[type];
@@ -361,15 +322,15 @@ static void count_weights(const finder *f, const model_config *config, model_wei
     if (config->tied_embeddings) w->head = w->embedding;
 }
 
-err_t model_weights_load(const char *dir, const model_family *family, const model_config *config,
+err_t model_weights_find(const char *dir, const model_family *family, const model_config *config,
                          model_weights *out, err_info *info)
 {
     *out = (model_weights){0};
     scaled_source scaled = {.config = config, .weights = out, .info = info};
-    finder f = {.info = info, .scaled = &scaled};
+    finder f = {.info = info, .scaled = &scaled, .w = out};
     err_t err = tensor_files_open(dir, &out->files, info);
     if (err != ERR_OK) goto fail;
-    f.files = scaled.files = out->files;
+    scaled.files = out->files;
     err = model_weights_alloc(config, out, info);
     if (err != ERR_OK) goto fail;
     err = family->each_weight(config, out, find_weight, &f);
@@ -380,15 +341,29 @@ err_t model_weights_load(const char *dir, const model_family *family, const mode
         goto fail;
     }
     count_weights(&f, config, out);
-    err = copy_weights(family, &f, out);
-    if (err != ERR_OK) goto fail;
-    if (config->tied_embeddings) out->head = out->embedding; /* which may have moved */
-    err = model_weights_widen_sinks(config, out, info);
-    if (err != ERR_OK) goto fail;
-    warn_extra(family, out, &f);
+    find_extra(family, out, &f);
     return ERR_OK;
 fail:
     model_weights_deinit(out);
+    return err;
+}
+
+err_t model_weights_copy(const model_family *family, const model_config *config, model_weights *w,
+                         err_info *info)
+{
+    const scaled_source from = {.files = w->files, .config = config, .weights = w, .info = info};
+    log_notes(&w->notes);
+    TRY(weights_copy(&from, family, w));
+    if (config->tied_embeddings) w->head = w->embedding; /* which may have moved */
+    return model_weights_widen_sinks(config, w, info);
+}
+
+err_t model_weights_load(const char *dir, const model_family *family, const model_config *config,
+                         model_weights *out, err_info *info)
+{
+    TRY(model_weights_find(dir, family, config, out, info));
+    const err_t err = model_weights_copy(family, config, out, info);
+    if (err != ERR_OK) model_weights_deinit(out);
     return err;
 }
 
@@ -396,7 +371,8 @@ void model_weights_deinit(model_weights *w)
 {
     tensor_files_close(w->files);
     if (w->dummy != NULL) munmap(w->dummy, w->dummy_bytes);
-    free(w->copies);
+    if (w->copies != NULL) munmap(w->copies, w->copies_bytes);
+    free(w->is_held);
     free(w->is_read);
     free(w->sinks);
     free(w->experts);

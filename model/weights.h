@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "kernels/dev.h"
 #include "model/model_config.h"
+#include "model/model_weight.h"
 #include "model/safetensors.h"
 
 struct model_family;
@@ -40,6 +41,15 @@ typedef struct model_layer {
     matrix shared_gate; /* [1][d_model] */
 } model_layer;
 
+/* What somebody who starts or inspects the model should know of its files. */
+typedef struct weights_notes {
+    size_t copied_bytes;               /* of tensors that kernels cannot read in place */
+    size_t n_expanded, expanded_bytes; /* tensors in codes that become f32 */
+    size_t n_unused, unused_bytes;     /* tensors of model_config.n_unused_layers */
+    size_t n_unknown;                  /* tensors that nobody asked for */
+    const char *first_unknown;         /* borrowed from the files */
+} weights_notes;
+
 typedef struct model_weights {
     matrix embedding;  /* [n_vocab][d_model] */
     matrix head;       /* [n_vocab][d_model]; the embedding itself when tied */
@@ -51,44 +61,32 @@ typedef struct model_weights {
     moe_expert *commons; /* [n_layers], what layer[].common points to */
     float *sinks;        /* [n_layers][n_heads], all layers' as floats, or NULL */
     bool *is_read;       /* [n_layers][n_experts]: experts that this rank has; all at first */
+    bool *is_held;       /* the same: experts whose copies, if they have some, are there */
     size_t bytes;        /* of all tensors, each counted once */
     uint64_t n_params;
     dtype main_type;     /* of most bytes of weights without scales */
     tensor_files *files; /* mapped; NULL for dummy weights */
-    void *copies;        /* aligned copies, or NULL */
-    void *dummy;         /* anonymous map of dummy_bytes, or NULL */
+    void *copies;        /* anonymous map of copies_bytes, or NULL: weights_copies.h */
+    size_t copies_bytes; /* what they take when all are there */
+    weights_notes notes;
+    void *dummy; /* anonymous map of dummy_bytes, or NULL */
     size_t dummy_bytes;
 } model_weights;
 
-/* Writes a tensor, of which `from` is a view into the file, as ops want it: as many elements of its type. */
-typedef void model_arrange(const model_config *c, const matrix *from, void *to);
-
-/* kv_b_proj of latent attention (layer_latent.c): the transposes of all heads' keys' parts, then all values' parts. */
-model_arrange model_latent_arrange;
-
-/* One tensor that a checkpoint must hold. */
-typedef struct model_weight {
-    char name[128];
-    uint32_t rows, cols;
-    bool is_vector; /* the file's shape is [cols] */
-    bool is_bias;   /* dummy ones are zeros, as other vectors are ones */
-    /* It is a part of the file's tensor: rows first_row .. of item `item` of [n_items][n_rows][cols], or of
-     * [n_rows][cols] if n_items is 0. n_rows 0: all of it. Each tensor's first part, item 0 and row 0, is visited. */
-    struct {
-        uint32_t n_items, item, n_rows, first_row;
-        uint32_t
-            row_step; /* every so many rows of it; 0 is 1. Of turned ones, and mxfp4's blocks */
-        /* Its rows are the file's columns: of [n_items][cols][n_rows], or, a vector's, of [n_items][n_rows]. It is
-         * copied. Blocks are never turned. */
-        bool is_turned;
-    } part;
-    model_arrange *arrange; /* NULL: it is used as it lies in the file */
-    matrix *into;
-} model_weight;
-typedef err_t model_weight_visit(void *ctx, const model_weight *weight);
-
 /* Maps DIR's files and finds every tensor. ERR_BAD_MODEL names the first one that is missing or has
- * another shape or type; tensors that no one asked for are one warning in the log. */
+ * another shape or type. Reads no values; what must be copied is not there yet. */
+err_t model_weights_find(const char *dir, const struct model_family *family,
+                         const model_config *config, model_weights *out, err_info *info) MUST_CHECK;
+
+/* Makes the copies of what is read, and says in the log what there is to say. ERR_NO_MEMORY. */
+err_t model_weights_copy(const struct model_family *family, const model_config *config,
+                         model_weights *w, err_info *info) MUST_CHECK;
+
+/* Then, after is_read has changed: copies of experts that are read, and of no others, are there; !holds: of none. */
+void model_weights_hold(const struct model_family *family, const model_config *config,
+                        model_weights *w, bool holds);
+
+/* Finds and copies. */
 err_t model_weights_load(const char *dir, const struct model_family *family,
                          const model_config *config, model_weights *out, err_info *info) MUST_CHECK;
 

@@ -244,7 +244,9 @@ matrix scaled_expect(const model_config *c, const model_weights *w, const model_
 {
     const quantisation *const q = &c->quantisation;
     matrix out = {.type = c->stored_type, .rows = weight->rows, .cols = weight->cols};
-    if (q->method == QUANTISATION_FP8 && is_linear(c, w, weight)) {
+    if (q->method == QUANTISATION_FP8 && weight->arrange != NULL) {
+        out.type = DTYPE_F32; /* expanded: weights_copies.h */
+    } else if (q->method == QUANTISATION_FP8 && is_linear(c, w, weight)) {
         out.type = DTYPE_FP8;
         out.block_rows = q->block_rows > 0 ? q->block_rows : round_to_block(out.rows);
         out.block_cols = q->block_rows > 0 ? q->block_cols : round_to_block(out.cols);

@@ -142,17 +142,37 @@ static void put_types(inspection *in, json_t *part)
     }
 }
 
+/* What a start would say of the files. */
+static void put_notes(inspection *in, json_t *part, const weights_notes *n)
+{
+    if (n->copied_bytes > 0) put_count(in, part, "copied_bytes", n->copied_bytes);
+    if (n->n_expanded > 0) {
+        put_count(in, part, "expanded_to_f32", n->n_expanded);
+        put_count(in, part, "expanded_bytes", n->expanded_bytes);
+    }
+    if (n->n_unused > 0) {
+        put_count(in, part, "unused_tensors",
+                  n->n_unused); /* of layers for several tokens at once */
+        put_count(in, part, "unused_bytes", n->unused_bytes);
+    }
+    if (n->n_unknown == 0) return;
+    put_count(in, part, "unknown_tensors", n->n_unknown);
+    put(in, part, "first_unknown", text_new(n->first_unknown));
+}
+
 /* Names, shapes and types are those that the family asks for. */
 static void check_names(inspection *in, json_t *part)
 {
     err_info info = {0};
     model_weights weights;
-    const err_t err = model_weights_load(in->request->dir, model_family_find(in->about.family),
+    const err_t err = model_weights_find(in->request->dir, model_family_find(in->about.family),
                                          &in->about, &weights, &info);
-    if (err == ERR_OK)
-        model_weights_deinit(&weights);
-    else
+    if (err != ERR_OK) {
         put_fault(in, part, err, info.message);
+        return;
+    }
+    put_notes(in, part, &weights.notes);
+    model_weights_deinit(&weights);
 }
 
 static void put_weights(inspection *in)

@@ -6,6 +6,9 @@ The models are those of make_goldens.py with codes instead of their matrices, as
     mixtral-fp8-block     weight_scale_inv for blocks of 128 x 128, as in DeepSeek-V3 and Qwen3-FP8; sizes that are no
                           multiple of 128; scales of the first layer in F32, of the second in BF16
     mixtral-fp8-tensor    one weight_scale for a tensor, and input scales, which are not used
+    deepseek_v3-fp8-heads as V3 is released: blocks of 128 x 128, heads of 192 rows of which 128 are one part, the choice's
+                          biases in F32, and tensors of a layer behind the last one, which nothing reads
+    deepseek_v3-fp8-cut   as V3.1, scales that are powers of two; heads that blocks do not fit; queries at once
     gpt_oss-mxfp4         experts' blocks and scales as in gpt-oss, the rows of gate and up in turns
 
 The reference is float32 arithmetic on the values that codes and scales mean, which must be those that transformers
@@ -34,6 +37,7 @@ from transformers.utils import logging
 
 import make_goldens as goldens
 from golden_families import families
+from golden_families.deepseek_v3 import SMALL as DEEPSEEK
 from golden_families.gpt_oss import EXACT_YARN, SINKS, SMALL
 
 FP8 = torch.float8_e4m3fn
@@ -46,7 +50,9 @@ TENSOR_CONFIG = {"quant_method": "fp8", "activation_scheme": "static", "ignored_
 MXFP4_CONFIG = {"quant_method": "mxfp4",
                 "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens",
                                            "lm_head"]}
-CONFIGS = {"fp8-block": BLOCK_CONFIG, "fp8-tensor": TENSOR_CONFIG, "mxfp4": MXFP4_CONFIG}
+HEADS_CONFIG = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
+CUT_CONFIG = HEADS_CONFIG | {"scale_fmt": "ue8m0"}
+CONFIGS = {"fp8-heads": HEADS_CONFIG, "fp8-cut": CUT_CONFIG, "fp8-block": BLOCK_CONFIG, "fp8-tensor": TENSOR_CONFIG, "mxfp4": MXFP4_CONFIG}
 FP4_VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 MX_BLOCK = 32
 
@@ -70,6 +76,29 @@ FIXTURES = [
                     num_experts_per_tok=2, rms_norm_eps=1e-5, rope_theta=10000.0),
     ),
     goldens.Fixture(
+        name="fp8-heads",
+        seed=2,
+        n_distinct_min=6,
+        dtype=torch.bfloat16,
+        prompts=(1, 7, 33, 90),
+        classic_config=True,
+        config=DEEPSEEK | dict(num_attention_heads=2, num_key_value_heads=2, qk_nope_head_dim=128, qk_rope_head_dim=64,
+                               v_head_dim=40, n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2),
+        rope=dict(rope_type="yarn", factor=8.0, mscale=1.0, mscale_all_dim=1.0, beta_fast=32, beta_slow=1,
+                  original_max_position_embeddings=64),
+        max_positions=512,
+    ),
+    goldens.Fixture(
+        name="fp8-cut",
+        seed=3,
+        n_distinct_min=6,
+        dtype=torch.bfloat16,
+        prompts=(1, 5, 70),
+        config=DEEPSEEK | dict(q_lora_rank=None, num_attention_heads=5, num_key_value_heads=5, qk_nope_head_dim=22,
+                               qk_rope_head_dim=10, v_head_dim=13, kv_lora_rank=130, n_routed_experts=4, n_group=1,
+                               topk_group=1, num_experts_per_tok=2),
+    ),
+    goldens.Fixture(
         name="mxfp4",
         seed=4,
         n_distinct_min=6,
@@ -83,8 +112,11 @@ FIXTURES = [
 ]
 
 
+FAMILIES = {"mxfp4": "gpt_oss", "fp8-heads": "deepseek_v3", "fp8-cut": "deepseek_v3"}
+
+
 def family_of(fixture):
-    return "gpt_oss" if fixture.name == "mxfp4" else "mixtral"
+    return FAMILIES.get(fixture.name, "mixtral")
 
 
 # ---- codes and scales ----------------------------------------------------------------------------------------
@@ -96,15 +128,15 @@ def expand(scale, shape):
     return whole[: shape[0], : shape[1]]
 
 
-def quantise_blocks(weight, scale_dtype):
-    """E4M3 codes and the scale of each block, whose largest value becomes 448."""
+def quantise_blocks(weight, scale_dtype, is_power=False):
+    """E4M3 codes and the scale of each block, whose largest value becomes 448; or the next power of two above that."""
     rows, cols = weight.shape
     scale = torch.empty(-(-rows // BLOCK), -(-cols // BLOCK))
     for r in range(scale.shape[0]):
         for c in range(scale.shape[1]):
             block = weight[r * BLOCK:(r + 1) * BLOCK, c * BLOCK:(c + 1) * BLOCK]
             scale[r, c] = block.float().abs().max() / FP8_MAX
-    scale = scale.to(scale_dtype)
+    scale = (torch.exp2(scale.log2().ceil()) if is_power else scale).to(scale_dtype)
     whole = expand(scale, weight.shape)
     codes = (weight.float() / whole).clamp(-FP8_MAX, FP8_MAX).to(FP8)
     return codes, scale, codes.float() * whole
@@ -157,9 +189,10 @@ def quantise(tensors, fixture):
     for name, weight in tensors.items():
         if not is_quantised(name):
             stored[name], meant[name] = weight, weight.float()
-        elif fixture.name == "fp8-block":
-            scale_dtype = torch.float32 if ".layers.0." in name else torch.bfloat16
-            stored[name], stored[name + "_scale_inv"], meant[name] = quantise_blocks(weight, scale_dtype)
+        elif fixture.name != "fp8-tensor":
+            scale_dtype = torch.float32 if ".layers.0." in name or fixture.name != "fp8-block" else torch.bfloat16
+            stored[name], stored[name + "_scale_inv"], meant[name] = quantise_blocks(weight, scale_dtype,
+                                                                                     fixture.name == "fp8-cut")
         else:
             scale = weight.float().abs().max() / FP8_MAX
             stored[name] = (weight.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
@@ -168,7 +201,19 @@ def quantise(tensors, fixture):
             meant[name] = stored[name].float() * scale
         if is_quantised(name):
             check_against_transformers(stored, name, meant[name])
+    if fixture.name == "fp8-heads":
+        add_what_v3_has(stored, fixture)
     return stored, meant
+
+
+def add_what_v3_has(stored, fixture):
+    """Its biases of choices are F32, and behind the last layer is one for the next token but one."""
+    for name in stored:
+        if name.endswith("e_score_correction_bias"):
+            stored[name] = stored[name].float()
+    prefix, dim = f"model.layers.{fixture.config['num_hidden_layers']}.", fixture.config["hidden_size"]
+    for name, shape in {"eh_proj": (dim, 2 * dim), "enorm": (dim,), "shared_head.norm": (dim,)}.items():
+        stored[f"{prefix}{name}.weight"] = torch.zeros(shape, dtype=torch.bfloat16)
 
 
 # ---- the models ----------------------------------------------------------------------------------------------
@@ -178,6 +223,8 @@ def write_config(folder, fixture):
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["quantization_config"] = CONFIGS[fixture.name]
+    if fixture.name == "fp8-heads":
+        config["num_nextn_predict_layers"] = 1
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -32,9 +32,10 @@ FAMILIES = {
                    "experts in one tensor"),
     "granitemoeshared": ("Granite MoE with a shared expert", "as granitemoe, and an expert that all tokens pass"),
     "phimoe": ("Phi-3.5-MoE", "layer norms with biases, sparsemixer routing, longrope, a bias of the head"),
-    "deepseek_v2": ("DeepSeek-V2, V2-Lite", "latent attention (the latent is what the cache holds), dense first layers, "
+    "deepseek_v2": ("DeepSeek-V2, V2.5, V2-Lite", "latent attention (the latent is what the cache holds), dense first layers, "
                     "shared experts, groups of experts"),
-    "deepseek_v3": ("DeepSeek-V3, R1", "as deepseek_v2 with sigmoid scores and a bias for choosing"),
+    "deepseek_v3": ("DeepSeek-V3, R1, V3.1", "as deepseek_v2 with sigmoid scores and a bias for choosing; in fp8 as released; "
+                    "the layer for a second token at once is not used"),
     "gpt_oss": ("gpt-oss-20b, 120b", "sinks, experts with biases, clamped SwiGLU, windows in every other layer"),
 }
 # What is asked of a copy of a small model, and must be refused.

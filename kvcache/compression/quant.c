@@ -102,18 +102,18 @@ err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape 
     const uint32_t bits = attn_code_bits(coding);
     *out = (kv_page_layout){.shape = *shape, .coding = coding};
     assert(v_group <= KV_QUANT_GROUP_MAX);
-    /* One scale may serve keys and values; grids of channels and of slots are different things. */
-    if (shape->v_in_k && v_group != 0) return ERR_UNSUPPORTED;
     if (shape->k_dim > ATTN_CODED_DIM_MAX || shape->v_dim > ATTN_CODED_DIM_MAX)
         return ERR_UNSUPPORTED;
     TRY(kv_strip_init(shape, page_tokens, &out->strip));
-    const bool has_one = v_group == 0;
+    const bool has_one = coding == ATTN_FP8;
     const uint32_t pair_bytes = 2 * sizeof(uint16_t);
     out->k_row_bytes = (shape->k_dim * bits + 7) / 8;
     out->v_row_bytes = (shape->v_dim * bits + 7) / 8;
-    out->v_group = has_one ? (uint32_t)round_up(shape->v_dim, ATTN_GROUP_MIN) : v_group;
-    out->v_grid_row_bytes =
-        has_one ? 0 : (shape->v_dim + out->v_group - 1) / out->v_group * pair_bytes;
+    out->v_group = has_one         ? (uint32_t)round_up(shape->v_dim, ATTN_GROUP_MIN)
+                   : shape->v_in_k ? 0
+                                   : v_group;
+    if (!has_one && !shape->v_in_k)
+        out->v_grid_row_bytes = (shape->v_dim + v_group - 1) / v_group * pair_bytes;
     out->k_grid_bytes = has_one ? (uint32_t)sizeof(float) : shape->k_dim * pair_bytes;
     out->v_grid_bytes = has_one && !shape->v_in_k ? (uint32_t)sizeof(float) : 0;
     const size_t v_grid_bytes = out->v_grid_bytes + (size_t)page_tokens * out->v_grid_row_bytes;
@@ -121,7 +121,7 @@ err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape 
     TRY(kv_page_add_part(out, out->k_grid_bytes, &k_grid_offset));
     TRY(kv_page_add_part(out, (size_t)page_tokens * out->k_row_bytes, &out->k_offset));
     assert(k_grid_offset == 0);
-    if (shape->v_in_k) { /* the same codes, as many of each row as a value has channels */
+    if (shape->v_in_k) { /* the same codes and grid, as many of each as a value has channels */
         out->v_row_bytes = out->k_row_bytes;
         out->v_grid_offset = k_grid_offset;
         out->v_offset = out->k_offset;
@@ -199,6 +199,7 @@ void kv_quant_seal(const kv_seal_args *args)
     memset(args->page, 0, args->layout->page_bytes); /* slots that are not there, too */
     for (uint32_t c = 0; c < k_dim; c += KV_QUANT_GROUP_MAX)
         seal_keys(args, c, (uint32_t)min_size(KV_QUANT_GROUP_MAX, (size_t)k_dim - c));
+    if (args->layout->shape.v_in_k) return;
     for (uint32_t s = 0; s < args->n_spans; s++) {
         const char *row = args->spans[s].v;
         for (uint32_t i = 0; i < args->spans[s].n_slots; i++, row += args->spans[s].v_stride_bytes)
@@ -228,6 +229,7 @@ attn_span kv_quant_load(const kv_load_args *args)
         uint8_t *v = args->scratch + strip->v_offset_bytes + (size_t)i * strip->v_stride_bytes;
         load_row(layout, args->page + layout->k_offset + (size_t)i * layout->k_row_bytes,
                  args->page, layout->shape.k_dim, 1, k);
+        if (layout->shape.v_in_k) continue;
         load_row(layout, args->page + layout->v_offset + (size_t)i * layout->v_row_bytes,
                  args->page + layout->v_grid_offset + (size_t)i * layout->v_grid_row_bytes,
                  layout->shape.v_dim, layout->v_group, v);

@@ -13,10 +13,11 @@
 /* ---- pages --------------------------------------------------------------------------------------- */
 
 static const kv_head_shape shapes[] = {
-    {64, 64, false, DTYPE_F32, 32, 32},  {64, 64, false, DTYPE_BF16, 32, 32},
-    {24, 40, false, DTYPE_BF16, 12, 20}, {5, 3, false, DTYPE_F32, 3, 2},
-    {72, 64, true, DTYPE_BF16, 36, 32},  {128, 128, false, DTYPE_BF16, 64, 64},
-    {100, 70, false, DTYPE_F32, 50, 35}, {1024, 520, false, DTYPE_BF16, 512, 260}};
+    {64, 64, false, DTYPE_F32, 32, 32},     {64, 64, false, DTYPE_BF16, 32, 32},
+    {24, 40, false, DTYPE_BF16, 12, 20},    {5, 3, false, DTYPE_F32, 3, 2},
+    {72, 64, true, DTYPE_BF16, 36, 32},     {128, 128, false, DTYPE_BF16, 64, 64},
+    {100, 70, false, DTYPE_F32, 50, 35},    {1024, 520, false, DTYPE_BF16, 512, 260},
+    {576, 512, true, DTYPE_BF16, 288, 256}, {300, 205, true, DTYPE_F32, 150, 102}};
 enum { N_SHAPES = sizeof shapes / sizeof shapes[0] };
 
 /* A block of random entries and what a codec makes of it. */
@@ -119,7 +120,7 @@ static uint32_t n_kept(const void *grid, uint32_t n_channels)
     return n;
 }
 
-/* Channel c of a row of dim, whose grid has a pair for every `group` channels. */
+/* Channel c of a row of dim, whose grid has a pair for every `group` channels; a latent's value is its key's row. */
 static decoded decode(const attn_span *span, const uint8_t *row, uint32_t dim, uint32_t c,
                       const void *grid, uint32_t group, double x, dtype type)
 {
@@ -169,10 +170,12 @@ static void check_row(const sealed *s, const attn_span *span, uint32_t slot, boo
     const uint8_t *codes = is_keys ? span->k : span->v;
     const void *grid = is_keys ? span->k_grid : span->v_grid;
     const uint32_t group = is_keys || span->v_group == 0 ? 1 : span->v_group;
+    const uint32_t row_dim = attn_value_row_dim(span->coding, span->v_group, s->layout.shape.k_dim,
+                                                s->layout.shape.v_dim);
     kv_row_get(source, s->layout.shape.type, 0, dim, x);
     for (uint32_t c = 0; c < dim; c++) {
-        const decoded got =
-            decode(span, codes, dim, c, grid, group, (double)x[c], s->layout.shape.type);
+        const decoded got = decode(span, codes, is_keys ? dim : row_dim, c, grid, group,
+                                   (double)x[c], s->layout.shape.type);
         ck_assert_msg(fabs(got.x - (double)x[c]) <= got.bound, "%s: %.9g became %.9g, bound %.9g",
                       s->codec->name, (double)x[c], got.x, got.bound);
     }
@@ -298,14 +301,54 @@ START_TEST(pages_of_128_channels_and_32_slots_have_the_promised_bytes)
 }
 END_TEST
 
+START_TEST(a_latent_of_deepseek_has_the_promised_bytes)
+{
+    static const struct {
+        const char *codec;
+        size_t page_bytes;
+    } rows[] = {{"none", 36864}, {"fp8", 18496}, {"int8", 20736}, {"int4", 11520}, {"int2", 6912}};
+    const kv_head_shape shape = {576, 512, true, DTYPE_BF16, 0, 0};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        kv_page_layout layout;
+        ck_assert_int_eq(kv_codec_find(rows[i].codec)->layout(&shape, 32, &layout), ERR_OK);
+        ck_assert_uint_eq(layout.page_bytes, rows[i].page_bytes);
+        ck_assert_uint_le(kv_page_read_bytes(&layout, 32), layout.page_bytes);
+    }
+}
+END_TEST
+
 /* ---- in a cache ---------------------------------------------------------------------------------- */
 
 enum { SECTION = 64, PROMPT = 150, TOKENS = 230 };
 static const fake_ids IDS = {.seed = 1, .n_prompt = PROMPT};
 
-static fake_options coded_options(const kv_codec *codec)
+/* Like fake_coded_layers, one with a window. */
+static const kv_layer_shape latent_layers[2] = {
+    {.n_heads = 4,
+     .n_kv_heads = 1,
+     .k_dim = 40,
+     .v_dim = 32,
+     .v_in_k = true,
+     .scale = 0.3f,
+     .has_router = true},
+    {.n_heads = 3,
+     .n_kv_heads = 1,
+     .k_dim = 72,
+     .v_dim = 50,
+     .v_in_k = true,
+     .scale = 0.25f,
+     .window = 50},
+};
+
+/* A codec, and the layers that it is tried on. */
+typedef struct subject {
+    const kv_codec *codec;
+    const kv_layer_shape *layers; /* [2] */
+} subject;
+
+static fake_options coded_options(const subject *on, const kv_codec *codec)
 {
-    return (fake_options){.layers = fake_coded_layers,
+    return (fake_options){.layers = on->layers,
                           .n_layers = 2,
                           .model_type = DTYPE_BF16,
                           .config = fake_coded(codec->name)};
@@ -319,11 +362,26 @@ static fake *open_coded(const fake_options *options)
     return f;
 }
 
-static void for_each_lossy(void (*check)(const kv_codec *codec))
+static bool takes_latents(const kv_codec *codec)
 {
+    const kv_head_shape head = {.k_dim = 40, .v_dim = 32, .v_in_k = true, .type = DTYPE_BF16};
+    kv_page_layout layout;
+    const err_t err = codec->layout(&head, 8, &layout);
+    ck_assert(err == ERR_OK || err == ERR_UNSUPPORTED);
+    return err == ERR_OK;
+}
+
+static void for_each_lossy(void (*check)(const subject *on))
+{
+    uint32_t n_latents = 0;
     for (size_t i = 0; kv_codecs[i] != NULL; i++) {
-        if (!kv_codecs[i]->is_exact) check(kv_codecs[i]);
+        if (kv_codecs[i]->is_exact) continue;
+        check(&(subject){kv_codecs[i], fake_coded_layers});
+        if (!takes_latents(kv_codecs[i])) continue;
+        check(&(subject){kv_codecs[i], latent_layers});
+        n_latents++;
     }
+    ck_assert_uint_eq(n_latents, 5); /* fp8, the integers, and pikv, which is made of these */
 }
 
 /* The reference of every comparison: steps of one token, alone. */
@@ -334,11 +392,11 @@ static fake_seq run_one_by_one(fake *f)
     return s;
 }
 
-static void check_cuts(const kv_codec *codec)
+static void check_cuts(const subject *on)
 {
     static const uint32_t chunks[] = {64, 7, 30};
     for (const dev_ops *const *table = dev_cpu_tables(); *table != NULL; table++) {
-        fake_options options = coded_options(codec);
+        fake_options options = coded_options(on, on->codec);
         options.isa = (*table)->name;
         options.no_prefix_caching = true;
         fake *f = open_coded(&options);
@@ -361,9 +419,9 @@ START_TEST(cuts_change_no_bit)
 END_TEST
 
 /* Three sequences at their own pace in one batch, on four threads. */
-static void check_crowd(const kv_codec *codec)
+static void check_crowd(const subject *on)
 {
-    fake_options options = coded_options(codec);
+    fake_options options = coded_options(on, on->codec);
     options.no_prefix_caching = true;
     fake *f = open_coded(&options);
     options.n_threads = 4;
@@ -421,15 +479,15 @@ static double error_bound(const kv_codec *codec)
     return 0.02;
 }
 
-static void check_error(const kv_codec *codec)
+static void check_error(const subject *on)
 {
-    fake_options options = coded_options(codec), exact = coded_options(&kv_codec_none);
+    fake_options options = coded_options(on, on->codec), exact = coded_options(on, &kv_codec_none);
     fake *f = open_coded(&options), *g = open_coded(&exact);
     fake_seq coded = run_one_by_one(f), raw = run_one_by_one(g);
     ck_assert(fake_same(f, &coded, &raw, 0, SECTION)); /* nothing has been encoded */
     const double error = tail_error(f, &coded, &raw);
     ck_assert_double_gt(error, 0);
-    ck_assert_msg(error < error_bound(codec), "%s: %g", codec->name, error);
+    ck_assert_msg(error < error_bound(on->codec), "%s: %g", on->codec->name, error);
     fake_seq_close(f, &coded, false);
     fake_seq_close(g, &raw, false);
     fake_close(f);
@@ -443,9 +501,9 @@ START_TEST(what_is_not_encoded_is_exact_and_the_rest_is_near)
 END_TEST
 
 /* Raw in the prompt since the last section, encoded behind it; block 0 has the sinks and stays raw. */
-static void check_schedule(const kv_codec *codec)
+static void check_schedule(const subject *on)
 {
-    fake_options options = coded_options(codec);
+    fake_options options = coded_options(on, on->codec);
     options.no_prefix_caching = true;
     fake *f = open_coded(&options);
     fake_seq s = fake_seq_open(f, IDS);
@@ -454,8 +512,8 @@ static void check_schedule(const kv_codec *codec)
     ck_assert_uint_eq(fake_stats(f).pages_encoded, 0);
     ck_assert_uint_eq(kv_seq_step_tokens_max(s.seq), 1);
     fake_run(f, &s, SECTION,
-             64); /* (64 - 12) / 8 = 6 blocks, one raw; 3 heads, 1 with a window of 50 */
-    ck_assert_uint_eq(fake_stats(f).pages_encoded, 5 * 3);
+             64); /* (64 - 12) / 8 = 6 blocks, one raw; of the heads one has a window of 50 */
+    ck_assert_uint_eq(fake_stats(f).pages_encoded, 5 * (on->layers[0].n_kv_heads + 1));
     fake_run(f, &s, PROMPT - 1, 64);
     ck_assert_uint_eq(s.seq->n_coded, (2 * SECTION - 12) / 8);
     ck_assert_uint_eq(kv_seq_step_tokens_max(s.seq), 1);
@@ -481,16 +539,18 @@ START_TEST(pages_are_encoded_at_sections_at_the_end_of_the_prompt_and_behind_it)
 }
 END_TEST
 
-static void check_reads(const kv_codec *codec)
+static void check_reads(const subject *on)
 {
-    fake_options options = coded_options(codec), exact = coded_options(&kv_codec_none);
+    fake_options options = coded_options(on, on->codec), exact = coded_options(on, &kv_codec_none);
     fake *f = open_coded(&options), *g = open_coded(&exact);
     fake_seq coded = run_one_by_one(f), raw = run_one_by_one(g);
     ck_assert_uint_lt(fake_stats(f).bytes_read, fake_stats(g).bytes_read);
     ck_assert_uint_eq(fake_stats(f).blocks_read, fake_stats(g).blocks_read);
     ck_assert_uint_lt(kv_cache_bytes_per_token(f->cache), kv_cache_bytes_per_token(g->cache));
-    ck_assert_uint_gt(kv_cache_capacity_tokens(f->cache, NULL),
-                      kv_cache_capacity_tokens(g->cache, NULL));
+    /* Of pikv's pages the most of each kind are counted, which for so small ones, half grid, are more than raw. */
+    if (!on->codec->is_mixed || on->layers == fake_coded_layers)
+        ck_assert_uint_gt(kv_cache_capacity_tokens(f->cache, NULL),
+                          kv_cache_capacity_tokens(g->cache, NULL));
     ck_assert(!kv_cache_methods(f->cache)->is_exact);
     ck_assert(kv_cache_methods(g->cache)->is_exact);
     fake_seq_close(f, &coded, false);
@@ -510,6 +570,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_page_depends_on_its_entries_alone),
     TEST_CASE(no_codec_makes_a_page_larger),
     TEST_CASE(pages_of_128_channels_and_32_slots_have_the_promised_bytes),
+    TEST_CASE(a_latent_of_deepseek_has_the_promised_bytes),
     TEST_CASE(cuts_change_no_bit),
     TEST_CASE(neighbours_and_threads_change_no_bit),
     TEST_CASE(what_is_not_encoded_is_exact_and_the_rest_is_near),

@@ -265,7 +265,25 @@ START_TEST(one_expert_for_all_tokens_is_shared_by_the_ranks_that_have_it)
 }
 END_TEST
 
+/* gpt-oss' lie turned in the file: they are copied, and copied anew by the rank that they come to. */
+START_TEST(experts_that_are_copied_move_as_well)
+{
+    const experts_config experts = eplb(1);
+    golden_setup setup = setup_of(0, NULL);
+    setup.fixture = "gpt_oss-base-bf16";
+    rank_run alone = run_alone(&setup, true), runs[RANKS_MAX];
+    setup.experts = &experts;
+    run_ranks(&setup, true, 2, runs);
+    check_close(&alone.out, &runs[0].out, 1e-5f);
+    check_same_bits(&runs[0].out, &runs[1].out);
+    ck_assert_uint_gt(runs[0].experts.n_moved, 0);
+    forget(runs, 2);
+    forget(&alone, 1);
+}
+END_TEST
+
 const test_case test_cases[] = {
+    TEST_CASE(experts_that_are_copied_move_as_well),
     TEST_CASE(replicas_return_the_logits_and_tokens_of_one),
     TEST_CASE(experts_that_move_return_the_logits_and_tokens_of_one),
     TEST_CASE(experts_that_move_give_the_same_bits_in_every_run),

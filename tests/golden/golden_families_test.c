@@ -16,12 +16,6 @@
 static const uint32_t cuts[] = {GOLDEN_STEP_TOKENS_MAX, 1, 7};
 enum { N_CUTS = sizeof cuts / sizeof cuts[0] };
 
-/* Grids of int8 do not suit a latent: test_kv_latent.c. */
-static const char *codec_for(const char *fixture, const char *codec)
-{
-    return strncmp(fixture, "deepseek_", 9) == 0 ? "fp8" : codec;
-}
-
 static void with_setup(golden_setup wanted, void (*body)(golden *g))
 {
     golden_setup setup = wanted;
@@ -29,8 +23,6 @@ static void with_setup(golden_setup wanted, void (*body)(golden *g))
         golden g;
         setup.fixture = family_fixtures[f];
         setup.n_threads = 2;
-        if (wanted.compression != NULL)
-            setup.compression = codec_for(setup.fixture, wanted.compression);
         golden_open(&setup, &g);
         body(&g);
         golden_close(&g);
@@ -206,6 +198,32 @@ START_TEST(a_device_with_memory_of_its_own_gives_the_bits_of_the_hosts)
 }
 END_TEST
 
+static err_t open_attending(const dev_config *config, dev **out, err_info *info)
+{
+    return dev_apart_open_attending(config, (size_t)256 << 20, out, info);
+}
+
+/* Latents, whose coded pages are read as keys and as values; Mixtral's pages have golden_apart_test.c. A sum that is cut
+ * elsewhere may move an entry of the next layer to another code, and that a token to another expert: not in these. */
+START_TEST(a_device_that_attends_reads_coded_latents_as_the_host_does)
+{
+    static const char *const names[] = {"deepseek_v2-groups-f32", "deepseek_v3-base-bf16",
+                                        "deepseek_v3-odd-f16"};
+    static const char *const int8[] = {
+        "kv-compression", "int8", "kv-page-tokens", "16", "kv-window", "8", NULL};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        golden_setup setup = setup_for(0, int8);
+        setup.fixture = names[i];
+        rank_run host = run_alone(&setup, true);
+        setup.open_dev = open_attending;
+        rank_run apart = run_alone(&setup, true);
+        check_close(&host.out, &apart.out, 1e-3f);
+        forget(&host, 1);
+        forget(&apart, 1);
+    }
+}
+END_TEST
+
 /* Ones where norms multiply, zeros where biases add: nothing vanishes and nothing overflows. */
 static void check_dummy(golden *g)
 {
@@ -214,8 +232,8 @@ static void check_dummy(golden *g)
     const size_t plain_bytes = c->n_params * dtype_bytes(c->stored_type);
     if (c->quantisation.method == QUANTISATION_NONE)
         ck_assert_uint_eq(model_weight_bytes(g->m), plain_bytes);
-    else
-        ck_assert_uint_lt(model_weight_bytes(g->m), plain_bytes);
+    else /* some may be f32, for heads that scales do not fit */
+        ck_assert_uint_lt(model_weight_bytes(g->m), c->n_params * sizeof(float));
     ck_assert_uint_lt(c->n_params_active, c->n_params);
     track_open(g, g->n_prompts - 1, &t);
     track_run_prompt(&t, 64);
@@ -267,6 +285,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_cached_prefix_changes_no_bit, 280),
     TEST_CASE_SECONDS(four_ranks_return_the_logits_and_tokens_of_one, 280),
     TEST_CASE_SECONDS(a_device_with_memory_of_its_own_gives_the_bits_of_the_hosts, 280),
+    TEST_CASE_SECONDS(a_device_that_attends_reads_coded_latents_as_the_host_does, 280),
     TEST_CASE_SECONDS(dummy_weights_are_counted_and_run, 280),
     TEST_CASE(every_fixture_of_a_family_is_listed),
     TEST_CASES_END,

@@ -58,7 +58,7 @@ static uint32_t grid_bytes(attn_coding coding, uint32_t dim, uint32_t n_pairs)
     return coding == ATTN_KEPT ? (dim + 7) / 8 : 4 * n_pairs;
 }
 
-static bool has_slot_grids(attn_coding coding)
+static bool is_integer(attn_coding coding)
 {
     return coding == ATTN_INT8 || coding == ATTN_INT4 || coding == ATTN_INT2;
 }
@@ -67,21 +67,23 @@ static bool has_slot_grids(attn_coding coding)
 static attn_layout make_layout(const step_shape *shape, attn_coding coding, size_t *page_bytes)
 {
     const uint32_t unit = shape->pad > 0 ? 4 : 16, n = shape->block_tokens;
-    attn_layout out = {.coding = coding, .v_group = shape->v_group};
+    attn_layout out = {.coding = coding, .v_group = shape->is_shared ? 0 : shape->v_group};
     size_t at = grid_bytes(coding, shape->k_dim, shape->k_dim);
     out.k_stride_bytes = row_bytes(shape, coding, shape->k_dim);
     out.v_stride_bytes = row_bytes(shape, coding, shape->v_dim);
     out.k_offset = at = (at + unit - 1) / unit * unit;
-    out.v_grid_offset = at = (at + (size_t)n * out.k_stride_bytes + 3) / 4 * 4;
-    const uint32_t v_grid_bytes = grid_bytes(coding, shape->v_dim, n_groups(shape));
-    out.v_grid_stride_bytes = has_slot_grids(coding) ? v_grid_bytes : 0;
-    at += (size_t)v_grid_bytes * (has_slot_grids(coding) ? n : 1);
-    out.v_offset = at = (at + unit - 1) / unit * unit;
-    *page_bytes = at + (size_t)n * out.v_stride_bytes;
-    if (coding == ATTN_PLAIN && shape->is_shared) {
+    if (shape->is_shared && coding != ATTN_KEPT) { /* grids as well are the keys' */
         out.v_offset = out.k_offset;
         out.v_stride_bytes = out.k_stride_bytes;
+        *page_bytes = at + (size_t)n * out.k_stride_bytes;
+        return out;
     }
+    out.v_grid_offset = at = (at + (size_t)n * out.k_stride_bytes + 3) / 4 * 4;
+    const uint32_t v_grid_bytes = grid_bytes(coding, shape->v_dim, n_groups(shape));
+    out.v_grid_stride_bytes = is_integer(coding) ? v_grid_bytes : 0;
+    at += (size_t)v_grid_bytes * (is_integer(coding) ? n : 1);
+    out.v_offset = at = (at + unit - 1) / unit * unit;
+    *page_bytes = at + (size_t)n * out.v_stride_bytes;
     return out;
 }
 
@@ -151,7 +153,7 @@ static void fill_grid(step *s, attn_coding coding, uint8_t *grid, uint32_t dim, 
     if (coding == ATTN_FP8) memcpy(grid, &one, sizeof one);
     for (uint32_t i = 0; coding == ATTN_KEPT && i < (dim + 7) / 8; i++)
         grid[i] = (uint8_t)random_below(&s->g.random, 256);
-    for (uint32_t i = 0; has_slot_grids(coding) && i < 2 * n_pairs; i++) {
+    for (uint32_t i = 0; is_integer(coding) && i < 2 * n_pairs; i++) {
         const float x = random_signed(&s->g.random);
         put_element(grid, DTYPE_BF16, i, i < n_pairs ? (1 + x) / levels : x - 0.5f);
     }
@@ -162,16 +164,18 @@ static void fill_coded_page(step *s, uint8_t *data, const attn_page *page)
     const step_shape *shape = &s->shape;
     const attn_layout *l = &s->layouts[1];
     fill_grid(s, l->coding, data + l->k_grid_offset, shape->k_dim, shape->k_dim);
-    if (!has_slot_grids(l->coding))
+    const bool has_values = l->v_offset != l->k_offset;
+    if (!is_integer(l->coding) && has_values)
         fill_grid(s, l->coding, data + l->v_grid_offset, shape->v_dim, 0);
     for (uint32_t i = 0; i < page->n_slots; i++) {
         if ((page->live >> i & 1) == 0) continue;
         uint8_t *grid = data + l->v_grid_offset + (size_t)i * l->v_grid_stride_bytes;
         fill_codes(s, l->coding, data + l->k_offset + (size_t)i * l->k_stride_bytes, shape->k_dim,
                    l->k_stride_bytes);
+        if (!has_values) continue;
         fill_codes(s, l->coding, data + l->v_offset + (size_t)i * l->v_stride_bytes, shape->v_dim,
                    l->v_stride_bytes);
-        if (has_slot_grids(l->coding)) fill_grid(s, l->coding, grid, shape->v_dim, n_groups(shape));
+        if (is_integer(l->coding)) fill_grid(s, l->coding, grid, shape->v_dim, n_groups(shape));
     }
 }
 

@@ -16,7 +16,7 @@ typedef struct step_shape {
     attn_coding coding; /* of most pages; others are plain */
     uint32_t n_kv_heads, group, k_dim, v_dim, v_group;
     uint32_t block_tokens, n_ring_blocks, n_sinks, window;
-    bool is_shared; /* values are the first channels of plain keys (MLA) */
+    bool is_shared; /* values are the first channels of keys (MLA) */
     bool has_sink_logit, has_bias, has_positions, has_dead;
     uint32_t pad; /* elements behind a row of plain pages and behind a token: alignment */
 } step_shape;

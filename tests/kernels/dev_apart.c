@@ -55,7 +55,7 @@ static bool begin(apart *a)
 
 static void check_matrix(const apart *a, const matrix *m)
 {
-    check(a, m->data, (size_t)m->rows * m->cols * dtype_bytes(m->type));
+    check(a, m->data, m->rows * matrix_row_bytes(m));
 }
 
 /* ---- ops ----------------------------------------------------------------------------------------- */

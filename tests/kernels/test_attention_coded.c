@@ -13,6 +13,7 @@ typedef struct problem {
     uint32_t n_coded; /* blocks */
     uint32_t k_dim, v_dim, v_group, group, n_queries, window;
     bool has_dead;
+    bool is_latent; /* values are the first channels of keys */
 } problem;
 
 typedef struct page {
@@ -124,10 +125,40 @@ static float element(attn_coding coding, const uint8_t *row, uint32_t dim, uint3
     return (float)code * bf16_at(grid, pair) + bf16_at(grid, n_pairs + pair);
 }
 
+static void kill_some(context *c, page *out)
+{
+    out->live = UINT64_MAX >> 32;
+    for (uint32_t i = 0; i < SLOTS && c->p.has_dead; i++) {
+        if (random_below(&c->random, 3) == 0) out->live &= ~(UINT64_C(1) << i);
+    }
+}
+
+/* A value has its key's codes and grid. */
+static void fill_latent(context *c, page *out)
+{
+    const problem *p = &c->p;
+    out->k_bytes = out->v_bytes = row_bytes(p->coding, p->k_dim, out->k_grid);
+    out->k = random_codes(&c->random, p->coding, (size_t)SLOTS * out->k_bytes);
+    out->k_plain = test_alloc((size_t)SLOTS * p->k_dim * sizeof(float));
+    out->v_plain = test_alloc((size_t)SLOTS * p->v_dim * sizeof(float));
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        float *k = out->k_plain + (size_t)i * p->k_dim;
+        for (uint32_t d = 0; d < p->k_dim; d++)
+            k[d] = element(p->coding, out->k + (size_t)i * out->k_bytes, p->k_dim, d, out->k_grid,
+                           p->k_dim, d);
+        memcpy(out->v_plain + (size_t)i * p->v_dim, k, p->v_dim * sizeof *k);
+    }
+    kill_some(c, out);
+}
+
 static void fill_page(context *c, page *out)
 {
     const problem *p = &c->p;
     out->k_grid = random_grid(&c->random, p->coding, p->k_dim, 1, p->k_dim);
+    if (p->is_latent) {
+        fill_latent(c, out);
+        return;
+    }
     out->v_grid = random_grid(&c->random, p->coding, p->v_dim, SLOTS, n_groups(p));
     const uint32_t k_bytes = row_bytes(p->coding, p->k_dim, out->k_grid),
                    v_bytes = row_bytes(p->coding, p->v_dim, out->v_grid);
@@ -137,7 +168,6 @@ static void fill_page(context *c, page *out)
     out->v_bytes = v_bytes;
     out->k_plain = test_alloc((size_t)SLOTS * p->k_dim * sizeof(float));
     out->v_plain = test_alloc((size_t)SLOTS * p->v_dim * sizeof(float));
-    out->live = UINT64_MAX >> 32;
     for (uint32_t i = 0; i < SLOTS; i++) {
         const size_t pairs = has_grid_rows(p) ? (size_t)i * 2 * n_groups(p) * 2 : 0;
         for (uint32_t d = 0; d < p->k_dim; d++)
@@ -147,8 +177,8 @@ static void fill_page(context *c, page *out)
             out->v_plain[i * p->v_dim + d] =
                 element(p->coding, out->v + i * v_bytes, p->v_dim, d,
                         (const char *)out->v_grid + pairs, n_groups(p), d / p->v_group);
-        if (p->has_dead && random_below(&c->random, 3) == 0) out->live &= ~(UINT64_C(1) << i);
     }
+    kill_some(c, out);
 }
 
 static context context_open(problem p)
@@ -201,6 +231,12 @@ static attn_span coded_span(const context *c, uint32_t block, uint32_t first, ui
     s.k = g->k + (size_t)first * s.k_stride_bytes;
     s.v = g->v + (size_t)first * s.v_stride_bytes;
     s.k_grid = g->k_grid;
+    if (p->is_latent) {
+        s.v_stride_bytes = s.k_stride_bytes;
+        s.v = s.k;
+        s.v_grid = s.k_grid;
+        return s;
+    }
     s.v_group = p->v_group;
     s.v_grid_stride_bytes = has_grid_rows(p) ? 4 * n_groups(p) : 0;
     s.v_grid = (const char *)g->v_grid + (size_t)first * s.v_grid_stride_bytes;
@@ -280,8 +316,32 @@ static const problem shapes[] = {
      .window = 40},
 };
 
+/* DeepSeek's; rows whose values end within a lot of the key's codes, before its codes in order, and among them. */
+static const problem latents[] = {
+    {.n_coded = 2, .k_dim = 576, .v_dim = 512, .group = 6, .n_queries = 1},
+    {.n_coded = 2, .k_dim = 300, .v_dim = 205, .group = 3, .n_queries = 5, .has_dead = true},
+    {.n_coded = 1, .k_dim = 40, .v_dim = 32, .group = 7, .n_queries = 3, .window = 45},
+    {.n_coded = 2, .k_dim = 27, .v_dim = 21, .group = 4, .n_queries = 9, .has_dead = true},
+};
+
+static void check_latents(void (*check)(context *c))
+{
+    static const attn_coding codings[] = {ATTN_FP8, ATTN_INT8, ATTN_INT4, ATTN_INT2};
+    for (size_t i = 0; i < sizeof latents / sizeof latents[0]; i++) {
+        for (size_t k = 0; k < sizeof codings / sizeof codings[0]; k++) {
+            problem p = latents[i];
+            p.coding = codings[k];
+            p.is_latent = true;
+            context c = context_open(p);
+            check(&c);
+            context_close(&c);
+        }
+    }
+}
+
 static void for_each_problem(void (*check)(context *c))
 {
+    check_latents(check);
     static const attn_coding codings[] = {ATTN_FP8, ATTN_INT8, ATTN_INT4, ATTN_INT2, ATTN_KEPT};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         for (size_t k = 0; k < 5; k++) {

@@ -1,6 +1,8 @@
 /* tests/kernels/test_cuda_matmul.c - products of CUDA against the reference, and against themselves in batches. */
 #include "tests/kernels/cuda_fixture.h"
 
+#include "base/check.h"
+
 #include <math.h>
 #include <stdlib.h>
 
@@ -214,9 +216,16 @@ START_TEST(parts_with_scales_stand_beside_others)
 static void check_heads(gpu *g, uint32_t rows, uint32_t cols, uint32_t n_tokens, dtype type)
 {
     enum { N_HEADS = 3 };
-    const uint32_t head_rows = rows + 8;
+    const bool is_fp8 = type == DTYPE_FP8;
+    const uint32_t head_rows = is_fp8 ? (uint32_t)round_up(rows, SCALE_BLOCK) : rows + 8;
     const size_t x_stride = (size_t)N_HEADS * cols, out_stride = (size_t)N_HEADS * (rows + 3);
-    matrix all = random_matrix(&g->random, type, N_HEADS * head_rows, cols);
+    const matrix fp8 = {.type = type,
+                        .rows = N_HEADS * head_rows,
+                        .cols = cols,
+                        .block_rows = 128, /* a head may end within one */
+                        .block_cols = 128};
+    matrix all = is_fp8 ? random_scaled_matrix(&g->random, fp8)
+                        : random_matrix(&g->random, type, N_HEADS * head_rows, cols);
     float *x = random_floats(&g->random, n_tokens * x_stride);
     matmul_heads_args args = {.x = gpu_put(g, x, n_tokens * x_stride * sizeof *x),
                               .x_stride = x_stride,
@@ -232,12 +241,15 @@ static void check_heads(gpu *g, uint32_t rows, uint32_t cols, uint32_t n_tokens,
     float *one_by_one = gpu_poisoned(g, n_tokens * out_stride);
     g->ops->matmul_heads(g->d, &args);
     for (uint32_t h = 0; h < N_HEADS; h++) {
+        const matrix w = matmul_head(&args, h),
+                     host = matrix_rows(&all, (size_t)h * head_rows, rows);
+        ck_assert_uint_eq(w.first_row, host.first_row);
         const matmul_args alone = {
             .x = args.x + h * args.x_head_stride,
             .x_stride = x_stride,
             .n_tokens = n_tokens,
             .n_parts = 1,
-            .part = {{matmul_head(&args, h), one_by_one + h * args.out_head_stride, out_stride}}};
+            .part = {{w, one_by_one + h * args.out_head_stride, out_stride}}};
         g->ops->matmul(g->d, &alone);
     }
     float *got = gpu_get_floats(g, args.out, n_tokens * out_stride);
@@ -256,6 +268,10 @@ START_TEST(a_matrix_for_every_head_is_as_many_products)
         check_heads(&g, 1, 5, 1, all_dtypes[type]);
         check_heads(&g, 33, 72, 9, all_dtypes[type]);
         check_heads(&g, 70, 40, 65, all_dtypes[type]);
+        if (type == 0) {
+            check_heads(&g, 64, 136, 3, DTYPE_FP8);
+            check_heads(&g, 70, 130, 66, DTYPE_FP8);
+        }
         const matmul_heads_args nothing = {.n_heads = 2, .w = {.type = DTYPE_F32}};
         g.ops->matmul_heads(g.d, &nothing);
         gpu_close(&g);

@@ -1,7 +1,9 @@
 """DeepSeek-V2: latent attention, experts chosen by softmax, of some groups or of all, shared experts."""
 
 import torch
-from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+from transformers import DeepseekV2Config
+from transformers import DeepseekV2ForCausalLM as Published
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2MLP
 
 from golden_families import Family, Fixture
 from golden_families.deepseek_v3 import group_gap, latent_names
@@ -47,7 +49,25 @@ FIXTURES = [
                             num_experts_per_tok=2, first_k_dense_replace=0, tie_word_embeddings=True),
         gains=dict(embed=0.4, o_proj=2.0, down_proj=4.0),
     ),
+    Fixture(
+        name="freq-bf16",  # every other layer has experts, but not the first, which first_k_dense_replace takes
+        seed=5,
+        n_distinct_min=6,
+        dtype=torch.bfloat16,
+        prompts=(1, 7, 33),
+        config=SMALL | dict(num_hidden_layers=4, moe_layer_freq=2, n_routed_experts=6, num_experts_per_tok=2),
+    ),
 ]
+
+
+class DeepseekV2ForCausalLM(Published):
+    """With moe_layer_freq, which the published code reads and transformers does not: other layers are dense."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for i, layer in enumerate(self.model.layers):
+            if i % getattr(config, "moe_layer_freq", 1) != 0:
+                layer.mlp = DeepseekV2MLP(config)
 
 
 def names(fixture):

@@ -78,7 +78,7 @@ def latent_names(fixture, has_bias):
         found |= {f"{prefix}{norm}_layernorm.weight" for norm in ("input", "post_attention")}
         found |= {f"{prefix}self_attn.{x}.weight"
                   for x in queries + ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj")}
-        if layer < config["first_k_dense_replace"]:
+        if layer < config["first_k_dense_replace"] or layer % config.get("moe_layer_freq", 1) != 0:
             found |= {f"{prefix}mlp.{x}.weight" for x in THREE}
             continue
         found |= {f"{prefix}mlp.gate.weight"} | {f"{prefix}mlp.shared_experts.{x}.weight" for x in THREE}
