@@ -146,29 +146,12 @@ static err_t open_memory(kv_cache *cache, kv_view *view, err_info *info)
     return device.err;
 }
 
-/* As kv_page_span has it. */
-static attn_layout layout_of(const kv_page_layout *page)
-{
-    if (page->coding == ATTN_PLAIN)
-        return (attn_layout){.v_offset = page->strip.v_offset_bytes,
-                             .k_stride_bytes = page->strip.k_stride_bytes,
-                             .v_stride_bytes = page->strip.v_stride_bytes};
-    return (attn_layout){.k_offset = page->k_offset,
-                         .v_offset = page->v_offset,
-                         .v_grid_offset = page->v_grid_offset,
-                         .k_stride_bytes = page->k_row_bytes,
-                         .v_stride_bytes = page->v_row_bytes,
-                         .v_group = page->v_group,
-                         .v_grid_stride_bytes = page->v_grid_row_bytes,
-                         .coding = page->coding};
-}
-
 /* What stays as it is. */
 static void send_tables(kv_cache *cache)
 {
     const kv_view *view = cache->view;
     for (uint32_t c = 0; c < cache->n_classes; c++) {
-        const attn_layout layout = layout_of(&cache->layout[c]);
+        const attn_layout layout = kv_page_attn_layout(&cache->layout[c]);
         dev_upload(cache->d, view->device.layouts + c, &layout, sizeof layout);
     }
     for (uint32_t l = 0; l < cache->n_layers; l++) {
