@@ -242,6 +242,50 @@ static void put_rows(dev *d, const put_rows_args *args)
     set_open(a, false);
 }
 
+static void check_task(const apart *a, const encode_kind *kind, const encode_task *task)
+{
+    for (int r = 0; r < 2; r++) {
+        const encode_run *const run = &task->run[r];
+        if (run->n_slots == 0) continue;
+        check(a, run->k,
+              (run->n_slots - 1) * (size_t)run->k_stride_bytes +
+                  kind->k_dim * dtype_bytes(kind->type));
+        if (kind->has_values)
+            check(a, run->v,
+                  (run->n_slots - 1) * (size_t)run->v_stride_bytes +
+                      kind->v_dim * dtype_bytes(kind->type));
+    }
+    check(a, task->page, kind->page_bytes);
+    if (task->box != NULL) check(a, task->box, encode_box_bytes(kind));
+    if (task->copy != NULL)
+        check(a, task->copy, kind->page_bytes + (task->box != NULL ? encode_box_bytes(kind) : 0));
+}
+
+static void encode_pages(dev *d, const encode_pages_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->tasks, args->n_tasks * sizeof *args->tasks);
+    check(a, args->kinds, sizeof *args->kinds);
+    if (!begin(a)) return;
+    for (uint32_t t = 0; t < args->n_tasks; t++)
+        check_task(a, &args->kinds[args->tasks[t].kind], &args->tasks[t]);
+    encode_pages_cpu(args);
+    set_open(a, false);
+}
+
+static void move_slots(dev *d, const move_slots_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->tasks, args->n_tasks * sizeof *args->tasks);
+    if (!begin(a)) return;
+    for (uint32_t t = 0; t < args->n_tasks; t++) {
+        check(a, args->tasks[t].from, args->bytes);
+        check(a, args->tasks[t].to, args->bytes);
+    }
+    move_slots_cpu(args);
+    set_open(a, false);
+}
+
 static void sample(dev *d, const sample_args *args)
 {
     apart *a = apart_of(d);
@@ -366,6 +410,8 @@ static err_t open_apart(const dev_config *config, size_t memory_bytes, bool atte
     if (attends) a->ops.attend_pages = attend_pages;
     if (attends) a->ops.choose_pages = choose_pages;
     if (attends) a->ops.put_rows = put_rows;
+    if (attends) a->ops.encode_pages = encode_pages;
+    if (attends) a->ops.move_slots = move_slots;
     if (attends) a->ops.sample = sample;
     a->base.ops = &a->ops;
     a->base.pool = a->cpu->pool;
