@@ -59,6 +59,7 @@ static void place_hosts(const kv_cache *cache, arena *a, kv_view *view)
     view->tasks = arena_take(a, view->n_tasks_max, sizeof *view->tasks);
     view->merges = arena_take(a, cache->limits.n_seqs_max, sizeof *view->merges);
     kv_view_place_choice(cache, a, view);
+    kv_view_place_work(cache, a, &view->work);
 }
 
 static void place_device(const kv_cache *cache, arena *a, kv_view *view)
@@ -84,6 +85,7 @@ static void place_device(const kv_cache *cache, arena *a, kv_view *view)
     view->device.merges = arena_take(a, cache->limits.n_seqs_max, sizeof *view->device.merges);
     view->device.partials = arena_take(a, view->n_partials_max, partial);
     kv_view_place_choice_there(cache, a, view);
+    kv_view_place_work_there(cache, a, &view->work);
 }
 
 /* How large a slot is, and how much there is to do in a step, at most. */
@@ -150,6 +152,7 @@ static err_t open_memory(kv_cache *cache, kv_view *view, err_info *info)
 static void send_tables(kv_cache *cache)
 {
     const kv_view *view = cache->view;
+    kv_view_send_kinds(cache);
     for (uint32_t c = 0; c < cache->n_classes; c++) {
         const attn_layout layout = kv_page_attn_layout(&cache->layout[c]);
         dev_upload(cache->d, view->device.layouts + c, &layout, sizeof layout);
@@ -203,6 +206,17 @@ static bool needs_host(const kv_cache *cache, const kv_methods *methods)
     const bool is_routed = !methods->reads_all && !kv_view_can_choose(cache, methods);
     return is_routed || kv_methods_needs(methods) != 0 || codec->is_mixed || codec->n_queries > 0 ||
            kv_codec_is_low_rank(codec) || (kv_methods_evict(methods) && has_windows(cache));
+}
+
+bool kv_view_has_entries(const kv_cache *cache, const kv_seq *seq)
+{
+    const kv_view *view = cache->view;
+    if (!view->attends || needs_host(cache, &seq->methods)) return false;
+    if (view->seqs[seq - cache->seqs].id != seq->id) return false; /* no step of it has begun */
+    for (uint32_t i = 0; i < cache->rings.n_recent + cache->rings.n_sinks; i++) {
+        if (atomic_load_explicit(&seq->ring->changed[i], memory_order_relaxed)) return false;
+    }
+    return true;
 }
 
 /* Twice as many as before, so that a growing sequence is told again a few times in all. Allocates between

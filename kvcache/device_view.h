@@ -1,6 +1,6 @@
 /* kvcache/device_view.h - what a device with memory of its own sees of the cache.
  *
- * The host has the cache: it decides, encodes, evicts and shares, whatever the device is. A device that attends by
+ * The host has the cache: it decides, evicts and shares, whatever the device is. A device that attends by
  * itself (dev_ops.attend_pages) has a copy of the bytes that attention reads, here called the view:
  *
  *   pool     every page at its offset in the pool's mapping
@@ -10,7 +10,8 @@
  *
  * What has changed since goes up when a step begins. Inside the step the device appends and attends, and nothing
  * passes between the two; at its end the step's keys and values come down in one piece, and the host commits
- * them as always. So a method needs no code for the device unless attention reads its pages in another way.
+ * them as always, but for what the device can make of them itself (device_commit.h). So a method needs no code for
+ * the device unless attention reads its pages in another way.
  *
  * Rows that the view cannot serve are attended on the host, from q, k and v that come down layer by layer: under
  * routings that choose (but for `topk`: device_choice.h), scorers and codecs that want to see queries or shares of attention, low-rank codecs, and
@@ -22,7 +23,7 @@
 #define KVCACHE_DEVICE_VIEW_H
 
 #include "kernels/choose_pages.h"
-#include "kvcache/cache_state.h"
+#include "kvcache/device_commit.h"
 
 /* Of a layer's entries below some block: what attention reads of them. */
 typedef struct kv_view_sum {
@@ -82,6 +83,7 @@ typedef struct kv_view {
         uint32_t *chosen; /* [n_seqs_max][n_kv_heads_max][1 + blocks of a sequence] */
         uint8_t *found_there;
     } choice;
+    kv_view_work work;
     uint64_t bytes_read, blocks_read, pages_open, pages_read; /* as in kv_reader_worker */
     uint32_t n_heads_max;
     arena memory; /* of the host */
@@ -122,6 +124,9 @@ static inline bool kv_is_choosing_row(const kv_cache *cache, uint32_t r)
     const kv_row *row = &cache->step.rows[r];
     return !kv_is_hosts_row(cache, r) && row->is_decode && !row->seq->methods.reads_all;
 }
+
+/* Has the device all entries of a sequence that are in its ring, and in the step's staging? */
+bool kv_view_has_entries(const kv_cache *cache, const kv_seq *seq);
 
 /* ---- device_tell.c: what goes up ---- */
 

@@ -18,6 +18,7 @@ typedef struct apart {
     uint8_t *memory; /* without access, unless is_open */
     size_t memory_bytes, used_bytes;
     bool is_open;
+    dev_apart_traffic traffic;
     atomic_bool has_failed;
     atomic_uint n_ops_left; /* UINT_MAX: any number */
 } apart;
@@ -332,6 +333,8 @@ static void upload(dev *d, void *to, const void *from, size_t bytes)
     apart *a = apart_of(d);
     check(a, to, bytes);
     if (!begin(a)) return;
+    a->traffic.up_bytes += bytes;
+    a->traffic.n_uploads++;
     memcpy(to, from, bytes);
     set_open(a, false);
 }
@@ -342,6 +345,8 @@ static void download(dev *d, void *to, const void *from, size_t bytes)
     check(a, from, bytes);
     memset(to, 0, bytes);
     if (!begin(a)) return;
+    a->traffic.down_bytes += bytes;
+    a->traffic.n_downloads++;
     memcpy(to, from, bytes);
     set_open(a, false);
 }
@@ -433,4 +438,9 @@ err_t dev_apart_open_attending(const dev_config *config, size_t memory_bytes, de
 void dev_apart_fail_after(dev *d, uint32_t n_ops)
 {
     atomic_store(&apart_of(d)->n_ops_left, n_ops);
+}
+
+dev_apart_traffic dev_apart_count(const dev *d)
+{
+    return ((const apart *)(const void *)d)->traffic;
 }
