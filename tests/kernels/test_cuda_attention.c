@@ -71,8 +71,8 @@ static void check_definition(const step_shape *shape, step_cut cut)
     check_choosing(shape, cut, 0);
 }
 
-static const attn_coding codings[] = {ATTN_PLAIN, ATTN_FP8,  ATTN_INT8,
-                                      ATTN_INT4,  ATTN_INT2, ATTN_KEPT};
+static const attn_coding codings[] = {ATTN_PLAIN, ATTN_FP8,  ATTN_INT8, ATTN_INT4,
+                                      ATTN_INT2,  ATTN_KEPT, ATTN_LOW};
 
 /* Widths with tails of units and of lots; groups that fill tiles and that do not. */
 static const step_shape shapes[] = {
@@ -151,7 +151,7 @@ START_TEST(every_coding_is_read_as_the_definition_does)
             shape.coding = codings[k];
             shape.type = (i + k) % 2 == 0 ? DTYPE_BF16 : DTYPE_F32;
             check_definition(&shape, k % 2 == 0 ? CUT_RANDOM : CUT_ROWS);
-            if (codings[k] == ATTN_PLAIN || codings[k] == ATTN_KEPT) {
+            if (codings[k] == ATTN_PLAIN || codings[k] >= ATTN_KEPT) { /* elements */
                 shape.type = shape.type == DTYPE_F32 ? DTYPE_BF16 : DTYPE_F32;
                 check_definition(&shape, CUT_SPLITS);
             }
