@@ -2,6 +2,7 @@
 #include "kvcache/device_view.h"
 
 #include "kvcache/blocks.h"
+#include "kvcache/device_low.h"
 #include "kvcache/encode.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/page_changes.h"
@@ -167,11 +168,17 @@ void kv_view_tell_ring(kv_cache *cache, uint32_t s)
 
 /* ---- lists --------------------------------------------------------------------------------------- */
 
+typedef struct list_head {
+    uint32_t layer, head;
+} list_head;
+
 /* What a sequence sees of the page of a block: sinks are read from the ring. Adds what is read of it. */
-static attn_page page_entry(const kv_seq *seq, uint32_t list, uint32_t block, kv_view_sum *sum)
+static attn_page page_entry(const kv_seq *seq, const list_head *head, uint32_t block,
+                            kv_view_sum *sum)
 {
     const kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t list = kv_home_list(cache, head->layer, head->head, block);
     const uint32_t page = kv_table_page(&seq->table, list, block);
     if (page == KV_PAGE_NONE) return (attn_page){0};
     const uint32_t n_sinks = kv_page_sinks(cache, page);
@@ -187,6 +194,7 @@ static attn_page page_entry(const kv_seq *seq, uint32_t list, uint32_t block, kv
     sum->n_pages++;
     return (attn_page){
         .data = cache->view->device.pool + kv_pool_offset(cache->pool, page),
+        .basis = kv_view_basis(cache, &(kv_page_place){head->layer, head->head, page}),
         .bias = has_bias ? cache->view->device.biases + slots : NULL,
         .live = live,
         .first_position = pages->positions[slots],
@@ -216,7 +224,7 @@ static void fill_entries(void *ctx, size_t begin, size_t end, uint32_t worker)
         for (uint32_t l = 0; l < cache->n_layers; l++) {
             kv_view_sum sum = {0};
             for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++)
-                *entry++ = page_entry(loop->seq, kv_home_list(cache, l, h, block), block, &sum);
+                *entry++ = page_entry(loop->seq, &(list_head){l, h}, block, &sum);
             loop->told->sums[(size_t)l * (loop->told->capacity + 1) + block + 1] = sum;
         }
     }

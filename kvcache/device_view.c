@@ -2,6 +2,7 @@
 #include "kvcache/device_view.h"
 
 #include "kvcache/device_choice.h"
+#include "kvcache/device_low.h"
 #include "kvcache/encode.h"
 #include "kvcache/kv_step_work.h"
 #include "kvcache/page_changes.h"
@@ -76,6 +77,7 @@ static void place_device(const kv_cache *cache, arena *a, kv_view *view)
     view->device.staging = arena_take(a, cache->limits.n_step_tokens_max, view->slot_bytes);
     if (n_pages > 0)
         view->device.biases = arena_take(a, n_pages, cache->page_tokens * sizeof(float));
+    view->device.bases = arena_take(a, 1, kv_view_bases_bytes(cache));
     view->device.layouts = arena_take(a, cache->n_classes, sizeof *view->device.layouts);
     if (has_sink_logits)
         view->device.sink_logits =
@@ -153,8 +155,10 @@ static void send_tables(kv_cache *cache)
 {
     const kv_view *view = cache->view;
     kv_view_send_kinds(cache);
+    kv_view_send_bases(cache);
     for (uint32_t c = 0; c < cache->n_classes; c++) {
-        const attn_layout layout = kv_page_attn_layout(&cache->layout[c]);
+        attn_layout layout = kv_page_attn_layout(&cache->layout[c]);
+        kv_view_aim_layout(cache, c, &layout);
         dev_upload(cache->d, view->device.layouts + c, &layout, sizeof layout);
     }
     for (uint32_t l = 0; l < cache->n_layers; l++) {
@@ -205,7 +209,7 @@ static bool needs_host(const kv_cache *cache, const kv_methods *methods)
     const kv_codec *codec = methods->codec;
     const bool is_routed = !methods->reads_all && !kv_view_can_choose(cache, methods);
     return is_routed || kv_methods_needs(methods) != 0 || codec->is_mixed || codec->n_queries > 0 ||
-           kv_codec_is_low_rank(codec) || (kv_methods_evict(methods) && has_windows(cache));
+           (kv_methods_evict(methods) && has_windows(cache));
 }
 
 bool kv_view_has_entries(const kv_cache *cache, const kv_seq *seq)
@@ -461,6 +465,7 @@ static attend_pages_args pages_args(const kv_cache *cache, const kv_attend_args 
                   .v_head_bytes = has_values ? strip->v_copy_bytes : strip->k_stride_bytes},
         .staging = view->device.staging,
         .layouts = view->device.layouts,
+        .has_low = kv_view_has_low(cache),
         .rows = view->device.rows,
         .tasks = view->device.tasks,
         .merges = view->device.merges,

@@ -14,7 +14,7 @@
  * the device unless attention reads its pages in another way.
  *
  * Rows that the view cannot serve are attended on the host, from q, k and v that come down layer by layer: under
- * routings that choose (but for `topk`: device_choice.h), scorers and codecs that want to see queries or shares of attention, low-rank codecs, and
+ * routings that choose (but for `topk`: device_choice.h), scorers and codecs that want to see queries or shares of attention, and
  * eviction in layers with a window. Which it is follows from a sequence's methods alone, so neighbours change no
  * bit. Over ranks, with tiers below the pool and where entries are placed one by one all rows are the host's.
  *
@@ -63,7 +63,8 @@ typedef struct kv_view {
     void *block;         /* of the device; what follows lies in it */
     struct {
         uint8_t *pool, *rings, *staging;
-        float *biases; /* [n_pages][page_tokens], or NULL */
+        float *biases;  /* [n_pages][page_tokens], or NULL */
+        uint8_t *bases; /* device_low.h */
         attn_layout *layouts;
         float *sink_logits; /* [n_layers][n_heads_max], or NULL */
         attn_row *rows;

@@ -32,7 +32,7 @@ bool kv_pool_take_change(kv_pool *pool, kv_page_change *change)
         const uint32_t page = pool->changes.pages[pool->changes.n_taken++];
         *change = (kv_page_change){page, kv_pool_is_made(pool, page)};
         pool->changes.state[page] = KV_PAGE_TOLD;
-        if (kv_page_is_held(pool, page) && pool->pages.n_slots[page] > 0) return true;
+        if (kv_page_is_held(pool, page)) return true;
     }
     pool->changes.n = pool->changes.n_taken = 0;
     return false;

@@ -1,6 +1,6 @@
 /* kvcache/page_changes.h - pages that are no longer what somebody has a copy of.
  *
- * Kept only if kv_pool_config asks for it: a page that gets slots, other slots or other numbers is noted once,
+ * Kept only if kv_pool_config asks for it: a page that gets slots (or, without any, the bytes of a basis), other slots or other numbers is noted once,
  * until it is asked for. Whoever writes a page again that has its slots already notes it himself. A copy may also be
  * made where it is, from what is there (device_commit.h): the page is then noted, but its bytes need not be sent.
  *
@@ -25,8 +25,8 @@ typedef struct kv_page_change {
     bool is_made; /* all but its biases is there */
 } kv_page_change;
 
-/* Takes one of the pages noted, in the order in which they were; pages without slots, or that nobody holds any
- * more, are left out. False once there is none. */
+/* Takes one of the pages noted, in the order in which they were; those that nobody holds any more are left
+ * out. False once there is none. */
 bool kv_pool_take_change(kv_pool *pool, kv_page_change *change);
 
 /* Where a page of the pool, not of its lower tiers, begins in the pool's one mapping, and how large that is. */

@@ -51,6 +51,14 @@ attn_span kv_page_span(const kv_page_layout *layout, const uint8_t *page, uint32
 
 attn_layout kv_page_attn_layout(const kv_page_layout *layout)
 {
+    const kv_strip *low = &layout->coefficients;
+    if (low->n_slots > 0)
+        return (attn_layout){.v_offset = low->v_offset_bytes,
+                             .k_stride_bytes = low->k_stride_bytes,
+                             .v_stride_bytes = low->v_stride_bytes,
+                             .coding = ATTN_LOW,
+                             .k_rank = layout->shape.k_rank,
+                             .v_rank = layout->shape.v_rank};
     if (layout->coding == ATTN_PLAIN)
         return (attn_layout){.v_offset = layout->strip.v_offset_bytes,
                              .k_stride_bytes = layout->strip.k_stride_bytes,
