@@ -38,7 +38,8 @@ typedef enum attn_coding {
     ATTN_INT8,
     ATTN_INT4,
     ATTN_INT2,
-    ATTN_KEPT
+    ATTN_KEPT,
+    ATTN_LOW /* of pages alone: see attn_layout */
 } attn_coding;
 
 /* Of the integers and fp8. */

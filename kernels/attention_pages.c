@@ -56,11 +56,17 @@ static uint32_t recent_spans(const head_query *q, uint32_t first, uint32_t end, 
     return n;
 }
 
-static uint32_t page_spans(const head_query *q, uint32_t block, attn_span *out)
+static const attn_page *page_at(const head_query *q, uint32_t block)
 {
     const attend_pages_args *args = q->args;
     const size_t at = q->chosen != NULL ? q->chosen[block] : block;
-    const attn_page *page = &q->row->pages[at * args->n_lists + args->first_list + q->kv_head];
+    return &q->row->pages[at * args->n_lists + args->first_list + q->kv_head];
+}
+
+static uint32_t page_spans(const head_query *q, uint32_t block, attn_span *out)
+{
+    const attend_pages_args *args = q->args;
+    const attn_page *page = page_at(q, block);
     if (page->live == 0) return 0;
     const attn_layout *layout = &args->layouts[page->layout];
     *out = (attn_span){
@@ -73,7 +79,7 @@ static uint32_t page_spans(const head_query *q, uint32_t block, attn_span *out)
         .positions = page->positions,
         .live = page->live,
         .bias = page->bias,
-        .coding = layout->coding,
+        .coding = layout->coding == ATTN_LOW ? ATTN_PLAIN : layout->coding,
         .v_group = layout->v_group,
         .v_grid_stride_bytes = layout->v_grid_stride_bytes,
         .k_grid = page->data + layout->k_grid_offset,
@@ -113,36 +119,26 @@ static uint32_t block_spans(const head_query *q, uint32_t block, attn_span *out)
     return n;
 }
 
-static void fold_spans(const head_query *q, const attn_span *spans, uint32_t n_spans,
-                       attn_state *state)
+static attn_query query_of(const head_query *q)
 {
     const attend_pages_args *args = q->args;
-    const attn_block block = {.n_spans = n_spans};
-    const attn_blocks blocks = {.spans = spans, .blocks = &block, .n_blocks = 1};
-    const attn_query query = {.q = args->q + q->token * args->q_stride +
-                                   (size_t)q->head * args->k_dim,
-                              .positions = &q->position,
-                              .n_queries = 1,
-                              .group = 1,
-                              .k_dim = args->k_dim,
-                              .v_dim = args->v_dim,
-                              .window = args->window,
-                              .scale = args->scale,
-                              .type = args->type};
-    if (n_spans > 0) attend_cpu(&query, &blocks, state);
+    return (attn_query){.q = args->q + q->token * args->q_stride + (size_t)q->head * args->k_dim,
+                        .positions = &q->position,
+                        .n_queries = 1,
+                        .group = 1,
+                        .k_dim = args->k_dim,
+                        .v_dim = args->v_dim,
+                        .window = args->window,
+                        .scale = args->scale,
+                        .type = args->type};
 }
 
-/* The partial result of one split. */
-static void fold_split(const head_query *q, uint32_t split, attn_state *state)
+static void fold_spans(const attn_query *query, const attn_span *spans, uint32_t n_spans,
+                       attn_state *state)
 {
-    attn_span spans[2];
-    attn_state_reset(state, 1, q->args->v_dim);
-    if (split == 0) fold_spans(q, spans, sink_spans(q, spans), state);
-    for (uint32_t i = 0; i < ATTN_SPLIT_BLOCKS; i++) {
-        const uint32_t block = split * ATTN_SPLIT_BLOCKS + i;
-        if (block >= n_blocks_of(q)) break;
-        fold_spans(q, spans, block_spans(q, block, spans), state);
-    }
+    const attn_block block = {.n_spans = n_spans};
+    const attn_blocks blocks = {.spans = spans, .blocks = &block, .n_blocks = 1};
+    if (n_spans > 0) attend_cpu(query, &blocks, state);
 }
 
 /* total = total folded with part. An empty one changes no bit. */
@@ -155,6 +151,60 @@ static void fold_part(const attn_state *part, attn_state *total, uint32_t v_dim)
     *total->max = max;
     for (uint32_t c = 0; c < v_dim; c++)
         total->acc[c] = total->acc[c] * kept + part->acc[c] * added;
+}
+
+/* A page of coefficients: q in their space, a state of its own, and back. */
+static void fold_low(const head_query *q, const attn_page *page, const attn_span *span,
+                     attn_state *state)
+{
+    float in[ATTN_PAGES_DIM_MAX], max, sum, acc[ATTN_PAGES_DIM_MAX], back[ATTN_PAGES_DIM_MAX];
+    const attn_layout *layout = &q->args->layouts[page->layout];
+    const uint32_t k_dim = q->args->k_dim, v_dim = q->args->v_dim;
+    const attn_query full = query_of(q);
+    attn_query query = full;
+    attn_state low = {&max, &sum, acc};
+    query.q = in;
+    query.k_dim = layout->k_rank;
+    query.v_dim = layout->v_rank;
+    for (uint32_t j = 0; j < layout->k_rank; j++) {
+        const uint8_t *up = page->basis + layout->k_basis_offset;
+        double dot = 0;
+        for (uint32_t c = 0; c < k_dim; c++)
+            dot += (double)full.q[c] *
+                   (double)load_element(up, layout->basis_type, (size_t)j * k_dim + c);
+        in[j] = (float)dot;
+    }
+    attn_state_reset(&low, 1, layout->v_rank);
+    fold_spans(&query, span, 1, &low);
+    for (uint32_t c = 0; c < v_dim; c++) {
+        const uint8_t *up = page->basis + layout->v_basis_offset;
+        double value = 0;
+        for (uint32_t j = 0; j < layout->v_rank; j++)
+            value += (double)acc[j] *
+                     (double)load_element(up, layout->basis_type, (size_t)j * v_dim + c);
+        back[c] = (float)value;
+    }
+    fold_part(&(attn_state){&max, &sum, back}, state, v_dim);
+}
+
+/* The partial result of one split. */
+static void fold_split(const head_query *q, uint32_t split, attn_state *state)
+{
+    attn_span spans[2];
+    const attn_query query = query_of(q);
+    attn_state_reset(state, 1, q->args->v_dim);
+    if (split == 0) fold_spans(&query, spans, sink_spans(q, spans), state);
+    for (uint32_t i = 0; i < ATTN_SPLIT_BLOCKS; i++) {
+        const uint32_t block = split * ATTN_SPLIT_BLOCKS + i;
+        if (block >= n_blocks_of(q)) break;
+        const uint32_t n = block_spans(q, block, spans);
+        const attn_page *page = block < q->n_listed ? page_at(q, block) : NULL;
+        if (n > 0 && page != NULL && q->args->layouts[page->layout].coding == ATTN_LOW) {
+            fold_low(q, page, spans, state);
+        } else {
+            fold_spans(&query, spans, n, state);
+        }
+    }
 }
 
 static void finish(const attend_pages_args *args, const attn_state *state, const attn_row *row,

@@ -25,12 +25,19 @@
 enum { ATTN_SPLIT_BLOCKS = 8, ATTN_PAGES_DIM_MAX = 1024 };
 #define ATTN_NO_PARTIAL UINT32_MAX
 
-/* Where keys, values and grids lie behind the first byte of a page of some kind: see attn_span. */
+/* Where keys, values and grids lie behind the first byte of a page of some kind: see attn_span.
+ *
+ * ATTN_LOW: rows are plain, of k_rank and v_rank coefficients, and the page names the basis that they are of, which is
+ * up_k [k_rank][k_dim] and up_v [v_rank][v_dim]. An entry is k = up_k^T c, v = up_v^T e, and none is ever rebuilt:
+ *     q . k = (up_k q) . c         sum_t p_t v_t = up_v^T sum_t p_t e_t */
 typedef struct attn_layout {
     uint64_t k_offset, v_offset, k_grid_offset, v_grid_offset;
     uint32_t k_stride_bytes, v_stride_bytes;
     uint32_t v_group, v_grid_stride_bytes;
     attn_coding coding;
+    dtype basis_type;                        /* f32 or bf16; this and what follows: of ATTN_LOW */
+    uint32_t k_rank, v_rank;                 /* at most k_dim and v_dim */
+    uint64_t k_basis_offset, v_basis_offset; /* behind attn_page.basis; at elements */
 } attn_layout;
 
 /* What a row sees of a page. Slot i is at first_position + i, or positions[i] if there are some. */
@@ -38,6 +45,7 @@ typedef struct attn_page {
     const uint8_t *data;
     const uint32_t *positions; /* or NULL */
     const float *bias;         /* of slots, added to their scores; or NULL */
+    const uint8_t *basis;      /* of ATTN_LOW */
     uint64_t live;             /* bit i: slot i; 0: there is no page */
     uint32_t first_position;
     uint16_t layout; /* index */
@@ -101,6 +109,8 @@ typedef struct attend_pages_args {
     attn_strip strip;             /* of rings and staging */
     const uint8_t *staging;
     const attn_layout *layouts;
+    bool
+        has_low; /* one of them is ATTN_LOW: the same in all steps, as it may change which zero is the output */
     const attn_row *rows;
     const attn_task *tasks;
     const attn_merge_task *merges;

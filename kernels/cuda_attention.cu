@@ -14,40 +14,22 @@
  *   weigh      a warp a row: exp(s - m') with the split's running maximum m'
  *   values     a thread has one unit of eight channels of every n-th slot, and its ROWS sums in registers over the
  *              whole split; they are scaled when the maximum rises. What no row gives weight is not read.
+ *   low        of pages of coefficients queries are projected when the basis changes, and sums are of coefficients, which
+ *              are projected back when the values' space changes again, into sums in shared memory that are scaled as
+ *              the others are. Where it changes follows from the list, not from what a row sees. Kernels without such
+ *              pages have nothing of this.
  * and at its end the threads of one unit are added in order. That is the partial result, which goes to memory or,
  * by the function of the merge, to a total in shared memory.
  *
  * Every product that is added to something is an explicit fmaf, and a sum of what may end in a product (expf does) is
  * __fadd_rn: the compiler may not choose, by variant. Where a weight is 0 nothing is added, as the value of a slot
  * that only another row sees may be no number.
- * Shared memory: tile_shared, then queries [ROWS][k_dim] and totals [ROWS][v_dim], k_dim in whole units. */
-#include "kernels/cuda_attention_spans.cuh"
+ * Shared memory: tile_shared, then queries [ROWS][k_dim], totals [ROWS][v_dim] and, of low rank, what was projected
+ * back [ROWS][v_dim]; k_dim in whole units. */
+#include "kernels/cuda_attention_low.cuh"
 #include "kernels/cuda_attention_values.cuh"
 
-enum {
-    ATTEND_THREADS = 128,
-    ATTEND_WARPS = ATTEND_THREADS / WARP,
-    SLOT_LANES = 8,
-    SLOTS_AT_ONCE = ATTEND_THREADS / SLOT_LANES,
-    MERGE_CHANNELS = ATTN_PAGES_DIM_MAX / ATTEND_THREADS,
-    SHARED_BYTES_MAX = 48 * 1024
-};
-
-template <int ROWS> struct alignas(16) tile_shared {
-    float scores[2][ATTN_BLOCK_SLOTS_MAX * ROWS]; /* [slot][row], then weights; blocks take turns */
-    float cells[2][ATTEND_THREADS * UNIT];        /* rows take turns */
-    float offset[ATTEND_WARPS][ROWS];             /* sum q_c m_c, a part of each warp */
-    float max[ROWS], sum[ROWS];                   /* of the split so far */
-    float kept[ROWS]; /* what the latest block leaves of sums; at the end: attn_finish's factor */
-    float total_max[ROWS], total_sum[ROWS];
-    uint32_t token[ROWS];
-    tile_block block[SPLIT_BLOCKS];
-};
-
-static __host__ __device__ __forceinline__ uint32_t n_units_of(uint32_t dim)
-{
-    return div_up(dim, UNIT);
-}
+enum { MERGE_CHANNELS = ATTN_PAGES_DIM_MAX / ATTEND_THREADS, SHARED_BYTES_MAX = 48 * 1024 };
 
 static __device__ __forceinline__ float warp_max(float x)
 {
@@ -97,11 +79,6 @@ static __device__ __forceinline__ float *partial_at(const attend_pages_args *arg
     return args->partials + (partial * n_heads + head) * (static_cast<size_t>(args->v_dim) + 2);
 }
 
-static __device__ __forceinline__ uint32_t head_of(const tile *t, uint32_t r)
-{
-    return t->kv_head * t->args->group + (t->first + r) % t->args->group;
-}
-
 template <int ROWS>
 static __device__ __forceinline__ bool find_tile(const attend_pages_args *args, uint32_t n_tiles,
                                                  tile *out)
@@ -135,98 +112,6 @@ static __device__ __forceinline__ bool find_tile(const attend_pages_args *args, 
     return true;
 }
 
-/* Where channel c of a row of queries lies: in halves of units, so that lanes with neighbouring units read all
- * banks of shared memory at once. */
-static __device__ __forceinline__ uint32_t query_place(uint32_t c, uint32_t n_units)
-{
-    return c % UNIT / 4 * (4 * n_units) + c / UNIT * 4 + c % 4;
-}
-
-static __device__ __forceinline__ bool has_channel_grid(attn_coding coding)
-{
-    return coding == ATTN_INT8 || coding == ATTN_INT4 || coding == ATTN_INT2;
-}
-
-/* The queries as the block's keys want them: see `fill` above. */
-template <int ROWS>
-static __device__ void fill_queries(const tile *t, const tile_block *b, tile_shared<ROWS> *s,
-                                    float *q)
-{
-    const uint32_t k_dim = t->args->k_dim, n_units = n_units_of(k_dim);
-    const void *grid = b->span[0].k_grid;
-    const attn_coding coding = b->span[0].coding;
-    const float *from[ROWS];
-    float offset[ROWS] = {};
-    for (uint32_t r = 0; r < ROWS; r++)
-        from[r] = r < t->n_rows ? t->args->q + s->token[r] * t->args->q_stride +
-                                      static_cast<size_t>(head_of(t, r)) * k_dim
-                                : NULL;
-    for (uint32_t c = threadIdx.x; c < n_units * UNIT; c += ATTEND_THREADS) {
-        bool is_there = c < k_dim;
-        float scale = 1, low = 0;
-        uint32_t to = c;
-        if (has_channel_grid(coding) && is_there) {
-            scale = grid_at(grid, c);
-            low = grid_at(grid, static_cast<size_t>(k_dim) + c);
-        }
-        if (coding == ATTN_KEPT && is_there) {
-            const uint32_t n_before = n_kept_below(grid, c);
-            is_there = (static_cast<const uint8_t *>(grid)[c / 8] >> c % 8 & 1) != 0;
-            to = is_there ? n_before : b->key_dim + c - n_before; /* all others behind, as zeros */
-        }
-        for (uint32_t r = 0; r < ROWS; r++) {
-            const float x = is_there && from[r] != NULL ? from[r][c] : 0;
-            offset[r] = fmaf(x, low, offset[r]);
-            q[r * n_units * UNIT + query_place(to, n_units)] = x * scale;
-        }
-    }
-    if (!has_channel_grid(coding)) return;
-    for (uint32_t r = 0; r < ROWS; r++) {
-        const float of_warp = warp_sum(offset[r]);
-        if (threadIdx.x % WARP == 0) s->offset[threadIdx.x / WARP][r] = of_warp;
-    }
-}
-
-/* Adds `distance` lanes apart until a lane has one row, then to the end. The same tree for every ROWS: which of two
- * lanes adds them does not matter. */
-template <int ROWS>
-static __device__ __forceinline__ float sum_of_lanes(const float sum[ROWS], uint32_t lane)
-{
-    if constexpr (ROWS == 8) {
-        float half[4];
-        for (int i = 0; i < 4; i++) {
-            const float mine = (lane & 4) != 0 ? sum[i + 4] : sum[i];
-            const float theirs = (lane & 4) != 0 ? sum[i] : sum[i + 4];
-            half[i] = mine + __shfl_xor_sync(WARP_ALL, theirs, 4);
-        }
-        float two[2];
-        for (int i = 0; i < 2; i++) {
-            const float mine = (lane & 2) != 0 ? half[i + 2] : half[i];
-            const float theirs = (lane & 2) != 0 ? half[i] : half[i + 2];
-            two[i] = mine + __shfl_xor_sync(WARP_ALL, theirs, 2);
-        }
-        const float mine = (lane & 1) != 0 ? two[1] : two[0];
-        const float theirs = (lane & 1) != 0 ? two[0] : two[1];
-        return mine + __shfl_xor_sync(WARP_ALL, theirs, 1);
-    } else if constexpr (ROWS == 4) {
-        float two[2];
-        for (int i = 0; i < 2; i++) {
-            const float mine = (lane & 4) != 0 ? sum[i + 2] : sum[i];
-            const float theirs = (lane & 4) != 0 ? sum[i] : sum[i + 2];
-            two[i] = mine + __shfl_xor_sync(WARP_ALL, theirs, 4);
-        }
-        const float mine = (lane & 2) != 0 ? two[1] : two[0];
-        const float theirs = (lane & 2) != 0 ? two[0] : two[1];
-        const float one = mine + __shfl_xor_sync(WARP_ALL, theirs, 2);
-        return one + __shfl_xor_sync(WARP_ALL, one, 1);
-    } else {
-        float one = sum[0];
-        for (int distance = SLOT_LANES / 2; distance > 0; distance /= 2)
-            one += __shfl_xor_sync(WARP_ALL, one, distance);
-        return one;
-    }
-}
-
 /* sum += q . k over the units of one lane of a slot. */
 template <int ROWS>
 static __device__ __forceinline__ void add_products(const tile *t, const tile_block *b,
@@ -235,7 +120,7 @@ static __device__ __forceinline__ void add_products(const tile *t, const tile_bl
 {
     const attn_coding coding = b->span[0].coding;
     const uint32_t width = n_units_of(t->args->k_dim);
-    const bool is_plain = coding == ATTN_PLAIN || coding == ATTN_KEPT;
+    const bool is_plain = coding == ATTN_PLAIN || coding == ATTN_KEPT || coding == ATTN_LOW;
     for (uint32_t u = threadIdx.x % SLOT_LANES; u < n_units_of(b->key_dim); u += SLOT_LANES) {
         float k[UNIT];
         if (is_plain) {
@@ -328,10 +213,11 @@ template <int ROWS>
 static __device__ void add_values(const tile *t, const tile_block *b, const float *weights,
                                   const float *kept, float acc[ROWS][UNIT])
 {
-    const uint32_t n_units = n_units_of(t->args->v_dim), n_strands = ATTEND_THREADS / n_units;
+    const uint32_t n_units = n_units_of(b->value_dim), n_strands = ATTEND_THREADS / n_units;
     const uint32_t strand = threadIdx.x / n_units, n_first = b->span[0].n_slots;
     if (strand >= n_strands) return;
-    const value_unit unit = find_value_unit(t->args, &b->span[0], threadIdx.x % n_units);
+    const value_unit unit =
+        find_value_unit(t->args, &b->span[0], b->value_dim, threadIdx.x % n_units);
     for (uint32_t r = 0; r < ROWS; r++) {
         for (uint32_t e = 0; e < UNIT; e++)
             acc[r][e] *= kept[r];
@@ -358,7 +244,7 @@ static __device__ void add_values(const tile *t, const tile_block *b, const floa
 template <int ROWS>
 static __device__ __forceinline__ void keep_row(const tile *t, uint32_t split, uint32_t r,
                                                 const tile_shared<ROWS> *s, const float *cells,
-                                                float *total)
+                                                const float *folded, float *total)
 {
     const attend_pages_args *args = t->args;
     const uint32_t n_units = n_units_of(args->v_dim), n_strands = ATTEND_THREADS / n_units;
@@ -370,6 +256,7 @@ static __device__ __forceinline__ void keep_row(const tile *t, uint32_t split, u
         float sum = 0;
         for (uint32_t i = 0; i < n_strands; i++)
             sum += cells[i * n_units * UNIT + c];
+        if (folded != NULL) sum += folded[c];
         if (is_partial) {
             to[2 + c] = sum;
         } else {
@@ -381,15 +268,18 @@ static __device__ __forceinline__ void keep_row(const tile *t, uint32_t split, u
 
 /* To be followed by a barrier. */
 template <int ROWS>
-static __device__ void end_split(const tile *t, uint32_t split, tile_shared<ROWS> *s, float *total,
-                                 const float acc[ROWS][UNIT])
+static __device__ void end_split(const tile *t, uint32_t split, tile_shared<ROWS> *s,
+                                 const float *folded, float *total, const float acc[ROWS][UNIT])
 {
+    const uint32_t v_dim = t->args->v_dim;
     for (uint32_t r = 0; r < ROWS; r++) {
         float *cells = s->cells[r % 2];
         for (uint32_t e = 0; e < UNIT; e++)
             cells[threadIdx.x * UNIT + e] = acc[r][e];
         __syncthreads();
-        if (r < t->n_rows) keep_row<ROWS>(t, split, r, s, cells, total + r * t->args->v_dim);
+        if (r < t->n_rows)
+            keep_row<ROWS>(t, split, r, s, cells, folded != NULL ? folded + r * v_dim : NULL,
+                           total + r * v_dim);
     }
     __syncthreads();
     const uint32_t r = threadIdx.x;
@@ -403,31 +293,36 @@ static __device__ void end_split(const tile *t, uint32_t split, tile_shared<ROWS
     s->sum[r] = 0;
 }
 
-/* The split's blocks one after the other; s->block is there. False if they have no slots. */
-template <int ROWS>
-static __device__ bool run_split(const tile *t, tile_shared<ROWS> *s, float *q,
+/* The split's blocks one after the other; s->block is there. False if they have no slots. `folded` is NULL, or zeros. */
+template <int ROWS, bool HAS_LOW>
+static __device__ bool run_split(const tile *t, tile_shared<ROWS> *s, float *q, float *folded,
                                  float acc[ROWS][UNIT])
 {
-    bool is_plain = false; /* what the queries lie as */
+    query_space queries = {false, NULL};
+    const tile_block *values = NULL; /* the first block of the space that acc is in; NULL: plain */
     uint32_t n_run = 0;
     for (uint32_t at = 0; at < SPLIT_BLOCKS; at++) {
         const tile_block *b = &s->block[at];
-        const attn_coding coding = b->span[0].coding;
-        const bool wants_plain = coding == ATTN_PLAIN || coding == ATTN_FP8;
         float *scores = s->scores[n_run % 2];
-        if (b->n_slots == 0) continue;
-        if (!wants_plain || !is_plain) {
-            fill_queries<ROWS>(t, b, s, q);
-            __syncthreads();
+        if (HAS_LOW && b->span[0].k != NULL) { /* also where no row of the tile sees it */
+            const void *old = values != NULL ? values->span[0].v_grid : NULL;
+            const bool is_low = b->span[0].coding == ATTN_LOW;
+            if (old != (is_low ? b->span[0].v_grid : NULL)) {
+                leave_space<ROWS>(t, values, s, folded, acc);
+                values = is_low ? b : NULL;
+            }
         }
-        is_plain = wants_plain;
+        if (b->n_slots == 0) continue;
+        turn_queries<ROWS, HAS_LOW>(t, b, s, q, &queries);
         score_slots<ROWS>(t, b, s, q, scores);
         __syncthreads();
         weigh_slots<ROWS>(b->n_slots, s, scores);
         __syncthreads();
         add_values<ROWS>(t, b, scores, s->kept, acc);
+        if (HAS_LOW) scale_folded<ROWS>(t, s->kept, folded);
         n_run++;
     }
+    if (HAS_LOW && values != NULL) leave_space<ROWS>(t, values, s, folded, acc);
     return n_run > 0;
 }
 
@@ -464,13 +359,14 @@ static __device__ void finish_rows(const tile *t, tile_shared<ROWS> *s, const fl
  * when the sums of ROWS rows are among them. */
 template <int ROWS> constexpr int blocks_together = ROWS == 8 ? 4 : ROWS == 4 ? 5 : 8;
 
-template <int ROWS>
+template <int ROWS, bool HAS_LOW>
 static __global__ void __launch_bounds__(ATTEND_THREADS, blocks_together<ROWS>)
     attend_kernel(attend_pages_args args, uint32_t n_tiles)
 {
     CUDA_SHARED(tile_shared<ROWS>, s);
     float *q = reinterpret_cast<float *>(s + 1);
     float *total = q + ROWS * UNIT * n_units_of(args.k_dim);
+    float *folded = HAS_LOW ? total + ROWS * args.v_dim : NULL;
     const uint32_t r = threadIdx.x;
     tile t;
     if (!find_tile<ROWS>(&args, n_tiles, &t)) return;
@@ -486,9 +382,15 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, blocks_together<ROWS>)
         float acc[ROWS][UNIT] = {};
         if (threadIdx.x < SPLIT_BLOCKS)
             find_block(&t, t.task.first_split + i, threadIdx.x, &s->block[threadIdx.x]);
+        if (HAS_LOW) {
+            for (uint32_t k = 0; k < ROWS; k++) {
+                for (uint32_t c = threadIdx.x; c < args.v_dim; c += ATTEND_THREADS)
+                    folded[k * args.v_dim + c] = 0;
+            }
+        }
         __syncthreads();
-        if (run_split<ROWS>(&t, s, q, acc) || t.task.partial != ATTN_NO_PARTIAL) {
-            end_split<ROWS>(&t, i, s, total, acc);
+        if (run_split<ROWS, HAS_LOW>(&t, s, q, folded, acc) || t.task.partial != ATTN_NO_PARTIAL) {
+            end_split<ROWS>(&t, i, s, folded, total, acc);
         } else {
             __syncthreads(); /* all have seen that there is nothing */
         }
@@ -525,7 +427,8 @@ static __global__ void __launch_bounds__(ATTEND_THREADS) merge_kernel(attend_pag
 template <int ROWS> static size_t shared_bytes(const attend_pages_args *args)
 {
     const size_t k_floats = static_cast<size_t>(UNIT) * n_units_of(args->k_dim);
-    return sizeof(tile_shared<ROWS>) + ROWS * (k_floats + args->v_dim) * sizeof(float);
+    const size_t v_floats = args->v_dim * (args->has_low ? size_t{2} : size_t{1});
+    return sizeof(tile_shared<ROWS>) + ROWS * (k_floats + v_floats) * sizeof(float);
 }
 
 template <int ROWS> static void launch_attend(dev_cuda *d, const attend_pages_args *args)
@@ -537,7 +440,8 @@ template <int ROWS> static void launch_attend(dev_cuda *d, const attend_pages_ar
     assert(n_blocks <= INT32_MAX);
     const cuda_shape shape = {dim3(static_cast<unsigned>(n_blocks)), ATTEND_THREADS,
                               shared_bytes<ROWS>(args)};
-    cuda_launch(d, shape, attend_kernel<ROWS>, *args, static_cast<uint32_t>(n_tiles));
+    cuda_launch(d, shape, args->has_low ? attend_kernel<ROWS, true> : attend_kernel<ROWS, false>,
+                *args, static_cast<uint32_t>(n_tiles));
 }
 
 void attend_pages_cuda(dev_cuda *d, const attend_pages_args *args)

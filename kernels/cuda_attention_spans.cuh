@@ -7,29 +7,7 @@
 #ifndef KERNELS_CUDA_ATTENTION_SPANS_CUH
 #define KERNELS_CUDA_ATTENTION_SPANS_CUH
 
-#include "kernels/cuda_attention_rows.cuh"
-
-enum { SPLIT_BLOCKS = 1 + ATTN_SPLIT_BLOCKS }; /* the sinks first, in split 0 */
-
-/* A block's spans; those that are not there have no slots. Two only in ring and staging, both plain. */
-typedef struct tile_block {
-    attn_span span[2];
-    uint32_t n_slots;
-    uint32_t key_dim; /* elements of a row of keys */
-    float key_scale;  /* of all codes: fp8's, or 1 */
-} tile_block;
-
-/* Up to ROWS query heads of a task that read one KV head: flattened rows query * group + g. */
-typedef struct tile {
-    const attend_pages_args *args;
-    attn_row row;
-    attn_task task;
-    uint32_t kv_head;
-    uint32_t first, n_rows;                 /* flattened, of the task */
-    uint32_t first_position, last_position; /* of its queries */
-    const uint32_t *chosen;                 /* entries of the list; NULL: all */
-    uint32_t n_listed;                      /* of them */
-} tile;
+#include "kernels/cuda_attention_tile.cuh"
 
 static __device__ __forceinline__ uint32_t min_u32(uint32_t a, uint32_t b)
 {
@@ -67,8 +45,9 @@ static __device__ void find_recent(const tile *t, uint32_t first, uint32_t end, 
                              first, end - first);
 }
 
-static __device__ void find_page(const tile *t, uint32_t block, attn_span *out)
+static __device__ void find_page(const tile *t, uint32_t block, tile_block *to)
 {
+    attn_span *out = &to->span[0];
     const attend_pages_args *args = t->args;
     const size_t at = t->chosen != NULL ? t->chosen[block] : block;
     const attn_page page = t->row.pages[at * args->n_lists + args->first_list + t->kv_head];
@@ -88,6 +67,12 @@ static __device__ void find_page(const tile *t, uint32_t block, attn_span *out)
     out->v_grid_stride_bytes = layout.v_grid_stride_bytes;
     out->k_grid = page.data + layout.k_grid_offset;
     out->v_grid = page.data + layout.v_grid_offset;
+    if (layout.coding != ATTN_LOW) return;
+    out->k_grid = page.basis + layout.k_basis_offset;
+    out->v_grid = page.basis + layout.v_basis_offset;
+    to->key_dim = layout.k_rank;
+    to->value_dim = layout.v_rank;
+    to->basis_type = layout.basis_type;
 }
 
 static __device__ void find_sinks(const tile *t, attn_span span[2])
@@ -127,10 +112,13 @@ static __device__ void find_block(const tile *t, uint32_t split, uint32_t at, ti
     const uint32_t n_before = block - t->n_listed, n_paged = t->row.n_blocks;
     attn_span *span = out->span;
     span[0] = span[1] = {};
+    out->key_dim = args->k_dim;
+    out->value_dim = args->v_dim;
+    out->basis_type = DTYPE_F32;
     if (at == 0) {
         if (split == 0) find_sinks(t, span);
     } else if (block < t->n_listed) {
-        find_page(t, block, span);
+        find_page(t, block, out);
     } else if (n_paged + n_before <= t->last_position / args->block_tokens) {
         const uint32_t begin = (n_paged + n_before) * args->block_tokens;
         find_recent(t, begin, min_u32(begin + args->block_tokens, t->last_position + 1), span);
@@ -139,7 +127,6 @@ static __device__ void find_block(const tile *t, uint32_t split, uint32_t at, ti
     }
     if (span[0].n_slots > 0 && is_out_of_sight(t, span)) span[0].n_slots = span[1].n_slots = 0;
     out->n_slots = span[0].n_slots + span[1].n_slots;
-    out->key_dim = args->k_dim;
     out->key_scale = 1;
     if (out->n_slots == 0) return;
     if (span[0].coding == ATTN_KEPT) out->key_dim = n_kept_below(span[0].k_grid, args->k_dim);

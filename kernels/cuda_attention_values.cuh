@@ -12,9 +12,10 @@ typedef struct value_unit {
 } value_unit;
 
 static __device__ __forceinline__ value_unit find_value_unit(const attend_pages_args *args,
-                                                             const attn_span *span, uint32_t unit)
+                                                             const attn_span *span, uint32_t v_dim,
+                                                             uint32_t unit)
 {
-    value_unit out = {unit, args->v_dim, args->k_dim, 0, 0, args->type};
+    value_unit out = {unit, v_dim, args->k_dim, 0, 0, args->type};
     if (span->coding == ATTN_KEPT) {
         out.kept = static_cast<const uint8_t *>(span->v_grid)[unit];
         out.n_before = n_kept_below(span->v_grid, UNIT * unit);
@@ -44,7 +45,7 @@ static __device__ __forceinline__ void load_values8(const attn_span *span, uint3
     const uint8_t *row =
         static_cast<const uint8_t *>(span->v) + static_cast<size_t>(i) * span->v_stride_bytes;
     const uint32_t first = UNIT * u->unit;
-    if (span->coding == ATTN_PLAIN) {
+    if (span->coding == ATTN_PLAIN || span->coding == ATTN_LOW) {
         load_plain8(row, u->type, first, u->v_dim, out);
         return;
     }

@@ -50,6 +50,8 @@ void moe_cuda(dev_cuda *d, const moe_args *args);
 void attend_pages_cuda(dev_cuda *d, const attend_pages_args *args);
 void choose_pages_cuda(dev_cuda *d, const choose_pages_args *args);
 void put_rows_cuda(dev_cuda *d, const put_rows_args *args);
+void encode_pages_cuda(dev_cuda *d, const encode_pages_args *args);
+void move_slots_cuda(dev_cuda *d, const move_slots_args *args);
 void sample_cuda(dev_cuda *d, const sample_args *args);
 extern const cuda_ops cuda_ops_table;
 

@@ -108,6 +108,16 @@ static void put_rows_gpu(dev *d, const put_rows_args *args)
     ops_of(d)->put_rows(gpu_of(d)->cuda, args);
 }
 
+static void encode_pages_gpu(dev *d, const encode_pages_args *args)
+{
+    ops_of(d)->encode_pages(gpu_of(d)->cuda, args);
+}
+
+static void move_slots_gpu(dev *d, const move_slots_args *args)
+{
+    ops_of(d)->move_slots(gpu_of(d)->cuda, args);
+}
+
 static void sample_gpu(dev *d, const sample_args *args)
 {
     ops_of(d)->sample(gpu_of(d)->cuda, args);
@@ -210,6 +220,8 @@ static void fill_ops(dev_gpu *g)
     g->ops.attend_pages = attend_pages_gpu;
     g->ops.choose_pages = choose_pages_gpu;
     g->ops.put_rows = put_rows_gpu;
+    g->ops.encode_pages = encode_pages_gpu;
+    g->ops.move_slots = move_slots_gpu;
     g->ops.sample = sample_gpu;
     g->base = (dev){.ops = &g->ops, .pool = g->cpu->pool, .memory = &memory_gpu};
 }

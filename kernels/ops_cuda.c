@@ -16,5 +16,7 @@ const cuda_ops cuda_ops_table = {
     .attend_pages = attend_pages_cuda,
     .choose_pages = choose_pages_cuda,
     .put_rows = put_rows_cuda,
+    .encode_pages = encode_pages_cuda,
+    .move_slots = move_slots_cuda,
     .sample = sample_cuda,
 };

@@ -7,6 +7,7 @@
 
 #include "kernels/choose_pages.h"
 #include "kernels/elementwise.h"
+#include "kernels/encode_pages.h"
 #include "kernels/moe.h"
 #include "kernels/sample.h"
 
@@ -35,6 +36,9 @@ typedef struct cuda_ops {
     void (*attend_pages)(dev_cuda *d, const attend_pages_args *args);
     void (*choose_pages)(dev_cuda *d, const choose_pages_args *args);
     void (*put_rows)(dev_cuda *d, const put_rows_args *args);
+    /* Likewise the twins of encode_pages_cpu and move_slots_cpu. */
+    void (*encode_pages)(dev_cuda *d, const encode_pages_args *args);
+    void (*move_slots)(dev_cuda *d, const move_slots_args *args);
     void (*sample)(dev_cuda *d, const sample_args *args);
 } cuda_ops;
 

@@ -2,6 +2,7 @@
 #include "kvcache/basis.h"
 
 #include "kvcache/away.h"
+#include "kvcache/page_changes.h"
 
 /* ---- open ---------------------------------------------------------------------------------------- */
 
@@ -201,6 +202,10 @@ void kv_bases_begin(kv_seq *seq, const kv_encoded *blocks)
         cache->own_bases.is_new[list] = is_new;
     }
     parallel_for(cache->d->pool, cache->n_lists, 1, fit_jobs, &loop);
+    for (uint32_t list = 0; list < cache->n_lists; list++) {
+        if (cache->own_bases.is_new[list])
+            kv_pool_note_change(cache->pool, cache->own_bases.page[list]);
+    }
 }
 
 void kv_bases_end(kv_seq *seq)

@@ -6,7 +6,7 @@
  *   kv_step.c       one step: begin, append, note experts, end, abort
  *   commit.c        what step begin reserves and step end writes to pages
  *   scatter.c       the same for layers whose entries are placed one by one
- *   device_view.c   what a device with memory of its own sees of all this (device_tell.c: how it is told)
+ *   device_view.c   what a device with memory of its own sees of all this (device_tell.c: is told, device_commit.c: makes)
  *   encode.c        which blocks are encoded, and when (basis.c: in which basis; heat.c: by which codec)
  *   demote.c        which pages go to lower tiers, and come back; away.c reads them there
  *   evict.c         which entries stay (evict_score.c: by what; score_view.c: seen how; observe*.c, local_mass.c: kept)

@@ -5,6 +5,7 @@
 #include "kvcache/commit.h"
 
 #include "kvcache/demote.h"
+#include "kvcache/device_view.h"
 #include "kvcache/run_box.h"
 #include "kvcache/scatter.h"
 
@@ -214,7 +215,7 @@ static void seal_page(const kv_seq *seq, uint32_t layer, uint32_t head, uint32_t
     const kv_cache *cache = seq->cache;
     const uint32_t page =
         kv_table_page(&seq->table, kv_home_list(cache, layer, head, block), block);
-    if (page == KV_PAGE_NONE) return;
+    if (page == KV_PAGE_NONE || kv_view_made(cache, page)) return;
     attn_span spans[2];
     const kv_ring_place at = {layer, head, block * cache->page_tokens};
     const uint32_t n_spans = kv_recent_spans(seq, &at, block_slots(seq, block), spans);
@@ -310,10 +311,12 @@ void kv_commit(kv_cache *cache, const kv_row *rows, uint32_t n_rows)
         describe_pages(rows[r].seq);
         n_tokens += seq->n_step_tokens + (seq->n_reserved - seq->n_blocks) * cache->page_tokens;
     }
+    kv_view_commit(cache, rows, n_rows);
     const commit_loop loop = {.cache = cache, .rows = rows};
     const size_t n_jobs = (size_t)n_rows * cache->n_layers;
     const bool is_small = n_tokens * kv_cache_bytes_per_token(cache) < SERIAL_BYTES_MAX;
     parallel_for(cache->d->pool, n_jobs, is_small ? n_jobs : 1, commit_jobs, (void *)&loop);
+    kv_view_end_commit(cache, rows, n_rows);
     for (uint32_t r = 0; r < n_rows; r++) {
         kv_seq *seq = rows[r].seq;
         const uint32_t old_length = seq->length;

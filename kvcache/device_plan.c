@@ -57,7 +57,8 @@ static err_t count(const kv_device_plan_input *in, const kv_cache *cache, kv_dev
     kv_view view = {.pool = {.bytes = in->pool_bytes,
                              .box_bytes = in->box_bytes,
                              .n_pages = in->n_pages,
-                             .has_biases = in->has_biases}};
+                             .has_biases = in->has_biases,
+                             .copy_bytes = in->copy_bytes}};
     const uint64_t n_seqs = in->limits.n_seqs_max;
     const uint32_t n_blocks = in->limits.n_seq_tokens_max / in->config->page_tokens + 1;
     size_t bytes, list_bytes;
@@ -103,6 +104,8 @@ err_t kv_device_plan_of(const kv_device_plan_input *in, kv_device_plan *out)
     cache->ranks.n = in->n_ranks;
     cache->page_tokens = in->config->page_tokens;
     cache->n_classes = in->n_classes;
+    for (uint32_t c = 0; kv_codecs[c] != NULL; c++)
+        cache->first_class[c] = c == in->methods->codec_index ? 0 : KV_CLASS_NONE;
     err_t err = cache->heads != NULL && cache->n_kv_heads != NULL ? ERR_OK : ERR_NO_MEMORY;
     if (err == ERR_OK) fill_layers(in, cache);
     if (err == ERR_OK) err = open_strips(in, cache, &memory);

@@ -17,7 +17,8 @@ typedef struct kv_device_plan_input {
     uint32_t n_classes; /* of pages */
     uint32_t n_pages;   /* that the pool numbers */
     uint64_t pool_bytes;
-    size_t box_bytes; /* of a page; 0: there are none */
+    size_t box_bytes;  /* of a page; 0: there are none */
+    size_t copy_bytes; /* the most that kv_view_copy_bytes says of encoded pages */
     bool has_scattered, has_biases;
 } kv_device_plan_input;
 

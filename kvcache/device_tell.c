@@ -2,6 +2,7 @@
 #include "kvcache/device_view.h"
 
 #include "kvcache/blocks.h"
+#include "kvcache/device_low.h"
 #include "kvcache/encode.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/page_changes.h"
@@ -18,43 +19,67 @@ static void tell_biases(const kv_cache *cache, uint32_t page)
                kv_pool_pages(cache->pool)->n_slots[page] * sizeof *biases);
 }
 
-/* The boxes of pages [first, end), and what biases them at most. */
+/* The boxes of pages [first, end). */
 static void tell_boxes(const kv_cache *cache, uint32_t first, uint32_t end)
 {
     const size_t bytes = kv_pool_pages(cache->pool)->box_bytes;
-    const float *most = kv_pool_most_biases(cache->pool);
     uint8_t *boxes = cache->view->choice.boxes;
     if (boxes == NULL || first == end) return;
     dev_upload(cache->d, boxes + first * bytes, kv_pool_box(cache->pool, first),
                (end - first) * bytes);
-    if (most != NULL)
-        dev_upload(cache->d, cache->view->choice.bias_most + first, most + first,
-                   (end - first) * sizeof *most);
+}
+
+/* And what biases them at most. */
+static void tell_most_biases(const kv_cache *cache, uint32_t first, uint32_t end)
+{
+    const float *most = kv_pool_most_biases(cache->pool);
+    if (cache->view->choice.boxes == NULL || most == NULL || first == end) return;
+    dev_upload(cache->d, cache->view->choice.bias_most + first, most + first,
+               (end - first) * sizeof *most);
+}
+
+/* Pages that follow each other, in the pool and by their numbers. */
+typedef struct page_run {
+    const uint8_t *first, *end; /* NULL: none */
+    uint64_t offset;
+    uint32_t first_page, end_page;
+} page_run;
+
+static void tell_run(const kv_cache *cache, page_run *run)
+{
+    if (run->first != NULL)
+        dev_upload(cache->d, cache->view->device.pool + run->offset, run->first,
+                   (size_t)(run->end - run->first));
+    tell_boxes(cache, run->first_page, run->end_page);
+    *run = (page_run){0};
 }
 
 /* Pages are handed out in the order of their addresses, and of their numbers, so most of them go in long runs. */
 void kv_view_tell_pages(kv_cache *cache)
 {
-    const uint8_t *first = NULL, *end = NULL;
-    uint64_t offset = 0;
-    uint32_t page = 0, first_box = 0, end_box = 0;
-    bool is_more = true;
-    while (is_more) {
-        is_more = kv_pool_take_change(cache->pool, &page);
-        const uint8_t *data = is_more ? kv_pool_data(cache->pool, page) : NULL;
-        if (first != NULL && data != end)
-            dev_upload(cache->d, cache->view->device.pool + offset, first, (size_t)(end - first));
-        if (!is_more || page != end_box) tell_boxes(cache, first_box, end_box);
-        if (!is_more) return;
-        if (page != end_box) first_box = page;
-        end_box = page + 1;
-        if (data != end) {
-            first = data;
-            offset = kv_pool_offset(cache->pool, page);
+    page_run run = {0};
+    uint32_t first = 0, end = 0; /* of all that is noted, made there or not */
+    kv_page_change change;
+    while (kv_pool_take_change(cache->pool, &change)) {
+        const uint32_t page = change.page;
+        const uint8_t *data = kv_pool_data(cache->pool, page);
+        if (page != end) {
+            tell_most_biases(cache, first, end);
+            first = page;
         }
-        end = data + kv_pool_page_bytes(cache->pool, page);
+        end = page + 1;
         tell_biases(cache, page);
+        if (change.is_made) continue;
+        if (data != run.end || page != run.end_page) {
+            tell_run(cache, &run);
+            run = (page_run){
+                .first = data, .offset = kv_pool_offset(cache->pool, page), .first_page = page};
+        }
+        run.end = data + kv_pool_page_bytes(cache->pool, page);
+        run.end_page = page + 1;
     }
+    tell_most_biases(cache, first, end);
+    tell_run(cache, &run);
 }
 
 /* ---- rings --------------------------------------------------------------------------------------- */
@@ -143,11 +168,17 @@ void kv_view_tell_ring(kv_cache *cache, uint32_t s)
 
 /* ---- lists --------------------------------------------------------------------------------------- */
 
+typedef struct list_head {
+    uint32_t layer, head;
+} list_head;
+
 /* What a sequence sees of the page of a block: sinks are read from the ring. Adds what is read of it. */
-static attn_page page_entry(const kv_seq *seq, uint32_t list, uint32_t block, kv_view_sum *sum)
+static attn_page page_entry(const kv_seq *seq, const list_head *head, uint32_t block,
+                            kv_view_sum *sum)
 {
     const kv_cache *cache = seq->cache;
     const kv_pages *pages = kv_pool_pages(cache->pool);
+    const uint32_t list = kv_home_list(cache, head->layer, head->head, block);
     const uint32_t page = kv_table_page(&seq->table, list, block);
     if (page == KV_PAGE_NONE) return (attn_page){0};
     const uint32_t n_sinks = kv_page_sinks(cache, page);
@@ -163,6 +194,7 @@ static attn_page page_entry(const kv_seq *seq, uint32_t list, uint32_t block, kv
     sum->n_pages++;
     return (attn_page){
         .data = cache->view->device.pool + kv_pool_offset(cache->pool, page),
+        .basis = kv_view_basis(cache, &(kv_page_place){head->layer, head->head, page}),
         .bias = has_bias ? cache->view->device.biases + slots : NULL,
         .live = live,
         .first_position = pages->positions[slots],
@@ -192,7 +224,7 @@ static void fill_entries(void *ctx, size_t begin, size_t end, uint32_t worker)
         for (uint32_t l = 0; l < cache->n_layers; l++) {
             kv_view_sum sum = {0};
             for (uint32_t h = 0; h < cache->n_kv_heads[l]; h++)
-                *entry++ = page_entry(loop->seq, kv_home_list(cache, l, h, block), block, &sum);
+                *entry++ = page_entry(loop->seq, &(list_head){l, h}, block, &sum);
             loop->told->sums[(size_t)l * (loop->told->capacity + 1) + block + 1] = sum;
         }
     }

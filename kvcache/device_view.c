@@ -2,6 +2,7 @@
 #include "kvcache/device_view.h"
 
 #include "kvcache/device_choice.h"
+#include "kvcache/device_low.h"
 #include "kvcache/encode.h"
 #include "kvcache/kv_step_work.h"
 #include "kvcache/page_changes.h"
@@ -59,6 +60,7 @@ static void place_hosts(const kv_cache *cache, arena *a, kv_view *view)
     view->tasks = arena_take(a, view->n_tasks_max, sizeof *view->tasks);
     view->merges = arena_take(a, cache->limits.n_seqs_max, sizeof *view->merges);
     kv_view_place_choice(cache, a, view);
+    kv_view_place_work(cache, a, &view->work);
 }
 
 static void place_device(const kv_cache *cache, arena *a, kv_view *view)
@@ -75,6 +77,7 @@ static void place_device(const kv_cache *cache, arena *a, kv_view *view)
     view->device.staging = arena_take(a, cache->limits.n_step_tokens_max, view->slot_bytes);
     if (n_pages > 0)
         view->device.biases = arena_take(a, n_pages, cache->page_tokens * sizeof(float));
+    view->device.bases = arena_take(a, 1, kv_view_bases_bytes(cache));
     view->device.layouts = arena_take(a, cache->n_classes, sizeof *view->device.layouts);
     if (has_sink_logits)
         view->device.sink_logits =
@@ -84,6 +87,7 @@ static void place_device(const kv_cache *cache, arena *a, kv_view *view)
     view->device.merges = arena_take(a, cache->limits.n_seqs_max, sizeof *view->device.merges);
     view->device.partials = arena_take(a, view->n_partials_max, partial);
     kv_view_place_choice_there(cache, a, view);
+    kv_view_place_work_there(cache, a, &view->work);
 }
 
 /* How large a slot is, and how much there is to do in a step, at most. */
@@ -105,6 +109,9 @@ static void measure(const kv_cache *cache, kv_view *view)
     view->n_partials_max = (uint32_t)max_size(
         PARTIALS_MIN, attn_n_splits(cache->limits.n_seq_tokens_max - 1, cache->page_tokens));
     view->n_tasks_max = cache->limits.n_step_tokens_max + view->n_partials_max;
+    view->work.copy_bytes = view->pool.copy_bytes;
+    view->work.n_moves_max =
+        2 * cache->limits.n_step_tokens_max; /* a token may be a sink as well */
 }
 
 /* After the arrays have their place. */
@@ -143,6 +150,7 @@ static err_t open_memory(kv_cache *cache, kv_view *view, err_info *info)
     view->pool.box_bytes = cache->has_boxes ? kv_pool_pages(cache->pool)->box_bytes : 0;
     view->pool.n_pages = kv_pool_n_pages(cache->pool);
     view->pool.has_biases = cache->evict.has_fits;
+    view->pool.copy_bytes = kv_view_copy_bytes_max(cache);
     TRY(kv_view_measure(cache, view, &view->device_bytes));
     arena_init_measure(&host);
     place_hosts(cache, &host, view);
@@ -158,29 +166,15 @@ static err_t open_memory(kv_cache *cache, kv_view *view, err_info *info)
     return device.err;
 }
 
-/* As kv_page_span has it. */
-static attn_layout layout_of(const kv_page_layout *page)
-{
-    if (page->coding == ATTN_PLAIN)
-        return (attn_layout){.v_offset = page->strip.v_offset_bytes,
-                             .k_stride_bytes = page->strip.k_stride_bytes,
-                             .v_stride_bytes = page->strip.v_stride_bytes};
-    return (attn_layout){.k_offset = page->k_offset,
-                         .v_offset = page->v_offset,
-                         .v_grid_offset = page->v_grid_offset,
-                         .k_stride_bytes = page->k_row_bytes,
-                         .v_stride_bytes = page->v_row_bytes,
-                         .v_group = page->v_group,
-                         .v_grid_stride_bytes = page->v_grid_row_bytes,
-                         .coding = page->coding};
-}
-
 /* What stays as it is. */
 static void send_tables(kv_cache *cache)
 {
     const kv_view *view = cache->view;
+    kv_view_send_kinds(cache);
+    kv_view_send_bases(cache);
     for (uint32_t c = 0; c < cache->n_classes; c++) {
-        const attn_layout layout = layout_of(&cache->layout[c]);
+        attn_layout layout = kv_page_attn_layout(&cache->layout[c]);
+        kv_view_aim_layout(cache, c, &layout);
         dev_upload(cache->d, view->device.layouts + c, &layout, sizeof layout);
     }
     for (uint32_t l = 0; l < cache->n_layers; l++) {
@@ -230,7 +224,18 @@ bool kv_view_needs_host(const kv_cache *cache, const kv_methods *methods)
     const kv_codec *codec = methods->codec;
     const bool is_routed = !methods->reads_all && !kv_view_can_choose(cache, methods);
     return is_routed || kv_methods_needs(methods) != 0 || codec->is_mixed || codec->n_queries > 0 ||
-           kv_codec_is_low_rank(codec) || (kv_methods_evict(methods) && has_windows(cache));
+           (kv_methods_evict(methods) && has_windows(cache));
+}
+
+bool kv_view_has_entries(const kv_cache *cache, const kv_seq *seq)
+{
+    const kv_view *view = cache->view;
+    if (!view->attends || kv_view_needs_host(cache, &seq->methods)) return false;
+    if (view->seqs[seq - cache->seqs].id != seq->id) return false; /* no step of it has begun */
+    for (uint32_t i = 0; i < cache->rings.n_recent + cache->rings.n_sinks; i++) {
+        if (atomic_load_explicit(&seq->ring->changed[i], memory_order_relaxed)) return false;
+    }
+    return true;
 }
 
 /* Twice as many as before, so that a growing sequence is told again a few times in all. */
@@ -482,6 +487,7 @@ static attend_pages_args pages_args(const kv_cache *cache, const kv_attend_args 
                   .v_head_bytes = has_values ? strip->v_copy_bytes : strip->k_stride_bytes},
         .staging = view->device.staging,
         .layouts = view->device.layouts,
+        .has_low = kv_view_has_low(cache),
         .rows = view->device.rows,
         .tasks = view->device.tasks,
         .merges = view->device.merges,

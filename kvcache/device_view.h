@@ -1,6 +1,6 @@
 /* kvcache/device_view.h - what a device with memory of its own sees of the cache.
  *
- * The host has the cache: it decides, encodes, evicts and shares, whatever the device is. A device that attends by
+ * The host has the cache: it decides, evicts and shares, whatever the device is. A device that attends by
  * itself (dev_ops.attend_pages) has a copy of the bytes that attention reads, here called the view:
  *
  *   pool     every page at its offset in the pool's mapping
@@ -9,20 +9,20 @@
  *   lists    of each sequence: for every block and head where its page lies and which slots it sees
  *
  * What has changed since goes up when a step begins. Inside the step the device appends and attends, and nothing
- * passes between the two; at its end the step's keys and values come down in one piece, and the host commits
- * them as always. So a method needs no code for the device unless attention reads its pages in another way.
+ * passes between the two; at its end the step's keys and values come down in one piece, and the host commits them
+ * as always, but for what the device can make of them itself (device_commit.h).
  *
  * Rows that the view cannot serve are attended on the host, from q, k and v that come down layer by layer: under
- * routings that choose by what no rule of kernels/choose_pages.h does (`hierarchical`), scorers and codecs that want to see
- * queries or shares of attention, low-rank codecs, and eviction in layers with a window. Which it is follows from a sequence's methods alone, so neighbours change no
- * bit. Over ranks, with tiers below the pool and where entries are placed one by one all rows are the host's.
+ * routings that no rule of kernels/choose_pages.h is (`hierarchical`), scorers and codecs that look at queries or
+ * shares of attention, and eviction in layers with a window. It follows from a sequence's methods alone, so neighbours
+ * change no bit. Over ranks, with tiers below the pool and where entries are placed one by one all rows are the host's.
  *
  * Threads: the cache's owner. */
 #ifndef KVCACHE_DEVICE_VIEW_H
 #define KVCACHE_DEVICE_VIEW_H
 
 #include "kernels/choose_pages.h"
-#include "kvcache/cache_state.h"
+#include "kvcache/device_commit.h"
 #include "kvcache/device_measure.h"
 
 /* Of a layer's entries below some block: what attention reads of them. */
@@ -64,7 +64,8 @@ typedef struct kv_view {
     void *block;         /* of the device; what follows lies in it */
     struct {
         uint8_t *pool, *rings, *staging;
-        float *biases; /* [n_pages][page_tokens], or NULL */
+        float *biases;  /* [n_pages][page_tokens], or NULL */
+        uint8_t *bases; /* device_low.h */
         attn_layout *layouts;
         float *sink_logits; /* [n_layers][n_heads_max], or NULL */
         attn_row *rows;
@@ -86,6 +87,7 @@ typedef struct kv_view {
         uint32_t *chosen; /* [n_seqs_max][n_kv_heads_max][1 + blocks of a sequence] */
         uint8_t *found_there;
     } choice;
+    kv_view_work work;
     uint64_t bytes_read, blocks_read, pages_open, pages_read; /* as in kv_reader_worker */
     uint32_t n_heads_max;
     arena memory; /* of the host */
@@ -126,6 +128,9 @@ static inline bool kv_is_choosing_row(const kv_cache *cache, uint32_t r)
     const kv_row *row = &cache->step.rows[r];
     return !kv_is_hosts_row(cache, r) && row->is_decode && !row->seq->methods.reads_all;
 }
+
+/* Has the device all entries of a sequence that are in its ring, and in the step's staging? */
+bool kv_view_has_entries(const kv_cache *cache, const kv_seq *seq);
 
 /* ---- device_tell.c: what goes up ---- */
 

@@ -3,6 +3,7 @@
 
 #include "kvcache/away.h"
 #include "kvcache/basis.h"
+#include "kvcache/device_commit.h"
 #include "kvcache/heat.h"
 #include "kvcache/key_box.h"
 #include "kvcache/kv_replay.h"
@@ -231,6 +232,7 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
     const kv_pages *pages = kv_pool_pages(cache->pool);
     for (size_t i = begin; i < end; i++) {
         const kv_sealing *sealing = &cache->sealings[i];
+        if (kv_view_made(cache, sealing->to)) continue;
         const kv_page_place from = {sealing->layer, sealing->head, sealing->from};
         const kv_page_place to = {sealing->layer, sealing->head, sealing->to};
         const attn_span span =
@@ -241,6 +243,7 @@ static void seal_jobs(void *ctx, size_t begin, size_t end, uint32_t worker)
 
 static void seal_all(kv_cache *cache, uint32_t n)
 {
+    kv_view_seal(cache, n);
     parallel_for(cache->d->pool, n, 4, seal_jobs, cache);
     for (uint32_t i = 0; i < n; i++)
         (void)kv_pool_drop(cache->pool, cache->sealings[i].from, KV_HELD_BY_SEQ);

@@ -5,17 +5,34 @@
 
 void kv_pool_note_change(kv_pool *pool, uint32_t page)
 {
-    if (pool->changes.pages == NULL || pool->changes.is_noted[page]) return;
-    pool->changes.is_noted[page] = true;
-    pool->changes.pages[pool->changes.n++] = page;
+    if (pool->changes.pages == NULL) return;
+    if (pool->changes.state[page] == KV_PAGE_TOLD) pool->changes.pages[pool->changes.n++] = page;
+    pool->changes.state[page] = KV_PAGE_CHANGED;
 }
 
-bool kv_pool_take_change(kv_pool *pool, uint32_t *page)
+void kv_pool_note_made(kv_pool *pool, uint32_t page)
+{
+    assert(pool->changes.state[page] != KV_PAGE_TOLD);
+    pool->changes.state[page] = KV_PAGE_MADE;
+}
+
+bool kv_pool_is_made(const kv_pool *pool, uint32_t page)
+{
+    return pool->changes.pages != NULL && pool->changes.state[page] == KV_PAGE_MADE;
+}
+
+bool kv_pool_has_copy(const kv_pool *pool, uint32_t page)
+{
+    return pool->changes.pages != NULL && pool->changes.state[page] != KV_PAGE_CHANGED;
+}
+
+bool kv_pool_take_change(kv_pool *pool, kv_page_change *change)
 {
     while (pool->changes.n_taken < pool->changes.n) {
-        *page = pool->changes.pages[pool->changes.n_taken++];
-        pool->changes.is_noted[*page] = false;
-        if (kv_page_is_held(pool, *page) && pool->pages.n_slots[*page] > 0) return true;
+        const uint32_t page = pool->changes.pages[pool->changes.n_taken++];
+        *change = (kv_page_change){page, kv_pool_is_made(pool, page)};
+        pool->changes.state[page] = KV_PAGE_TOLD;
+        if (kv_page_is_held(pool, page)) return true;
     }
     pool->changes.n = pool->changes.n_taken = 0;
     return false;

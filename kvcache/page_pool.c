@@ -66,7 +66,7 @@ static void place_arrays(kv_pool *pool, arena *a)
     }
     if (pool->notes_changes) {
         pool->changes.pages = arena_take(a, n_pages, sizeof *pool->changes.pages);
-        pool->changes.is_noted = arena_take(a, n_pages, sizeof *pool->changes.is_noted);
+        pool->changes.state = arena_take(a, n_pages, sizeof *pool->changes.state);
     }
     if (pool->has_importance)
         pool->pages.importance = arena_take(a, n_pages, sizeof *pool->pages.importance);

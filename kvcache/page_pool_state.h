@@ -21,6 +21,9 @@
 #define KV_SLAB_NONE  UINT32_MAX
 #define KV_INDEX_NONE UINT16_MAX /* end of a slab's free pages */
 
+/* Of a copy of a page; all but the first are in the list. */
+typedef enum kv_page_state { KV_PAGE_TOLD, KV_PAGE_CHANGED, KV_PAGE_MADE } kv_page_state;
+
 /* The slabs of one tier. */
 typedef struct kv_tier_slabs {
     uint8_t *base; /* [n][slab_bytes]: the mapping; NULL: there is none, as for the file */
@@ -69,7 +72,7 @@ struct kv_pool {
     } pages;
     struct {
         uint32_t *pages; /* [n_pages]: [n_taken, n) are noted; NULL: changes are not */
-        bool *is_noted;  /* [n_pages] */
+        uint8_t *state;  /* [n_pages]: kv_page_state */
         uint32_t n, n_taken;
     } changes;
     kv_tier_slabs tiers[KV_N_TIERS];

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "kvcache/compression/pikv_rule.h"
 #include "kvcache/compression/svd.h"
+#include "kvcache/device_measure.h"
 #include "kvcache/encode.h"
 #include "kvcache/key_box.h"
 #include "kvcache/page_pool.h"
@@ -490,6 +491,9 @@ static void describe(const plan_work *w, plan_cache *out)
         const plan_layer *layer = &w->layers[l];
         out->token_bytes += layer->n_kv_heads * kv_page_read_bytes(&layer->raw, 1);
         out->is_scattered = out->is_scattered || layer->scatters;
+        for (uint32_t heat = 0; heat < n_codings(w) && !m->codec->is_exact; heat++)
+            out->copy_bytes = max_size(out->copy_bytes,
+                                       kv_view_copy_bytes(&layer->coded[heat], w->box_bytes > 0));
     }
     out->type = w->type;
     out->n_classes = w->n_classes;

@@ -48,6 +48,7 @@ typedef struct plan_cache {
     uint32_t n_classes;
     uint64_t n_page_ids; /* that the pool numbers, with room for the section */
     size_t box_bytes;    /* of a page; 0: there are none */
+    size_t copy_bytes;   /* of an encoded page and its box, on their way */
     bool has_biases;
 
     /* For comparisons: raw rows in the cache type, over all ranks. */

@@ -39,6 +39,7 @@ static err_t count_cache(const plan_device_input *in, plan_device *out)
                                         .n_pages = (uint32_t)c->n_page_ids,
                                         .pool_bytes = c->page_bytes + c->section_bytes,
                                         .box_bytes = c->box_bytes,
+                                        .copy_bytes = c->copy_bytes,
                                         .has_scattered = c->is_scattered,
                                         .has_biases = c->has_biases};
     return kv_device_plan_of(&input, &out->kv);

@@ -49,6 +49,48 @@ attn_span kv_page_span(const kv_page_layout *layout, const uint8_t *page, uint32
     };
 }
 
+attn_layout kv_page_attn_layout(const kv_page_layout *layout)
+{
+    const kv_strip *low = &layout->coefficients;
+    if (low->n_slots > 0)
+        return (attn_layout){.v_offset = low->v_offset_bytes,
+                             .k_stride_bytes = low->k_stride_bytes,
+                             .v_stride_bytes = low->v_stride_bytes,
+                             .coding = ATTN_LOW,
+                             .k_rank = layout->shape.k_rank,
+                             .v_rank = layout->shape.v_rank};
+    if (layout->coding == ATTN_PLAIN)
+        return (attn_layout){.v_offset = layout->strip.v_offset_bytes,
+                             .k_stride_bytes = layout->strip.k_stride_bytes,
+                             .v_stride_bytes = layout->strip.v_stride_bytes};
+    return (attn_layout){.k_offset = layout->k_offset,
+                         .v_offset = layout->v_offset,
+                         .v_grid_offset = layout->v_grid_offset,
+                         .k_stride_bytes = layout->k_row_bytes,
+                         .v_stride_bytes = layout->v_row_bytes,
+                         .v_group = layout->v_group,
+                         .v_grid_stride_bytes = layout->v_grid_row_bytes,
+                         .coding = layout->coding};
+}
+
+bool kv_has_kind(const kv_page_layout *layout)
+{
+    return layout->strip.n_slots > 0 && layout->coefficients.n_slots == 0 &&
+           layout->coding != ATTN_KEPT;
+}
+
+encode_kind kv_page_kind(const kv_page_layout *layout)
+{
+    assert(kv_has_kind(layout));
+    assert(layout->page_bytes <= UINT32_MAX);
+    return (encode_kind){.layout = kv_page_attn_layout(layout),
+                         .page_bytes = (uint32_t)layout->page_bytes,
+                         .k_dim = layout->shape.k_dim,
+                         .v_dim = layout->shape.v_dim,
+                         .has_values = !layout->shape.v_in_k,
+                         .type = layout->shape.type};
+}
+
 uint64_t kv_page_read_bytes(const kv_page_layout *layout, uint32_t n_slots)
 {
     const kv_strip *strip =

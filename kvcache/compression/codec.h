@@ -9,6 +9,7 @@
 #ifndef KVCACHE_COMPRESSION_CODEC_H
 #define KVCACHE_COMPRESSION_CODEC_H
 
+#include "kernels/encode_pages.h"
 #include "kvcache/head_strip.h"
 #include "kvcache/kv_shape.h"
 
@@ -104,6 +105,13 @@ const kv_codec *kv_codec_find(const char *name); /* NULL if unknown */
 /* Slots [0, n_slots) of a page as attention reads them; all of them live. Of coefficients: plain rows of
  * k_rank and v_rank elements, which kvcache/low_reader.h knows to read. */
 attn_span kv_page_span(const kv_page_layout *layout, const uint8_t *page, uint32_t n_slots);
+
+/* The same for a device. */
+attn_layout kv_page_attn_layout(const kv_page_layout *layout);
+
+/* What kernels/encode_pages.h makes of entries; not of pages of coefficients or kept channels. */
+encode_kind kv_page_kind(const kv_page_layout *layout);
+bool kv_has_kind(const kv_page_layout *layout);
 
 /* Bytes that attention reads of n_slots of a page. */
 uint64_t kv_page_read_bytes(const kv_page_layout *layout, uint32_t n_slots);

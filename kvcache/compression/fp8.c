@@ -10,57 +10,9 @@
  * of its keys, has its codes and their scale once. */
 #include "kvcache/compression/quant.h"
 
-#include <math.h>
-
-static const float FP8_MAX = 448;
-
 static err_t layout_fp8(const kv_head_shape *shape, uint32_t page_tokens, kv_page_layout *out)
 {
     return kv_quant_layout(ATTN_FP8, 0, shape, page_tokens, out);
-}
-
-static const char *side_row(const attn_span *span, bool is_keys, uint32_t slot)
-{
-    return is_keys ? (const char *)span->k + (size_t)slot * span->k_stride_bytes
-                   : (const char *)span->v + (size_t)slot * span->v_stride_bytes;
-}
-
-static float fit_scale(const kv_seal_args *args, bool is_keys, uint32_t dim)
-{
-    float max = 0, x[ATTN_CODED_DIM_MAX];
-    for (uint32_t s = 0; s < args->n_spans; s++) {
-        for (uint32_t i = 0; i < args->spans[s].n_slots; i++) {
-            kv_row_get(side_row(&args->spans[s], is_keys, i), args->layout->shape.type, 0, dim, x);
-            for (uint32_t c = 0; c < dim; c++)
-                max = fabsf(x[c]) > max && fabsf(x[c]) <= 1e37f ? fabsf(x[c]) : max;
-        }
-    }
-    return max / FP8_MAX > 0 ? max / FP8_MAX : 1;
-}
-
-static void seal_side(const kv_seal_args *args, bool is_keys, uint8_t *grid, uint8_t *codes)
-{
-    float x[ATTN_CODED_DIM_MAX];
-    const kv_head_shape *shape = &args->layout->shape;
-    const uint32_t dim = is_keys ? shape->k_dim : shape->v_dim;
-    const float scale = fit_scale(args, is_keys, dim);
-    memcpy(grid, &scale, sizeof scale);
-    for (uint32_t s = 0; s < args->n_spans; s++) {
-        for (uint32_t i = 0; i < args->spans[s].n_slots; i++, codes += dim) {
-            kv_row_get(side_row(&args->spans[s], is_keys, i), shape->type, 0, dim, x);
-            for (uint32_t c = 0; c < dim; c++)
-                codes[c] = isnan(x[c]) ? 0 : fp8_from_f32(x[c] / scale);
-        }
-    }
-}
-
-static void seal_fp8(const kv_seal_args *args)
-{
-    const kv_page_layout *layout = args->layout;
-    memset(args->page, 0, layout->page_bytes);
-    seal_side(args, true, args->page, args->page + layout->k_offset);
-    if (layout->shape.v_in_k) return; /* what values are is in their keys' codes */
-    seal_side(args, false, args->page + layout->v_grid_offset, args->page + layout->v_offset);
 }
 
 static void load_row(const uint8_t *codes, const uint8_t *grid, uint32_t dim, dtype type, void *row)
@@ -94,6 +46,6 @@ const kv_codec kv_codec_fp8 = {
     .name = "fp8",
     .is_exact = false,
     .layout = layout_fp8,
-    .seal = seal_fp8,
+    .seal = kv_quant_seal,
     .load = load_fp8,
 };

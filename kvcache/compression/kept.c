@@ -79,7 +79,7 @@ static void seal_side(const kv_seal_args *args, bool is_keys, const double *scor
     const uint32_t row_bytes = is_keys ? layout->k_row_bytes : layout->v_row_bytes;
     const uint32_t n = row_bytes / dtype_bytes(layout->shape.type);
     for (uint32_t c = 0; c < dim; c++)
-        kv_code_put(grid, 1, c, is_among_best(score, dim, c, n));
+        code_put(grid, 1, c, is_among_best(score, dim, c, n));
     for (uint32_t s = 0; s < args->n_spans; s++) {
         for (uint32_t i = 0; i < args->spans[s].n_slots; i++, rows += row_bytes) {
             uint32_t n_put = 0;

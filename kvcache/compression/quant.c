@@ -1,9 +1,7 @@
-/* kvcache/compression/quant.c - see quant.h. Plain loops: a page is encoded once and read often. */
+/* kvcache/compression/quant.c - see quant.h. */
 #include "kvcache/compression/quant.h"
 
 #include "base/check.h"
-
-#include <math.h>
 
 /* ---- rows ---------------------------------------------------------------------------------------- */
 
@@ -32,66 +30,6 @@ void kv_row_put(const float *x, dtype type, uint32_t first, uint32_t n, void *ro
         const uint16_t half = bf16_from_f32(x[i]);
         memcpy(at + (size_t)2 * i, &half, sizeof half);
     }
-}
-
-/* ---- grids --------------------------------------------------------------------------------------- */
-
-/* bf16 next to x that is not above it. */
-static float bf16_below(float x)
-{
-    const uint32_t bits = f32_bits(x);
-    const uint32_t up = x < 0 ? 0xffffu : 0; /* away from 0 if negative */
-    return f32_from_bits((bits + up) & 0xffff0000u);
-}
-
-static float bf16_above(float x)
-{
-    return -bf16_below(-x);
-}
-
-typedef struct range {
-    float min, max;
-} range;
-
-static range find_range(const float *x, uint32_t n, uint32_t stride)
-{
-    const float limit = 1e37f;
-    range r = {INFINITY, -INFINITY};
-    for (uint32_t i = 0; i < n; i++) {
-        float y = x[(size_t)i * stride];
-        if (!(y >= -limit)) y = -limit;
-        if (y > limit) y = limit;
-        if (y < r.min) r.min = y;
-        if (y > r.max) r.max = y;
-    }
-    return r;
-}
-
-static float step(float width, uint32_t bits)
-{
-    const float scale = width / (float)((1u << bits) - 1);
-    return scale > 0 ? scale : 1;
-}
-
-kv_grid kv_grid_fit(const float *x, uint32_t n, uint32_t stride, uint32_t bits)
-{
-    const range r = find_range(x, n, stride);
-    return (kv_grid){.scale = step(r.max - r.min, bits), .min = r.min};
-}
-
-kv_grid kv_grid_fit_stored(const float *x, uint32_t n, uint32_t stride, uint32_t bits)
-{
-    const range r = find_range(x, n, stride);
-    const float min = bf16_below(r.min);
-    return (kv_grid){.scale = bf16_above(step(r.max - min, bits)), .min = min};
-}
-
-uint32_t kv_grid_code(kv_grid grid, float x, uint32_t bits)
-{
-    const float last = (float)((1u << bits) - 1);
-    const float at = (x - grid.min) / grid.scale;
-    if (!(at > 0)) return 0; /* a NaN, too */
-    return (uint32_t)rintf(at < last ? at : last);
 }
 
 /* ---- pages --------------------------------------------------------------------------------------- */
@@ -132,79 +70,28 @@ err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape 
     return kv_page_finish(out);
 }
 
-static void store_bf16(uint8_t *grid, uint32_t i, float x)
-{
-    const uint16_t half = bf16_from_f32(x); /* it is one: no bit is lost */
-    memcpy(grid + (size_t)2 * i, &half, sizeof half);
-}
-
-static kv_grid read_grid(const uint8_t *grid, uint32_t n_pairs, uint32_t pair)
+static code_grid read_grid(const uint8_t *grid, uint32_t n_pairs, uint32_t pair)
 {
     uint16_t scale, min;
     memcpy(&scale, grid + (size_t)2 * pair, sizeof scale);
     memcpy(&min, grid + (size_t)2 * (n_pairs + pair), sizeof min);
-    return (kv_grid){.scale = f32_from_bf16(scale), .min = f32_from_bf16(min)};
-}
-
-/* Channels [first, first + n) of all keys, n at most KV_QUANT_GROUP_MAX: a grid for each channel. */
-static void seal_keys(const kv_seal_args *args, uint32_t first, uint32_t n)
-{
-    float x[ATTN_BLOCK_SLOTS_MAX][KV_QUANT_GROUP_MAX];
-    const kv_page_layout *layout = args->layout;
-    const uint32_t bits = attn_code_bits(layout->coding), k_dim = layout->shape.k_dim;
-    uint32_t n_slots = 0;
-    for (uint32_t s = 0; s < args->n_spans; s++) {
-        const attn_span *span = &args->spans[s];
-        const char *row = span->k;
-        for (uint32_t i = 0; i < span->n_slots; i++, row += span->k_stride_bytes)
-            kv_row_get(row, layout->shape.type, first, n, x[n_slots++]);
-    }
-    for (uint32_t c = 0; c < n; c++) {
-        const kv_grid grid = kv_grid_fit_stored(&x[0][c], n_slots, KV_QUANT_GROUP_MAX, bits);
-        store_bf16(args->page, first + c, grid.scale);
-        store_bf16(args->page, k_dim + first + c, grid.min);
-        const uint32_t place = attn_code_place(layout->coding, k_dim, first + c);
-        for (uint32_t i = 0; i < n_slots; i++)
-            kv_code_put(args->page + layout->k_offset + (size_t)i * layout->k_row_bytes, bits,
-                        place, kv_grid_code(grid, x[i][c], bits));
-    }
-}
-
-/* The value of one slot: a grid for each group of channels. */
-static void seal_value(const kv_seal_args *args, uint32_t slot, const void *row)
-{
-    float x[KV_QUANT_GROUP_MAX];
-    const kv_page_layout *layout = args->layout;
-    const uint32_t bits = attn_code_bits(layout->coding), v_dim = layout->shape.v_dim;
-    const uint32_t n_groups = (v_dim + layout->v_group - 1) / layout->v_group;
-    uint8_t *grids = args->page + layout->v_grid_offset + (size_t)slot * layout->v_grid_row_bytes;
-    uint8_t *codes = args->page + layout->v_offset + (size_t)slot * layout->v_row_bytes;
-    for (uint32_t g = 0; g < n_groups; g++) {
-        const uint32_t first = g * layout->v_group;
-        const uint32_t n = (uint32_t)min_size(layout->v_group, (size_t)v_dim - first);
-        kv_row_get(row, layout->shape.type, first, n, x);
-        const kv_grid grid = kv_grid_fit_stored(x, n, 1, bits);
-        store_bf16(grids, g, grid.scale);
-        store_bf16(grids, n_groups + g, grid.min);
-        for (uint32_t c = 0; c < n; c++)
-            kv_code_put(codes, bits, attn_code_place(layout->coding, v_dim, first + c),
-                        kv_grid_code(grid, x[c], bits));
-    }
+    return (code_grid){.scale = f32_from_bf16(scale), .min = f32_from_bf16(min)};
 }
 
 void kv_quant_seal(const kv_seal_args *args)
 {
-    const uint32_t k_dim = args->layout->shape.k_dim;
-    uint32_t slot = 0;
-    memset(args->page, 0, args->layout->page_bytes); /* slots that are not there, too */
-    for (uint32_t c = 0; c < k_dim; c += KV_QUANT_GROUP_MAX)
-        seal_keys(args, c, (uint32_t)min_size(KV_QUANT_GROUP_MAX, (size_t)k_dim - c));
-    if (args->layout->shape.v_in_k) return;
+    encode_run runs[ATTN_BLOCK_SLOTS_MAX];
+    const encode_kind kind = kv_page_kind(args->layout);
+    assert(args->n_spans <= ATTN_BLOCK_SLOTS_MAX);
     for (uint32_t s = 0; s < args->n_spans; s++) {
-        const char *row = args->spans[s].v;
-        for (uint32_t i = 0; i < args->spans[s].n_slots; i++, row += args->spans[s].v_stride_bytes)
-            seal_value(args, slot++, row);
+        const attn_span *span = &args->spans[s];
+        runs[s] = (encode_run){.k = span->k,
+                               .v = span->v,
+                               .k_stride_bytes = span->k_stride_bytes,
+                               .v_stride_bytes = span->v_stride_bytes,
+                               .n_slots = span->n_slots};
     }
+    encode_page_cpu(&kind, runs, args->n_spans, args->page);
 }
 
 /* Decodes a row of codes whose channel c has pair c / group of n_pairs. */
@@ -213,8 +100,8 @@ static void load_row(const kv_page_layout *layout, const uint8_t *codes, const u
 {
     const uint32_t bits = attn_code_bits(layout->coding), n_pairs = (dim + group - 1) / group;
     for (uint32_t c = 0; c < dim; c++) {
-        const kv_grid grid = read_grid(grids, n_pairs, c / group);
-        const uint32_t code = kv_code_get(codes, bits, attn_code_place(layout->coding, dim, c));
+        const code_grid grid = read_grid(grids, n_pairs, c / group);
+        const uint32_t code = code_get(codes, bits, attn_code_place(layout->coding, dim, c));
         const float x = (float)code * grid.scale + grid.min;
         kv_row_put(&x, layout->shape.type, c, 1, row);
     }

@@ -1,12 +1,6 @@
-/* kvcache/compression/quant.h - what the integer codecs share: a grid, its codes, and pages of them.
+/* kvcache/compression/quant.h - what the codecs of codes share: pages of them, made by kernels/encode_pages.h.
  *
- * A grid of b bits over numbers x is min + scale * {0 .. 2^b - 1} with
- *     min = min x,  scale = (max x - min) / (2^b - 1),  code(x) = rne(clamp((x - min) / scale))
- * where rne rounds half to even, and scale is 1 where all x are equal. So |x - x^| <= scale / 2.
- * Pages store scale and min in bf16, which has the range of every cache type. Rounded to the nearest
- * they would leave the ends outside, by up to several steps where a channel lies far from 0; so min is
- * rounded down and scale up, the codes are chosen on the stored grid, and the bound holds with the
- * stored scale. That costs at most |min| 2^-7 of range and 1/128 of scale.
+ * Grids are those of kernels/code_grid.h.
  *
  * Layout as in KIVI (Liu et al. 2024): keys share a grid per channel over the slots of a page, since
  * their outliers are channels; values per token, in groups of channels. Unlike KIVI's, rows of both are
@@ -22,38 +16,17 @@
 #ifndef KVCACHE_COMPRESSION_QUANT_H
 #define KVCACHE_COMPRESSION_QUANT_H
 
+#include "kernels/code_grid.h"
 #include "kvcache/compression/codec.h"
 
 enum { KV_QUANT_GROUP_MAX = 64 };
-
-typedef struct kv_grid {
-    float scale, min;
-} kv_grid;
-
-/* x[0], x[stride] ... x[(n - 1) * stride]: the grid in f32, and as a page stores it. What is not a
- * number or beyond +-1e37 counts as one of these ends. */
-kv_grid kv_grid_fit(const float *x, uint32_t n, uint32_t stride, uint32_t bits);
-kv_grid kv_grid_fit_stored(const float *x, uint32_t n, uint32_t stride, uint32_t bits);
-
-uint32_t kv_grid_code(kv_grid grid, float x, uint32_t bits);
-
-/* The code at a place of a row (attn_code_place), of bits that divide 8; it is zero there before. */
-static inline void kv_code_put(uint8_t *row, uint32_t bits, uint32_t place, uint32_t code)
-{
-    row[place * bits / 8] |= (uint8_t)(code << place * bits % 8);
-}
-
-static inline uint32_t kv_code_get(const uint8_t *row, uint32_t bits, uint32_t place)
-{
-    return (uint32_t)row[place * bits / 8] >> place * bits % 8 & ((1u << bits) - 1);
-}
 
 /* The layout of an encoded page; v_group at most KV_QUANT_GROUP_MAX, of integers whose values are not in their
  * keys. fp8 has one scale each of keys and values. */
 err_t kv_quant_layout(attn_coding coding, uint32_t v_group, const kv_head_shape *shape,
                       uint32_t page_tokens, kv_page_layout *out) MUST_CHECK;
 
-/* seal and load of the integer codecs. */
+/* seal of all of them, load of the integers. */
 void kv_quant_seal(const kv_seal_args *args);
 attn_span kv_quant_load(const kv_load_args *args);
 

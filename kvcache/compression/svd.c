@@ -141,6 +141,11 @@ void kv_svd_fit_end(kv_svd_fit *fit, uint32_t n_entries, uint8_t *basis)
 
 /* ---- reading it ---------------------------------------------------------------------------------- */
 
+kv_svd_rows kv_svd_find_rows(const kv_head_shape *shape)
+{
+    return (kv_svd_rows){side_of(shape, true).rows_at, side_of(shape, false).rows_at};
+}
+
 uint32_t kv_svd_n_entries(const uint8_t *basis)
 {
     header head;

@@ -34,6 +34,12 @@ void kv_svd_fit_add(kv_svd_fit *fit, const attn_span *span);
 /* Writes the basis; n_entries is for kv_svd_n_entries. */
 void kv_svd_fit_end(kv_svd_fit *fit, uint32_t n_entries, uint8_t *basis);
 
+/* Where a basis has its rows. */
+typedef struct kv_svd_rows {
+    size_t k_offset, v_offset;
+} kv_svd_rows;
+kv_svd_rows kv_svd_find_rows(const kv_head_shape *shape);
+
 /* The number of entries that the maker of the basis has told. */
 uint32_t kv_svd_n_entries(const uint8_t *basis);
 

@@ -139,7 +139,7 @@ static decoded decode(const attn_span *span, const uint8_t *row, uint32_t dim, u
     const double scale = bf16_at(grid, c / group);
     const uint32_t place = attn_code_place(span->coding, dim, c),
                    n_pairs = (dim + group - 1) / group;
-    const uint32_t code = kv_code_get(row, attn_code_bits(span->coding), place);
+    const uint32_t code = code_get(row, attn_code_bits(span->coding), place);
     return (decoded){.x = code * scale + bf16_at(grid, n_pairs + c / group),
                      .bound = scale / 2 * (1 + 1e-5) + 1e-6 * fabs(x)};
 }

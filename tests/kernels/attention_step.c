@@ -38,9 +38,20 @@ static void put_element(uint8_t *row, dtype type, size_t i, float x)
 
 /* ---- shapes ---- */
 
+static uint32_t k_rank(const step_shape *shape)
+{
+    return (shape->k_dim + 1) / 2;
+}
+
+static uint32_t v_rank(const step_shape *shape)
+{
+    return (shape->v_dim + 2) / 3;
+}
+
+/* `dim`: of coefficients their rank. */
 static uint32_t row_bytes(const step_shape *shape, attn_coding coding, uint32_t dim)
 {
-    if (coding == ATTN_PLAIN || coding == ATTN_KEPT)
+    if (coding == ATTN_PLAIN || coding == ATTN_KEPT || coding == ATTN_LOW)
         return (dim + shape->pad) * dtype_bytes(shape->type);
     return (dim * attn_code_bits(coding) + 7) / 8;
 }
@@ -53,7 +64,7 @@ static uint32_t n_groups(const step_shape *shape)
 /* Bytes of a grid, and between those of values' slots. */
 static uint32_t grid_bytes(attn_coding coding, uint32_t dim, uint32_t n_pairs)
 {
-    if (coding == ATTN_PLAIN) return 0;
+    if (coding == ATTN_PLAIN || coding == ATTN_LOW) return 0;
     if (coding == ATTN_FP8) return 4;
     return coding == ATTN_KEPT ? (dim + 7) / 8 : 4 * n_pairs;
 }
@@ -69,10 +80,11 @@ static attn_layout make_layout(const step_shape *shape, attn_coding coding, size
     const uint32_t unit = shape->pad > 0 ? 4 : 16, n = shape->block_tokens;
     attn_layout out = {.coding = coding, .v_group = shape->is_shared ? 0 : shape->v_group};
     size_t at = grid_bytes(coding, shape->k_dim, shape->k_dim);
-    out.k_stride_bytes = row_bytes(shape, coding, shape->k_dim);
-    out.v_stride_bytes = row_bytes(shape, coding, shape->v_dim);
+    const bool is_low = coding == ATTN_LOW;
+    out.k_stride_bytes = row_bytes(shape, coding, is_low ? k_rank(shape) : shape->k_dim);
+    out.v_stride_bytes = row_bytes(shape, coding, is_low ? v_rank(shape) : shape->v_dim);
     out.k_offset = at = (at + unit - 1) / unit * unit;
-    if (shape->is_shared && coding != ATTN_KEPT) { /* grids as well are the keys' */
+    if (shape->is_shared && coding != ATTN_KEPT && !is_low) { /* grids as well are the keys' */
         out.v_offset = out.k_offset;
         out.v_stride_bytes = out.k_stride_bytes;
         *page_bytes = at + (size_t)n * out.k_stride_bytes;
@@ -84,6 +96,12 @@ static attn_layout make_layout(const step_shape *shape, attn_coding coding, size
     at += (size_t)v_grid_bytes * (is_integer(coding) ? n : 1);
     out.v_offset = at = (at + unit - 1) / unit * unit;
     *page_bytes = at + (size_t)n * out.v_stride_bytes;
+    if (!is_low) return out;
+    out.basis_type = shape->pad > 0 ? DTYPE_F32 : shape->type;
+    out.k_rank = k_rank(shape);
+    out.v_rank = v_rank(shape);
+    out.k_basis_offset = 4; /* something else comes first */
+    out.v_basis_offset = out.k_basis_offset + (size_t)4 * out.k_rank * shape->k_dim;
     return out;
 }
 
@@ -98,6 +116,22 @@ static attn_strip make_strip(const step_shape *shape)
     strip.slot_bytes = strip.v_offset + (size_t)shape->n_kv_heads * strip.v_head_bytes;
     strip.slot_bytes += (size_t)shape->pad * each;
     return strip;
+}
+
+/* Rows are shorter than 1, so that entries are about as large as plain ones. */
+static uint8_t *make_basis(step *s)
+{
+    const attn_layout *l = &s->layouts[1];
+    const size_t n_k = (size_t)l->k_rank * s->shape.k_dim, n_v = (size_t)l->v_rank * s->shape.v_dim;
+    uint8_t *basis = twin_alloc(s, l->v_basis_offset + n_v * dtype_bytes(l->basis_type));
+    const float k_size = 2 / sqrtf((float)l->k_rank), v_size = 2 / sqrtf((float)l->v_rank);
+    for (size_t i = 0; i < n_k; i++)
+        put_element(basis + l->k_basis_offset, l->basis_type, i,
+                    k_size * random_signed(&s->g.random));
+    for (size_t i = 0; i < n_v; i++)
+        put_element(basis + l->v_basis_offset, l->basis_type, i,
+                    v_size * random_signed(&s->g.random));
+    return basis;
 }
 
 void step_open(step *s, const step_shape *shape)
@@ -118,7 +152,10 @@ void step_open(step *s, const step_shape *shape)
                                   .first_list = FIRST_LIST,
                                   .n_lists = shape->n_kv_heads + SPARE_LISTS,
                                   .strip = make_strip(shape),
-                                  .chosen_stride = 1 + STEP_CHOSEN_MAX};
+                                  .chosen_stride = 1 + STEP_CHOSEN_MAX,
+                                  .has_low = shape->coding == ATTN_LOW};
+    for (uint32_t i = 0; i < STEP_BASES && s->args.has_low; i++)
+        s->bases[i] = make_basis(s);
     if (!shape->has_sink_logit) return;
     s->sink_logit = twin_alloc(s, step_heads(s) * sizeof(float));
     for (uint32_t h = 0; h < step_heads(s); h++)
@@ -138,9 +175,10 @@ void step_close(step *s)
 static void fill_codes(step *s, attn_coding coding, uint8_t *row, uint32_t dim, uint32_t n_bytes)
 {
     const dtype type = s->shape.type;
-    for (uint32_t c = 0; coding == ATTN_KEPT && c < dim; c++)
+    const bool is_plain = coding == ATTN_KEPT || coding == ATTN_LOW;
+    for (uint32_t c = 0; is_plain && c < dim; c++)
         put_element(row, type, c, random_signed(&s->g.random));
-    for (uint32_t i = 0; coding != ATTN_KEPT && i < n_bytes; i++) {
+    for (uint32_t i = 0; !is_plain && i < n_bytes; i++) {
         row[i] = (uint8_t)random_below(&s->g.random, 256);
         if (coding == ATTN_FP8 && (row[i] & 0x7f) == 0x7f) row[i] = 0;
     }
@@ -164,17 +202,17 @@ static void fill_coded_page(step *s, uint8_t *data, const attn_page *page)
     const step_shape *shape = &s->shape;
     const attn_layout *l = &s->layouts[1];
     fill_grid(s, l->coding, data + l->k_grid_offset, shape->k_dim, shape->k_dim);
-    const bool has_values = l->v_offset != l->k_offset;
+    const bool has_values = l->v_offset != l->k_offset, is_low = l->coding == ATTN_LOW;
     if (!is_integer(l->coding) && has_values)
         fill_grid(s, l->coding, data + l->v_grid_offset, shape->v_dim, 0);
     for (uint32_t i = 0; i < page->n_slots; i++) {
         if ((page->live >> i & 1) == 0) continue;
         uint8_t *grid = data + l->v_grid_offset + (size_t)i * l->v_grid_stride_bytes;
-        fill_codes(s, l->coding, data + l->k_offset + (size_t)i * l->k_stride_bytes, shape->k_dim,
-                   l->k_stride_bytes);
+        fill_codes(s, l->coding, data + l->k_offset + (size_t)i * l->k_stride_bytes,
+                   is_low ? l->k_rank : shape->k_dim, l->k_stride_bytes);
         if (!has_values) continue;
-        fill_codes(s, l->coding, data + l->v_offset + (size_t)i * l->v_stride_bytes, shape->v_dim,
-                   l->v_stride_bytes);
+        fill_codes(s, l->coding, data + l->v_offset + (size_t)i * l->v_stride_bytes,
+                   is_low ? l->v_rank : shape->v_dim, l->v_stride_bytes);
         if (is_integer(l->coding)) fill_grid(s, l->coding, grid, shape->v_dim, n_groups(shape));
     }
 }
@@ -211,6 +249,7 @@ static attn_page make_page(step *s, const step_sequence *sequence, uint32_t bloc
         page.live &= ~((uint64_t)(random_below(random, 3) == 0) << i);
     uint8_t *data = twin_alloc(s, s->page_bytes[is_coded]);
     page.data = data;
+    if (is_coded) page.basis = s->bases[random_below(random, STEP_BASES)]; /* or NULL */
     if (is_coded) fill_coded_page(s, data, &page);
     if (!is_coded) copy_plain_page(s, data, &page, sequence, kv_head);
     uint32_t *positions = NULL;
@@ -349,6 +388,7 @@ static const void *page_pointers_there(step *s, const attn_row *row)
         if (i % s->args.n_lists < FIRST_LIST || i % s->args.n_lists == s->args.n_lists - 1)
             continue;
         pages[i].data = there(s, pages[i].data);
+        pages[i].basis = there(s, pages[i].basis);
         pages[i].positions = there(s, pages[i].positions);
         pages[i].bias = there(s, pages[i].bias);
     }

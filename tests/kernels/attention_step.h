@@ -9,7 +9,7 @@
 
 #include "tests/kernels/cuda_fixture.h"
 
-enum { STEP_SEQUENCES_MAX = 8, STEP_ROWS_MAX = 8, STEP_CHOSEN_MAX = 63 };
+enum { STEP_BASES = 2, STEP_SEQUENCES_MAX = 8, STEP_ROWS_MAX = 8, STEP_CHOSEN_MAX = 63 };
 
 typedef struct step_shape {
     dtype type;
@@ -51,6 +51,7 @@ typedef struct step {
     attn_layout layouts[2]; /* plain, coded */
     size_t page_bytes[2];
     float *sink_logit;
+    uint8_t *bases[STEP_BASES]; /* of pages of low rank */
     step_sequence sequences[STEP_SEQUENCES_MAX];
     uint32_t n_sequences;
     step_twin twins[GPU_BUFFERS_MAX];

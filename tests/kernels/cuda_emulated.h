@@ -85,6 +85,17 @@ static inline float __fadd_rn(float a, float b)
     return a + b;
 }
 
+/* A product and a quotient, likewise. */
+static inline float __fmul_rn(float a, float b)
+{
+    return a * b;
+}
+
+static inline float __fdiv_rn(float a, float b)
+{
+    return a / b;
+}
+
 /* Under ASan a touch behind shared memory ends the process, elsewhere the launch. */
 #if defined(__SANITIZE_ADDRESS__)
 #define EMU_FINDS_OVERRUNS false

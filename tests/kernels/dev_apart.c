@@ -18,6 +18,7 @@ typedef struct apart {
     uint8_t *memory; /* without access, unless is_open */
     size_t memory_bytes, used_bytes;
     bool is_open;
+    dev_apart_traffic traffic;
     atomic_bool has_failed;
     atomic_uint n_ops_left; /* UINT_MAX: any number */
 } apart;
@@ -246,6 +247,50 @@ static void put_rows(dev *d, const put_rows_args *args)
     set_open(a, false);
 }
 
+static void check_task(const apart *a, const encode_kind *kind, const encode_task *task)
+{
+    for (int r = 0; r < 2; r++) {
+        const encode_run *const run = &task->run[r];
+        if (run->n_slots == 0) continue;
+        check(a, run->k,
+              (run->n_slots - 1) * (size_t)run->k_stride_bytes +
+                  kind->k_dim * dtype_bytes(kind->type));
+        if (kind->has_values)
+            check(a, run->v,
+                  (run->n_slots - 1) * (size_t)run->v_stride_bytes +
+                      kind->v_dim * dtype_bytes(kind->type));
+    }
+    check(a, task->page, kind->page_bytes);
+    if (task->box != NULL) check(a, task->box, encode_box_bytes(kind));
+    if (task->copy != NULL)
+        check(a, task->copy, kind->page_bytes + (task->box != NULL ? encode_box_bytes(kind) : 0));
+}
+
+static void encode_pages(dev *d, const encode_pages_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->tasks, args->n_tasks * sizeof *args->tasks);
+    check(a, args->kinds, sizeof *args->kinds);
+    if (!begin(a)) return;
+    for (uint32_t t = 0; t < args->n_tasks; t++)
+        check_task(a, &args->kinds[args->tasks[t].kind], &args->tasks[t]);
+    encode_pages_cpu(args);
+    set_open(a, false);
+}
+
+static void move_slots(dev *d, const move_slots_args *args)
+{
+    apart *a = apart_of(d);
+    check(a, args->tasks, args->n_tasks * sizeof *args->tasks);
+    if (!begin(a)) return;
+    for (uint32_t t = 0; t < args->n_tasks; t++) {
+        check(a, args->tasks[t].from, args->bytes);
+        check(a, args->tasks[t].to, args->bytes);
+    }
+    move_slots_cpu(args);
+    set_open(a, false);
+}
+
 static void sample(dev *d, const sample_args *args)
 {
     apart *a = apart_of(d);
@@ -292,6 +337,8 @@ static void upload(dev *d, void *to, const void *from, size_t bytes)
     apart *a = apart_of(d);
     check(a, to, bytes);
     if (!begin(a)) return;
+    a->traffic.up_bytes += bytes;
+    a->traffic.n_uploads++;
     memcpy(to, from, bytes);
     set_open(a, false);
 }
@@ -302,6 +349,8 @@ static void download(dev *d, void *to, const void *from, size_t bytes)
     check(a, from, bytes);
     memset(to, 0, bytes);
     if (!begin(a)) return;
+    a->traffic.down_bytes += bytes;
+    a->traffic.n_downloads++;
     memcpy(to, from, bytes);
     set_open(a, false);
 }
@@ -370,6 +419,8 @@ static err_t open_apart(const dev_config *config, size_t memory_bytes, bool atte
     if (attends) a->ops.attend_pages = attend_pages;
     if (attends) a->ops.choose_pages = choose_pages;
     if (attends) a->ops.put_rows = put_rows;
+    if (attends) a->ops.encode_pages = encode_pages;
+    if (attends) a->ops.move_slots = move_slots;
     if (attends) a->ops.sample = sample;
     a->base.ops = &a->ops;
     a->base.pool = a->cpu->pool;
@@ -391,4 +442,9 @@ err_t dev_apart_open_attending(const dev_config *config, size_t memory_bytes, de
 void dev_apart_fail_after(dev *d, uint32_t n_ops)
 {
     atomic_store(&apart_of(d)->n_ops_left, n_ops);
+}
+
+dev_apart_traffic dev_apart_count(const dev *d)
+{
+    return ((const apart *)(const void *)d)->traffic;
 }

@@ -14,6 +14,12 @@ err_t dev_apart_open(const dev_config *config, size_t memory_bytes, dev **out,
 err_t dev_apart_open_attending(const dev_config *config, size_t memory_bytes, dev **out,
                                err_info *info) MUST_CHECK;
 
+/* What has passed between the two memories since it was opened. */
+typedef struct dev_apart_traffic {
+    uint64_t up_bytes, down_bytes, n_uploads, n_downloads;
+} dev_apart_traffic;
+dev_apart_traffic dev_apart_count(const dev *d);
+
 /* After so many more ops the device has failed, and computes nothing. Any thread may say so. */
 void dev_apart_fail_after(dev *d, uint32_t n_ops);
 

@@ -99,6 +99,18 @@ static void put_rows(dev_cuda *d, const put_rows_args *args)
     put_rows_cpu(args);
 }
 
+static void encode_pages(dev_cuda *d, const encode_pages_args *args)
+{
+    (void)d;
+    encode_pages_cpu(args);
+}
+
+static void move_slots(dev_cuda *d, const move_slots_args *args)
+{
+    (void)d;
+    move_slots_cpu(args);
+}
+
 static void sample(dev_cuda *d, const sample_args *args)
 {
     (void)d;
@@ -121,6 +133,8 @@ static const cuda_ops stand_in_ops = {.embed = embed,
                                       .attend_pages = attend_pages,
                                       .choose_pages = choose_pages,
                                       .put_rows = put_rows,
+                                      .encode_pages = encode_pages,
+                                      .move_slots = move_slots,
                                       .sample = sample};
 
 uint32_t dev_cuda_count(void)

@@ -71,8 +71,8 @@ static void check_definition(const step_shape *shape, step_cut cut)
     check_choosing(shape, cut, 0);
 }
 
-static const attn_coding codings[] = {ATTN_PLAIN, ATTN_FP8,  ATTN_INT8,
-                                      ATTN_INT4,  ATTN_INT2, ATTN_KEPT};
+static const attn_coding codings[] = {ATTN_PLAIN, ATTN_FP8,  ATTN_INT8, ATTN_INT4,
+                                      ATTN_INT2,  ATTN_KEPT, ATTN_LOW};
 
 /* Widths with tails of units and of lots; groups that fill tiles and that do not. */
 static const step_shape shapes[] = {
@@ -151,7 +151,7 @@ START_TEST(every_coding_is_read_as_the_definition_does)
             shape.coding = codings[k];
             shape.type = (i + k) % 2 == 0 ? DTYPE_BF16 : DTYPE_F32;
             check_definition(&shape, k % 2 == 0 ? CUT_RANDOM : CUT_ROWS);
-            if (codings[k] == ATTN_PLAIN || codings[k] == ATTN_KEPT) {
+            if (codings[k] == ATTN_PLAIN || codings[k] >= ATTN_KEPT) { /* elements */
                 shape.type = shape.type == DTYPE_F32 ? DTYPE_BF16 : DTYPE_F32;
                 check_definition(&shape, CUT_SPLITS);
             }
@@ -250,12 +250,13 @@ START_TEST(a_choice_of_all_pages_has_the_bits_of_none)
 /* Row by row, token by token, split by split, and however. A token alone also is in tiles of other sizes. */
 START_TEST(tasks_and_tiles_change_no_bit)
 {
-    for (size_t i = 0; i < N_OF(shapes); i++) {
+    enum { N_LOW = 3 }; /* shapes again, with two bases between plain pages */
+    for (size_t i = 0; i < N_OF(shapes) + N_LOW; i++) {
         step *s = test_alloc(sizeof *s);
         step_row rows[STEP_ROWS_MAX];
-        step_shape shape = shapes[i];
+        step_shape shape = shapes[i % N_OF(shapes)];
         shape.type = i % 2 == 0 ? DTYPE_F32 : DTYPE_BF16;
-        shape.coding = codings[i % N_OF(codings)];
+        shape.coding = i < N_OF(shapes) ? codings[i % N_OF(codings)] : ATTN_LOW;
         step_open(s, &shape);
         const uint32_t n_rows = make_choosing_rows(s, rows, i % 2 == 0 ? 0 : 2);
         float *whole = step_run(s, rows, n_rows, CUT_ROWS, NULL);

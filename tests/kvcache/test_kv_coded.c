@@ -57,7 +57,7 @@ START_TEST(what_a_codec_cannot_do_is_said_at_open)
                    "kv-compression: 'int8,int4' is more than one codec; known selections are: ");
     expect_refusal("int9", fake_coded_layers, 8, ERR_BAD_CONFIG,
                    "kv-compression: 'int9' is unknown; known are: none fp8 int8");
-    expect_refusal("int8", &latent, 32, ERR_UNSUPPORTED, "kv-compression: int8 cannot encode");
+    expect_refusal("prune", &latent, 32, ERR_UNSUPPORTED, "kv-compression: prune cannot encode");
     expect_refusal("int8", &tiny, 4, ERR_UNSUPPORTED, "make smaller");
 }
 END_TEST

@@ -231,9 +231,14 @@ static double step_error(fake *f, fake_seq *s)
         f->k[i] = random_uniform(12, n, i) - 0.5f;
     for (uint32_t i = 0; i < layer->n_kv_heads * layer->v_dim; i++)
         f->v[i] = random_uniform(13, n, i) - 0.5f;
+    dev_upload(f->d, f->there.q, f->q, (size_t)layer->n_heads * layer->k_dim * sizeof *f->q);
+    dev_upload(f->d, f->there.k, f->k, (size_t)layer->n_kv_heads * layer->k_dim * sizeof *f->k);
+    dev_upload(f->d, f->there.v, f->v, (size_t)layer->n_kv_heads * layer->v_dim * sizeof *f->v);
     ck_assert_int_eq(kv_step_begin(f->cache, &row, 1), ERR_OK);
-    kv_append(f->cache, &(kv_append_args){.layer = 0, .k = f->k, .v = f->v});
-    kv_attend(f->cache, &(kv_attend_args){.layer = 0, .q = f->q, .out = f->out});
+    kv_append(f->cache, &(kv_append_args){.layer = 0, .k = f->there.k, .v = f->there.v});
+    kv_attend(f->cache, &(kv_attend_args){.layer = 0, .q = f->there.q, .out = f->there.out});
+    dev_download(f->d, f->out, f->there.out,
+                 (size_t)layer->n_heads * layer->v_dim * sizeof *f->out);
     double worst = 0;
     for (uint32_t head = 0; head < layer->n_heads; head++) {
         const uint32_t kv_head = head / (layer->n_heads / layer->n_kv_heads);

@@ -274,12 +274,13 @@ START_TEST(changes_are_told_once_and_in_order)
                                    .n_shards = 1,
                                    .notes_changes = true};
     kv_pool *pool;
-    uint32_t pages[5], page;
+    uint32_t pages[5];
+    kv_page_change change;
     ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
     ck_assert_uint_eq(kv_pool_mapped_bytes(pool), 2 * KV_SLAB_BYTES);
     for (uint32_t i = 0; i < 5; i++)
         pages[i] = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
-    ck_assert(!kv_pool_take_change(pool, &page)); /* none has slots */
+    ck_assert(!kv_pool_take_change(pool, &change)); /* none has slots */
     kv_pool_fill(pool, pages[3], 0, PAGE_TOKENS, 0);
     kv_pool_own(pool, pages[1], 0);
     kv_pool_append(pool, pages[1], 7);
@@ -289,16 +290,53 @@ START_TEST(changes_are_told_once_and_in_order)
     ck_assert(kv_pool_drop(pool, pages[4], KV_HELD_BY_SEQ)); /* nobody asks for it any more */
     const uint32_t expected[] = {3, 1, 0};
     for (uint32_t i = 0; i < 3; i++) {
-        ck_assert(kv_pool_take_change(pool, &page));
-        ck_assert_uint_eq(page, pages[expected[i]]);
-        ck_assert_uint_eq(kv_pool_offset(pool, page), (uint64_t)page * SMALL);
+        ck_assert(kv_pool_take_change(pool, &change));
+        ck_assert_uint_eq(change.page, pages[expected[i]]);
+        ck_assert(!change.is_made);
+        ck_assert_uint_eq(kv_pool_offset(pool, change.page), (uint64_t)change.page * SMALL);
     }
-    ck_assert(!kv_pool_take_change(pool, &page));
+    ck_assert(!kv_pool_take_change(pool, &change));
     kv_pool_note_change(pool, pages[1]);
     kv_pool_note_change(pool, pages[1]);
-    ck_assert(kv_pool_take_change(pool, &page));
-    ck_assert_uint_eq(page, pages[1]);
-    ck_assert(!kv_pool_take_change(pool, &page));
+    ck_assert(kv_pool_take_change(pool, &change));
+    ck_assert_uint_eq(change.page, pages[1]);
+    ck_assert(!kv_pool_take_change(pool, &change));
+    kv_pool_close(pool);
+}
+END_TEST
+
+START_TEST(what_was_made_where_the_copy_is_need_not_be_sent_until_it_changes)
+{
+    const size_t page_bytes[] = {SMALL};
+    const kv_pool_config config = {.budget_bytes = KV_SLAB_BYTES,
+                                   .page_tokens = PAGE_TOKENS,
+                                   .n_classes = 1,
+                                   .page_bytes = page_bytes,
+                                   .n_shards = 1,
+                                   .notes_changes = true};
+    kv_pool *pool;
+    uint32_t pages[3];
+    kv_page_change change;
+    ck_assert_int_eq(kv_pool_open(&config, &pool), ERR_OK);
+    for (uint32_t i = 0; i < 3; i++) {
+        pages[i] = kv_pool_alloc_page(pool, 0, KV_HELD_BY_SEQ);
+        kv_pool_fill(pool, pages[i], 0, PAGE_TOKENS, 0);
+        ck_assert(!kv_pool_has_copy(pool, pages[i]));
+    }
+    kv_pool_note_made(pool, pages[0]);
+    kv_pool_note_made(pool, pages[1]);
+    ck_assert(kv_pool_has_copy(pool, pages[1]));
+    ck_assert(kv_pool_is_made(pool, pages[1]));
+    kv_pool_note_change(pool, pages[1]);
+    ck_assert(!kv_pool_has_copy(pool, pages[1]));
+    for (uint32_t i = 0; i < 3; i++) {
+        ck_assert(kv_pool_take_change(pool, &change));
+        ck_assert_uint_eq(change.page, pages[i]);
+        ck_assert(change.is_made == (i == 0));
+        ck_assert(kv_pool_has_copy(pool, pages[i]));
+        ck_assert(!kv_pool_is_made(pool, pages[i]));
+    }
+    ck_assert(!kv_pool_take_change(pool, &change));
     kv_pool_close(pool);
 }
 END_TEST
@@ -314,6 +352,7 @@ const test_case test_cases[] = {
     TEST_CASE(a_page_larger_than_a_slab_makes_slabs_larger),
     TEST_CASE(a_wrong_reference_count_is_noticed),
     TEST_CASE(changes_are_told_once_and_in_order),
+    TEST_CASE(what_was_made_where_the_copy_is_need_not_be_sent_until_it_changes),
 #ifdef HAS_POISON
     TEST_CASE(free_pages_are_poisoned),
 #endif

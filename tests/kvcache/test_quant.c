@@ -42,11 +42,11 @@ static void check_words(const float *x, uint32_t n, uint32_t stride, uint32_t bi
                         const uint32_t *words)
 {
     uint8_t row[64] = {0};
-    const kv_grid grid = kv_grid_fit(x, n, stride, bits);
+    const code_grid grid = code_grid_fit(x, n, stride, bits);
     for (uint32_t i = 0; i < n; i++)
-        kv_code_put(row, bits, i, kv_grid_code(grid, x[i * stride], bits));
+        code_put(row, bits, i, code_grid_find(grid, x[i * stride], bits));
     for (uint32_t i = 0; i < n; i++)
-        ck_assert_uint_eq(kv_code_get(row, bits, i),
+        ck_assert_uint_eq(code_get(row, bits, i),
                           words[i * bits / 32] >> i * bits % 32 & ((1u << bits) - 1));
 }
 
@@ -54,10 +54,10 @@ START_TEST(grids_and_codes_are_those_of_kivi)
 {
     static entries k, v;
     make_entries(k, v);
-    const kv_grid two = kv_grid_fit(&k[0][0][0], GROUP, D, 2);
+    const code_grid two = code_grid_fit(&k[0][0][0], GROUP, D, 2);
     ck_assert_double_eq_tol((double)two.scale, 2.532727, 1e-6);
     ck_assert_double_eq_tol((double)two.min, -2.849160, 1e-6);
-    const kv_grid four = kv_grid_fit(&k[0][0][0], GROUP, D, 4);
+    const code_grid four = code_grid_fit(&k[0][0][0], GROUP, D, 4);
     ck_assert_double_eq_tol((double)four.scale, 0.506545, 1e-6);
     check_words(&k[0][0][0], GROUP, D, 2, (uint32_t[]){0x25761595, 0x55a46694});
     check_words(&k[0][0][0], GROUP, D, 4,
@@ -89,9 +89,9 @@ static double relative(norms n)
 /* The error of one group under its grid. */
 static void add_group(norms *n, const float *x, uint32_t count, uint32_t stride, uint32_t bits)
 {
-    const kv_grid grid = kv_grid_fit(x, count, stride, bits);
+    const code_grid grid = code_grid_fit(x, count, stride, bits);
     for (uint32_t i = 0; i < count; i++) {
-        const uint32_t code = kv_grid_code(grid, x[i * stride], bits);
+        const uint32_t code = code_grid_find(grid, x[i * stride], bits);
         add_error(n, (double)x[i * stride], (double)code * (double)grid.scale + (double)grid.min);
     }
 }
@@ -134,10 +134,10 @@ START_TEST(grids_per_channel_win_where_channels_are_outliers)
         add_group(&channel, &k[0][0][c], GROUP, D, 4);
     }
     for (uint32_t t = 0; t < GROUP; t++) {
-        const kv_grid grid = kv_grid_fit(k[0][t], D, 1, 4);
+        const code_grid grid = code_grid_fit(k[0][t], D, 1, 4);
         for (uint32_t c = 0; c < D; c++) {
             if (c == 2 || c == 5) continue;
-            const uint32_t code = kv_grid_code(grid, k[0][t][c], 4);
+            const uint32_t code = code_grid_find(grid, k[0][t][c], 4);
             add_error(&token, (double)k[0][t][c],
                       (double)code * (double)grid.scale + (double)grid.min);
         }
@@ -161,11 +161,11 @@ START_TEST(a_stored_grid_covers_its_numbers)
         const float width = exp2f((float)(i % 40) - 20), offset = i % 5 == 0 ? 1000 * width : 0;
         for (uint32_t j = 0; j < n; j++)
             x[j] = offset + width * (random_uniform(9, i, j) - 0.5f);
-        const kv_grid grid = kv_grid_fit_stored(x, n, 1, bits);
+        const code_grid grid = code_grid_fit_stored(x, n, 1, bits);
         ck_assert(is_bf16(grid.scale) && is_bf16(grid.min));
         ck_assert(grid.scale > 0);
         for (uint32_t j = 0; j < n; j++) {
-            const uint32_t code = kv_grid_code(grid, x[j], bits);
+            const uint32_t code = code_grid_find(grid, x[j], bits);
             const double decoded = (double)code * (double)grid.scale + (double)grid.min;
             ck_assert(grid.min <= x[j]);
             ck_assert_uint_lt(code, 1u << bits);
@@ -180,32 +180,32 @@ START_TEST(equal_and_impossible_numbers_have_a_grid)
 {
     const float same[4] = {3.14159f, 3.14159f, 3.14159f, 3.14159f}, zeros[4] = {0};
     const float bad[4] = {NAN, INFINITY, -INFINITY, 1};
-    kv_grid grid = kv_grid_fit(same, 4, 1, 4);
+    code_grid grid = code_grid_fit(same, 4, 1, 4);
     ck_assert(grid.scale == 1);
-    ck_assert_uint_eq(kv_grid_code(grid, same[0], 4), 0);
-    grid = kv_grid_fit_stored(zeros, 4, 1, 4);
+    ck_assert_uint_eq(code_grid_find(grid, same[0], 4), 0);
+    grid = code_grid_fit_stored(zeros, 4, 1, 4);
     ck_assert(grid.scale == 1 && grid.min == 0);
-    grid = kv_grid_fit_stored(bad, 4, 1, 8);
+    grid = code_grid_fit_stored(bad, 4, 1, 8);
     ck_assert(isfinite(grid.scale) && isfinite(grid.min));
     for (uint32_t i = 0; i < 4; i++)
-        ck_assert_uint_lt(kv_grid_code(grid, bad[i], 8), 256);
+        ck_assert_uint_lt(code_grid_find(grid, bad[i], 8), 256);
 }
 END_TEST
 
 START_TEST(codes_round_to_even_and_pack_without_loss)
 {
-    const kv_grid unit = {.scale = 1, .min = 0};
-    ck_assert_uint_eq(kv_grid_code(unit, 0.5f, 4), 0);
-    ck_assert_uint_eq(kv_grid_code(unit, 1.5f, 4), 2);
-    ck_assert_uint_eq(kv_grid_code(unit, 2.5f, 4), 2);
-    ck_assert_uint_eq(kv_grid_code(unit, -3, 4), 0);
-    ck_assert_uint_eq(kv_grid_code(unit, 99, 4), 15);
+    const code_grid unit = {.scale = 1, .min = 0};
+    ck_assert_uint_eq(code_grid_find(unit, 0.5f, 4), 0);
+    ck_assert_uint_eq(code_grid_find(unit, 1.5f, 4), 2);
+    ck_assert_uint_eq(code_grid_find(unit, 2.5f, 4), 2);
+    ck_assert_uint_eq(code_grid_find(unit, -3, 4), 0);
+    ck_assert_uint_eq(code_grid_find(unit, 99, 4), 15);
     for (uint32_t bits = 2; bits <= 8; bits *= 2) {
         uint8_t row[256] = {0};
         for (uint32_t c = 0; c < 256; c++)
-            kv_code_put(row, bits, c, c * 7 % (1u << bits));
+            code_put(row, bits, c, c * 7 % (1u << bits));
         for (uint32_t c = 0; c < 256; c++)
-            ck_assert_uint_eq(kv_code_get(row, bits, c), c * 7 % (1u << bits));
+            ck_assert_uint_eq(code_get(row, bits, c), c * 7 % (1u << bits));
     }
 }
 END_TEST

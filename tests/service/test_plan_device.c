@@ -57,6 +57,7 @@ static kv_device_plan device_plan_of(const kv_config *config, const kv_shape *sh
                                      .pool_bytes = c->page_bytes + c->section_bytes,
                                      .box_bytes = c->box_bytes,
                                      .has_scattered = c->is_scattered,
+                                     .copy_bytes = c->copy_bytes,
                                      .has_biases = c->has_biases};
     ck_assert_int_eq(kv_device_plan_of(&in, &out), ERR_OK);
     return out;
