@@ -4,4 +4,5 @@ set(PIKV_CUDA_SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/cuda_elementwise.cu
     ${CMAKE_CURRENT_LIST_DIR}/cuda_matmul.cu
     ${CMAKE_CURRENT_LIST_DIR}/cuda_moe.cu
+    ${CMAKE_CURRENT_LIST_DIR}/cuda_rank.cu
     ${CMAKE_CURRENT_LIST_DIR}/cuda_sample.cu)

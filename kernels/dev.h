@@ -21,6 +21,7 @@
 #include "kernels/key_bounds.h"
 #include "kernels/matmul.h"
 #include "kernels/moe.h"
+#include "kernels/rank_ops.h"
 #include "kernels/sample.h"
 
 typedef struct dev dev;
@@ -40,10 +41,12 @@ typedef struct dev_ops {
         uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t n_experts,
         uint32_t top_k); /* of moe_args.scratch; 0 when the size overflows */
     void (*add)(dev *d, const add_args *args);
-    /* All three, of a device that attends by itself; NULL: the cache does on the host. */
+    void (*deal_choices)(dev *d, const deal_choices_args *args);
+    /* All four, of a device that attends by itself; NULL: the cache does on the host. */
     void (*attend_pages)(dev *d, const attend_pages_args *args);
     void (*choose_pages)(dev *d, const choose_pages_args *args);
     void (*put_rows)(dev *d, const put_rows_args *args);
+    void (*merge_parts)(dev *d, const merge_parts_args *args);
     /* Of a device that draws where its logits are; NULL: they come to the host. */
     void (*sample)(dev *d, const sample_args *args);
     /* Serial: folds `blocks` into `state`. */

@@ -47,9 +47,11 @@ void matmul_cuda(dev_cuda *d, const matmul_args *args);
 void matmul_heads_cuda(dev_cuda *d, const matmul_heads_args *args);
 void router_cuda(dev_cuda *d, const router_args *args);
 void moe_cuda(dev_cuda *d, const moe_args *args);
+void deal_choices_cuda(dev_cuda *d, const deal_choices_args *args);
 void attend_pages_cuda(dev_cuda *d, const attend_pages_args *args);
 void choose_pages_cuda(dev_cuda *d, const choose_pages_args *args);
 void put_rows_cuda(dev_cuda *d, const put_rows_args *args);
+void merge_parts_cuda(dev_cuda *d, const merge_parts_args *args);
 void sample_cuda(dev_cuda *d, const sample_args *args);
 extern const cuda_ops cuda_ops_table;
 

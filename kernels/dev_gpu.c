@@ -93,6 +93,11 @@ static void add_gpu(dev *d, const add_args *args)
     ops_of(d)->add(gpu_of(d)->cuda, args);
 }
 
+static void deal_choices_gpu(dev *d, const deal_choices_args *args)
+{
+    ops_of(d)->deal_choices(gpu_of(d)->cuda, args);
+}
+
 static void attend_pages_gpu(dev *d, const attend_pages_args *args)
 {
     ops_of(d)->attend_pages(gpu_of(d)->cuda, args);
@@ -106,6 +111,11 @@ static void choose_pages_gpu(dev *d, const choose_pages_args *args)
 static void put_rows_gpu(dev *d, const put_rows_args *args)
 {
     ops_of(d)->put_rows(gpu_of(d)->cuda, args);
+}
+
+static void merge_parts_gpu(dev *d, const merge_parts_args *args)
+{
+    ops_of(d)->merge_parts(gpu_of(d)->cuda, args);
 }
 
 static void sample_gpu(dev *d, const sample_args *args)
@@ -207,9 +217,11 @@ static void fill_ops(dev_gpu *g)
     g->ops.moe = moe_gpu;
     g->ops.moe_scratch_bytes = cuda_moe_scratch_bytes;
     g->ops.add = add_gpu;
+    g->ops.deal_choices = deal_choices_gpu;
     g->ops.attend_pages = attend_pages_gpu;
     g->ops.choose_pages = choose_pages_gpu;
     g->ops.put_rows = put_rows_gpu;
+    g->ops.merge_parts = merge_parts_gpu;
     g->ops.sample = sample_gpu;
     g->base = (dev){.ops = &g->ops, .pool = g->cpu->pool, .memory = &memory_gpu};
 }

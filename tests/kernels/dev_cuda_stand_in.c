@@ -73,6 +73,11 @@ static void moe(dev_cuda *d, const moe_args *args)
     d->cpu->ops->moe(d->cpu, args);
 }
 
+static void deal_choices(dev_cuda *d, const deal_choices_args *args)
+{
+    d->cpu->ops->deal_choices(d->cpu, args);
+}
+
 static void attend_pages(dev_cuda *d, const attend_pages_args *args)
 {
     (void)d;
@@ -89,6 +94,12 @@ static void put_rows(dev_cuda *d, const put_rows_args *args)
 {
     (void)d;
     put_rows_cpu(args);
+}
+
+static void merge_parts(dev_cuda *d, const merge_parts_args *args)
+{
+    (void)d;
+    merge_parts_cpu(args);
 }
 
 static void sample(dev_cuda *d, const sample_args *args)
@@ -110,9 +121,11 @@ static const cuda_ops stand_in_ops = {.embed = embed,
                                       .matmul_heads = matmul_heads,
                                       .router = router,
                                       .moe = moe,
+                                      .deal_choices = deal_choices,
                                       .attend_pages = attend_pages,
                                       .choose_pages = choose_pages,
                                       .put_rows = put_rows,
+                                      .merge_parts = merge_parts,
                                       .sample = sample};
 
 uint32_t dev_cuda_count(void)
