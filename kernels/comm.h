@@ -21,8 +21,7 @@
  * there; see comm_wait). No call allocates. Messages are plain bytes in the machine's own order, not
  * encrypted and authenticated only by where they come from: a group runs on a private network.
  *
- * Threads: one at a time per comm. comm_abort, comm_status and
- * comm_get_stats: any. Who opens closes. */
+ * Threads: one at a time per comm. comm_abort, comm_status and comm_get_stats: any. Who opens closes. */
 #ifndef KERNELS_COMM_H
 #define KERNELS_COMM_H
 
@@ -78,9 +77,10 @@ typedef struct comm_ops {
     err_t (*all_to_all)(comm *c, const void *in, void *out, size_t bytes);
     err_t (*broadcast)(comm *c, void *data, size_t bytes, uint32_t root);
     err_t (*barrier)(comm *c);
-    err_t (*wait)(comm *c); /* NULL: nothing is ever queued */
-    void (*abort)(
-        comm *c); /* tells the other ranks of the failure that was just kept; any thread */
+    err_t (*wait)(comm *c);                      /* NULL: nothing is ever queued */
+    err_t (*note_queued)(comm *c, size_t bytes); /* NULL with `wait` */
+    /* Tells the other ranks of the failure that was just kept; any thread. */
+    void (*abort)(comm *c);
     void (*close)(comm *c);
 } comm_ops;
 
@@ -125,6 +125,12 @@ void comm_abort(comm *c, const char *reason);
 
 /* The failure, if there is one. Never waits; tcp sees a lost peer without being asked. */
 err_t comm_status(comm *c, err_info *info) MUST_CHECK;
+
+/* A comm of the same ranks over their devices' memory, whose bootstrap is `c`, is `c`'s from now on. */
+void comm_take_device(comm *c, comm *on_device);
+comm *comm_on_device(const comm *c); /* NULL: there is none */
+/* Device: what was queued while a graph was recorded is queued again with it, and is watched like any call. */
+err_t comm_note_queued(comm *c, comm_kind kind, size_t bytes) MUST_CHECK;
 
 /* For callers whose peers may rightly be late: a rank that waits for work. From the next call on. */
 void comm_set_timeout_ms(comm *c, uint32_t timeout_ms);

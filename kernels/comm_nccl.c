@@ -166,6 +166,14 @@ static err_t end(nccl_comm *c, ncclResult_t result, uint64_t deadline_ns, size_t
     return err;
 }
 
+static err_t nccl_note_queued(comm *base, size_t bytes)
+{
+    nccl_comm *c = nccl_of(base);
+    uint64_t deadline_ns;
+    TRY(begin(c, &deadline_ns));
+    return end(c, ncclSuccess, deadline_ns, bytes);
+}
+
 static err_t nccl_all_reduce(comm *base, const void *in, void *out, size_t n, dtype type)
 {
     nccl_comm *c = nccl_of(base);
@@ -398,5 +406,6 @@ const comm_ops comm_ops_nccl = {.name = "nccl",
                                 .broadcast = nccl_broadcast,
                                 .barrier = nccl_barrier,
                                 .wait = nccl_wait,
+                                .note_queued = nccl_note_queued,
                                 .abort = nccl_abort,
                                 .close = nccl_close};

@@ -61,6 +61,14 @@ typedef struct dev_ops {
     void (*store)(const float *x, size_t n, dtype type, void *out);
 } dev_ops;
 
+/* Where a GPU queues its ops, for a library that queues there, too. */
+typedef struct dev_stream {
+    void *stream;            /* cudaStream_t */
+    int (*query)(void *ctx); /* 0 all done, 1 running (or being recorded), -1 failed; any thread */
+    void *ctx;
+    uint8_t gpu[16]; /* which one, the same in all processes */
+} dev_stream;
+
 /* How a device whose memory is not the host's does what the functions below promise. */
 typedef struct dev_memory {
     err_t (*alloc)(dev *d, size_t bytes, void **out, err_info *info);
@@ -69,8 +77,10 @@ typedef struct dev_memory {
     void (*upload)(dev *d, void *to, const void *from, size_t bytes);
     void (*download)(dev *d, void *to, const void *from, size_t bytes);
     void (*zero)(dev *d, void *data, size_t bytes);
-    void (*begin_graph)(dev *d, uint64_t key); /* both, or NULL: ops run one by one */
+    void (*begin_graph)(dev *d, uint64_t key); /* all three, or NULL: ops run one by one */
     void (*end_graph)(dev *d);
+    bool (*is_replaying)(dev *d);
+    bool (*find_stream)(dev *d, dev_stream *out); /* or NULL: it has none */
     err_t (*status)(dev *d, err_info *info);
     void (*close)(dev *d);
 } dev_memory;
@@ -118,6 +128,10 @@ err_t dev_status(dev *d, err_info *info) MUST_CHECK;
  * time with the same arguments, and only what the arguments lead to may have changed. No memory is moved in between. */
 void dev_begin_graph(dev *d, uint64_t key);
 void dev_end_graph(dev *d);
+bool dev_is_replaying(dev *d); /* between the two, of a key that came before: nothing is queued */
+
+/* False: the device is no GPU. */
+bool dev_find_stream(dev *d, dev_stream *out);
 
 /* The tables of this build that this processor can run, best last, ending with NULL: tests compare
  * each of them with the first, the reference. */

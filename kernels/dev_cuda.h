@@ -28,6 +28,7 @@ typedef struct dev_cuda_config {
 /* What there is; measured when the device was opened. */
 typedef struct dev_cuda_about {
     char name[64];
+    uint8_t uuid[16]; /* the same in all processes */
     uint32_t compute_major, compute_minor;
     uint32_t n_multiprocessors;
     size_t memory_total, memory_free;
@@ -61,6 +62,7 @@ err_t dev_cuda_upload(dev_cuda *d, void *to, const void *from, size_t bytes,
 err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes,
                         err_info *info) MUST_CHECK;
 
+/* Queued like an op. */
 err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info) MUST_CHECK;
 
 /* Ops between the two are queued as one. When a key comes again they are those that it had the first time, with the
@@ -68,6 +70,12 @@ err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info) MUST_
  * allocations in between. */
 void dev_cuda_begin_graph(dev_cuda *d, uint64_t key);
 void dev_cuda_end_graph(dev_cuda *d);
+bool dev_cuda_is_replaying(const dev_cuda *d); /* between the two: the graph is one of before */
+
+/* For libraries that queue on the same stream, from a thread whose GPU this makes it. Of a query any thread: 0 all done,
+ * 1 running or being recorded, when the stream may not be asked, -1 failed. */
+void *dev_cuda_stream(const dev_cuda *d); /* cudaStream_t */
+int dev_cuda_query(dev_cuda *d);
 
 /* Until all that was queued is done; the first failure of any of it, now and ever after. */
 err_t dev_cuda_wait(dev_cuda *d, err_info *info) MUST_CHECK;

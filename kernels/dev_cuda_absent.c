@@ -91,6 +91,24 @@ void dev_cuda_end_graph(dev_cuda *d)
     abort();
 }
 
+bool dev_cuda_is_replaying(const dev_cuda *d)
+{
+    (void)d;
+    abort();
+}
+
+void *dev_cuda_stream(const dev_cuda *d)
+{
+    (void)d;
+    abort();
+}
+
+int dev_cuda_query(dev_cuda *d)
+{
+    (void)d;
+    abort();
+}
+
 size_t cuda_moe_scratch_bytes(uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t n_experts,
                               uint32_t top_k)
 {

@@ -4,6 +4,8 @@
 
 #include "kernels/ops_cuda.h"
 
+#include <pthread.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -24,8 +26,9 @@ typedef struct cuda_queue {
     size_t scratch_bytes;
     uint32_t n_multiprocessors;
     cuda_run run;
-    cuda_graphs *graphs; /* NULL: all runs at once */
-    int failure;         /* cudaError_t of the first launch that failed, 0: none */
+    cuda_graphs *graphs;       /* NULL: all runs at once */
+    int failure;               /* cudaError_t of the first launch that failed, 0: none */
+    pthread_mutex_t recording; /* held while the stream is recorded: asking it then ends that */
 } cuda_queue;
 
 static inline cuda_queue *cuda_queue_of(dev_cuda *d)

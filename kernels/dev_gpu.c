@@ -173,6 +173,24 @@ static void end_graph_gpu(dev *d)
     dev_cuda_end_graph(gpu_of(d)->cuda);
 }
 
+static bool is_replaying_gpu(dev *d)
+{
+    return dev_cuda_is_replaying(gpu_of(d)->cuda);
+}
+
+static int query_gpu(void *ctx)
+{
+    return dev_cuda_query(ctx);
+}
+
+static bool find_stream_gpu(dev *d, dev_stream *out)
+{
+    dev_cuda *const cuda = gpu_of(d)->cuda;
+    *out = (dev_stream){.stream = dev_cuda_stream(cuda), .query = query_gpu, .ctx = cuda};
+    memcpy(out->gpu, dev_cuda_get_about(cuda)->uuid, sizeof out->gpu);
+    return true;
+}
+
 static err_t status_gpu(dev *d, err_info *info)
 {
     const dev_gpu *g = gpu_of(d);
@@ -196,6 +214,8 @@ static const dev_memory memory_gpu = {.alloc = alloc_gpu,
                                       .zero = zero_gpu,
                                       .begin_graph = begin_graph_gpu,
                                       .end_graph = end_graph_gpu,
+                                      .is_replaying = is_replaying_gpu,
+                                      .find_stream = find_stream_gpu,
                                       .status = status_gpu,
                                       .close = close_gpu};
 

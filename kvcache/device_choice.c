@@ -2,6 +2,7 @@
 #include "kvcache/device_choice.h"
 
 #include "kvcache/blocks.h"
+#include "kvcache/device_ranks.h"
 #include "kvcache/key_box.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/page_choice.h"
@@ -78,7 +79,7 @@ uint32_t kv_view_add_choice(kv_cache *cache, uint32_t r)
 {
     kv_view *view = cache->view;
     const kv_seq *seq = cache->step.rows[r].seq;
-    const double k = seq->methods.route.k;
+    const double k = kv_view_own_k(cache, seq->methods.route.k);
     const uint32_t n_blocks = seq->n_blocks, at = view->choice.n++;
     const uint32_t n_left = kv_blocks_left(cache, seq->length);
     const uint32_t n_candidates = n_left < n_blocks ? n_left : n_blocks;
@@ -166,6 +167,10 @@ void kv_view_count_choices(kv_cache *cache)
                  cache->n_layers * layer_bytes(cache, view->choice.n));
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const uint32_t n_heads = cache->n_kv_heads[l], group = cache->layer[l].n_heads / n_heads;
+        if (!kv_view_merge_masses(cache, masses_in(cache, view->choice.found, l),
+                                  unread_in(cache, view->choice.found, l),
+                                  (size_t)view->choice.n * n_heads * group))
+            return;
         for (size_t i = 0; i < (size_t)view->choice.n * n_heads; i++) {
             kv_seq *seq = cache->step.rows[view->choice.choices[i / n_heads].row].seq;
             const kv_misses misses = misses_of(cache, l, i * group);

@@ -15,13 +15,15 @@
  * Rows that the view cannot serve are attended on the host, from q, k and v that come down layer by layer: under
  * routings that choose (but for `topk`: device_choice.h), scorers and codecs that want to see queries or shares of attention, low-rank codecs, and
  * eviction in layers with a window. Which it is follows from a sequence's methods alone, so neighbours change no
- * bit. Over ranks, with tiers below the pool and where entries are placed one by one all rows are the host's.
+ * bit. With tiers below the pool and where entries are placed one by one all rows are the host's. Over ranks each has a
+ * view of what it has: see device_ranks.h.
  *
  * Threads: the cache's owner. */
 #ifndef KVCACHE_DEVICE_VIEW_H
 #define KVCACHE_DEVICE_VIEW_H
 
 #include "kernels/choose_pages.h"
+#include "kernels/dev_comm.h"
 #include "kvcache/cache_state.h"
 
 /* Of a layer's entries below some block: what attention reads of them. */
@@ -82,6 +84,11 @@ typedef struct kv_view {
         uint32_t *chosen; /* [n_seqs_max][n_kv_heads_max][1 + blocks of a sequence] */
         uint8_t *found_there;
     } choice;
+    struct { /* device_ranks.h; nothing alone */
+        dev_comm comm;
+        float *parts;  /* [n][part_bytes], of the device: see kv_ranks.parts */
+        float *masses; /* [n_seqs_max][2][n_heads_max], of the host; NULL without boxes */
+    } ranks;
     uint64_t bytes_read, blocks_read, pages_open, pages_read; /* as in kv_reader_worker */
     uint32_t n_heads_max;
     arena memory; /* of the host */

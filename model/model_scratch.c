@@ -23,6 +23,22 @@ static void place_values(arena *a, const model_config *c, size_t n, model_scratc
     s->heads = is_latent ? arena_take(a, n, c->n_heads * head * sizeof(float)) : NULL;
 }
 
+/* What several ranks need. */
+static void place_dealing(arena *a, const model *m, model_scratch *s)
+{
+    const model_config *const c = &m->config;
+    const size_t n = m->n_step_tokens_max;
+    const expert_tables tables = expert_placement_tables(m->placement);
+    if (m->comm == NULL) return;
+    s->served = arena_take(a, n, c->top_k * sizeof *s->served);
+    s->positions = arena_take(a, n, sizeof *s->positions);
+    s->moe_sum = arena_take(a, n, c->d_model * sizeof *s->moe_sum);
+    s->experts = tables;
+    s->experts.first_layer = (expert_ranks){
+        .first = arena_take(a, tables.n_layers, (tables.n_experts + (size_t)1) * sizeof(uint32_t)),
+        .rank = arena_take(a, tables.n_layers, tables.n_slots * sizeof(uint16_t))};
+}
+
 static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scratch *s)
 {
     const model_config *const c = &m->config;
@@ -39,12 +55,11 @@ static void place_scratch(arena *a, const model *m, size_t moe_bytes, model_scra
     s->sin = arena_take(a, n, n_pairs * sizeof(float));
     s->router_logits = arena_take(a, n, c->n_experts * sizeof(float));
     s->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
-    s->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    place_dealing(a, m, s);
     s->gate = arena_take(a, n, c->top_k * sizeof(float));
     s->common_chosen = arena_take(a, n, sizeof(uint32_t));
     s->common_gate = arena_take(a, n, sizeof(float));
     s->moe = arena_take(a, moe_bytes, 1);
-    s->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
     s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->d_model * sizeof(float));
     if (!is_apart) return;
     s->ids = arena_take(a, max_size(n, MODEL_LOGIT_ROWS_MAX), sizeof(uint32_t));
@@ -65,7 +80,6 @@ static void place_mirror(arena *a, const model *m, model_mirror *h)
                         .cos = s->cos,
                         .sin = s->sin,
                         .chosen = s->chosen,
-                        .served = s->served,
                         .moe_sum = s->moe_sum};
     if (m->d->memory == NULL) return;
     h->x = arena_take(a, n, c->d_model * sizeof(float));
@@ -73,7 +87,6 @@ static void place_mirror(arena *a, const model *m, model_mirror *h)
     h->cos = arena_take(a, n, c->rope.n_rotated / 2 * sizeof(float));
     h->sin = arena_take(a, n, c->rope.n_rotated / 2 * sizeof(float));
     h->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
-    h->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
     h->moe_sum = m->comm != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
     place_drawing(a, m, &h->drawing);
 }
@@ -151,7 +164,11 @@ err_t model_scratch_alloc(model *m, err_info *info)
     assert(m->memory.err == ERR_OK);
     m->scratch_bytes = bytes;
     TRY(fill_constants(m, info));
-    return alloc_mirror(m, info);
+    TRY(alloc_mirror(m, info));
+    if (m->comm == NULL) return ERR_OK;
+    m->sums = dev_comm_make(m->d, m->comm, m->host.moe_sum);
+    model_send_placement(m);
+    return ERR_OK;
 }
 
 void model_scratch_free(model *m)

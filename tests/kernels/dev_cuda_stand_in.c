@@ -145,6 +145,7 @@ err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *inf
         return err;
     }
     (void)snprintf(d->about.name, sizeof d->about.name, "stand-in %u", config->index);
+    d->about.uuid[0] = (uint8_t)(1 + config->index);
     d->about.compute_major = 9;
     d->about.n_multiprocessors = 1;
     d->about.memory_total = d->about.memory_free = MEMORY_BYTES;
@@ -227,6 +228,24 @@ void dev_cuda_begin_graph(dev_cuda *d, uint64_t key)
 void dev_cuda_end_graph(dev_cuda *d)
 {
     (void)d;
+}
+
+bool dev_cuda_is_replaying(const dev_cuda *d)
+{
+    (void)d;
+    return false;
+}
+
+void *dev_cuda_stream(const dev_cuda *d)
+{
+    (void)d;
+    return NULL;
+}
+
+int dev_cuda_query(dev_cuda *d)
+{
+    (void)d;
+    return 0;
 }
 
 err_t dev_cuda_wait(dev_cuda *d, err_info *info)
