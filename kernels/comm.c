@@ -214,6 +214,11 @@ static err_t check_fingerprints(comm *c, uint64_t own, err_info *info)
     return err;
 }
 
+err_t comm_probe(const comm_ops *transport, const comm_config *config, err_info *info)
+{
+    return transport->probe != NULL ? transport->probe(config, info) : ERR_OK;
+}
+
 err_t comm_open(const comm_ops *transport, const comm_config *config, comm **out, err_info *info)
 {
     *out = NULL;

@@ -101,7 +101,9 @@ typedef struct dev_config {
     uint32_t gpu; /* which one, modulo how many there are */
     float
         gpu_memory_share; /* (0, 1]: of its memory, what this process and all others may use together */
-    bool gpu_graphs;      /* see dev_begin_graph */
+    uint32_t
+        n_gpu_users; /* this machine's ranks take its GPUs in turn, and divide that share; 0: one */
+    bool gpu_graphs; /* see dev_begin_graph */
 } dev_config;
 
 /* ERR_UNSUPPORTED names an instruction set that this processor lacks, or says what stands between this program and a

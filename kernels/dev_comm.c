@@ -2,6 +2,11 @@
 #include "kernels/dev_comm.h"
 
 #include "base/check.h"
+#include "base/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 struct dev_comm_ops {
     err_t (*sum)(const dev_comm *c, float *x, size_t n);
@@ -65,6 +70,74 @@ static err_t gather_queued(const dev_comm *c, float *parts, size_t n)
 }
 
 static const dev_comm_ops queued = {.sum = sum_queued, .gather = gather_queued, .is_queued = true};
+
+/* ---- a comm of devices --------------------------------------------------------------------------- */
+
+/* What ranks must know of each other before they come together. */
+typedef struct introduction {
+    uint8_t gpu[16];
+    uint32_t has_gpu, has_nccl;
+} introduction;
+
+/* Why the ranks cannot; "": they can. The same on all of them. */
+static void find_obstacle(const introduction *all, uint32_t n_ranks, char *out, size_t out_bytes)
+{
+    out[0] = '\0';
+    for (uint32_t r = 0; r < n_ranks && out[0] == '\0'; r++) {
+        if (!all[r].has_gpu) (void)snprintf(out, out_bytes, "rank %u has no GPU", r);
+        if (!all[r].has_nccl) (void)snprintf(out, out_bytes, "rank %u has no NCCL", r);
+        for (uint32_t s = 0; s < r && out[0] == '\0'; s++) {
+            if (memcmp(all[r].gpu, all[s].gpu, sizeof all[r].gpu) == 0)
+                (void)snprintf(out, out_bytes, "ranks %u and %u have the same GPU", s, r);
+        }
+    }
+}
+
+static err_t introduce(const introduction *own, comm *group, char *obstacle, size_t obstacle_bytes,
+                       err_info *info)
+{
+    introduction *const all = calloc(comm_n_ranks(group), sizeof *all);
+    if (all == NULL) return err_set(info, ERR_NO_MEMORY, "ranks: out of memory");
+    const err_t err = comm_all_gather(group, own, all, sizeof *own, info);
+    if (err == ERR_OK) find_obstacle(all, comm_n_ranks(group), obstacle, obstacle_bytes);
+    free(all);
+    return err;
+}
+
+err_t dev_comm_join(dev *d, comm *group, const dev_comm_options *options, err_info *info)
+{
+    dev_stream stream = {0};
+    err_info cause = {0};
+    char obstacle[64];
+    comm *joined;
+    const comm_ops *const nccl = comm_find("nccl");
+    if (comm_n_ranks(group) == 1) return ERR_OK;
+    if (options->way != DEV_COMM_NCCL && d->memory == NULL) return ERR_OK;
+    if (options->way == DEV_COMM_HOST) return comm_barrier(group, info);
+    introduction own = {.has_gpu = dev_find_stream(d, &stream)};
+    memcpy(own.gpu, stream.gpu, sizeof own.gpu);
+    const comm_config config = {.timeout_ms = options->timeout_ms,
+                                .bootstrap = group,
+                                .nccl_library = options->nccl_library,
+                                .stream = stream.stream,
+                                .query = stream.query,
+                                .stream_ctx = stream.ctx};
+    own.has_nccl = comm_probe(nccl, &config, &cause) == ERR_OK;
+    TRY(introduce(&own, group, obstacle, sizeof obstacle, info));
+    if (obstacle[0] != '\0' && options->way == DEV_COMM_NCCL)
+        return err_set(info, ERR_UNSUPPORTED, "nccl: %s%s%s", obstacle, own.has_nccl ? "" : ": ",
+                       cause.message);
+    if (obstacle[0] != '\0') {
+        if (comm_rank(group) == 0)
+            log_info("ranks", "collectives go through the host cause=\"%s\"", obstacle);
+        return ERR_OK;
+    }
+    const err_t err = comm_open(nccl, &config, &joined, &cause);
+    if (err != ERR_OK)
+        return err_set(info, err, "%s; --rank-collectives host does without", cause.message);
+    comm_take_device(group, joined);
+    return ERR_OK;
+}
 
 /* ---- which way ----------------------------------------------------------------------------------- */
 

@@ -85,7 +85,8 @@ static err_t measure_memory(const dev_cuda_config *config, dev_cuda_about *about
     if (error != cudaSuccess) return fail(info, ERR_SYSTEM, "memory", error);
     const size_t used = about->memory_total - about->memory_free;
     const size_t allowed = (size_t)((double)about->memory_total * (double)config->memory_share);
-    about->memory_limit = allowed > used ? allowed - used : 0;
+    about->memory_parts = config->memory_parts > 0 ? config->memory_parts : 1;
+    about->memory_limit = (allowed > used ? allowed - used : 0) / about->memory_parts;
     return ERR_OK;
 }
 
@@ -189,9 +190,12 @@ err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info)
     *out = NULL;
     const size_t wanted = bytes > 0 ? bytes : 1;
     if (wanted > d->about.memory_limit - d->allocated_bytes) {
+        char shared[48] = "";
+        if (d->about.memory_parts > 1)
+            snprintf(shared, sizeof shared, ", one of %u parts of this GPU", d->about.memory_parts);
         return err_set(info, ERR_NO_MEMORY,
-                       "cuda: %zu more bytes do not fit: %zu of %zu allowed are in use", wanted,
-                       d->allocated_bytes, d->about.memory_limit);
+                       "cuda: %zu more bytes do not fit: %zu of %zu allowed are in use%s", wanted,
+                       d->allocated_bytes, d->about.memory_limit, shared);
     }
     allocation *a = calloc(1, sizeof *a);
     if (a == NULL) return err_set(info, ERR_NO_MEMORY, "cuda: out of memory");

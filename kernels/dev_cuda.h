@@ -21,8 +21,9 @@ typedef struct dev_cuda_config {
     uint32_t index; /* which GPU, as the driver counts them */
     float
         memory_share; /* (0, 1]: of its memory, what this process and all others may use together */
-    size_t scratch_bytes; /* for ops that need room: see ops_cuda.h; 0 is allowed */
-    bool has_graphs;      /* runs of ops are recorded: dev_cuda_begin_graph */
+    uint32_t memory_parts; /* devices of the same GPU that divide what is free of that; 0: one */
+    size_t scratch_bytes;  /* for ops that need room: see ops_cuda.h; 0 is allowed */
+    bool has_graphs;       /* runs of ops are recorded: dev_cuda_begin_graph */
 } dev_cuda_config;
 
 /* What there is; measured when the device was opened. */
@@ -32,7 +33,8 @@ typedef struct dev_cuda_about {
     uint32_t compute_major, compute_minor;
     uint32_t n_multiprocessors;
     size_t memory_total, memory_free;
-    size_t memory_limit; /* bytes that dev_cuda_alloc gives, all together */
+    size_t memory_limit;   /* bytes that dev_cuda_alloc gives, all together */
+    uint32_t memory_parts; /* of how many that is one */
 } dev_cuda_about;
 
 #ifdef __cplusplus
@@ -50,7 +52,7 @@ void dev_cuda_close(dev_cuda *d); /* NULL is fine; frees what was allocated thro
 const dev_cuda_about *dev_cuda_get_about(const dev_cuda *d);
 const cuda_ops *dev_cuda_get_ops(const dev_cuda *d);
 
-/* Aligned to 256. ERR_NO_MEMORY names the bytes wanted, in use and allowed. Waits: not inside a step. */
+/* Aligned to 256. ERR_NO_MEMORY names the bytes wanted, in use and allowed, and how many share the GPU. Waits: not inside a step. */
 err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info) MUST_CHECK;
 void dev_cuda_free(dev_cuda *d, void *data); /* NULL is fine */
 size_t dev_cuda_room(const dev_cuda *d);     /* bytes that dev_cuda_alloc may still give */

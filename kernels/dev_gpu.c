@@ -246,11 +246,20 @@ static void fill_ops(dev_gpu *g)
     g->base = (dev){.ops = &g->ops, .pool = g->cpu->pool, .memory = &memory_gpu};
 }
 
+/* How many of the machine's ranks have the same GPU. */
+static uint32_t memory_parts(const dev_config *config, uint32_t n_gpus)
+{
+    const uint32_t n = config->n_gpu_users;
+    if (n_gpus == 0 || n <= 1) return 1;
+    return n / n_gpus + (config->gpu % n_gpus < n % n_gpus);
+}
+
 static err_t open_gpu(const dev_config *config, dev **out, err_info *info)
 {
     const uint32_t n_gpus = dev_cuda_count();
     const dev_cuda_config wanted = {.index = n_gpus > 0 ? config->gpu % n_gpus : 0,
                                     .memory_share = config->gpu_memory_share,
+                                    .memory_parts = memory_parts(config, n_gpus),
                                     .has_graphs = config->gpu_graphs};
     dev_gpu *g = calloc(1, sizeof *g);
     if (g == NULL) return err_set(info, ERR_NO_MEMORY, "cuda device: out of memory");

@@ -149,7 +149,9 @@ err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *inf
     d->about.compute_major = 9;
     d->about.n_multiprocessors = 1;
     d->about.memory_total = d->about.memory_free = MEMORY_BYTES;
-    d->about.memory_limit = (size_t)((double)MEMORY_BYTES * (double)config->memory_share);
+    d->about.memory_parts = config->memory_parts;
+    d->about.memory_limit =
+        (size_t)((double)MEMORY_BYTES * (double)config->memory_share) / config->memory_parts;
     *out = d;
     return ERR_OK;
 }
@@ -177,7 +179,8 @@ err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info)
 {
     *out = NULL;
     if (bytes > d->about.memory_limit)
-        return err_set(info, ERR_NO_MEMORY, "cuda: %zu more bytes do not fit", bytes);
+        return err_set(info, ERR_NO_MEMORY, "cuda: %zu more bytes do not fit in one of %u parts",
+                       bytes, d->about.memory_parts);
     size_t *base = mmap(NULL, PAGE_BYTES + bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return err_set(info, ERR_NO_MEMORY, "cuda: out of memory");
