@@ -104,6 +104,14 @@ static err_t introduce(const introduction *own, comm *group, char *obstacle, siz
     return err;
 }
 
+/* Of a layer's two exchanges each is then a word of the host's. */
+static void tell_hosted(const comm *group, const char *cause)
+{
+    if (comm_rank(group) == 0)
+        log_info("ranks", "collectives go through the host, and steps are no graphs cause=\"%s\"",
+                 cause);
+}
+
 err_t dev_comm_join(dev *d, comm *group, const dev_comm_options *options, err_info *info)
 {
     dev_stream stream = {0};
@@ -113,7 +121,10 @@ err_t dev_comm_join(dev *d, comm *group, const dev_comm_options *options, err_in
     const comm_ops *const nccl = comm_find("nccl");
     if (comm_n_ranks(group) == 1) return ERR_OK;
     if (options->way != DEV_COMM_NCCL && d->memory == NULL) return ERR_OK;
-    if (options->way == DEV_COMM_HOST) return comm_barrier(group, info);
+    if (options->way == DEV_COMM_HOST) {
+        tell_hosted(group, "rank-collectives");
+        return comm_barrier(group, info);
+    }
     introduction own = {.has_gpu = dev_find_stream(d, &stream)};
     memcpy(own.gpu, stream.gpu, sizeof own.gpu);
     const comm_config config = {.timeout_ms = options->timeout_ms,
@@ -128,8 +139,7 @@ err_t dev_comm_join(dev *d, comm *group, const dev_comm_options *options, err_in
         return err_set(info, ERR_UNSUPPORTED, "nccl: %s%s%s", obstacle, own.has_nccl ? "" : ": ",
                        cause.message);
     if (obstacle[0] != '\0') {
-        if (comm_rank(group) == 0)
-            log_info("ranks", "collectives go through the host cause=\"%s\"", obstacle);
+        tell_hosted(group, obstacle);
         return ERR_OK;
     }
     const err_t err = comm_open(nccl, &config, &joined, &cause);
