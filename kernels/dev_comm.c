@@ -104,7 +104,7 @@ static err_t introduce(const introduction *own, comm *group, char *obstacle, siz
     return err;
 }
 
-/* Of a layer's two exchanges each is then a word of the host's. */
+/* Each of a layer's exchanges waits for the host then, so a step cannot be recorded. */
 static void tell_hosted(const comm *group, const char *cause)
 {
     if (comm_rank(group) == 0)
