@@ -54,11 +54,10 @@ bool expert_placement_end_step(expert_placement *p);
 
 /* ---- queries -------------------------------------------------------------------------------------- */
 
-/* Of all layers, one behind the other. */
+/* Of all layers, one behind the other: [n_layers][n_experts + 1] of `first`, [n_layers][n_slots] of `rank`. */
 typedef struct expert_tables {
     expert_ranks first_layer;
-    uint32_t n_layers, n_experts,
-        n_slots; /* first: [n_layers][n_experts + 1]; rank: [n_layers][n_slots] */
+    uint32_t n_layers, n_experts, n_slots;
 } expert_tables;
 expert_tables expert_placement_tables(const expert_placement *p);
 

@@ -96,12 +96,12 @@ static const uint32_t *send_ids(model *m, const uint32_t *ids, uint32_t n)
 }
 
 /* May the layers be queued at once? Then this says which of such steps it is; else 0. What ranks tell each other through
- * the host stops a step in every layer. In prompts it is the GPU that
- * takes its time, and every length would be a step of its own. */
+ * the host stops a step in every layer. In prompts it is the GPU that takes its time, and every length would be a step of
+ * its own. */
 static uint64_t graph_key(const model *m, const kv_cache *cache, uint32_t n_tokens)
 {
-    const bool is_alone = m->comm == NULL || dev_comm_is_queued(&m->sums);
-    const bool is_stopped = !is_alone || kv_cache_wants_q_nope(cache) ||
+    const bool is_queued = m->comm == NULL || dev_comm_is_queued(&m->sums);
+    const bool is_stopped = !is_queued || kv_cache_wants_q_nope(cache) ||
                             kv_cache_wants_input_norm(cache) || n_tokens > GRAPH_TOKENS_MAX;
     const uint64_t work = is_stopped ? 0 : kv_step_work(cache);
     return work == 0 ? 0 : work * GRAPH_TOKENS_MAX + n_tokens - 1;
