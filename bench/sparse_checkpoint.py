@@ -4,8 +4,8 @@
     bench/sparse_checkpoint.py bench/shapes/olmoe-1b-7b --shards 3 --out /tmp/olmoe
     build/release/pikv serve /tmp/olmoe --check
 
-config.json must be Mixtral's; tensors have its names and the type that torch_dtype says. The tokenizer is that of
-models/storyteller. A second start finds the pages of the files in memory, as a restart of a server does.
+config.json is that of a family in FAMILIES below; tensors have its names and the type that torch_dtype says. The
+tokenizer is that of models/storyteller. A second start finds the pages of the files in memory, as a restart of a server does.
 """
 
 import argparse
@@ -18,10 +18,21 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TYPES = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)}
 
 
+# What names of a family's tensors are made of: its block of experts, gate, up and down of an expert, how wide q's and k's
+# norms are (None: it has none), the key of an expert's width and that of their number.
+FAMILIES = {
+    "mixtral": ("block_sparse_moe", ("w1", "w3", "w2"), None, "intermediate_size", "num_local_experts"),
+    "olmoe": ("mlp", ("gate_proj", "up_proj", "down_proj"), "projection", "intermediate_size", "num_experts"),
+    "qwen3_moe": ("mlp", ("gate_proj", "up_proj", "down_proj"), "head", "moe_intermediate_size", "num_experts"),
+}
+
+
 def tensors_of(c):
     """Names and shapes, in the order in which checkpoints have them."""
-    d, wide = c["hidden_size"], c["intermediate_size"]
-    q, kv = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
+    block, (gate, up, down), norm, wide, n_experts = FAMILIES[c["model_type"]]
+    d, wide, n_experts = c["hidden_size"], c[wide], c[n_experts]
+    head_dim = c.get("head_dim") or d // c["num_attention_heads"]
+    q, kv = c["num_attention_heads"] * head_dim, c["num_key_value_heads"] * head_dim
     yield "model.embed_tokens.weight", [c["vocab_size"], d]
     for layer in range(c["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
@@ -29,10 +40,12 @@ def tensors_of(c):
         yield prefix + "post_attention_layernorm.weight", [d]
         for name, shape in (("q", [q, d]), ("k", [kv, d]), ("v", [kv, d]), ("o", [d, q])):
             yield f"{prefix}self_attn.{name}_proj.weight", shape
-        yield prefix + "block_sparse_moe.gate.weight", [c["num_local_experts"], d]
-        for expert in range(c["num_local_experts"]):
-            for name, shape in (("w1", [wide, d]), ("w2", [d, wide]), ("w3", [wide, d])):
-                yield f"{prefix}block_sparse_moe.experts.{expert}.{name}.weight", shape
+        for name, size in (("q", q), ("k", kv)) if norm is not None else ():
+            yield f"{prefix}self_attn.{name}_norm.weight", [size if norm == "projection" else head_dim]
+        yield f"{prefix}{block}.gate.weight", [n_experts, d]
+        for expert in range(n_experts):
+            for name, shape in ((gate, [wide, d]), (up, [wide, d]), (down, [d, wide])):
+                yield f"{prefix}{block}.experts.{expert}.{name}.weight", shape
     yield "model.norm.weight", [d]
     yield "lm_head.weight", [c["vocab_size"], d]
 

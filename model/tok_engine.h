@@ -41,6 +41,7 @@ typedef struct tok_traits {
 typedef struct tok_encoding {
     size_t n_front;     /* free places before the first id */
     bool parse_special; /* of an engine that finds_names */
+    bool is_inside;     /* of one that does not: other tokens stand before this text */
 } tok_encoding;
 
 typedef struct tok_engine {

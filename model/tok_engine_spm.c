@@ -1,6 +1,10 @@
 /* model/tok_engine_spm.c - tokenizer.model behind tok_engine.h: SentencePiece encodes, and its rules say
  * what an id adds to a text: the marker U+2581 is a space, one space is dropped at the beginning when
- * the model put it there, control pieces are nothing, the unknown piece is its surface. */
+ * the model put it there, control pieces are nothing, the unknown piece is its surface.
+ *
+ * Where tokenizer_config.json says `legacy: false`, text behind a control token goes on where it is in the
+ * middle of one: it gets no marker of its own. As in transformers, a text's beginning then gets one only if it has
+ * none (Metaspace with prepend_scheme "first"). */
 #include "model/tok_engine.h"
 
 #include "base/check.h"
@@ -23,6 +27,8 @@ static const char *const model_file = "tokenizer.model";
 typedef struct spm_model {
     spm *spm;
     text_buffer unk_surface;
+    bool is_bare;     /* SentencePiece puts no marker before a text */
+    bool adds_prefix; /* of a bare one: encode does, where a text begins */
 } spm_model;
 
 /* ---- pieces -------------------------------------------------------------------------------------- */
@@ -138,13 +144,16 @@ static err_t check_settings(const spm_settings *settings, err_info *info)
     return ERR_OK;
 }
 
-static err_t build(spm_model *m, text_view file, tok_traits *out, err_info *info)
+static err_t build(spm_model *m, text_view file, const tokenizer_settings *config, tok_traits *out,
+                   err_info *info)
 {
     spm_settings settings;
     if (spm_settings_read((const uint8_t *)file.bytes, file.n_bytes, &settings) != ERR_OK)
         return err_set(info, ERR_BAD_MODEL, "%s: not a SentencePiece model", model_file);
     TRY(check_settings(&settings, info));
-    err_t err = spm_open(file.bytes, file.n_bytes, &m->spm);
+    m->is_bare = !config->is_legacy && settings.add_dummy_prefix;
+    m->adds_prefix = config->adds_prefix;
+    err_t err = spm_open(file.bytes, file.n_bytes, m->is_bare, &m->spm);
     if (err != ERR_OK)
         return err_set(info, err, "%s: %s", model_file,
                        err == ERR_NO_MEMORY ? "out of memory" : "not a SentencePiece model");
@@ -180,7 +189,7 @@ static err_t open_model(const char *dir, const tokenizer_settings *settings, voi
     if (file.n_bytes == 0) err = err_set(info, ERR_BAD_MODEL, "%s: empty", model_file);
     if (err == ERR_OK && (m = calloc(1, sizeof *m)) == NULL)
         err = err_set(info, ERR_NO_MEMORY, "%s: out of memory", model_file);
-    if (err == ERR_OK) err = build(m, file, traits, info);
+    if (err == ERR_OK) err = build(m, file, settings, traits, info);
     free(bytes);
     if (err != ERR_OK) {
         close_model(m);
@@ -191,11 +200,25 @@ static err_t open_model(const char *dir, const tokenizer_settings *settings, voi
     return ERR_OK;
 }
 
+static bool has_marker(text_view text)
+{
+    return text.bytes[0] == ' ' ||
+           (text.n_bytes >= MARKER_BYTES && memcmp(text.bytes, marker, MARKER_BYTES) == 0);
+}
+
 static err_t encode(const void *model, text_view text, const tok_encoding *how, uint32_t **ids,
                     size_t *n_ids)
 {
     const spm_model *const m = model;
-    return spm_encode(m->spm, text.bytes, text.n_bytes, how->n_front, ids, n_ids);
+    if (!m->is_bare || !m->adds_prefix || how->is_inside || text.n_bytes == 0 || has_marker(text))
+        return spm_encode(m->spm, text.bytes, text.n_bytes, how->n_front, ids, n_ids);
+    text_buffer marked = {0};
+    err_t err = text_buffer_append(&marked, marker, MARKER_BYTES);
+    if (err == ERR_OK) err = text_buffer_append(&marked, text.bytes, text.n_bytes);
+    if (err == ERR_OK)
+        err = spm_encode(m->spm, marked.bytes, marked.n_bytes, how->n_front, ids, n_ids);
+    free(marked.bytes);
+    return err;
 }
 
 const tok_engine tok_engine_spm = {.name = "sentencepiece",

@@ -121,47 +121,22 @@ static err_t open_file(const tok_engine *engine, const char *dir,
     return err == ERR_NOT_FOUND ? ERR_OK : err;
 }
 
-/* Every id is spelled alike. */
-static bool agree(const opened *a, const opened *b)
-{
-    if (a->traits.n_vocab != b->traits.n_vocab) return false;
-    for (uint32_t id = 0; id < a->traits.n_vocab; id++) {
-        const text_view x = a->engine->spelling(a->model, id);
-        const text_view y = b->engine->spelling(b->model, id);
-        if (x.n_bytes != y.n_bytes || memcmp(x.bytes, y.bytes, x.n_bytes) != 0) return false;
-    }
-    return true;
-}
-
-/* tokenizer.model where both are there and agree. Where they do not, tokenizer.json, for that is what
- * transformers reads; where that is none of ours, tokenizer.model again. */
+/* tokenizer.json where both are there, for that is what transformers reads: it says more about where texts
+ * begin and which names are tokens. tokenizer.model where that is none of ours. */
 static err_t choose(const char *dir, const tokenizer_settings *settings, opened *out,
                     err_info *info)
 {
-    opened json;
     err_info json_info = {0};
+    const err_t err = open_file(&tok_engine_bpe, dir, settings, out, &json_info);
+    if (err == ERR_OK && out->model != NULL) return ERR_OK;
+    if (err != ERR_OK && err != ERR_UNSUPPORTED) return err_set(info, err, "%s", json_info.message);
     TRY(open_file(&tok_engine_spm, dir, settings, out, info));
-    const err_t err = open_file(&tok_engine_bpe, dir, settings, &json, &json_info);
-    if (out->model != NULL && err == ERR_UNSUPPORTED) {
+    if (out->model == NULL && err != ERR_OK) return err_set(info, err, "%s", json_info.message);
+    if (out->model == NULL)
+        return err_set(info, ERR_IO, "%.180s: neither tokenizer.model nor tokenizer.json", dir);
+    if (err != ERR_OK)
         log_warn("tokenizer", "tokenizer.model is used, tokenizer.json is not: %s",
                  json_info.message);
-        return ERR_OK;
-    }
-    if (err != ERR_OK) {
-        out->engine->close(out->model);
-        return err_set(info, err, "%s", json_info.message);
-    }
-    if (out->model == NULL && json.model == NULL)
-        return err_set(info, ERR_IO, "%.180s: neither tokenizer.model nor tokenizer.json", dir);
-    const opened *unused = &json;
-    if (json.model != NULL && (out->model == NULL || !agree(out, &json))) {
-        if (out->model != NULL)
-            log_warn("tokenizer", "tokenizer.json is used: tokenizer.model has other tokens");
-        const opened spm = *out;
-        *out = json;
-        json = spm;
-    }
-    unused->engine->close(unused->model);
     return ERR_OK;
 }
 
@@ -258,12 +233,16 @@ tok_piece tokenizer_piece(const tokenizer *t, uint32_t id, bool show_special)
 
 /* ---- text to ids --------------------------------------------------------------------------------- */
 
-static err_t append_text(const tokenizer *t, const char *bytes, size_t n_bytes, id_list *list)
+/* text[from .. end), which lies between two names. */
+static err_t append_text(const tokenizer *t, const tok_text *text, size_t from, size_t end,
+                         id_list *list)
 {
+    const text_view view = {text->bytes + from, end - from};
+    const tok_encoding how = {.is_inside = from > 0};
     uint32_t *ids;
     size_t n_ids;
-    if (n_bytes == 0) return ERR_OK;
-    TRY(t->engine->encode(t->model, (text_view){bytes, n_bytes}, &(tok_encoding){0}, &ids, &n_ids));
+    if (view.n_bytes == 0) return ERR_OK;
+    TRY(t->engine->encode(t->model, view, &how, &ids, &n_ids));
     err_t err = ERR_OK;
     for (size_t i = 0; i < n_ids && err == ERR_OK; i++)
         err = id_list_push(list, ids[i]);
@@ -277,8 +256,8 @@ static err_t append_all(const tokenizer *t, const tok_text *text, id_list *list)
     for (size_t from = 0, at = 0; from < text->n_bytes;) {
         const special_token *const found =
             special_tokens_find(&t->special, text->bytes, text->n_bytes, from, &at);
-        if (found == NULL) return append_text(t, text->bytes + from, text->n_bytes - from, list);
-        TRY(append_text(t, text->bytes + from, at - from, list));
+        if (found == NULL) return append_text(t, text, from, text->n_bytes, list);
+        TRY(append_text(t, text, from, at, list));
         TRY(id_list_push(list, found->id));
         from = at + found->n_bytes;
     }

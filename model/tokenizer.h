@@ -14,8 +14,8 @@
 
 typedef struct tokenizer tokenizer;
 
-/* DIR/tokenizer.model or DIR/tokenizer.json; of two that name the same tokens tokenizer.model, of two that
- * do not tokenizer.json, with a warning. ERR_BAD_MODEL, ERR_UNSUPPORTED, ERR_IO; never throws. */
+/* DIR/tokenizer.json or DIR/tokenizer.model; of two tokenizer.json, or, with a warning, tokenizer.model where the
+ * other is not supported. ERR_BAD_MODEL, ERR_UNSUPPORTED, ERR_IO; never throws. */
 err_t tokenizer_open(const char *dir, tokenizer **out, err_info *info) MUST_CHECK;
 void tokenizer_close(tokenizer *t); /* NULL is fine */
 
@@ -40,7 +40,7 @@ typedef struct tok_text {
     bool add_bos;
     bool
         parse_special; /* names of control tokens in the text ("</s>") become those tokens; the text between
-                         * them is encoded piece by piece */
+                         * them is encoded piece by piece, and the files say whether each begins a text */
 } tok_text;
 err_t tokenizer_encode(const tokenizer *t, const tok_text *text, uint32_t **ids,
                        size_t *n_ids) MUST_CHECK;

@@ -9,11 +9,20 @@
 
 static const char *const file_name = "tokenizer_config.json";
 
+static const tokenizer_settings defaults = {
+    .add_bos = true, .is_legacy = true, .adds_prefix = true};
+
 void tokenizer_settings_deinit(tokenizer_settings *s)
 {
     free(s->bos);
     free(s->eos);
-    *s = (tokenizer_settings){.add_bos = true};
+    *s = defaults;
+}
+
+static void read_flag(const cJSON *root, const char *key, bool *out)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, key);
+    if (cJSON_IsBool(item)) *out = cJSON_IsTrue(item); /* null is as good as nothing */
 }
 
 /* A token is a string, or an object (an AddedToken) with its "content". */
@@ -31,14 +40,15 @@ static err_t read_token(const cJSON *root, const char *key, char **out, err_info
 
 err_t tokenizer_settings_read(const char *dir, tokenizer_settings *out, err_info *info)
 {
-    *out = (tokenizer_settings){.add_bos = true};
+    *out = defaults;
     cJSON *root;
     err_t err = model_json_read(dir, file_name, &root, info);
     if (err == ERR_NOT_FOUND) return ERR_OK;
     TRY(err);
-    const cJSON *const add_bos = cJSON_GetObjectItemCaseSensitive(root, "add_bos_token");
-    out->says_add_bos = cJSON_IsBool(add_bos);
-    if (out->says_add_bos) out->add_bos = cJSON_IsTrue(add_bos);
+    out->says_add_bos = cJSON_IsBool(cJSON_GetObjectItemCaseSensitive(root, "add_bos_token"));
+    read_flag(root, "add_bos_token", &out->add_bos);
+    read_flag(root, "legacy", &out->is_legacy);
+    read_flag(root, "add_prefix_space", &out->adds_prefix);
     err = read_token(root, "bos_token", &out->bos, info);
     if (err == ERR_OK) err = read_token(root, "eos_token", &out->eos, info);
     cJSON_Delete(root);

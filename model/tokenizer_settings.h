@@ -9,7 +9,10 @@
 typedef struct tokenizer_settings {
     bool says_add_bos; /* add_bos_token is there */
     bool add_bos;      /* its value; true if it is not there */
-    char *bos, *eos;   /* bos_token and eos_token; NULL if null or absent; owned */
+    bool
+        is_legacy; /* legacy: each text between control tokens begins as a text of its own; true if absent */
+    bool adds_prefix; /* add_prefix_space, which counts where legacy is false; true if absent */
+    char *bos, *eos;  /* bos_token and eos_token; NULL if null or absent; owned */
 } tokenizer_settings;
 
 err_t tokenizer_settings_read(const char *dir, tokenizer_settings *out, err_info *info) MUST_CHECK;

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <new>
 #include <sentencepiece_processor.h>
+#include <string>
 #include <vector>
 
 /* Exported by the library, declared in a header that Debian does not install. */
@@ -38,7 +39,10 @@ static bool memory_is_there(size_t n_bytes)
     return probe != nullptr;
 }
 
-err_t spm_open(const void *model, size_t model_bytes, spm **out)
+/* Of two normalizer_spec in one message the fields of the second count: this one says add_dummy_prefix = false. */
+static const char bare_spec[] = "\x1a\x02\x18\x00";
+
+err_t spm_open(const void *model, size_t model_bytes, bool bare, spm **out)
 {
     *out = nullptr;
     spm *s = nullptr;
@@ -46,7 +50,8 @@ err_t spm_open(const void *model, size_t model_bytes, spm **out)
     try {
         sentencepiece::logging::SetMinLogLevel(LOG_FATAL_ONLY);
         s = new spm;
-        const absl::string_view bytes(static_cast<const char *>(model), model_bytes);
+        std::string bytes(static_cast<const char *>(model), model_bytes);
+        if (bare) bytes.append(bare_spec, sizeof bare_spec - 1);
         const sentencepiece::util::Status status = s->processor.LoadFromSerializedProto(bytes);
         if (!status.ok() || s->processor.GetPieceSize() <= 0) {
             delete s;

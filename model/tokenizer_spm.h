@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,8 +19,9 @@ typedef struct spm spm;
 
 typedef enum spm_kind { SPM_TEXT, SPM_BYTE, SPM_CONTROL, SPM_UNKNOWN } spm_kind;
 
-/* `model` is the content of tokenizer.model; it is not kept. ERR_BAD_MODEL, ERR_NO_MEMORY. */
-err_t spm_open(const void *model, size_t model_bytes, spm **out) MUST_CHECK;
+/* `model` is the content of tokenizer.model; it is not kept. `bare`: no text gets a space put before it,
+ * whatever the model says. ERR_BAD_MODEL, ERR_NO_MEMORY. */
+err_t spm_open(const void *model, size_t model_bytes, bool bare, spm **out) MUST_CHECK;
 void spm_close(spm *s); /* NULL is fine */
 
 uint32_t spm_n_vocab(const spm *s);

@@ -12,6 +12,7 @@
 #include "service/engine.h"
 #include "service/metrics.h"
 #include "service/server_config.h"
+#include "service/tools/tool_reader.h"
 #include "web/http.h"
 
 #include <stdatomic.h>
@@ -34,6 +35,8 @@ typedef struct api_context {
     kv_cache *cache;
     const tokenizer *t;
     const chat_template *chat;
+    chat_content content;            /* as `chat` wants it */
+    const tool_parser *tools;        /* of chats that bring tools; NULL: they are refused */
     uint32_t eos[MODEL_EOS_MAX + 1]; /* [n_eos] the model's, and the one that ends a turn */
     uint32_t n_eos;
     metrics *metrics; /* NULL until the shape of the model is known */

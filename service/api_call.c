@@ -182,6 +182,7 @@ static void spec_init(const api_call *call, const api_prompt *prompt, session_sp
                            .ignore_eos = r->ignore_eos,
                            .include_stop = r->include_stop,
                            .skip_special = r->skip_special,
+                           .hide_eos = r->hide_eos,
                            .score_prompt = scores_prompt(r),
                            .salt = r->salt != NULL ? r->salt : "",
                            .salt_bytes = r->salt_bytes,
@@ -202,6 +203,8 @@ static bool open_prompt(api_call *call, http_exchange *ex, uint32_t prompt, api_
     for (uint32_t k = 0; k < call->request.n; k++) {
         api_choice *choice = &call->choices[(size_t)prompt * call->request.n + k];
         choice->prompt = prompt;
+        if (call->request.chat.tools != NULL)
+            tool_reader_init(&choice->tools, call->request.chat.tools);
         spec.sampling.choice = k;
         if (spec.max_tokens == 0 && !spec.score_prompt) continue; /* nothing to run */
         if (!open_session(call, ex, &spec, choice, error)) return false;
@@ -298,6 +301,8 @@ static bool read_request(api_call *call, http_exchange *ex, api_error *error)
                                .model_names = api->model_names,
                                .n_model_names = api->n_model_names,
                                .kv = api->kv_config,
+                               .content = api->content,
+                               .tools = api->tools,
                                .generation = api->generation};
     completion_request *r = &call->request;
     if (!call->endpoint->parse(&limits, body, n_bytes, r, error)) return false;
@@ -367,6 +372,7 @@ void api_call_close(api_call *call)
 {
     if (call == NULL) return;
     for (size_t i = 0; i < call->n_choices; i++) {
+        tool_reader_deinit(&call->choices[i].tools);
         if (call->choices[i].session == NULL) continue;
         session_cancel(call->choices[i].session); /* does nothing to a finished one */
         session_release(call->choices[i].session);

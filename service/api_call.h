@@ -20,13 +20,15 @@ enum { API_ID_BYTES = 40 };
 
 /* One choice and how much of it has been sent. */
 typedef struct api_choice {
-    session *session;  /* NULL: nothing to run (max_tokens 0 and no log-probabilities) */
-    uint32_t prompt;   /* index into the request's prompts */
-    bool has_started;  /* a piece was sent: prompt and echo are out */
-    bool has_finished; /* the piece with finish_reason was sent */
-    size_t text_bytes; /* of the session's text that were sent */
-    uint32_t n_tokens; /* of the session's tokens whose scores or ids were sent */
-    size_t mark_bytes; /* a place in the session's text ... */
+    session *session;     /* NULL: nothing to run (max_tokens 0 and no log-probabilities) */
+    uint32_t prompt;      /* index into the request's prompts */
+    tool_reader tools;    /* of a chat with tools: what the text means */
+    size_t content_bytes; /* of its content that were sent */
+    bool has_started;     /* a piece was sent: prompt and echo are out */
+    bool has_finished;    /* the piece with finish_reason was sent */
+    size_t text_bytes;    /* of the session's text that were sent */
+    uint32_t n_tokens;    /* of the session's tokens whose scores or ids were sent */
+    size_t mark_bytes;    /* a place in the session's text ... */
     size_t
         mark_chars; /* ... and its distance from the beginning of the choice's text (with echo), in characters */
 } api_choice;

@@ -40,7 +40,7 @@ static bool find_last(const char *text, size_t n_bytes, const char *part, size_t
 static bool cut_behind_last(const api_chat *chat, api_prompt *prompt, api_error *error)
 {
     const char *last = chat->last;
-    size_t begin = 0, end = chat->last_bytes, at;
+    size_t begin = chat->last_bytes - chat->tail_bytes, end = chat->last_bytes, at;
     while (begin < end && is_space(last[begin]))
         begin++;
     while (end > begin && is_space(last[end - 1]))
@@ -66,6 +66,10 @@ bool api_chat_render(const api_context *api, const api_chat *chat, api_prompt *o
     err_info info = {0};
     const char *fault = chat_template_fault(api->chat);
     if (fault != NULL) return api_refuse(error, API_FAULT_REQUEST, NULL, "%s", fault);
+    if (chat->tools != NULL && !chat_template_shows_tools(api->chat)) {
+        return api_refuse(error, API_FAULT_UNSUPPORTED, "tools",
+                          "tools: the model's chat template has no place for them");
+    }
     const err_t err = chat_template_render(api->chat, chat->variables, api->text_bytes_max,
                                            &out->text, &out->text_bytes, &info);
     if (err == ERR_NO_MEMORY) return api_refuse(error, API_FAULT_MEMORY, NULL, "out of memory");

@@ -68,9 +68,13 @@ bool api_chat_parse(const api_limits *limits, const char *body, size_t body_byte
     const bool is_read = document != NULL && api_request_read_model(document, limits, error) &&
                          api_request_refuse_unsupported(document, error) &&
                          refuse_unsupported(document, error) &&
-                         api_messages_read(document, &out->chat, error) && put_prompt(out, error) &&
-                         read_logprobs(document, limits, out, error) &&
+                         api_messages_read(document, limits, &out->chat, error) &&
+                         put_prompt(out, error) && read_logprobs(document, limits, out, error) &&
                          api_request_read_common(document, limits, out, error);
+    if (out->chat.tools != NULL) {
+        out->hide_eos = true;
+        if (out->chat.tools->shows_special) out->skip_special = false;
+    }
     json_decref(document);
     if (!is_read) api_completion_deinit(out);
     return is_read;

@@ -128,6 +128,50 @@ static void put_prompt(const api_call *call, api_choice *choice, api_piece *piec
     }
 }
 
+/* What is new of the calls, as api_call_delta; the first one only if there may be no others. */
+static bool put_calls(const api_call *call, api_choice *choice, const char *text, api_piece *piece)
+{
+    tool_reader *tools = &choice->tools;
+    const size_t n_calls =
+        call->request.chat.one_call ? min_size(tools->n_calls, 1) : tools->n_calls;
+    api_call_delta *deltas = calloc(n_calls + 1, sizeof *deltas);
+    if (deltas == NULL) return false;
+    piece->calls = deltas;
+    for (size_t i = 0; i < n_calls; i++) {
+        tool_call *of = &tools->calls[i];
+        const text_view arguments = tool_arguments(of, text);
+        if (of->is_told && arguments.n_bytes == of->n_told) continue;
+        deltas[piece->n_calls++] =
+            (api_call_delta){.index = i,
+                             .id = of->is_told ? NULL : of->id,
+                             .name = of->name,
+                             .name_bytes = of->name_bytes,
+                             .arguments = arguments.bytes + of->n_told,
+                             .arguments_bytes = arguments.n_bytes - of->n_told};
+        of->is_told = true;
+        of->n_told = arguments.n_bytes;
+    }
+    return true;
+}
+
+/* Of a chat with tools the text is content and calls. */
+static bool read_tools(const api_call *call, api_choice *choice, const session_progress *progress,
+                       api_piece *piece)
+{
+    tool_reader *tools = &choice->tools;
+    const bool is_end = progress->finish != FINISH_NONE;
+    const char *text = choice->session != NULL ? session_text(choice->session) : "";
+    if (tool_reader_read(tools, text, progress->n_text_bytes, is_end) != ERR_OK ||
+        !put_calls(call, choice, text, piece)) {
+        return false;
+    }
+    piece->text = "";
+    piece->text_bytes = tools->content.n_bytes - choice->content_bytes;
+    if (piece->text_bytes > 0) piece->text = tools->content.bytes + choice->content_bytes;
+    choice->content_bytes = tools->content.n_bytes;
+    return true;
+}
+
 bool api_choice_take_piece(api_call *call, size_t index, const session_progress *progress,
                            api_piece *piece)
 {
@@ -145,6 +189,10 @@ bool api_choice_take_piece(api_call *call, size_t index, const session_progress 
         piece->text = session_text(choice->session) + choice->text_bytes;
         piece->text_bytes = progress->n_text_bytes - choice->text_bytes;
     }
+    if (call->request.chat.tools != NULL && !read_tools(call, choice, progress, piece)) {
+        api_piece_deinit(piece);
+        return false;
+    }
     if (call->request.sampling.n_logprobs >= 0 &&
         !put_scores(call, choice, progress, n_tokens, piece)) {
         api_piece_deinit(piece);
@@ -155,6 +203,7 @@ bool api_choice_take_piece(api_call *call, size_t index, const session_progress 
         piece->n_token_ids = n_tokens - choice->n_tokens;
     }
     put_finish(choice, progress->finish, piece);
+    if (progress->finish == FINISH_STOP && choice->tools.n_calls > 0) piece->finish = "tool_calls";
     choice->has_started = true;
     choice->has_finished = is_end;
     choice->text_bytes = progress->n_text_bytes;
@@ -165,5 +214,6 @@ bool api_choice_take_piece(api_call *call, size_t index, const session_progress 
 void api_piece_deinit(api_piece *piece)
 {
     free((void *)(uintptr_t)piece->scores);
+    free((void *)(uintptr_t)piece->calls);
     *piece = (api_piece){0};
 }

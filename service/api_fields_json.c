@@ -31,6 +31,11 @@ static bool is_bloated(const char *body, size_t body_bytes)
     return n_containers > API_NESTING_MAX || n_commas > API_VALUES_MAX;
 }
 
+bool api_json_lacked_memory(const json_error_t *reason)
+{
+    return json_error_code(reason) == json_error_out_of_memory || reason->text[0] == '\0';
+}
+
 json_t *api_body_read(const char *body, size_t body_bytes, api_error *error)
 {
     json_error_t reason;
@@ -43,7 +48,7 @@ json_t *api_body_read(const char *body, size_t body_bytes, api_error *error)
     json_t *document =
         json_loadb(body, body_bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &reason);
     if (document == NULL) {
-        const bool is_memory = json_error_code(&reason) == json_error_out_of_memory;
+        const bool is_memory = api_json_lacked_memory(&reason);
         api_refuse(error, is_memory ? API_FAULT_MEMORY : API_FAULT_REQUEST, NULL,
                    "the body is not valid JSON: line %d column %d: %s", reason.line, reason.column,
                    reason.text);

@@ -31,6 +31,10 @@ typedef struct api_text {
  * than any honest request has are refused. Give it back with json_decref. */
 json_t *api_body_read(const char *body, size_t body_bytes, api_error *error);
 
+/* Why json_loadb gave no document: it lacked memory. jansson rarely says so, more often nothing; and of memory that
+ * ended inside a text it says that the text is bad, which nobody can tell from one that is. */
+bool api_json_lacked_memory(const json_error_t *reason);
+
 /* The field's value; NULL if it is absent or null. */
 const json_t *api_field(const json_t *object, const char *name);
 

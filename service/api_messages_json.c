@@ -79,53 +79,102 @@ static const json_t *part_text(const message *m, const json_t *part, size_t i, a
     return NULL;
 }
 
-/* One text of all parts, a line end between two. */
-static json_t *join_parts(const message *m, const json_t *parts, api_error *error)
+/* What a template is given of one: its text, and nothing that the client has beside it. */
+static json_t *part_new(const json_t *text)
 {
-    size_t i, n_bytes = 0;
-    json_t *part;
+    return json_pack("{s:s,s:O}", "type", "text", "text", text);
+}
+
+/* All parts as they were understood; NULL after a refusal. */
+static json_t *read_parts(const message *m, const json_t *parts, api_error *error)
+{
+    size_t i;
+    json_t *part, *list = json_array();
     json_array_foreach(parts, i, part)
     {
         const json_t *text = part_text(m, part, i, error);
-        if (text == NULL) return NULL;
-        n_bytes += json_string_length(text) + 1; /* both came in one body */
+        if (text != NULL && json_array_append_new(list, part_new(text)) == 0) continue;
+        if (text != NULL) refuse_memory(error);
+        json_decref(list);
+        return NULL;
     }
-    char *joined = malloc(n_bytes + 1), *end = joined;
-    json_t *all = NULL;
-    json_array_foreach(parts, i, part)
-    {
-        const json_t *text = json_object_get(part, "text");
-        if (joined == NULL) break;
-        if (i > 0) *end++ = '\n';
-        memcpy(end, json_string_value(text), json_string_length(text));
-        end += json_string_length(text);
-    }
-    if (joined != NULL) all = json_stringn_nocheck(joined, (size_t)(end - joined));
-    free(joined);
-    if (all == NULL) refuse_memory(error);
-    return all;
+    if (list == NULL) refuse_memory(error);
+    return list;
 }
 
-static bool read_content(message *m, api_error *error)
+/* The text of a content: its own, or that of all its parts, a line end between two. */
+typedef struct content_text {
+    char *bytes;                  /* [n_bytes], owned; NULL without memory */
+    size_t n_bytes, n_tail_bytes; /* the tail: what the last part has of it */
+} content_text;
+
+static void put_text(content_text *to, const json_t *text)
+{
+    to->n_tail_bytes = json_string_length(text);
+    memcpy(to->bytes + to->n_bytes, json_string_value(text), to->n_tail_bytes);
+    to->n_bytes += to->n_tail_bytes;
+}
+
+static content_text text_of(const json_t *content)
+{
+    content_text joined = {0};
+    size_t i, n_bytes = json_string_length(content); /* 0 of a list */
+    json_t *part;
+    json_array_foreach(content, i, part) n_bytes +=
+        json_string_length(json_object_get(part, "text")) + 1; /* both came in one body */
+    joined.bytes = malloc(n_bytes + 1);
+    if (joined.bytes == NULL) return joined;
+    if (json_is_string(content)) put_text(&joined, content);
+    json_array_foreach(content, i, part)
+    {
+        if (i > 0) joined.bytes[joined.n_bytes++] = '\n';
+        put_text(&joined, json_object_get(part, "text"));
+    }
+    joined.bytes[joined.n_bytes] = '\0';
+    return joined;
+}
+
+/* What was sent, in the form that the template wants. Both references are the caller's. */
+static json_t *formed(json_t *content, chat_content form)
+{
+    if (json_is_array(content) && form == CHAT_CONTENT_TEXTS) {
+        const content_text joined = text_of(content);
+        json_t *text = NULL;
+        if (joined.bytes != NULL) text = json_stringn_nocheck(joined.bytes, joined.n_bytes);
+        free(joined.bytes);
+        return text;
+    }
+    if (json_is_string(content) && form == CHAT_CONTENT_PARTS) {
+        json_t *list = json_array();
+        if (json_array_append_new(list, part_new(content)) == 0) return list;
+        json_decref(list);
+        return NULL;
+    }
+    return json_incref(content);
+}
+
+static bool read_content(message *m, chat_content form, api_error *error)
 {
     const path at = path_of(m->index, "content");
     const json_t *content = api_field(m->from, "content");
     const bool is_call = strcmp(m->role, "assistant") == 0 &&
                          json_array_size(json_object_get(m->from, "tool_calls")) > 0;
-    json_t *text = NULL;
+    json_t *sent = NULL;
     if (json_is_string(content)) {
-        text = json_incref((json_t *)(uintptr_t)content);
+        sent = json_incref((json_t *)(uintptr_t)content);
     } else if (json_is_array(content)) {
-        text = join_parts(m, content, error);
+        sent = read_parts(m, content, error);
     } else if (content == NULL && is_call) {
-        text = json_string("");
+        sent = form == CHAT_CONTENT_PARTS ? json_array() : json_string("");
     } else if (content == NULL) {
         return api_refuse(error, API_FAULT_REQUEST, at.text, "%s: the field is required", at.text);
     } else {
         return api_refuse_value(error, at.text, content, "is neither a string nor a list of parts");
     }
     if (error->status != 0) return false;
-    return api_put(m->out, "content", text) || refuse_memory(error);
+    const bool is_put = sent != NULL && api_put(m->out, "content", formed(sent, form));
+    json_decref(sent);
+    return is_put || refuse_memory(error);
 }
 
 /* Fields that a message may have beside its content, where its role has them. */
@@ -171,11 +220,16 @@ static json_t *arguments_of(const path *at, json_t *from, api_error *error)
     if (json_is_object(from)) return json_incref(from);
     if (json_is_string(from) && json_string_length(from) == 0) return json_object();
     json_t *parsed = NULL;
+    json_error_t reason = {.text = "no JSON"};
     if (json_is_string(from)) {
         parsed = json_loadb(json_string_value(from), json_string_length(from),
-                            JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL);
+                            JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &reason);
     }
     if (json_is_object(parsed)) return parsed;
+    if (parsed == NULL && api_json_lacked_memory(&reason)) {
+        refuse_memory(error);
+        return NULL;
+    }
     json_decref(parsed);
     api_refuse_value(error, at->text, from, "(arguments) is not the text of a JSON object");
     return NULL;
@@ -230,18 +284,18 @@ static bool read_calls(message *m, api_error *error)
     return true;
 }
 
-static bool read_message(message *m, api_error *error)
+static bool read_message(message *m, chat_content form, api_error *error)
 {
     const path at = path_of(m->index, "");
     if (!json_is_object(m->from))
         return api_refuse_value(error, at.text, m->from, "is not an object");
-    return read_role(m, error) && read_content(m, error) && read_texts(m, error) &&
+    return read_role(m, error) && read_content(m, form, error) && read_texts(m, error) &&
            name_reasoning(m, error) && read_calls(m, error);
 }
 
 /* ---- all of them ------------------------------------------------------------------------------------------- */
 
-static bool read_messages(const json_t *body, api_chat *out, api_error *error)
+static bool read_messages(const json_t *body, chat_content form, api_chat *out, api_error *error)
 {
     const json_t *messages = api_field(body, "messages");
     json_t *list = json_array();
@@ -259,7 +313,7 @@ static bool read_messages(const json_t *body, api_chat *out, api_error *error)
     {
         message m = {.from = from, .out = json_object(), .index = i};
         if (json_array_append_new(list, m.out) != 0) return refuse_memory(error);
-        if (!read_message(&m, error)) return false;
+        if (!read_message(&m, form, error)) return false;
         out->role = m.role;
     }
     return true;
@@ -285,11 +339,11 @@ static bool read_turn(const json_t *body, api_chat *out, api_error *error)
     if (adds_prompt) out->role = "assistant";
     out->echo = out->echo && strcmp(out->role, last_role) == 0;
     if (out->echo || out->continues) {
-        const json_t *text = json_object_get(last, "content");
-        out->last_bytes = json_string_length(text);
-        out->last = malloc(out->last_bytes + 1);
-        if (out->last == NULL) return refuse_memory(error);
-        memcpy(out->last, json_string_value(text), out->last_bytes + 1);
+        const content_text text = text_of(json_object_get(last, "content"));
+        if (text.bytes == NULL) return refuse_memory(error);
+        out->last = text.bytes;
+        out->last_bytes = text.n_bytes;
+        out->tail_bytes = text.n_tail_bytes;
     }
     return api_put(out->variables, adds, json_boolean(adds_prompt)) || refuse_memory(error);
 }
@@ -340,30 +394,8 @@ static bool read_effort(const json_t *body, api_chat *out, api_error *error)
            refuse_memory(error);
 }
 
-/* Calls would have to be found in what the model writes, which every family does in its own way. */
-static bool refuse_tools(const json_t *body, api_error *error)
+static bool refuse_template(const json_t *body, api_error *error)
 {
-    static const char *const names[][2] = {{"tools", "tool_choice"},
-                                           {"functions", "function_call"}};
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        const json_t *tools = api_field(body, names[i][0]), *choice = api_field(body, names[i][1]);
-        const bool is_none =
-            json_is_string(choice) && strcmp(json_string_value(choice), "none") == 0;
-        const bool is_auto =
-            json_is_string(choice) && strcmp(json_string_value(choice), "auto") == 0;
-        if (tools != NULL && !json_is_array(tools))
-            return api_refuse_value(error, names[i][0], tools, "is not a list");
-        if (!is_none && json_array_size(tools) > 0) {
-            return api_refuse(error, API_FAULT_UNSUPPORTED, names[i][0],
-                              "%s are not supported unless %s is \"none\"", names[i][0],
-                              names[i][1]);
-        }
-        if (choice != NULL && !is_none && !is_auto) {
-            return api_refuse(error, API_FAULT_UNSUPPORTED, names[i][1],
-                              "%s: only \"none\" is supported, and \"auto\" without %s",
-                              names[i][1], names[i][0]);
-        }
-    }
     if (api_field(body, "chat_template") == NULL) return true;
     return api_refuse(
         error, API_FAULT_UNSUPPORTED, "chat_template",
@@ -371,13 +403,14 @@ static bool refuse_tools(const json_t *body, api_error *error)
         "server's");
 }
 
-bool api_messages_read(const json_t *body, api_chat *out, api_error *error)
+bool api_messages_read(const json_t *body, const api_limits *limits, api_chat *out,
+                       api_error *error)
 {
-    if (!refuse_tools(body, error)) return false;
     /* As transformers has it, both are defined, and none. */
     out->variables = json_pack("{s:n,s:n}", "tools", "documents");
     if (out->variables == NULL) return refuse_memory(error);
-    return read_messages(body, out, error) && read_turn(body, out, error) &&
+    return refuse_template(body, error) && api_tools_read(body, limits->tools, out, error) &&
+           read_messages(body, limits->content, out, error) && read_turn(body, out, error) &&
            read_documents(body, out, error) && read_effort(body, out, error) &&
            read_kwargs(body, out, error);
 }

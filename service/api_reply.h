@@ -31,6 +31,16 @@ typedef struct api_token_score {
     size_t text_offset; /* in characters, from the beginning of the choice's text */
 } api_token_score;
 
+/* What is new of a call of a tool. */
+typedef struct api_call_delta {
+    size_t index;   /* of the call in its choice */
+    const char *id; /* NULL: it was sent, and the name with it */
+    const char *name;
+    size_t name_bytes;
+    const char *arguments; /* [arguments_bytes] */
+    size_t arguments_bytes;
+} api_call_delta;
+
 typedef struct api_piece {
     uint32_t index; /* of the choice */
     bool is_first;  /* nothing of the choice was sent before */
@@ -39,9 +49,11 @@ typedef struct api_piece {
     size_t echo_bytes;
     const char *text; /* [text_bytes] */
     size_t text_bytes;
+    const api_call_delta *calls; /* [n_calls] */
+    size_t n_calls;
     const api_token_score *scores; /* [n_scores]; NULL: logprobs is null */
     size_t n_scores;
-    const char *finish;    /* "stop", "length"; NULL: null */
+    const char *finish;    /* "stop", "length", "tool_calls"; NULL: null */
     const char *stop_text; /* [stop_text_bytes] the stop string that matched, or NULL */
     size_t stop_text_bytes;
     int64_t stop_token;         /* the stop id that matched, or -1 */
@@ -79,7 +91,7 @@ char *api_reply_document(const api_envelope *envelope, const api_piece *pieces, 
 
 /* What a piece becomes in a stream: at most API_PARTS_MAX pieces, a chunk each. They borrow from `piece`, and
  * none is to be freed. */
-enum { API_PARTS_MAX = 3 };
+enum { API_PARTS_MAX = 4 };
 size_t api_reply_split(const api_envelope *envelope, const api_piece *piece,
                        api_piece parts[API_PARTS_MAX]);
 

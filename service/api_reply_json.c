@@ -43,7 +43,7 @@ static json_t *stop_reason(const api_piece *piece)
     return text_or_null(piece->stop_text, piece->stop_text_bytes);
 }
 
-static json_t *id_list(const uint32_t *ids, size_t n_ids)
+static json_t *ids_new(const uint32_t *ids, size_t n_ids)
 {
     json_t *list = json_array();
     for (size_t i = 0; list != NULL && i < n_ids; i++) {
@@ -58,10 +58,10 @@ static bool put_ids(json_t *choice, const api_piece *piece, bool has_prompt)
 {
     if (!piece->shows_ids) return true;
     if (has_prompt && piece->prompt_ids != NULL &&
-        !api_put(choice, "prompt_token_ids", id_list(piece->prompt_ids, piece->n_prompt_ids))) {
+        !api_put(choice, "prompt_token_ids", ids_new(piece->prompt_ids, piece->n_prompt_ids))) {
         return false;
     }
-    return api_put(choice, "token_ids", id_list(piece->token_ids, piece->n_token_ids));
+    return api_put(choice, "token_ids", ids_new(piece->token_ids, piece->n_token_ids));
 }
 
 /* logprobs, finish_reason, stop_reason and ids behind what `choice` has; takes `logprobs`. */
@@ -104,11 +104,48 @@ const api_shape api_shape_completion = {.object = "text_completion",
 
 /* ---- chats ----------------------------------------------------------------------------------------------- */
 
-/* What is said: {role, content, refusal} of a document; of a chunk the role alone, or text, or nothing. */
+/* A call as a whole, or what is new of it: then without what was sent before. */
+static json_t *call_new(const api_call_delta *call, bool is_delta)
+{
+    json_t *out = json_object();
+    json_t *function = json_object();
+    bool is_ok = out != NULL && function != NULL;
+    if (is_ok && is_delta) is_ok = api_put(out, "index", json_integer((json_int_t)call->index));
+    if (is_ok && call->id != NULL) {
+        is_ok = api_put(out, "id", json_string(call->id)) &&
+                api_put(out, "type", json_string("function")) &&
+                api_put(function, "name", api_text_new(call->name, call->name_bytes));
+    }
+    is_ok = is_ok &&
+            api_put(function, "arguments", api_text_new(call->arguments, call->arguments_bytes));
+    if (is_ok) is_ok = json_object_set(out, "function", function) == 0;
+    json_decref(function);
+    if (is_ok) return out;
+    json_decref(out);
+    return NULL;
+}
+
+static json_t *calls_new(const api_piece *piece, bool is_delta)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; list != NULL && i < piece->n_calls; i++) {
+        if (json_array_append_new(list, call_new(&piece->calls[i], is_delta)) == 0) continue;
+        json_decref(list);
+        return NULL;
+    }
+    return list;
+}
+
+/* What is said: {role, content, refusal, tool_calls} of a document; of a chunk the role alone, or text, or nothing. */
 static json_t *message_new(const api_envelope *envelope, const api_piece *piece)
 {
-    return json_pack("{s:s,s:o,s:n}", "role", envelope->role, "content", piece_text(piece),
-                     "refusal");
+    const bool has_text = piece->n_calls == 0 || piece->text_bytes > 0 || piece->echo_bytes > 0;
+    json_t *message = json_pack("{s:s,s:o,s:n}", "role", envelope->role, "content",
+                                has_text ? piece_text(piece) : json_null(), "refusal");
+    if (message == NULL || piece->n_calls == 0) return message;
+    if (api_put(message, "tool_calls", calls_new(piece, false))) return message;
+    json_decref(message);
+    return NULL;
 }
 
 static json_t *delta_new(const api_envelope *envelope, const api_piece *piece)
@@ -116,6 +153,7 @@ static json_t *delta_new(const api_envelope *envelope, const api_piece *piece)
     if (piece->is_first)
         return json_pack("{s:s,s:s,s:n}", "role", envelope->role, "content", "", "refusal");
     if (piece->finish != NULL) return json_object();
+    if (piece->n_calls > 0) return json_pack("{s:o}", "tool_calls", calls_new(piece, true));
     return json_pack("{s:o}", "content", piece_text(piece));
 }
 
@@ -142,7 +180,20 @@ static json_t *chat_delta_choice(const api_envelope *envelope, const api_piece *
     return chat_choice(envelope, piece, "delta", delta_new(envelope, piece));
 }
 
-/* The role; what is said, if anything is; the end. */
+/* What a chunk in the middle has of a piece: neither what comes first nor what comes last. */
+static api_piece middle_of(const api_piece *piece)
+{
+    api_piece middle = *piece;
+    middle.is_first = false;
+    middle.finish = NULL;
+    middle.stop_text = NULL;
+    middle.stop_token = -1;
+    middle.prompt_ids = NULL;
+    return middle;
+}
+
+/* The role; what is said, if anything is; calls, if there are any; the end. Scores and ids come with the first of those
+ * between. */
 static size_t chat_split(const api_piece *piece, api_piece parts[API_PARTS_MAX])
 {
     size_t n_parts = 0;
@@ -154,15 +205,20 @@ static size_t chat_split(const api_piece *piece, api_piece parts[API_PARTS_MAX])
                                        .n_prompt_ids = piece->n_prompt_ids,
                                        .shows_ids = piece->shows_ids};
     }
-    if (piece->text_bytes > 0 || piece->echo_bytes > 0 || piece->n_scores > 0 ||
-        piece->n_token_ids > 0) {
-        api_piece *said = &parts[n_parts++];
-        *said = *piece;
-        said->is_first = false;
-        said->finish = NULL;
-        said->stop_text = NULL;
-        said->stop_token = -1;
-        said->prompt_ids = NULL;
+    const bool has_text = piece->text_bytes > 0 || piece->echo_bytes > 0;
+    const bool has_scores = piece->n_scores > 0 || piece->n_token_ids > 0;
+    if (has_text || (has_scores && piece->n_calls == 0)) {
+        parts[n_parts] = middle_of(piece);
+        parts[n_parts++].n_calls = 0;
+    }
+    if (piece->n_calls > 0) {
+        api_piece *called = &parts[n_parts++];
+        *called = middle_of(piece);
+        if (has_text) {
+            called->scores = NULL;
+            called->n_scores = called->n_token_ids = 0;
+            called->shows_ids = false;
+        }
     }
     if (piece->finish != NULL) {
         parts[n_parts++] = (api_piece){.index = piece->index,
@@ -216,7 +272,7 @@ static char *dump_and_release(json_t *document, bool is_ok, size_t *n_bytes)
 static bool put_prompt_ids(const api_envelope *envelope, const api_piece *piece, json_t *document)
 {
     if (!envelope->shape->has_ids_outside || piece->prompt_ids == NULL) return true;
-    return api_put(document, "prompt_token_ids", id_list(piece->prompt_ids, piece->n_prompt_ids));
+    return api_put(document, "prompt_token_ids", ids_new(piece->prompt_ids, piece->n_prompt_ids));
 }
 
 char *api_reply_document(const api_envelope *envelope, const api_piece *pieces, size_t n_pieces,

@@ -13,7 +13,9 @@
 #include "model/generation_config.h"
 #include "model/sampler.h"
 #include "service/api_error.h"
+#include "service/chat_content.h"
 #include "service/session.h"
+#include "service/tools/tool_reader.h"
 
 enum {
     API_N_MAX = 128,            /* n */
@@ -33,6 +35,8 @@ typedef struct api_limits {
     const char *const *model_names; /* [n_model_names] */
     size_t n_model_names;
     const kv_config *kv;                 /* the server's settings: defaults and limits of `kv` */
+    chat_content content;                /* of messages, as the template wants it */
+    const tool_parser *tools;            /* NULL: chats with tools are refused */
     const generation_config *generation; /* defaults of sampling; NULL: those of OpenAI's API */
 } api_limits;
 
@@ -49,10 +53,13 @@ struct json_t;
 typedef struct api_chat {
     struct json_t *variables; /* owned; NULL: not a chat. messages, add_generation_prompt ... */
     const char *role;         /* of the message that answers; static */
+    const tool_parser *tools; /* finds calls in the answer; NULL: it is not looked for any */
+    bool one_call;            /* parallel_tool_calls is false: only the first counts */
     bool continues; /* continue_final_message: the prompt ends where the last message does */
     bool echo;      /* the answer begins with the last message */
     char *last;     /* the text of the last message, owned; NULL unless one of the two */
     size_t last_bytes;
+    size_t tail_bytes; /* of it, what the template shows in one piece: all, or the last part */
 } api_chat;
 
 typedef struct completion_request {
@@ -76,6 +83,7 @@ typedef struct completion_request {
     bool include_stop; /* include_stop_str_in_output */
     bool ignore_eos;
     bool skip_special; /* skip_special_tokens */
+    bool hide_eos;     /* the end token gives no text even where special tokens do */
     bool
         add_special; /* add_special_tokens: BOS before a prompt of text; a chat's template has its own */
     bool return_ids;      /* return_token_ids */

@@ -24,9 +24,10 @@ typedef struct tokenize_request {
 static bool read_messages(const api_context *api, const json_t *body, tokenize_request *out,
                           api_error *error)
 {
+    const api_limits limits = {.content = api->content, .tools = api->tools};
     api_chat chat = {0};
     api_prompt prompt = {0};
-    const bool is_read = api_messages_read(body, &chat, error) &&
+    const bool is_read = api_messages_read(body, &limits, &chat, error) &&
                          api_chat_render(api, &chat, &prompt, error) &&
                          api_field_bool(body, "add_special_tokens", &out->add_special, error) &&
                          api_field_bool(body, "return_token_strs", &out->with_strings, error);

@@ -13,7 +13,9 @@
 
 #include "base/error.h"
 #include "model/tokenizer.h"
+#include "service/chat_content.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,6 +32,13 @@ const char *chat_template_fault(const chat_template *c);
 
 /* The token that ends a turn by tokenizer_config.json (eos_token); -1: it names none. */
 int64_t chat_template_eos(const chat_template *c);
+
+/* The form in which it wants contents: by `format`, or as it reads them. Of one that reads parts and never asks
+ * whether a content is a text, texts become a part each. */
+chat_content chat_template_content(const chat_template *c, chat_content_format format);
+
+/* Whether `tools` can make a difference to what is rendered. */
+bool chat_template_shows_tools(const chat_template *c);
 
 /* Renders with the members of `variables`, an object that holds `messages` and is only read; they come before
  * the model's tokens of the same name. At most output_bytes_max bytes; *text is a fresh heap string.

@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "model/model_file.h"
+#include "service/api_fields_json.h"
 #include "service/jinja/jinja.h"
 
 #include <jansson.h>
@@ -21,8 +22,9 @@ enum {
 };
 
 struct chat_template {
-    jinja *compiled; /* NULL: fault says why */
-    json_t *tokens;  /* {"bos_token": "<s>", ...} */
+    jinja *compiled;       /* NULL: fault says why */
+    json_t *tokens;        /* {"bos_token": "<s>", ...} */
+    jinja_content content; /* how `compiled` takes it */
     int64_t eos;
     char fault[FAULT_BYTES];
 };
@@ -52,7 +54,7 @@ static err_t read_object(const char *dir, const char *name, json_t **out, err_in
     TRY(err);
     json_t *document = json_loadb(bytes, n_bytes, JSON_ALLOW_NUL, &reason);
     free(bytes);
-    if (document == NULL && json_error_code(&reason) == json_error_out_of_memory)
+    if (document == NULL && api_json_lacked_memory(&reason))
         return err_set(info, ERR_NO_MEMORY, "out of memory");
     if (!json_is_object(document)) {
         json_decref(document);
@@ -190,7 +192,8 @@ static err_t compile(chat_template *c, const template_source *source, bool is_na
 {
     err_info reason = {0};
     const err_t err = jinja_compile(source->text, source->n_bytes, &c->compiled, &reason);
-    if (err == ERR_OK || err == ERR_NO_MEMORY) return err;
+    if (err == ERR_OK) return jinja_find_content(c->compiled, &c->content);
+    if (err == ERR_NO_MEMORY) return err;
     if (is_named)
         return err_set(info, err, "chat-template: %.60s: %s", source->name, reason.message);
     snprintf(c->fault, sizeof c->fault, "The model's chat template is not supported: %s: %s",
@@ -252,6 +255,19 @@ const char *chat_template_fault(const chat_template *c)
 int64_t chat_template_eos(const chat_template *c)
 {
     return c->eos;
+}
+
+chat_content chat_template_content(const chat_template *c, chat_content_format format)
+{
+    if (format == CHAT_FORMAT_STRING) return CHAT_CONTENT_TEXTS;
+    if (format == CHAT_FORMAT_OPENAI) return CHAT_CONTENT_PARTS;
+    if (!c->content.reads_parts) return CHAT_CONTENT_TEXTS;
+    return c->content.asks_type ? CHAT_CONTENT_AS_SENT : CHAT_CONTENT_PARTS;
+}
+
+bool chat_template_shows_tools(const chat_template *c)
+{
+    return c->content.names_tools;
 }
 
 err_t chat_template_render(const chat_template *c, const struct json_t *variables,

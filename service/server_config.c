@@ -3,6 +3,8 @@
 
 static const char *const load_formats[] = {"auto", "safetensors", "dummy", NULL}; /* model_load */
 static const char *const generations[] = {"auto", "vllm", NULL}; /* generation_source */
+static const char *const content_formats[] = {"auto", "string", "openai",
+                                              NULL}; /* chat_content_format */
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL}; /* log_level */
 static const char *const log_formats[] = {"text", "json", NULL};                  /* log_format */
 static const char *const compats[] = {"none", "vllm", NULL}; /* metrics_compat */
@@ -18,6 +20,12 @@ static const cfg_field fields[] = {
              "sampling of requests that say none: the model's generation_config.json, or vllm's"),
     CFG_TEXT(S, chat_template_file, "chat-template", NULL, "FILE",
              "Jinja template of chats (default: the model's)"),
+    CFG_PICK(S, content_format, "chat-template-content-format", content_formats, "auto",
+             "messages' contents as texts or as lists of parts; auto: as the template reads them"),
+    CFG_FLAG(S, auto_tool_choice, "enable-auto-tool-choice", "false",
+             "chats may bring tools; calls are found by --tool-call-parser"),
+    CFG_TEXT(S, tool_call_parser, "tool-call-parser", NULL, "NAME",
+             "how the model marks calls: deepseek_v3, granite, hermes or mistral"),
     DEVICE_CONFIG_FIELDS(S),
     CFG_TEXT(S, host, "host", "127.0.0.1", "ADDRESS", "address to listen on"),
     CFG_NUM32(S, port, "port", 0, 65535, "8000", "port; 0: any free one, see the log"),

@@ -28,6 +28,9 @@ typedef struct serve_config {
     uint32_t load_format;           /* model_load: auto, safetensors, dummy */
     uint32_t generation;            /* --generation-config: generation_source */
     char *chat_template_file;       /* --chat-template; NULL: the model's own */
+    uint32_t content_format;        /* --chat-template-content-format: chat_content_format */
+    char *tool_call_parser;         /* --tool-call-parser: of tool_parsers; NULL: none */
+    bool auto_tool_choice;          /* --enable-auto-tool-choice: only with a parser */
     device_config device;
     uint64_t body_bytes_max;         /* --max-body-bytes */
     uint32_t n_connections_max;      /* --max-connections */

@@ -106,6 +106,7 @@ err_t server_prepare(server_parts *parts, const server_settings *settings, err_i
     atomic_init(&parts->api.n_requests, 0);
     parts->api.config = serve;
     parts->api.kv_config = &settings->kv;
+    if (serve->auto_tool_choice) parts->api.tools = tool_find_parser(serve->tool_call_parser);
     if (hash_init() != ERR_OK) return err_set(info, ERR_SYSTEM, "no source of random numbers");
     TRY(model_config_read(serve->model_dir, &parts->shape, info));
     TRY(make_names(parts, info));
@@ -177,15 +178,22 @@ static void log_generation(const server_parts *parts)
     }
 }
 
+static const char *const content_words[] = {
+    [CHAT_CONTENT_TEXTS] = "contents are texts for the template",
+    [CHAT_CONTENT_AS_SENT] = "contents are texts or parts, as they are sent, for the template",
+    [CHAT_CONTENT_PARTS] = "contents are lists of parts for the template"};
+
 static err_t open_chat(server_parts *parts, err_info *info)
 {
     const serve_config *serve = &parts->settings->serve;
     TRY(chat_template_open(serve->model_dir, serve->chat_template_file, parts->t, &parts->chat,
                            info));
     const char *fault = chat_template_fault(parts->chat);
-    log_info("server", "chat %s%s", fault != NULL ? "is off: " : "is on",
-             fault != NULL ? fault : "");
     parts->api.chat = parts->chat;
+    parts->api.content =
+        chat_template_content(parts->chat, (chat_content_format)serve->content_format);
+    log_info("server", "chat %s%s", fault != NULL ? "is off: " : "is on; ",
+             fault != NULL ? fault : content_words[parts->api.content]);
     list_eos(parts);
     return ERR_OK;
 }

@@ -7,8 +7,10 @@
 
 #include "base/check.h"
 #include "base/utf8.h"
+#include "service/tools/tool_reader.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -176,6 +178,28 @@ static err_t derive_monitor_port(serve_config *serve, err_info *info)
     return ERR_OK;
 }
 
+/* Each needs the other: a parser alone would do nothing. */
+static err_t check_tools(const serve_config *serve, err_info *info)
+{
+    const char *name = serve->tool_call_parser;
+    if (name == NULL && serve->auto_tool_choice)
+        return err_set(info, ERR_BAD_CONFIG,
+                       "enable-auto-tool-choice: --tool-call-parser must say how the model marks "
+                       "calls");
+    if (name == NULL) return ERR_OK;
+    if (tool_find_parser(name) == NULL) {
+        char known[128] = "";
+        for (size_t i = 0, n = 0; tool_parsers[i] != NULL && n < sizeof known; i++)
+            n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i > 0 ? ", " : "",
+                                  tool_parsers[i]->name);
+        return err_set(info, ERR_BAD_CONFIG, "tool-call-parser: \"%.40s\" is none of %s", name,
+                       known);
+    }
+    if (serve->auto_tool_choice) return ERR_OK;
+    return err_set(info, ERR_BAD_CONFIG,
+                   "tool-call-parser: only with --enable-auto-tool-choice are calls looked for");
+}
+
 /* What no single row can say. */
 static err_t check_together(server_settings *s, err_info *info)
 {
@@ -187,6 +211,7 @@ static err_t check_together(server_settings *s, err_info *info)
         return err_set(info, ERR_BAD_CONFIG,
                        "enable-expert-parallel: one rank holds all experts; --ranks N makes more");
     }
+    TRY(check_tools(serve, info));
     for (size_t i = 0; i < serve->served_model_names.n_items; i++) {
         const char *name = serve->served_model_names.items[i];
         if (*name != '\0' && utf8_valid(name, strlen(name))) continue;

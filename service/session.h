@@ -55,6 +55,7 @@ typedef struct session_spec {
     bool ignore_eos;
     bool include_stop; /* include_stop_str_in_output */
     bool skip_special; /* special tokens give no text */
+    bool hide_eos;     /* nor does the end token, whatever the others do */
     bool score_prompt; /* echo with logprobs: raw log-probabilities of the prompt's tokens */
     const char *salt;  /* cache_salt, "" if none */
     size_t salt_bytes;

@@ -88,7 +88,7 @@ session_finish session_push(session *s, const sampler_result *result, uint64_t n
     const bool is_eos = !s->spec.ignore_eos && contains(s->spec.eos, s->spec.n_eos, token);
 
     size_t n_new = 0;
-    if (!(is_eos && s->spec.skip_special)) {
+    if (!(is_eos && (s->spec.skip_special || s->spec.hide_eos))) {
         n_new = tok_stream_push(&s->stream, token, s->text + s->n_text);
     }
     s->text_end[s->n_output - 1] = s->n_text + n_new;

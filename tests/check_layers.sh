@@ -31,7 +31,7 @@ home() {
     fi
 }
 home 'microhttpd' 'web/http_mhd[a-z_]*\.c'
-home 'jansson' 'service/[a-z_]*_json\.[ch]|service/eval/[a-z_]*_json\.c|service/jinja/jinja\.h|service/jinja/[a-z_]*_json\.c'
+home 'jansson' 'service/[a-z_]*_json\.[ch]|service/eval/[a-z_]*_json\.c|service/jinja/jinja\.h|service/jinja/[a-z_]*_json\.c|service/tools/[a-z_]*_json\.c'
 home 'cjson/' 'model/[a-z_]*_json\.c'
 home 'sentencepiece' 'model/tokenizer_spm\.cc'
 home 'pcre2' 'model/regex_pcre2\.c'

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Compares our reading of tokenizer.json with the tokenizers library: ids of a text, and the text of those ids.
+"""Compares our reading of tokenizer.json with the tokenizers library, and of tokenizer.model with SentencePiece: ids of a
+text, and the text of those ids.
 
     ninja -C build/release tokenize_records
     python tools/compare_tokenizers.py --program build/release/tokenize_records --lines 100000 [--text FILE ...]
-    python tools/compare_tokenizers.py --program build/release/tokenize_records --folder DIR --lines 1000
+    python tools/compare_tokenizers.py --program build/release/tokenize_records --folder DIR [DIR ...] --lines 1000
 
-For every family of tools/tokenizer_families.py (or for DIR/tokenizer.json) the lines are: of the files given, sentences
+For every family of tools/tokenizer_families.py (or for each DIR, by its tokenizer.json if it has one, else by its
+tokenizer.model; names of control pieces are tokens there, and what lies between two is a text of its own, which is
+`legacy` of transformers) the lines are: of the files given, sentences
 in several languages, source code, and generated ones of odd Unicode; and with --characters every character there is, in
 a few surroundings. Differences are printed; the exit status says whether there were any. In decoded text a run of U+FFFD
 counts as one: the library writes one for each byte that falls back, we write one for each broken character.
@@ -23,6 +26,7 @@ import unicodedata
 from pathlib import Path
 
 from make_tokenizer_goldens import CODE, FOREIGN, texts
+from sentencepiece import SentencePieceProcessor
 from tokenizer_families import FAMILIES, build
 from tokenizers import Tokenizer
 
@@ -138,22 +142,73 @@ def squeeze(text):
     return re.sub("\ufffd+", "\ufffd", text)
 
 
-def compare(program, folder, name, lines, n_shown):
-    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+class Pieces:
+    """tokenizer.model as if it were a tokenizer of the other library, as far as compare() asks."""
+
+    def __init__(self, path):
+        self.processor = SentencePieceProcessor(model_file=str(path))
+        n = self.processor.get_piece_size()
+        self.special = {self.processor.id_to_piece(i): i for i in range(n)
+                        if self.processor.is_control(i) or self.processor.is_unknown(i)}
+        names = sorted(map(re.escape, self.special), key=len, reverse=True)
+        self.cut = re.compile("(" + "|".join(names) + ")")
+
+    def names(self):
+        return list(self.special)
+
+    def encode_batch(self, lines):
+        for line in lines:
+            ids = []
+            for part in self.cut.split(line):
+                ids += [self.special[part]] if part in self.special else self.processor.encode(part)
+            yield ids
+
+    def decode(self, ids, skip):
+        return self.processor.decode(ids) if skip else None  # it does not show control pieces
+
+    def id_to_token(self, i):
+        return self.processor.id_to_piece(i)
+
+
+class Tokens:
+    """tokenizer.json."""
+
+    def __init__(self, path):
+        self.tokenizer = Tokenizer.from_file(str(path))
+
+    def names(self):
+        return [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
+
+    def encode_batch(self, lines):
+        return (encoding.ids for encoding in self.tokenizer.encode_batch(lines, add_special_tokens=False))
+
+    def decode(self, ids, skip):
+        return self.tokenizer.decode(ids, skip_special_tokens=skip)
+
+    def id_to_token(self, i):
+        return self.tokenizer.id_to_token(i)
+
+
+def open_folder(folder):
+    path = folder / "tokenizer.json"
+    return Tokens(path) if path.exists() else Pieces(folder / "tokenizer.model")
+
+
+def compare(program, folder, name, tokenizer, lines, n_shown):
     n_ids = n_texts = 0
     for begin in range(0, len(lines), 20000):
         part = lines[begin:begin + 20000]
-        theirs = tokenizer.encode_batch(part, add_special_tokens=False)
-        for line, encoding, (ids, hidden, shown) in zip(part, theirs, ours(program, folder, part)):
-            if ids != encoding.ids:
+        theirs = tokenizer.encode_batch(part)
+        for line, expected_ids, (ids, hidden, shown) in zip(part, theirs, ours(program, folder, part)):
+            if ids != expected_ids:
                 n_ids += 1
                 if n_ids <= n_shown:
-                    print(f"{name}: {line[:300]!r}\n  library {encoding.tokens[:60]}\n  ours    "
-                          f"{[tokenizer.id_to_token(i) for i in ids or []][:60]}")
+                    print(f"{name}: {line[:300]!r}\n  library {[tokenizer.id_to_token(i) for i in expected_ids][:60]}\n"
+                          f"  ours    {[tokenizer.id_to_token(i) for i in ids or []][:60]}")
                 continue
             for skip, text in ((True, hidden), (False, shown)):
-                expected = tokenizer.decode(ids, skip_special_tokens=skip)
-                if squeeze(expected) != squeeze(text):
+                expected = tokenizer.decode(ids, skip)
+                if expected is not None and squeeze(expected) != squeeze(text):
                     n_texts += 1
                     if n_texts <= n_shown:
                         print(f"{name}: {line[:300]!r} skip={skip}\n  library {expected[:300]!r}\n  ours    {text[:300]!r}")
@@ -166,21 +221,21 @@ def main():
     parser.add_argument("--program", required=True, help="tests/model/tokenize_records.c, built")
     parser.add_argument("--lines", type=int, default=100000)
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="files of lines, .xz too")
-    parser.add_argument("--folder", type=Path, help="one tokenizer.json instead of the families")
+    parser.add_argument("--folder", type=Path, nargs="+", help="tokenizer.json or tokenizer.model instead of families")
     parser.add_argument("--only", nargs="*", help="families")
     parser.add_argument("--characters", action="store_true", help="every character instead of lines")
     parser.add_argument("--show", type=int, default=3)
     args = parser.parse_args()
     n_differences = 0
-    for name in [args.folder.name] if args.folder else args.only or FAMILIES:
+    for name in args.folder or args.only or FAMILIES:
         with tempfile.TemporaryDirectory() as made:
-            folder = args.folder or Path(made)
+            folder = name if args.folder else Path(made)
             if not args.folder:
                 (folder / "tokenizer.json").write_text(build(name), encoding="utf-8")
-            added = Tokenizer.from_file(str(folder / "tokenizer.json")).get_added_tokens_decoder().values()
-            names = [token.content for token in added] + [token.content[:-1] for token in added]
+            tokenizer = open_folder(folder)
+            names = tokenizer.names() + [content[:-1] for content in tokenizer.names()]
             lines = list(every_character()) if args.characters else make_lines(args.lines, args.text, names)
-            n_differences += compare(args.program, folder, name, lines, args.show)
+            n_differences += compare(args.program, folder, name, tokenizer, lines, args.show)
     sys.exit(1 if n_differences else 0)
 
 

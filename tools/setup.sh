@@ -10,7 +10,7 @@ run_packages="gcc g++ libc6-dev cmake ninja-build pkg-config
     libmicrohttpd-dev libjansson-dev libcjson-dev libsentencepiece-dev libyaml-dev libsodium-dev
     libpcre2-dev libutf8proc-dev"
 mpi_packages="libopenmpi-dev openmpi-bin"
-test_packages="xz-utils check clang clang-format libclang-rt-14-dev universal-ctags
+test_packages="ccache xz-utils check clang clang-format libclang-rt-14-dev universal-ctags
     python3 python3-venv prometheus curl procps iproute2 chromium"
 image_packages="buildah debootstrap debian-archive-keyring wget ca-certificates python3 iproute2 util-linux"
 

@@ -12,6 +12,7 @@
 #include "base/error.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,6 +22,14 @@ typedef struct jinja jinja;
  * ERR_BAD_MODEL (not a template: "line 3: ..."), ERR_NO_MEMORY. */
 err_t jinja_compile(const char *source, size_t n_bytes, jinja **out, err_info *info) MUST_CHECK;
 void jinja_free(jinja *template); /* NULL is fine */
+
+/* How it takes `content` of a message. */
+typedef struct jinja_content {
+    bool reads_parts; /* it walks over a content, or reads fields of its parts */
+    bool asks_type;   /* it also asks whether a content is a text or a list */
+    bool names_tools; /* it names `tools` */
+} jinja_content;
+err_t jinja_find_content(const jinja *template, jinja_content *out) MUST_CHECK; /* ERR_NO_MEMORY */
 
 /* Bounds of one rendering, as both templates and messages come from elsewhere. */
 typedef struct jinja_limits {

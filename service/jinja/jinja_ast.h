@@ -24,32 +24,32 @@ typedef enum jinja_kind {
     JINJA_N_ATTRIBUTE, /* [object], value: the name */
     JINJA_N_ITEM,      /* [object, index] */
     JINJA_N_SLICE,     /* [object, start?, stop?, step?] */
-    JINJA_N_CALL,      /* [callee, argument...], the last n_keywords of which are named */
-    JINJA_N_METHOD,    /* [object, argument?...], def */
-    JINJA_N_FILTER,    /* [input, argument?...], def */
-    JINJA_N_TEST,      /* [input, argument?...], def */
-    JINJA_N_EACH,      /* [input, attribute?, argument?...], op: jinja_each, def: filter or test? */
-    JINJA_N_NOT,       /* [x] */
-    JINJA_N_AND,       /* [left, right] */
-    JINJA_N_OR,        /* [left, right] */
-    JINJA_N_COMPARE,   /* [x, y, ...], ops: one less */
-    JINJA_N_MATH,      /* [left, right], op: jinja_op */
-    JINJA_N_CONCAT,    /* [x...] */
-    JINJA_N_NEGATE,    /* [x] */
-    JINJA_N_PLUS,      /* [x] */
-    JINJA_N_CHOOSE,    /* [condition, then, else?] */
+    JINJA_N_CALL, /* [callee, argument..., list?, dict?]: n_keywords before the last two are named, op: jinja_unpack */
+    JINJA_N_METHOD,  /* [object, argument?...], def */
+    JINJA_N_FILTER,  /* [input, argument?...], def */
+    JINJA_N_TEST,    /* [input, argument?...], def */
+    JINJA_N_EACH,    /* [input, attribute?, argument?...], op: jinja_each, def: filter or test? */
+    JINJA_N_NOT,     /* [x] */
+    JINJA_N_AND,     /* [left, right] */
+    JINJA_N_OR,      /* [left, right] */
+    JINJA_N_COMPARE, /* [x, y, ...], ops: one less */
+    JINJA_N_MATH,    /* [left, right], op: jinja_op */
+    JINJA_N_CONCAT,  /* [x...] */
+    JINJA_N_NEGATE,  /* [x] */
+    JINJA_N_PLUS,    /* [x] */
+    JINJA_N_CHOOSE,  /* [condition, then, else?] */
     /* statements */
     JINJA_N_BLOCK,        /* [statement...] */
     JINJA_N_TEXT,         /* value */
     JINJA_N_PRINT,        /* [x] */
     JINJA_N_IF,           /* [condition, block, condition, block, ..., else?] */
-    JINJA_N_FOR,          /* [target, sequence, condition?, block, else?] */
+    JINJA_N_FOR,          /* [target, sequence, condition?, block, else?], op: it is recursive */
     JINJA_N_SET,          /* [target, x] */
     JINJA_N_SET_BLOCK,    /* [target, block, x over CAPTURED] */
     JINJA_N_FILTER_BLOCK, /* [block, x over CAPTURED] */
     JINJA_N_WITH,         /* [block, target, x, ...] */
     JINJA_N_SCOPE,        /* [block] */
-    JINJA_N_MACRO,        /* [block, default?...], name, names: the parameters */
+    JINJA_N_MACRO,        /* [block, default?...], name, names: the parameters, op: jinja_extra */
     JINJA_N_CALL_BLOCK,   /* [CALL, MACRO] */
     JINJA_N_BREAK,
     JINJA_N_CONTINUE,
@@ -74,6 +74,10 @@ typedef enum jinja_op {
     JINJA_NOT_IN
 } jinja_op;
 
+/* Bits: which of *list and **dict a call has, and which of varargs and kwargs a macro looks at. */
+typedef enum jinja_unpack { JINJA_UNPACKS_LIST = 1, JINJA_UNPACKS_DICT = 2 } jinja_unpack;
+typedef enum jinja_extra { JINJA_TAKES_VARARGS = 1, JINJA_TAKES_KWARGS = 2 } jinja_extra;
+
 /* map, select, reject and theirs over an attribute. */
 typedef enum jinja_each {
     JINJA_EACH_ATTRIBUTE, /* map(attribute=...) with an optional default as the argument */
@@ -85,7 +89,7 @@ typedef enum jinja_each {
 typedef struct jinja_node jinja_node;
 struct jinja_node {
     uint8_t kind; /* jinja_kind */
-    uint8_t op;   /* jinja_op or jinja_each */
+    uint8_t op;   /* jinja_op, jinja_each, or as its kind says */
     uint16_t depth;
     uint32_t line;
     uint32_t name; /* NAME, MACRO, MEMBER: number in jinja.names */
@@ -98,9 +102,19 @@ struct jinja_node {
     const struct jinja_def *def;
 };
 
+/* The arguments of a CALL but for those that are unpacked. */
+static inline uint32_t jinja_call_own_args(const jinja_node *call)
+{
+    const uint32_t n_unpacked =
+        (call->op & JINJA_UNPACKS_LIST ? 1u : 0u) + (call->op & JINJA_UNPACKS_DICT ? 1u : 0u);
+    return call->n_kids - 1 - n_unpacked;
+}
+
 enum {
     JINJA_NAME_LOOP,
     JINJA_NAME_CALLER,
+    JINJA_NAME_VARARGS,
+    JINJA_NAME_KWARGS,
     JINJA_NAMES_KNOWN
 }; /* the first names of any template */
 

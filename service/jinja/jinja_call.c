@@ -78,18 +78,68 @@ typedef struct call_args {
     const jinja_value *keywords; /* [n - n_positional] */
 } call_args;
 
+/* What *list and **dict add, if a call has them. */
+typedef struct unpacked {
+    const jinja_value *items; /* [n_items] */
+    size_t n_items;
+    const jinja_dict *dict; /* NULL: none */
+} unpacked;
+
+static err_t eval_unpacked(jinja_run *run, const jinja_node *call, unpacked *out)
+{
+    const bool has_dict = call->op & JINJA_UNPACKS_DICT;
+    jinja_value v;
+    *out = (unpacked){0};
+    if (call->op & JINJA_UNPACKS_LIST) {
+        TRY(jinja_eval(run, call->kids[call->n_kids - 1 - has_dict], &v));
+        TRY(jinja_iterate(run, v, &out->items, &out->n_items));
+    }
+    if (!has_dict) return ERR_OK;
+    TRY(jinja_eval(run, call->kids[call->n_kids - 1], &v));
+    if (v.type != JINJA_DICT) return jinja_fail(run, "argument after ** must be a mapping");
+    out->dict = v.dict;
+    return ERR_OK;
+}
+
+/* Named arguments, those of the dict behind the call's own. */
+static err_t join_keywords(jinja_run *run, const jinja_node *call, const jinja_dict *dict,
+                           call_args *out)
+{
+    void *taken;
+    out->keywords = call->keywords;
+    if (dict == NULL || dict->n == 0) return ERR_OK;
+    TRY(jinja_take(run, call->n_keywords + (size_t)dict->n, sizeof(jinja_value), &taken));
+    jinja_value *names = taken;
+    if (call->n_keywords > 0) memcpy(names, call->keywords, call->n_keywords * sizeof *names);
+    for (uint32_t i = 0; i < dict->n; i++) {
+        if (dict->keys[i].type != JINJA_STRING) return jinja_fail(run, "keywords must be strings");
+        for (uint32_t k = 0; k < call->n_keywords; k++)
+            if (jinja_equal(names[k], dict->keys[i]))
+                return jinja_fail(run, "a call got an argument twice");
+        names[call->n_keywords + i] = dict->keys[i];
+        out->at[out->n++] = dict->values[i];
+    }
+    out->keywords = names;
+    return ERR_OK;
+}
+
 static err_t eval_call_args(jinja_run *run, const jinja_node *call, call_args *out)
 {
+    const uint32_t n_own = jinja_call_own_args(call), n_first = n_own - call->n_keywords;
+    unpacked more;
     void *at;
-    out->n = call->n_kids - 1;
-    out->n_positional = out->n - call->n_keywords;
-    out->keywords = call->keywords;
-    TRY(jinja_take(run, out->n + 1u, sizeof(jinja_value), &at));
-    out->at = at;
-    for (uint32_t i = 0; i < out->n; i++)
-        TRY(jinja_eval(run, call->kids[1 + i], &out->at[i]));
+    TRY(eval_unpacked(run, call, &more));
+    const size_t n_most = n_own + more.n_items + (more.dict != NULL ? more.dict->n : 0u);
+    TRY(jinja_take(run, n_most + 1u, sizeof(jinja_value), &at));
+    *out = (call_args){.at = at, .n_positional = (uint32_t)(n_first + more.n_items)};
+    for (uint32_t i = 0; i < n_first; i++)
+        TRY(jinja_eval(run, call->kids[1 + i], &out->at[out->n++]));
+    for (size_t i = 0; i < more.n_items; i++)
+        out->at[out->n++] = more.items[i];
+    for (uint32_t i = n_first; i < n_own; i++)
+        TRY(jinja_eval(run, call->kids[1 + i], &out->at[out->n++]));
     run->line = call->line;
-    return ERR_OK;
+    return join_keywords(run, call, more.dict, out);
 }
 
 /* dict and namespace: args[0] is the one positional argument, args[1] a dict of the named ones. */
@@ -142,6 +192,8 @@ static err_t bind_parameter(jinja_run *run, const jinja_node *macro, uint32_t pa
     if (param < in->n_positional) v = in->at[param];
     for (uint32_t k = in->n_positional; k < in->n; k++) {
         if (!jinja_equal(in->keywords[k - in->n_positional], run->template->names[name])) continue;
+        if (param < in->n_positional && (macro->op & JINJA_TAKES_KWARGS))
+            continue; /* it is theirs */
         if (param < in->n_positional) return jinja_fail(run, "macro got an argument twice");
         v = in->at[k];
     }
@@ -153,6 +205,36 @@ static err_t bind_parameter(jinja_run *run, const jinja_node *macro, uint32_t pa
         v = jinja_undefined(JINJA_ABSENT, text.text, text.n_bytes);
     }
     return jinja_set_variable(run, name, v);
+}
+
+/* varargs and kwargs: what no parameter took, where the macro looks at them. */
+static err_t bind_extra(jinja_run *run, const jinja_node *macro, const call_args *in,
+                        uint32_t *n_taken)
+{
+    const uint32_t n_params = macro->n_kids - 1;
+    jinja_value v;
+    if (macro->op & JINJA_TAKES_VARARGS) {
+        const uint32_t n = in->n_positional > n_params ? in->n_positional - n_params : 0;
+        TRY(jinja_open_list(run, JINJA_FORM_TUPLE, n, &v));
+        for (uint32_t i = 0; i < n; i++)
+            v.list->items[i] = in->at[n_params + i];
+        TRY(jinja_close_list(run, v, n));
+        TRY(jinja_set_variable(run, JINJA_NAME_VARARGS, v));
+        *n_taken += n;
+    }
+    if (!(macro->op & JINJA_TAKES_KWARGS)) return ERR_OK;
+    TRY(jinja_open_dict(run, in->n - in->n_positional, &v));
+    for (uint32_t k = in->n_positional; k < in->n; k++) {
+        const jinja_value keyword = in->keywords[k - in->n_positional];
+        bool is_taken = false;
+        for (uint32_t i = in->n_positional; i < n_params; i++)
+            is_taken = is_taken || jinja_equal(keyword, run->template->names[macro->names[i]]);
+        if (is_taken) continue;
+        TRY(jinja_dict_put(run, v, keyword, in->at[k]));
+        ++*n_taken;
+    }
+    TRY(jinja_close_dict(run, v));
+    return jinja_set_variable(run, JINJA_NAME_KWARGS, v);
 }
 
 static err_t run_macro(jinja_run *run, const jinja_macro *macro, const call_args *in,
@@ -169,6 +251,7 @@ static err_t run_macro(jinja_run *run, const jinja_macro *macro, const call_args
     }
     for (uint32_t i = 0; i < n_params; i++)
         TRY(bind_parameter(run, node, i, in, &n_taken));
+    TRY(bind_extra(run, node, in, &n_taken));
     if (n_taken < in->n) return jinja_fail(run, "macro got unexpected arguments");
     TRY(jinja_capture(run, node->kids[0], out));
     run->scope = scope;
@@ -185,5 +268,9 @@ err_t jinja_call(jinja_run *run, const jinja_node *call, const jinja_macro *call
     TRY(eval_call_args(run, call, &in));
     if (callee.type == JINJA_MACRO) return run_macro(run, callee.macro, &in, caller, out);
     if (callee.type == JINJA_FUNCTION) return call_function(run, callee.function, &in, out);
+    if (callee.type == JINJA_LOOP) {
+        if (in.n != 1) return jinja_fail(run, "loop() takes one sequence");
+        return jinja_recurse(run, callee.loop, in.at[0], out);
+    }
     return jinja_fail(run, "'%s' object is not callable", jinja_type_name(callee));
 }

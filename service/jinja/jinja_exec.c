@@ -144,19 +144,18 @@ static err_t filter_items(jinja_run *run, const jinja_node *node, const jinja_va
     return ERR_OK;
 }
 
-static err_t exec_for(jinja_run *run, const jinja_node *node)
+static err_t run_loop(jinja_run *run, const jinja_node *node, jinja_value sequence, uint32_t depth)
 {
     jinja_scope *scope = run->scope;
     const jinja_value *items;
-    jinja_value sequence;
     size_t n;
     void *loop;
-    TRY(jinja_eval(run, node->kids[1], &sequence));
     TRY(jinja_iterate(run, sequence, &items, &n));
     if (node->kids[2] != NULL) TRY(filter_items(run, node, &items, &n));
     TRY(jinja_take(run, 1, sizeof(jinja_loop), &loop));
     const jinja_value v = {.type = JINJA_LOOP, .loop = loop};
-    *v.loop = (jinja_loop){.items = items, .n = (uint32_t)n};
+    *v.loop = (jinja_loop){
+        .items = items, .n = (uint32_t)n, .depth = depth, .node = node, .scope = scope};
     for (; v.loop->index0 < n && run->flow != JINJA_BREAKS; v.loop->index0++) {
         run->flow = JINJA_GOES_ON;
         TRY(jinja_open_scope(run, scope));
@@ -170,6 +169,28 @@ static err_t exec_for(jinja_run *run, const jinja_node *node)
     TRY(jinja_open_scope(run, scope));
     TRY(jinja_exec(run, node->kids[4]));
     run->scope = scope;
+    return ERR_OK;
+}
+
+static err_t exec_for(jinja_run *run, const jinja_node *node)
+{
+    jinja_value sequence;
+    TRY(jinja_eval(run, node->kids[1], &sequence));
+    return run_loop(run, node, sequence, 0);
+}
+
+err_t jinja_recurse(jinja_run *run, const jinja_loop *loop, jinja_value sequence, jinja_value *out)
+{
+    jinja_scope *scope = run->scope;
+    const size_t begin = run->n_bytes;
+    if (!loop->node->op)
+        return jinja_fail(run, "The loop must have the 'recursive' marker to be called "
+                               "recursively.");
+    run->scope = loop->scope;
+    TRY(run_loop(run, loop->node, sequence, loop->depth + 1));
+    run->scope = scope;
+    TRY(jinja_make_text(run, run->text + begin, run->n_bytes - begin, out));
+    run->n_bytes = begin;
     return ERR_OK;
 }
 

@@ -228,6 +228,7 @@ static const jinja_def FILTERS[] = {
     {"e", "", filter_escape},
     {"escape", "", filter_escape},
     {"float", "default?", filter_float},
+    {"from_json", "", jinja_filter_from_json},
     {"indent", "width? first? blank?", filter_indent},
     {"int", "default? base?", filter_int},
     {"lower", "", filter_lower},

@@ -108,11 +108,36 @@ static err_t filter_batch(jinja_run *run, const jinja_value *args, jinja_value *
     return jinja_close_list(run, *out, n_batches);
 }
 
+/* So many lists as alike as can be, the longer ones first. */
+static err_t filter_slice(jinja_run *run, const jinja_value *args, jinja_value *out)
+{
+    const jinja_value *items;
+    size_t n, at = 0;
+    if (!jinja_is_whole(args[1]) || jinja_whole(args[1]) < 1)
+        return jinja_fail(run, "slice takes a number of slices");
+    const size_t n_slices = (size_t)jinja_whole(args[1]);
+    const bool is_filled = args[2].type != JINJA_ABSENT && args[2].type != JINJA_NONE;
+    TRY(jinja_iterate(run, args[0], &items, &n));
+    TRY(jinja_open_list(run, JINJA_FORM_ITERATOR, n_slices, out));
+    for (size_t i = 0; i < n_slices; i++) {
+        jinja_value *slice = &out->list->items[i];
+        const bool is_long = i < n % n_slices;
+        const size_t n_own = n / n_slices + is_long, n_all = n_own + (is_filled && !is_long);
+        TRY(jinja_open_list(run, JINJA_FORM_LIST, n_all, slice));
+        for (size_t k = 0; k < n_all; k++)
+            slice->list->items[k] = k < n_own ? items[at + k] : args[2];
+        TRY(jinja_close_list(run, *slice, n_all));
+        at += n_own;
+    }
+    return jinja_close_list(run, *out, n_slices);
+}
+
 /* ---- order */
 
 /* What an item is compared by: itself or its attribute, texts in lower case unless case counts. */
 typedef struct key_rule {
     jinja_value attribute; /* ABSENT: none */
+    jinja_value otherwise; /* of an item that lacks it; ABSENT: it is undefined */
     bool case_counts;
 } key_rule;
 
@@ -121,6 +146,8 @@ static err_t make_key(jinja_run *run, const key_rule *rule, jinja_value item, ji
     *out = item;
     if (rule->attribute.type != JINJA_ABSENT && rule->attribute.type != JINJA_NONE)
         TRY(jinja_get_path(run, item, rule->attribute, out));
+    if (out->type == JINJA_UNDEFINED && rule->otherwise.type != JINJA_ABSENT)
+        *out = rule->otherwise;
     if (out->type != JINJA_STRING || rule->case_counts) return ERR_OK;
     return jinja_case(run, *out, JINJA_LOWER, out);
 }
@@ -139,6 +166,7 @@ static err_t make_sort_key(jinja_run *run, const key_rule *rule, jinja_value ite
         for (end = at; end < names.n_bytes && names.text[end] != ',';)
             end++;
         const key_rule one = {.attribute = jinja_string(names.text + at, end - at),
+                              .otherwise = rule->otherwise,
                               .case_counts = rule->case_counts};
         TRY(make_key(run, &one, item, &list.list->items[n++]));
     }
@@ -201,6 +229,46 @@ static err_t filter_sort(jinja_run *run, const jinja_value *args, jinja_value *o
     const key_rule rule = {.attribute = args[3], .case_counts = jinja_truth(args[2])};
     TRY(jinja_iterate(run, args[0], &items, &n));
     return sort_items(run, items, n, &rule, jinja_truth(args[1]), out);
+}
+
+/* The first of `items` and all that have its key behind it. */
+static err_t make_group(jinja_run *run, const jinja_value *items, size_t n, const key_rule *rule,
+                        jinja_value *out)
+{
+    jinja_value list, grouper;
+    const key_rule exact = {
+        .attribute = rule->attribute, .otherwise = rule->otherwise, .case_counts = true};
+    TRY(make_key(run, &exact, items[0], &grouper));
+    TRY(jinja_open_list(run, JINJA_FORM_LIST, n, &list));
+    memcpy(list.list->items, items, n * sizeof *items);
+    TRY(jinja_close_list(run, list, n));
+    TRY(jinja_make_pair(run, grouper, list, out));
+    out->list->is_group = true;
+    return ERR_OK;
+}
+
+static err_t filter_groupby(jinja_run *run, const jinja_value *args, jinja_value *out)
+{
+    const jinja_value *items;
+    jinja_value sorted, key, next;
+    size_t n, n_groups = 0;
+    const key_rule rule = {
+        .attribute = args[1], .otherwise = args[2], .case_counts = jinja_truth(args[3])};
+    TRY(jinja_iterate(run, args[0], &items, &n));
+    TRY(sort_items(run, items, n, &rule, false, &sorted));
+    TRY(jinja_open_list(run, JINJA_FORM_LIST, n, out));
+    items = sorted.list->items;
+    for (size_t begin = 0, end; begin < n; begin = end) {
+        bool is_same = true;
+        TRY(make_key(run, &rule, items[begin], &key));
+        for (end = begin + 1; end < n; end++) {
+            TRY(make_key(run, &rule, items[end], &next));
+            TRY(jinja_same(run, key, next, &is_same));
+            if (!is_same) break;
+        }
+        TRY(make_group(run, items + begin, end - begin, &rule, &out->list->items[n_groups++]));
+    }
+    return jinja_close_list(run, *out, n_groups);
 }
 
 static err_t list_entries(jinja_run *run, const jinja_dict *dict, jinja_form form, jinja_value *out)
@@ -299,6 +367,7 @@ static const jinja_def LIST_FILTERS[] = {
     {"count", "", filter_length},
     {"dictsort", "case_sensitive? by? reverse?", filter_dictsort},
     {"first", "", filter_first},
+    {"groupby", "attribute default? case_sensitive?", filter_groupby},
     {"items", "", filter_items},
     {"join", "d? attribute?", filter_join},
     {"last", "", filter_last},
@@ -307,6 +376,7 @@ static const jinja_def LIST_FILTERS[] = {
     {"max", "case_sensitive? attribute?", filter_max},
     {"min", "case_sensitive? attribute?", filter_min},
     {"reverse", "", filter_reverse},
+    {"slice", "slices fill_with?", filter_slice},
     {"sort", "reverse? case_sensitive? attribute?", filter_sort},
     {"sum", "attribute? start?", filter_sum},
     {"unique", "case_sensitive? attribute?", filter_unique},

@@ -276,8 +276,7 @@ static err_t parse_for(jinja_parser *p, jinja_node **out)
     if (!jinja_parse_skip_name(p, "in")) return jinja_parse_unexpected(p);
     TRY(jinja_parse_tuple(p, &sequence_rule, &sequence));
     if (jinja_parse_skip_name(p, "if")) TRY(jinja_parse_expression(p, &condition));
-    if (jinja_parse_is_name(p, "recursive"))
-        return jinja_parse_unsupported(p, p->at->line, "for with", p->at->value);
+    (*out)->op = jinja_parse_skip_name(p, "recursive");
     p->n_loops++;
     TRY(parse_body(p, end_names, &body));
     p->n_loops--;
@@ -359,9 +358,14 @@ static err_t parse_macro_body(jinja_parser *p, const char *end_name, jinja_node 
 {
     const unsigned n_loops = p->n_loops; /* a macro cannot leave the loop around it */
     p->n_loops = 0;
+    const uint8_t extra =
+        p->extra; /* of the macro around this one, which sees what this one sees */
+    p->extra = 0;
     p->n_macros++;
     TRY(parse_last_body(p, end_name, &macro->kids[0]));
     p->n_macros--;
+    macro->op = p->extra;
+    p->extra |= extra;
     p->n_loops = n_loops;
     if (macro->kids[0]->depth >= macro->depth) macro->depth = (uint16_t)(macro->kids[0]->depth + 1);
     return ERR_OK;
@@ -457,6 +461,10 @@ static err_t compile(jinja *t, const char *source, size_t n_bytes, err_info *inf
     assert(known == JINJA_NAME_LOOP);
     TRY(jinja_parse_intern(&p, jinja_string("caller", 6), &known));
     assert(known == JINJA_NAME_CALLER);
+    TRY(jinja_parse_intern(&p, jinja_string("varargs", 7), &known));
+    assert(known == JINJA_NAME_VARARGS);
+    TRY(jinja_parse_intern(&p, jinja_string("kwargs", 6), &known));
+    assert(known == JINJA_NAME_KWARGS);
     TRY(parse_block(&p, NULL, &t->root));
     TRY(jinja_parse_check_calls(&p));
     t->names = p.names;

@@ -24,6 +24,7 @@ typedef struct jinja_parser {
     unsigned depth;
     unsigned n_loops;  /* around this place, in the same macro */
     unsigned n_macros; /* around this place */
+    uint8_t extra;     /* jinja_extra, of the macro around this place */
 } jinja_parser;
 
 /* ---- shared by the three files */

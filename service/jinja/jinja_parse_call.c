@@ -5,42 +5,73 @@
 
 #include <string.h>
 
-/* (a, b, name=c) behind a callee: a CALL. */
+static err_t take_keyword_name(jinja_parser *p, jinja_node *call, uint32_t *capacity)
+{
+    if (call->n_keywords == *capacity) {
+        *capacity = *capacity * 2 + 4;
+        jinja_value *grown = jinja_heap_take(p->heap, *capacity, sizeof *grown);
+        if (grown == NULL) return err_set(p->info, ERR_NO_MEMORY, "no memory for a call");
+        if (call->n_keywords > 0) memcpy(grown, call->keywords, call->n_keywords * sizeof *grown);
+        call->keywords = grown;
+    }
+    for (uint32_t i = 0; i < call->n_keywords; i++)
+        if (jinja_equal(call->keywords[i], p->at->value)) return jinja_parse_unexpected(p);
+    call->keywords[call->n_keywords++] = p->at->value;
+    p->at += 2;
+    return ERR_OK;
+}
+
+/* *list or **dict, one of each, kept apart until all the others are there. */
+static err_t parse_unpacked(jinja_parser *p, jinja_node *unpacked[2])
+{
+    const int which = jinja_parse_is(p, "**");
+    if (unpacked[which] != NULL) return jinja_parse_unexpected(p);
+    p->at++;
+    return jinja_parse_expression(p, &unpacked[which]);
+}
+
+/* (a, b, name=c, *d, **e) behind a callee: a CALL. */
 static err_t parse_arguments(jinja_parser *p, jinja_node *callee, jinja_node **out)
 {
-    jinja_node *call;
+    jinja_node *call, *unpacked[2] = {NULL, NULL};
     TRY(jinja_parse_over(p, JINJA_N_CALL, callee, NULL, &call));
     if (callee == NULL) TRY(jinja_parse_add(p, call, NULL));
     TRY(jinja_parse_expect(p, "("));
     uint32_t capacity = 0;
-    while (!jinja_parse_is(p, ")")) {
-        if (call->n_kids > 1) TRY(jinja_parse_expect(p, ","));
+    for (bool is_first = true; !jinja_parse_is(p, ")"); is_first = false) {
+        if (!is_first) TRY(jinja_parse_expect(p, ","));
         if (jinja_parse_is(p, ")")) break;
-        if (jinja_parse_is(p, "*") || jinja_parse_is(p, "**"))
-            return jinja_parse_unsupported(p, p->at->line, "unpacked arguments:", p->at->value);
+        if (jinja_parse_is(p, "*") || jinja_parse_is(p, "**")) {
+            TRY(parse_unpacked(p, unpacked));
+            continue;
+        }
         const bool is_named = p->at->kind == JINJA_T_NAME && p->at[1].kind == JINJA_T_OPERATOR &&
                               jinja_is_text(p->at[1].value, "=");
-        if (!is_named && call->n_keywords > 0) return jinja_parse_unexpected(p);
-        if (is_named) {
-            if (call->n_keywords == capacity) {
-                capacity = capacity * 2 + 4;
-                jinja_value *grown = jinja_heap_take(p->heap, capacity, sizeof *grown);
-                if (grown == NULL) return err_set(p->info, ERR_NO_MEMORY, "no memory for a call");
-                if (call->n_keywords > 0)
-                    memcpy(grown, call->keywords, call->n_keywords * sizeof *grown);
-                call->keywords = grown;
-            }
-            for (uint32_t i = 0; i < call->n_keywords; i++)
-                if (jinja_equal(call->keywords[i], p->at->value)) return jinja_parse_unexpected(p);
-            call->keywords[call->n_keywords++] = p->at->value;
-            p->at += 2;
-        }
+        const bool is_late = unpacked[1] != NULL || (!is_named && unpacked[0] != NULL) ||
+                             (!is_named && call->n_keywords > 0);
+        if (is_late) return jinja_parse_unexpected(p);
+        if (is_named) TRY(take_keyword_name(p, call, &capacity));
         jinja_node *argument;
         TRY(jinja_parse_expression(p, &argument));
         TRY(jinja_parse_add(p, call, argument));
     }
+    for (int which = 0; which < 2; which++) {
+        if (unpacked[which] == NULL) continue;
+        TRY(jinja_parse_add(p, call, unpacked[which]));
+        call->op |= which == 0 ? JINJA_UNPACKS_LIST : JINJA_UNPACKS_DICT;
+    }
     *out = call;
     return jinja_parse_expect(p, ")");
+}
+
+/* What filters, tests and methods take is put in order here, so it must be there. */
+static err_t refuse_unpacked(const jinja_parser *p, const jinja_node *call)
+{
+    if (call->op == 0) return ERR_OK;
+    return err_set(p->info, ERR_UNSUPPORTED,
+                   "line %u: unpacked arguments of what is neither a macro nor a function are not "
+                   "supported",
+                   p->at->line);
 }
 
 static uint32_t n_positional(const jinja_node *call)
@@ -82,6 +113,7 @@ static err_t bind(jinja_parser *p, const char *what, const jinja_def *def, jinja
                   jinja_node *node)
 {
     node->def = def;
+    TRY(refuse_unpacked(p, call));
     for (const char *param = def->params; *param != '\0';) {
         size_t n = strcspn(param, " ");
         const bool is_optional = param[n - 1] == '?';
@@ -123,6 +155,7 @@ static err_t parse_method(jinja_parser *p, jinja_node *call, jinja_node **out)
     /* cycle takes any number: they are left as they are */
     if (strcmp(def->params, "*") != 0) return bind(p, "method", def, call, *out);
     (*out)->def = def;
+    TRY(refuse_unpacked(p, call));
     if (call->n_keywords > 0 || call->n_kids > JINJA_ARGS_MAX)
         return jinja_parse_unsupported(p, callee->line, "this call of", callee->value);
     for (jinja_node *item; (item = take_first(call)) != NULL;)
@@ -150,7 +183,7 @@ err_t jinja_parse_check_calls(jinja_parser *p)
 {
     for (uint32_t i = 0; i < p->n_names; i++) {
         const jinja_name_use use = p->uses[i];
-        if (use.is_assigned || i == JINJA_NAME_CALLER) continue;
+        if (use.is_assigned || i == JINJA_NAME_CALLER || i == JINJA_NAME_LOOP) continue;
         if (use.odd_line > 0) return jinja_parse_unsupported(p, use.odd_line, "name", p->names[i]);
         if (use.called_line == 0 || jinja_find_function(p->names[i]) != NULL) continue;
         return jinja_parse_unsupported(p, use.called_line, "function", p->names[i]);

@@ -30,8 +30,9 @@ static err_t parse_name(jinja_parser *p, bool may_be_member, jinja_node **out)
         return jinja_parse_expect_name(p, &(*out)->value);
     }
     static const char *const odd[] = {"self", "super", "cycler", "joiner", "lipsum", NULL};
-    bool is_odd =
-        p->n_macros > 0 && (jinja_is_text(name, "varargs") || jinja_is_text(name, "kwargs"));
+    bool is_odd = false;
+    if (p->n_macros > 0 && (*out)->name == JINJA_NAME_VARARGS) p->extra |= JINJA_TAKES_VARARGS;
+    if (p->n_macros > 0 && (*out)->name == JINJA_NAME_KWARGS) p->extra |= JINJA_TAKES_KWARGS;
     for (size_t i = 0; odd[i] != NULL; i++)
         is_odd = is_odd || jinja_is_text(name, odd[i]);
     if (is_odd && p->uses[(*out)->name].odd_line == 0)

@@ -131,8 +131,8 @@ static jinja_value loop_attribute(jinja_value v, jinja_value name)
     if (jinja_is_text(name, "length")) return jinja_int(loop->n);
     if (jinja_is_text(name, "revindex")) return jinja_int((int64_t)loop->n - loop->index0);
     if (jinja_is_text(name, "revindex0")) return jinja_int((int64_t)loop->n - loop->index0 - 1);
-    if (jinja_is_text(name, "depth")) return jinja_int(1); /* of recursive loops only */
-    if (jinja_is_text(name, "depth0")) return jinja_int(0);
+    if (jinja_is_text(name, "depth")) return jinja_int((int64_t)loop->depth + 1);
+    if (jinja_is_text(name, "depth0")) return jinja_int(loop->depth);
     if (jinja_is_text(name, "previtem")) return loop_neighbour(loop, false);
     if (jinja_is_text(name, "nextitem")) return loop_neighbour(loop, true);
     return undefined_in(v, name);
@@ -150,10 +150,21 @@ static jinja_value method_value(jinja_value name)
     return (jinja_value){.type = JINJA_METHOD, .n_bytes = name.n_bytes, .text = name.text};
 }
 
+/* grouper and list of what groupby gives. */
+static bool get_of_group(jinja_value v, jinja_value name, jinja_value *out)
+{
+    if (v.type != JINJA_LIST || !v.list->is_group || name.type != JINJA_STRING) return false;
+    const bool is_key = jinja_is_text(name, "grouper");
+    if (!is_key && !jinja_is_text(name, "list")) return false;
+    *out = v.list->items[is_key ? 0 : 1];
+    return true;
+}
+
 err_t jinja_get_attribute(jinja_run *run, jinja_value v, jinja_value name, jinja_value *out)
 {
     const jinja_value *found = NULL;
     if (v.type == JINJA_UNDEFINED) return jinja_fail_undefined(run, v);
+    if (get_of_group(v, name, out)) return ERR_OK;
     if (v.type == JINJA_LOOP) {
         *out = loop_attribute(v, name);
     } else if (v.type == JINJA_NAMESPACE) {
@@ -193,6 +204,7 @@ static err_t get_character(jinja_run *run, jinja_value v, int64_t index, jinja_v
 err_t jinja_get_item(jinja_run *run, jinja_value v, jinja_value index, jinja_value *out)
 {
     if (v.type == JINJA_UNDEFINED) return jinja_fail_undefined(run, v);
+    if (get_of_group(v, index, out)) return ERR_OK;
     const bool is_indexed = v.type == JINJA_LIST && v.list->form != JINJA_FORM_ITERATOR &&
                             v.list->form != JINJA_FORM_VIEW;
     size_t at;

@@ -29,6 +29,8 @@ struct jinja_macro {
 struct jinja_loop {
     const jinja_value *items;
     uint32_t n, index0, depth;
+    const jinja_node *node;   /* its statement, which it goes through again when it is called */
+    jinja_scope *scope;       /* around the statement */
     jinja_value last_changed; /* ABSENT before the first changed() */
 };
 
@@ -47,7 +49,7 @@ typedef struct jinja_run {
     jinja_value captured;   /* what CAPTURED stands for */
     uint64_t steps_left;
     uint32_t line; /* of the node that is being evaluated */
-    uint32_t depth, loop_depth;
+    uint32_t depth;
     jinja_flow flow;
 } jinja_run;
 

@@ -72,6 +72,7 @@ struct jinja_list {
     uint16_t depth;
     uint8_t form;    /* jinja_form */
     bool is_used_up; /* an iterator that has been read */
+    bool is_group;   /* a pair of groupby: its items are also called grouper and list */
 };
 
 struct jinja_dict {

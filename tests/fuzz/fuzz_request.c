@@ -27,6 +27,7 @@ static void check(reader parse, const api_limits *limits, const char *body, size
         assert(!request.has_kv || request.kv.routing != NULL);
         assert((request.chat.variables != NULL) == (parse == api_chat_parse));
         assert(request.chat.variables == NULL || request.chat.role != NULL);
+        assert(request.chat.tools == NULL || request.hide_eos);
         assert(!request.chat.continues || request.chat.last != NULL);
         api_completion_deinit(&request);
         return;
@@ -49,6 +50,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
                                .n_choices_max = 64,
                                .model_names = names,
                                .n_model_names = 1,
+                               .tools = tool_parsers[bytes % 5],
                                .kv = &kv};
     check(api_completion_parse, &limits, (const char *)data, bytes);
     check(api_chat_parse, &limits, (const char *)data, bytes);

@@ -77,6 +77,30 @@ def test_parts_are_joined_by_line_ends(chatting):
         tokens_of(chatting, [{"role": "user", "content": "one\ntwo"}])
 
 
+WALKS = ("{% for m in messages %}{{ m.role }}:{% for p in m.content %}<{{ p.text }}>{% endfor %};{% endfor %}")
+ASKS = ("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %};{% endfor %}")
+TELLS = "{% for m in messages %}{{ m.content }};{% endfor %}"
+PARTS = {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}
+FORMATS = [(WALKS, "auto", "user:<Tell me a story.>;user:<one><two>;"), (ASKS, "auto", "Tell me a story.;<one><two>;"),
+           (TELLS, "auto", "Tell me a story.;one\ntwo;"), (ASKS, "string", "Tell me a story.;one\ntwo;"),
+           (ASKS, "openai", "<Tell me a story.>;<one><two>;")]
+
+
+@pytest.mark.parametrize("template, form, expected", FORMATS, ids=range(len(FORMATS)))
+def test_contents_have_the_form_that_the_template_reads(tmp_path, template, form, expected):
+    path = tmp_path / "template"
+    path.write_text(template)
+    with Server("--chat-template", path, "--chat-template-content-format", form) as server:
+        assert tokens_of(server, [USER, PARTS]) == server.tokenize(expected, special=False)
+        last = {**PARTS, "role": "assistant"}
+        ids = tokens_of(server, [USER, last], continue_final_message=True)
+        whole = expected.replace("user:<one", "assistant:<one")
+        assert ids == server.tokenize(whole[:whole.rindex("two") + 3], special=False)
+        reply = server.chat([USER, last], continue_final_message=True, echo=True, max_tokens=1)
+        assert reply["choices"][0]["message"]["content"].startswith("one\ntwo")
+
+
 def test_a_message_can_be_continued(chatting):
     messages = [USER, {"role": "assistant", "content": "Once upon a time"}]
     ids = tokens_of(chatting, messages, continue_final_message=True)
@@ -122,6 +146,38 @@ def test_variables_of_a_template_come_from_the_request(tmp_path):
         assert tokens_of(server, [USER], chat_template_kwargs={"shout": True},
                          reasoning_effort="low", documents=[{"text": "d"}]) == \
             plain("LOUD Tell me a story. low[d] >")
+
+
+TOOL = {"type": "function", "function": {"name": "f", "description": "\"does\"", "parameters": {
+    "type": "object", "properties": {"a": {"type": "integer"}}}}}
+AUTO = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+
+
+def test_a_template_gets_tools_as_they_are(tmp_path):
+    path = tmp_path / "template"
+    path.write_text("{{ tools | tojson if tools else 'none' }}")
+    with Server("--chat-template", path, *AUTO) as server:
+        plain = lambda text: server.tokenize(text, special=False)  # noqa: E731
+        assert tokens_of(server, [USER], tools=[TOOL]) == plain(json.dumps([TOOL]))
+        assert tokens_of(server, [USER], tools=[TOOL], tool_choice="auto") == plain(json.dumps([TOOL]))
+        for fields in ({"tools": [TOOL], "tool_choice": "none"}, {"tools": []}, {"tool_choice": "auto"}):
+            assert tokens_of(server, [USER], **fields) == plain("none")
+        for tool in ({}, {"type": "function"}, {"type": "other", "function": {"name": "f"}}, 1,
+                     {"type": "function", "function": {"name": ""}},
+                     {"type": "function", "function": {"name": "f", "parameters": []}},
+                     {"type": "function", "function": {"name": "f", "description": 1}}):
+            refuse(server, {"messages": [USER], "tools": [TOOL, tool]}, "tools[1]")
+
+
+def test_tools_need_a_parser_and_a_place_in_the_template(chatting):
+    body = {"messages": [USER], "tools": [TOOL]}
+    assert "--tool-call-parser" in refuse(chatting, body, "tools", "unsupported_parameter")
+    with Server("--chat-template", CHAT_TEMPLATE, *AUTO) as server:
+        assert "no place" in refuse(server, body, "tools", "unsupported_parameter")
+        assert server.chat([USER], tools=[TOOL], tool_choice="none", max_tokens=2)["usage"]["completion_tokens"] == 2
+    for words in ((AUTO[0],), AUTO[1:], (AUTO[0], AUTO[1], "nosuch")):
+        code, _, stderr = run_command("serve", *words)
+        assert code == 2 and ("tool-call-parser" in stderr), stderr
 
 
 BOMBS = {"output": "{% for a in range(9999) %}{% for b in range(9999) %}xxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",

@@ -38,7 +38,7 @@ typedef void *resume_point[5];
 enum fiber_state { RUNS, AT_BARRIER, IN_WARP, ENDED };
 
 struct fiber {
-    ucontext_t context;
+    ucontext_t *context; /* apart: it is large, and all fibers are looked at all the time */
     resume_point resume_at;
     bool has_run;
     char *stack;
@@ -53,6 +53,7 @@ struct fiber {
 struct emulator {
     std::vector<fiber> fibers; /* their stacks live as long as the process */
     unsigned n_threads, current;
+    unsigned awaited[THREADS_MAX / 32]; /* per warp: the lane that the last exchange waited for */
     resume_point scheduler_at;
     const void *scheduler_stack;
     size_t scheduler_stack_bytes;
@@ -102,8 +103,7 @@ void leave(fiber_state state)
 {
     fiber *f = &emu.fibers[emu.current];
     f->state = state;
-    start_switch(state == ENDED ? nullptr : &f->fake_stack, emu.scheduler_stack,
-                 emu.scheduler_stack_bytes);
+    start_switch(&f->fake_stack, emu.scheduler_stack, emu.scheduler_stack_bytes);
     change(f->resume_at, nullptr, emu.scheduler_at, true);
     finish_switch(f->fake_stack, &emu.scheduler_stack, &emu.scheduler_stack_bytes);
 }
@@ -111,29 +111,36 @@ void leave(fiber_state state)
 void fiber_main()
 {
     finish_switch(nullptr, &emu.scheduler_stack, &emu.scheduler_stack_bytes);
-    (*emu.body)();
-    leave(ENDED);
+    for (;;) {
+        (*emu.body)();
+        leave(ENDED); /* and goes on with the next block: a new context costs system calls */
+    }
 }
 
 void prepare(unsigned thread)
 {
     fiber *f = &emu.fibers[thread];
+    if (f->has_run && f->state == ENDED) {
+        f->state = RUNS;
+        return;
+    }
     if (f->stack == nullptr) {
         void *stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stack == MAP_FAILED) abort();
         f->stack = static_cast<char *>(stack);
+        f->context = new ucontext_t;
     }
 #if EMU_HAS_ASAN
     __asan_unpoison_memory_region(f->stack, STACK_BYTES);
 #endif
     f->state = RUNS;
     f->has_run = false;
-    getcontext(&f->context);
-    f->context.uc_stack.ss_sp = f->stack;
-    f->context.uc_stack.ss_size = STACK_BYTES;
-    f->context.uc_link = nullptr;
-    makecontext(&f->context, fiber_main, 0);
+    getcontext(f->context);
+    f->context->uc_stack.ss_sp = f->stack;
+    f->context->uc_stack.ss_size = STACK_BYTES;
+    f->context->uc_link = nullptr;
+    makecontext(f->context, fiber_main, 0);
 }
 
 void run(unsigned thread)
@@ -144,7 +151,7 @@ void run(unsigned thread)
     start_switch(&emu.scheduler_fake, f->stack, STACK_BYTES);
     const bool has_run = f->has_run;
     f->has_run = true;
-    change(emu.scheduler_at, &f->context, f->resume_at, has_run);
+    change(emu.scheduler_at, f->context, f->resume_at, has_run);
     finish_switch(emu.scheduler_fake, nullptr, nullptr);
 }
 
@@ -169,7 +176,7 @@ __attribute__((format(printf, 1, 2))) void fail_launch(const char *format, ...)
 
 bool is_same_site(emu_site a, emu_site b)
 {
-    return a.line == b.line && strcmp(a.file, b.file) == 0;
+    return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0);
 }
 
 /* A permutation of 0 .. n - 1 (Fisher and Yates) over splitmix64; in order for seed 0. */
@@ -268,6 +275,7 @@ void emu_fail(const char *format, ...)
     va_start(args, format);
     note_failure(format, args);
     va_end(args);
+    emu.fibers[emu.current].has_run = false; /* begins anew in the next launch */
     leave(ENDED);
     abort(); /* a failed launch is resumed by nobody */
 }
@@ -289,39 +297,60 @@ void emu_barrier(emu_site site)
     leave(AT_BARRIER);
 }
 
+namespace
+{
+
+bool has_come(const fiber *f, const fiber *mine)
+{
+    return f->state == IN_WARP && f->mask == mine->mask && f->combine == mine->combine &&
+           is_same_site(f->site, mine->site);
+}
+
+/* Whom others wait for is asked first: most calls end here. */
+bool waits_for_the_late(const fiber *mine)
+{
+    const unsigned lane = emu.awaited[emu.current / 32], thread = emu.current / 32 * 32 + lane;
+    const fiber *late = &emu.fibers[thread];
+    return late != mine && (mine->mask >> lane & 1) != 0 && thread < emu.n_threads &&
+           late->state != ENDED && !has_come(late, mine);
+}
+
+/* False: a lane has yet to come. */
+bool exchange(const fiber *mine)
+{
+    const unsigned first = emu.current / 32 * 32, mask = mine->mask;
+    void *payloads[32] = {};
+    for (unsigned lane = 0; lane < 32; lane++) {
+        if ((mask >> lane & 1) == 0) continue;
+        const fiber *f = &emu.fibers[first + lane];
+        if (first + lane >= emu.n_threads)
+            emu_fail("line %d: lane %u does not exist", mine->site.line, lane);
+        if (f->state == ENDED) emu_fail("line %d: lane %u has ended", mine->site.line, lane);
+        if (f != mine && !has_come(f, mine)) {
+            emu.awaited[first / 32] = lane;
+            return false;
+        }
+        payloads[lane] = f->payload;
+    }
+    if (mine->combine != nullptr) mine->combine(payloads);
+    for (unsigned lane = 0; lane < 32; lane++) {
+        if ((mask >> lane & 1) != 0) emu.fibers[first + lane].state = RUNS;
+    }
+    return true;
+}
+
+} /* namespace */
+
 void emu_warp(emu_site site, unsigned mask, void *payload, emu_combine *combine)
 {
-    const unsigned first = emu.current / 32 * 32;
     fiber *mine = &emu.fibers[emu.current];
-    void *payloads[32] = {};
     if ((mask >> emu_lane() & 1) == 0)
         emu_fail("line %d: the mask leaves out its own lane", site.line);
     mine->site = site;
     mine->mask = mask;
     mine->payload = payload;
     mine->combine = combine;
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if ((mask >> lane & 1) == 0) continue;
-        if (first + lane >= emu.n_threads)
-            emu_fail("line %d: lane %u does not exist", site.line, lane);
-        const fiber *f = &emu.fibers[first + lane];
-        if (f == mine) {
-            payloads[lane] = payload;
-            continue;
-        }
-        if (f->state == ENDED) emu_fail("line %d: lane %u has ended", site.line, lane);
-        const bool has_come = f->state == IN_WARP && f->mask == mask && f->combine == combine &&
-                              is_same_site(f->site, site);
-        if (!has_come) {
-            leave(IN_WARP);
-            return;
-        }
-        payloads[lane] = f->payload;
-    }
-    if (combine != nullptr) combine(payloads);
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if ((mask >> lane & 1) != 0) emu.fibers[first + lane].state = RUNS;
-    }
+    if (waits_for_the_late(mine) || !exchange(mine)) leave(IN_WARP);
 }
 
 void emu_ballot_all(void **payload)

@@ -46,6 +46,8 @@ typedef struct golden_cases {
 } golden_cases;
 
 void golden_cases_open(const char *path, golden_cases *out);
+void golden_chats_open(const char *path,
+                       golden_cases *out); /* of tokenizer-chat-NAME: encode and plain */
 void golden_cases_close(golden_cases *cases);
 
 #endif

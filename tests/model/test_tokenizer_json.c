@@ -332,7 +332,19 @@ START_TEST(the_template_or_the_config_decides_about_bos)
 }
 END_TEST
 
-START_TEST(of_two_files_that_disagree_the_json_counts)
+/* Copies a file of tests/golden/FIXTURE. */
+static void copy_golden(const temp_dir *dir, const char *fixture, const char *name)
+{
+    char path[160];
+    size_t n_bytes;
+    (void)snprintf(path, sizeof path, "tests/golden/%s/%s", fixture, name);
+    char *const bytes = temp_read(path, &n_bytes);
+    temp_write(dir, name, bytes, n_bytes);
+    free(bytes);
+}
+
+/* What transformers reads; also where the files name other tokens. */
+START_TEST(of_two_files_the_json_counts)
 {
     tokenizer *t;
     err_info info = {0};
@@ -343,46 +355,77 @@ START_TEST(of_two_files_that_disagree_the_json_counts)
 }
 END_TEST
 
-/* The pieces of tokenizer-bpe as a tokenizer.json, without merges: enough to see that they agree. */
-static void write_same_pieces(const temp_dir *dir, const char *model_type)
+START_TEST(beside_a_json_that_is_none_of_ours_the_model_counts)
 {
-    golden_cases cases;
-    golden_cases_open("tests/golden/tokenizer-bpe/cases.json", &cases);
-    char *text = NULL;
-    size_t n_bytes = 0;
-    FILE *const out = open_memstream(&text, &n_bytes);
-    ck_assert_ptr_nonnull(out);
-    fprintf(out, "{\"model\":{\"type\":\"%s\",\"merges\":[],\"vocab\":{", model_type);
-    for (size_t i = 0; i < cases.n_pieces; i++) {
-        fprintf(out, "%s\"", i > 0 ? "," : "");
-        for (const char *c = cases.piece[i].piece; *c != '\0'; c++)
-            fprintf(out, *c == '"' || *c == '\\' || (uint8_t)*c < ' ' ? "\\u%04x" : "%c", *c);
-        fprintf(out, "\":%zu", i);
-    }
-    fprintf(out, "}},\"decoder\":{\"type\":\"ByteLevel\"}}");
-    ck_assert_int_eq(fclose(out), 0);
-    temp_write(dir, "tokenizer.json", text, n_bytes);
-    free(text);
-    golden_cases_close(&cases);
+    temp_dir dir;
+    tokenizer *t;
+    err_info info = {0};
+    temp_dir_open(&dir);
+    copy_golden(&dir, "tokenizer-bpe", "tokenizer.model");
+    temp_write_text(&dir, "tokenizer.json", "{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}");
+    ck_assert_msg(tokenizer_open(dir.path, &t, &info) == ERR_OK, "%s", info.message);
+    ck_assert_str_eq(tokenizer_kind(t), "sentencepiece");
+    tokenizer_close(t);
+    temp_write_text(&dir, "tokenizer.json", "{\"model\":");
+    ck_assert(tokenizer_open(dir.path, &t, &info) == ERR_BAD_MODEL); /* broken is not other */
+    temp_dir_close(&dir);
 }
+END_TEST
 
-START_TEST(of_two_files_that_agree_the_model_counts)
+/* ---- whole chats: where text between control tokens begins -------------------------------------- */
+
+START_TEST(chats_become_the_ids_of_transformers)
 {
-    static const char *const types[] = {"BPE", "Unigram"}; /* the other is none of ours */
+    static const char *const names[] = {"tokenizer-chat-legacy", "tokenizer-chat-new"};
+    for (int i = 0; i < 2; i++) {
+        char path[160];
+        golden_cases cases;
+        tokenizer *t;
+        err_info info = {0};
+        temp_dir dir;
+        (void)snprintf(path, sizeof path, "tests/golden/%s/cases.json", names[i]);
+        golden_chats_open(path, &cases);
+        temp_dir_open(&dir);
+        copy_golden(&dir, names[i], "tokenizer_config.json");
+        copy_golden(&dir, names[i], "tokenizer.model");
+        ck_assert_msg(tokenizer_open(dir.path, &t, &info) == ERR_OK, "%s", info.message);
+        ck_assert_str_eq(tokenizer_kind(t), "sentencepiece");
+        check_ids(t, cases.plain, cases.n_plain, true);
+        tokenizer_close(t);
+        copy_golden(&dir, names[i], "tokenizer.json");
+        ck_assert_msg(tokenizer_open(dir.path, &t, &info) == ERR_OK, "%s", info.message);
+        ck_assert_str_eq(tokenizer_kind(t), "bpe");
+        check_ids(t, cases.encode, cases.n_encode, true);
+        tokenizer_close(t);
+        temp_dir_close(&dir);
+        golden_cases_close(&cases);
+    }
+}
+END_TEST
+
+/* add_prefix_space: false takes the marker from a text's beginning, too. */
+START_TEST(a_text_may_begin_without_a_marker)
+{
+    static const char text[] = "the server";
+    static const char *const configs[] = {"{\"legacy\":false}",
+                                          "{\"legacy\":false,\"add_prefix_space\":false}"};
+    uint32_t *ids[2];
+    size_t n_ids[2];
     for (int i = 0; i < 2; i++) {
         temp_dir dir;
-        size_t n_bytes;
         tokenizer *t;
         err_info info = {0};
         temp_dir_open(&dir);
-        char *const model = temp_read("tests/golden/tokenizer-bpe/tokenizer.model", &n_bytes);
-        temp_write(&dir, "tokenizer.model", model, n_bytes);
-        free(model);
-        write_same_pieces(&dir, types[i]);
+        copy_golden(&dir, "tokenizer-bpe", "tokenizer.model");
+        temp_write_text(&dir, "tokenizer_config.json", configs[i]);
         ck_assert_msg(tokenizer_open(dir.path, &t, &info) == ERR_OK, "%s", info.message);
-        ck_assert_str_eq(tokenizer_kind(t), "sentencepiece");
+        const tok_text source = {.bytes = text, .n_bytes = sizeof text - 1};
+        ck_assert(tokenizer_encode(t, &source, &ids[i], &n_ids[i]) == ERR_OK);
+        const tok_piece first = tokenizer_piece(t, ids[i][0], false);
+        ck_assert(first.bytes[0] == (i == 0 ? ' ' : 't'));
         tokenizer_close(t);
         temp_dir_close(&dir);
+        free(ids[i]);
     }
 }
 END_TEST
@@ -537,8 +580,10 @@ const test_case test_cases[] = {
     TEST_CASE(streamed_and_whole_text_are_equal),
     TEST_CASE_SECONDS(generated_lines_give_the_librarys_digest, 250),
     TEST_CASE(the_template_or_the_config_decides_about_bos),
-    TEST_CASE(of_two_files_that_disagree_the_json_counts),
-    TEST_CASE(of_two_files_that_agree_the_model_counts),
+    TEST_CASE(of_two_files_the_json_counts),
+    TEST_CASE(beside_a_json_that_is_none_of_ours_the_model_counts),
+    TEST_CASE(chats_become_the_ids_of_transformers),
+    TEST_CASE(a_text_may_begin_without_a_marker),
     TEST_CASE(what_is_not_supported_is_named),
     TEST_CASE(cut_and_broken_files_are_refused),
     TEST_CASE_SECONDS(no_text_takes_long, 250),

@@ -1,6 +1,5 @@
-/* The reader of POST /v1/chat/completions, and its replies byte for byte. */
+/* The reader of POST /v1/chat/completions. */
 #include "base/hash.h"
-#include "service/api_reply.h"
 #include "service/api_request.h"
 #include "tests/test_main.h"
 
@@ -135,6 +134,89 @@ START_TEST(a_template_sees_what_was_understood)
         "{\"tools\":null,\"documents\":[{\"text\":\"d\"}],\"messages\":[{\"role\":\"user\","
         "\"content\":\"a\\nb\",\"name\":\"Al\"}],\"add_generation_prompt\":false,"
         "\"reasoning_effort\":\"low\",\"think\":false}");
+}
+END_TEST
+
+START_TEST(contents_have_the_form_that_the_template_wants)
+{
+#define PART(text) "{\"type\":\"text\",\"text\":\"" text "\"}"
+    static const struct {
+        const char *sent, *seen[3]; /* by chat_content */
+    } cases[] = {
+        {"\"a\"", {"\"a\"", "\"a\"", "[" PART("a") "]"}},
+        {"[{\"type\":\"text\",\"text\":\"a\",\"cache_control\":1}," PART("b") "]",
+         {"\"a\\nb\"", "[" PART("a") "," PART("b") "]", "[" PART("a") "," PART("b") "]"}},
+        {"[]", {"\"\"", "[]", "[]"}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int form = 0; form < 3; form++) {
+            char body[256];
+            completion_request r;
+            api_error error;
+            api_limits by = limits;
+            by.content = (chat_content)form;
+            snprintf(body, sizeof body, "{\"messages\":[{\"role\":\"user\",\"content\":%s}]}",
+                     cases[i].sent);
+            ck_assert_msg(parse(&by, body, &r, &error), "%s", error.message);
+            const json_t *content = json_object_get(
+                json_array_get(json_object_get(r.chat.variables, "messages"), 0), "content");
+            char *text = json_dumps(content, JSON_COMPACT | JSON_ENCODE_ANY);
+            ck_assert_str_eq(text, cases[i].seen[form]);
+            free(text);
+            api_completion_deinit(&r);
+        }
+    }
+}
+END_TEST
+
+/* What is echoed is the whole content, what the prompt ends behind its last part. */
+START_TEST(a_message_of_parts_can_be_continued)
+{
+    for (int form = 0; form < 3; form++) {
+        completion_request r;
+        api_error error;
+        api_limits by = limits;
+        by.content = (chat_content)form;
+        ck_assert(parse(&by,
+                        "{\"messages\":[{\"role\":\"assistant\",\"content\":[" PART("one") "," PART(
+                            "two!") "]}],\"continue_final_message\":true}",
+                        &r, &error));
+        ck_assert_str_eq(r.chat.last, "one\ntwo!");
+        ck_assert_uint_eq(r.chat.last_bytes, 8);
+        ck_assert_uint_eq(r.chat.tail_bytes, form == CHAT_CONTENT_TEXTS ? 8 : 4);
+        api_completion_deinit(&r);
+    }
+}
+END_TEST
+
+START_TEST(tools_are_for_the_template_and_for_a_parser)
+{
+#define TOOL "{\"type\":\"function\",\"function\":{\"name\":\"f\",\"x\":[1]}}"
+    static const struct {
+        const char *fields;
+        bool has_tools, one_call;
+    } cases[] = {
+        {"\"tools\":[" TOOL "]", true, false},
+        {"\"tools\":[" TOOL "],\"tool_choice\":\"auto\",\"parallel_tool_calls\":false", true, true},
+        {"\"tools\":[" TOOL "],\"tool_choice\":\"none\"", false, false},
+        {"\"tools\":[],\"parallel_tool_calls\":true", false, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char body[512];
+        completion_request r;
+        api_error error;
+        api_limits by = limits;
+        by.tools = tool_find_parser("mistral"); /* whose marks are special tokens */
+        snprintf(body, sizeof body, "{\"messages\":[" USER "],%s}", cases[i].fields);
+        ck_assert_msg(parse(&by, body, &r, &error), "%s", error.message);
+        char *text =
+            json_dumps(json_object_get(r.chat.variables, "tools"), JSON_COMPACT | JSON_ENCODE_ANY);
+        ck_assert_str_eq(text, cases[i].has_tools ? "[" TOOL "]" : "null");
+        ck_assert((r.chat.tools != NULL) == cases[i].has_tools);
+        ck_assert(r.chat.one_call == cases[i].one_call);
+        ck_assert(r.hide_eos == cases[i].has_tools && r.skip_special == !cases[i].has_tools);
+        free(text);
+        api_completion_deinit(&r);
+    }
 }
 END_TEST
 
@@ -300,6 +382,12 @@ static const bad_case bad_cases[] = {
           "chat_template_kwargs: messages cannot be set here"),
     FIELD("\"documents\":[1]", "documents", "documents: 1 is not an object"),
     FIELD("\"tools\":1", "tools", "tools: 1 is not a list"),
+    FIELD("\"functions\":1", "functions", "functions: 1 is not a list"),
+    FIELD("\"tool_choice\":1", "tool_choice", "tool_choice: 1 is neither \"none\" nor \"auto\""),
+    FIELD("\"parallel_tool_calls\":1", "parallel_tool_calls",
+          "parallel_tool_calls: 1 is not a boolean"),
+    LACKS("\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"f\"}}", "tool_choice"),
+    LACKS("\"function_call\":{\"name\":\"f\"}", "function_call"),
     LACKS("\"tools\":[{}]", "tools"),
     LACKS("\"tools\":[{}],\"tool_choice\":\"auto\"", "tools"),
     LACKS("\"tool_choice\":\"required\"", "tool_choice"),
@@ -330,143 +418,19 @@ START_TEST(a_bad_value_is_refused_with_its_place)
 }
 END_TEST
 
-/* ---- replies --------------------------------------------------------------------------------------------- */
-
-static const api_envelope envelope = {.id = "chatcmpl-1",
-                                      .created = 7,
-                                      .model = "m",
-                                      .fingerprint = "fp_0",
-                                      .role = "assistant",
-                                      .shape = &api_shape_chat};
-
-#define HEAD(object)                                                                  \
-    "{\"id\":\"chatcmpl-1\",\"object\":\"" object "\",\"created\":7,\"model\":\"m\"," \
-    "\"system_fingerprint\":\"fp_0\",\"choices\":["
-#define CHUNK  HEAD("chat.completion.chunk")
-#define NO_END "\"logprobs\":null,\"finish_reason\":null,\"stop_reason\":null"
-
-static void check_text(char *text, size_t n_bytes, const char *expected)
-{
-    ck_assert_ptr_nonnull(text);
-    ck_assert_str_eq(text, expected);
-    ck_assert_uint_eq(n_bytes, strlen(expected));
-    free(text);
-}
-
-START_TEST(a_document_holds_a_message)
-{
-    static const uint32_t ids[] = {1, 2};
-    const api_usage usage = {.n_prompt = 3, .n_output = 5, .n_cached = 2};
-    const api_piece pieces[] = {{.is_first = true,
-                                 .text = " b\"",
-                                 .text_bytes = 3,
-                                 .finish = "length",
-                                 .stop_token = -1,
-                                 .shows_ids = true,
-                                 .prompt_ids = ids,
-                                 .n_prompt_ids = 2,
-                                 .token_ids = ids,
-                                 .n_token_ids = 1},
-                                {.index = 1,
-                                 .is_first = true,
-                                 .echo = "pre",
-                                 .echo_bytes = 3,
-                                 .text = "x",
-                                 .text_bytes = 1,
-                                 .finish = "stop",
-                                 .stop_token = 9}};
-    size_t n_bytes;
-    char *text = api_reply_document(&envelope, pieces, 2, &usage, &n_bytes);
-    check_text(text, n_bytes,
-               HEAD("chat.completion") //
-               "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\" b\\\"\",\"refusal\""
-               ":null},\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null,"
-               "\"token_ids\":[1]},"
-               "{\"index\":1,\"message\":{\"role\":\"assistant\",\"content\":\"prex\",\"refusal\":"
-               "null},\"logprobs\":null,\"finish_reason\":\"stop\",\"stop_reason\":9}],"
-               "\"prompt_token_ids\":[1,2],"
-               "\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":5,\"total_tokens\":8,"
-               "\"prompt_tokens_details\":{\"cached_tokens\":2}}}");
-}
-END_TEST
-
-static void check_parts(const api_piece *piece, size_t n_expected, const char *const *expected)
-{
-    api_piece parts[API_PARTS_MAX];
-    const size_t n_parts = api_reply_split(&envelope, piece, parts);
-    ck_assert_uint_eq(n_parts, n_expected);
-    for (size_t i = 0; i < n_parts; i++) {
-        size_t n_bytes;
-        char whole[1024];
-        snprintf(whole, sizeof whole, CHUNK "%s]}", expected[i]);
-        char *text = api_reply_chunk(&envelope, &parts[i], false, &n_bytes);
-        check_text(text, n_bytes, whole);
-    }
-}
-
-START_TEST(a_stream_has_the_role_first_and_the_end_last)
-{
-    static const char role[] = "{\"index\":2,\"delta\":{\"role\":\"assistant\",\"content\":\"\","
-                               "\"refusal\":null}," NO_END "}";
-    static const char said[] = "{\"index\":2,\"delta\":{\"content\":\"a\"}," NO_END "}";
-    static const char end[] = "{\"index\":2,\"delta\":{},\"logprobs\":null,\"finish_reason\":"
-                              "\"stop\",\"stop_reason\":\"END\"}";
-    api_piece piece = {.index = 2,
-                       .is_first = true,
-                       .text = "a",
-                       .text_bytes = 1,
-                       .finish = "stop",
-                       .stop_text = "END",
-                       .stop_text_bytes = 3,
-                       .stop_token = -1};
-    check_parts(&piece, 3, (const char *const[]){role, said, end});
-    piece.finish = NULL;
-    piece.stop_text = NULL;
-    check_parts(&piece, 2, (const char *const[]){role, said});
-    piece.is_first = false;
-    check_parts(&piece, 1, (const char *const[]){said});
-    piece.text_bytes = 0;
-    piece.finish = "stop";
-    piece.stop_text = "END";
-    check_parts(&piece, 1, (const char *const[]){end});
-}
-END_TEST
-
-START_TEST(logprobs_are_items_with_bytes)
-{
-    tokenizer *t;
-    err_info info = {0};
-    ck_assert(tokenizer_open("tests/golden/tokenizer-bpe", &t, &info) == ERR_OK);
-    api_envelope e = envelope;
-    e.tokenizer = t;
-    static const sampler_entry top[] = {{405, -0.5f}, {243, -1.5f}}; /* e and the byte f0 */
-    const api_token_score scores[] = {{.token = 243, .logprob = -1.5f, .top = top, .n_top = 2}};
-    const api_piece piece = {.text = "", .scores = scores, .n_scores = 1, .stop_token = -1};
-    size_t n_bytes;
-    char *text = api_reply_chunk(&e, &piece, false, &n_bytes);
-    check_text(text, n_bytes,
-               CHUNK "{\"index\":0,\"delta\":{\"content\":\"\"},\"logprobs\":{\"content\":[{"
-                     "\"token\":\"\xef\xbf\xbd\",\"logprob\":-1.5,\"bytes\":[240],"
-                     "\"top_logprobs\":[{\"token\":\"e\",\"logprob\":-0.5,\"bytes\":[101]},{"
-                     "\"token\":\"\xef\xbf\xbd\",\"logprob\":-1.5,\"bytes\":[240]}]}],"
-                     "\"refusal\":null},\"finish_reason\":null,\"stop_reason\":null}]}");
-    tokenizer_close(t);
-}
-END_TEST
-
 const test_case test_cases[] = {
     TEST_CASE(messages_alone_get_the_defaults_of_a_chat),
     TEST_CASE(the_newer_name_of_max_tokens_wins),
     TEST_CASE(logprobs_are_two_fields),
     TEST_CASE(fields_of_completions_are_the_same_here),
     TEST_CASE(a_template_sees_what_was_understood),
+    TEST_CASE(contents_have_the_form_that_the_template_wants),
+    TEST_CASE(a_message_of_parts_can_be_continued),
+    TEST_CASE(tools_are_for_the_template_and_for_a_parser),
     TEST_CASE(reasoning_has_the_names_that_templates_read),
     TEST_CASE(calls_of_earlier_turns_have_their_arguments_parsed),
     TEST_CASE(a_message_can_be_continued_or_echoed),
     TEST_CASE(a_models_generation_config_has_the_defaults),
     TEST_CASE(a_bad_value_is_refused_with_its_place),
-    TEST_CASE(a_document_holds_a_message),
-    TEST_CASE(a_stream_has_the_role_first_and_the_end_last),
-    TEST_CASE(logprobs_are_items_with_bytes),
     TEST_CASES_END,
 };

@@ -1,6 +1,7 @@
 /* jinja_render TEMPLATE CONTEXT.json: prints what a chat template makes of a context, for
  * tools/compare_chat_templates.py. Exit status 0: printed; 1: an error, in words on stderr, while
- * rendering; 3: the template was refused when compiled. */
+ * rendering; 3: the template was refused when compiled. Without a context: "parts" or "texts", as contents are
+ * read. */
 #include "service/jinja/jinja.h"
 
 #include <stdio.h>
@@ -22,8 +23,26 @@ static char *read_file(const char *path, size_t *n_bytes)
     return text;
 }
 
+static int print_content(const char *path)
+{
+    size_t n_bytes;
+    char *source = read_file(path, &n_bytes);
+    err_info info = {0};
+    jinja *template;
+    jinja_content content;
+    const bool is_ok = jinja_compile(source, n_bytes, &template, &info) == ERR_OK &&
+                       jinja_find_content(template, &content) == ERR_OK;
+    if (is_ok)
+        printf("%s%s\n", content.reads_parts ? "parts" : "texts",
+               content.asks_type ? ", asks" : "");
+    jinja_free(template);
+    free(source);
+    return is_ok ? 0 : 3;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 2) return print_content(argv[1]);
     if (argc != 3) return 2;
     size_t n_source, n_json, n_text;
     char *source = read_file(argv[1], &n_source), *json = read_file(argv[2], &n_json), *text;

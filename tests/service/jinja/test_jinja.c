@@ -101,10 +101,9 @@ START_TEST(what_lies_outside_the_subset_is_named_with_its_line)
         {"{{ x|trim(wide=1) }}", "filter trim with \"wide\" is not supported"},
         {"{{ x|replace('a') }}", "filter replace without \"new\" is not supported"},
         {"{{ x|upper(1) }}", "filter upper with this many arguments"},
-        {"{{ f(*x) }}", "unpacked arguments: *"},
+        {"{{ x|trim(*y) }}", "unpacked arguments of what is neither a macro nor a function"},
+        {"{{ x.strip(**y) }}", "unpacked arguments of what is neither"},
         {"{{ x.__class__ }}", "attribute __class__ is not supported"},
-        {"{% for x in y recursive %}{% endfor %}", "for with recursive is not supported"},
-        {"{% macro m() %}{{ varargs }}{% endmacro %}", "name varargs is not supported"},
         {"{{ 99999999999999999999 }}", "a number this large is not supported"},
         {"{{ '\\N{DASH}' }}", "the escape \\N is not supported"},
         {"{{ gr\xC3\xB6\xC3\x9F }}", "a name outside ASCII is not supported"},
@@ -231,6 +230,8 @@ static void *nest_deeply(void *unused)
     check_fails("{% macro f(n) %}{% if 1 %}{{ [[f(n + 1)]]|first ~ '' }}{% endif %}{% endmacro "
                 "%}{{ f(1) }}",
                 ERR_BAD_REQUEST, "nests too deeply");
+    check_fails("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", ERR_BAD_REQUEST,
+                "nests too deeply");
     static char json[SOURCE_BYTES];
     snprintf(json, sizeof json, "{\"x\": %s}", nest("[", "", "]", 1500));
     err_info info = {0};
@@ -260,6 +261,98 @@ START_TEST(nothing_nests_deeper_than_a_small_stack_holds)
 }
 END_TEST
 
+/* ---- from_json, which transformers does not have */
+
+static void check_renders(const char *source, const char *expected)
+{
+    char *text;
+    err_info info = {0};
+    const err_t err = run(source, "{}", &ROOMY, &text, &info);
+    ck_assert_msg(err == ERR_OK, "%s: %s", source, info.message);
+    ck_assert_str_eq(text, expected);
+    free(text);
+}
+
+START_TEST(json_becomes_values)
+{
+    check_renders(
+        "{% set x = '{\"a\": [1, 2.5, null, true], \"b\": {\"c\": \"d\\u00e9\"}}'|from_json %}"
+        "{{ x.a }}{{ x.b.c }}{{ x|tojson }}",
+        "[1, 2.5, None, True]d\xc3\xa9{\"a\": [1, 2.5, null, true], "
+        "\"b\": {\"c\": \"d\xc3\xa9\"}}");
+    check_renders("{{ '7'|from_json + 1 }}{{ '\"s\"'|from_json }}", "8s");
+    check_fails("{{ '{'|from_json }}", ERR_BAD_REQUEST, "line 1: from_json: no JSON");
+    check_fails("{{ ''|from_json }}", ERR_BAD_REQUEST, "line 1: from_json: no JSON");
+    check_fails("{{ xs|from_json }}", ERR_BAD_REQUEST, "from_json takes a text");
+    check_fails("{{ ('[' * 300 ~ ']' * 300)|from_json }}", ERR_BAD_REQUEST, "more than 200 deep");
+}
+END_TEST
+
+/* ---- contents */
+
+START_TEST(a_template_shows_how_it_reads_contents)
+{
+#define EACH "{% for m in messages %}"
+#define END  "{% endfor %}"
+    static const struct {
+        const char *source;
+        bool reads_parts, asks_type;
+    } cases[] = {
+        {"plain", false, false},
+        {EACH "{{ m.content }}" END, false, false},
+        {EACH "{% for c in m.content %}{{ c.text }}" END END, true, false},
+        {EACH "{% for c in m['content'] %}{{ c.text }}" END END, true, false},
+        {EACH "{% for c in m.get('content') | list %}x" END END, true, false},
+        {EACH "{% for c in m.content[1:] %}x" END END, true, false},
+        {EACH "{{ m.content[0].text }}" END, true, false},
+        {EACH "{{ m.content[0]['type'] }}" END, true, false},
+        {EACH "{{ m.content[0] }}{{ m.content[:3] }}" END, false, false}, /* characters */
+        {EACH "{% for c in m.calls %}{{ c.content }}" END END, false, false},
+        {EACH "{% for c in m.content.split('x') %}{{ c }}" END END, false, false},
+        {EACH "{% if m.content is string %}{{ m.content }}{% endif %}" END, false, true},
+        {EACH "{% if m.content is not string %}{% for c in m.content %}x" END "{% endif %}" END,
+         true, true},
+        {EACH "{% if m.content is sequence %}{% for c in m.content %}x" END "{% endif %}" END, true,
+         true},
+        {EACH "{% if m.role is string %}{% for c in m.content %}x" END "{% endif %}" END, true,
+         false},
+        /* under other names */
+        {"{% set all = messages[1:] %}{% for m in all %}{% for c in m.content %}x" END END, true,
+         false},
+        {"{% for c in messages[0].content %}x" END, true, false},
+        {"{% set last = messages | last %}{% set c = last.content %}{{ c }}", false, false},
+        {EACH "{% set said = m.content if m.content else '' %}{% for c in said %}x" END END, true,
+         false},
+        {EACH "{% with c = m.content %}{% for p in c or [] %}x" END "{% endwith %}" END, true,
+         false},
+        {"{% for other in rows %}{% for c in other.content %}x" END END, false, false},
+        /* in macros, whose calls may come first or last */
+        {"{% macro show(x, n) %}{% for c in n %}x" END "{% endmacro %}" EACH
+         "{{ show(1, m.content) }}" END,
+         true, false},
+        {"{% macro show(x, n) %}{% for c in n %}x" END "{% endmacro %}" EACH
+         "{{ show(m.content, 1) }}" END,
+         false, false},
+        {"{% macro all() %}" EACH "{{ show(c=m.content) }}" END "{% endmacro %}"
+         "{% macro show(c) %}{% if c is string %}{{ c }}{% else %}{% for p in c %}x" END
+         "{% endif %}{% endmacro %}",
+         true, true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        jinja *template;
+        jinja_content content;
+        err_info info = {0};
+        const char *source = cases[i].source;
+        ck_assert_msg(jinja_compile(source, strlen(source), &template, &info) == ERR_OK, "%s: %s",
+                      source, info.message);
+        ck_assert_int_eq(jinja_find_content(template, &content), ERR_OK);
+        ck_assert_msg(content.reads_parts == cases[i].reads_parts, "%s", source);
+        ck_assert_msg(content.asks_type == cases[i].asks_type, "%s", source);
+        jinja_free(template);
+    }
+}
+END_TEST
+
 /* ---- memory */
 
 static const char BUSY[] =
@@ -267,6 +360,10 @@ static const char BUSY[] =
     "{% set ns = namespace(s='') %}{% for k, v in o|dictsort %}{% set ns.s = ns.s ~ k ~ v %}{% "
     "endfor %}"
     "{% set t %}{{ m('y') }}{% endset %}{{ t|upper }}{{ ns.s }}{{ o|tojson(indent=2) }}{{ o }}"
+    "{% macro n() %}{{ varargs }}{{ kwargs }}{% endmacro %}{{ n(*[1], **o) }}"
+    "{% for x in [[1], 2] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}"
+    "{{ [{'k': 1}, {'k': 2}]|groupby('k') }}{{ [1, 2, 3]|slice(2)|list }}"
+    "{{ '{\"q\": [1, \"t\"]}'|from_json }}"
     "{{ 'long' * 3000 }}{{ 'a,b'.split(',')|map('upper')|join('-') }}";
 
 START_TEST(every_failed_allocation_is_an_error_and_no_leak)
@@ -275,11 +372,13 @@ START_TEST(every_failed_allocation_is_an_error_and_no_leak)
     long n_failures = 0;
     for (err_t err = ERR_NO_MEMORY; err != ERR_OK; n_failures++) {
         jinja *template;
+        jinja_content content;
         char *text = NULL;
         size_t n_bytes;
         err_info info = {0};
         n_until_failure = n_failures;
         err = jinja_compile(BUSY, sizeof BUSY - 1, &template, &info);
+        if (err == ERR_OK) err = jinja_find_content(template, &content);
         if (err == ERR_OK) err = jinja_render(template, context, &ROOMY, &text, &n_bytes, &info);
         n_until_failure = -1;
         ck_assert_msg(err == ERR_OK || err == ERR_NO_MEMORY, "%s", info.message);
@@ -348,6 +447,8 @@ const test_case test_cases[] = {
     TEST_CASE(every_limit_is_kept_and_named),
     TEST_CASE(the_limit_of_the_text_is_exact),
     TEST_CASE(nothing_nests_deeper_than_a_small_stack_holds),
+    TEST_CASE(json_becomes_values),
+    TEST_CASE(a_template_shows_how_it_reads_contents),
     TEST_CASE(every_failed_allocation_is_an_error_and_no_leak),
     TEST_CASE(a_text_grows_in_place),
     TEST_CASE(threads_share_a_template),
