@@ -101,17 +101,15 @@ static err_t run_text(bench *b)
 
 /* ---- placements ---------------------------------------------------------------------------------- */
 
-static void deal_windows(const bench *b, expert_placement *p, uint32_t first, uint32_t end,
-                         uint32_t *served)
+static void deal_windows(const bench *b, expert_placement *p, uint32_t first, uint32_t end)
 {
     for (uint32_t w = first; w < end; w++) {
         for (uint32_t l = 0; l < b->n_layers; l++)
-            expert_placement_deal(p, l,
-                                  &(expert_choices){.chosen = window_choices(b, w, l),
-                                                    .positions = b->positions,
-                                                    .n_tokens = n_fed(b, w),
-                                                    .top_k = b->top_k},
-                                  0, served);
+            expert_placement_count(p, l,
+                                   &(expert_choices){.chosen = window_choices(b, w, l),
+                                                     .positions = b->positions,
+                                                     .n_tokens = n_fed(b, w),
+                                                     .top_k = b->top_k});
     }
 }
 
@@ -138,7 +136,7 @@ static void print_row(const bench *b, const expert_placement *p, uint32_t i)
     printf(" %.3f | %llu |\n", sum_most / sum_mean, (unsigned long long)stats.n_moved);
 }
 
-static err_t print_placement(const bench *b, uint32_t i, uint32_t *served, err_info *info)
+static err_t print_placement(const bench *b, uint32_t i, err_info *info)
 {
     const uint32_t n_measured = b->windows.n_windows / 2;
     const experts_config config = {.strategy = placements[i].strategy,
@@ -148,9 +146,9 @@ static err_t print_placement(const bench *b, uint32_t i, uint32_t *served, err_i
     const expert_placement_shape shape = {b->n_layers, b->n_experts, placements[i].n_ranks};
     expert_placement *p;
     TRY(expert_placement_open(&config, &shape, &p, info));
-    deal_windows(b, p, 0, n_measured, served);
+    deal_windows(b, p, 0, n_measured);
     (void)expert_placement_end_step(p);
-    deal_windows(b, p, n_measured, b->windows.n_windows, served);
+    deal_windows(b, p, n_measured, b->windows.n_windows);
     print_row(b, p, i);
     expert_placement_close(p);
     return ERR_OK;
@@ -158,8 +156,7 @@ static err_t print_placement(const bench *b, uint32_t i, uint32_t *served, err_i
 
 static err_t print_table(const bench *b, err_info *info)
 {
-    uint32_t *const served = calloc((size_t)b->n_window * b->top_k, sizeof *served);
-    err_t err = served != NULL ? ERR_OK : ERR_NO_MEMORY;
+    err_t err = ERR_OK;
     printf("%u windows of %u tokens, the first %u of them measured, the others counted\n\n",
            b->windows.n_windows, b->n_window, b->windows.n_windows / 2);
     printf("| ranks | placement | replicas |");
@@ -170,8 +167,7 @@ static err_t print_table(const bench *b, err_info *info)
         printf("---:|");
     printf("\n");
     for (uint32_t i = 0; i < N_PLACEMENTS && err == ERR_OK; i++)
-        err = print_placement(b, i, served, info);
-    free(served);
+        err = print_placement(b, i, info);
     return err;
 }
 

@@ -92,7 +92,7 @@ static uint32_t sink_spans(const head_query *q, attn_span *out)
 {
     const attend_pages_args *args = q->args;
     const uint32_t end = (uint32_t)min_size(args->n_sinks, (size_t)q->position + 1);
-    if (args->n_sinks == 0) return 0;
+    if (args->n_sinks == 0 || q->row->has_pages_only) return 0;
     if (q->row->n_blocks == 0) return recent_spans(q, 0, end, out);
     *out = strip_span(q, q->row->ring, args->n_ring_slots, 0, args->n_sinks);
     return 1;
@@ -109,6 +109,7 @@ static uint32_t block_spans(const head_query *q, uint32_t block, attn_span *out)
 {
     const attend_pages_args *args = q->args;
     if (block < q->n_listed) return page_spans(q, block, out);
+    if (q->row->has_pages_only) return 0;
     const uint32_t begin = (q->row->n_blocks + block - q->n_listed) * args->block_tokens;
     const uint32_t end = (uint32_t)min_size(begin + args->block_tokens, (size_t)q->position + 1);
     const uint32_t n = recent_spans(q, begin, end, out);
@@ -213,11 +214,13 @@ static void finish(const attend_pages_args *args, const attn_state *state, const
     const size_t n_heads = (size_t)args->n_kv_heads * args->group;
     if (row->chosen != NULL)
         args->masses[row->choice * n_heads + head] = (attn_mass){*state->max, *state->sum};
+    const bool has_sink = args->sink_logit != NULL && !row->has_pages_only;
     const attn_query query = {.n_queries = 1, .group = 1, .v_dim = args->v_dim};
     const attn_result result = {
         .o = args->out + token * args->out_stride + (size_t)head * args->v_dim,
         .o_stride = args->out_stride,
-        .sink_logit = args->sink_logit != NULL ? args->sink_logit + head : NULL};
+        .lse = args->lse != NULL ? args->lse + token * n_heads + head : NULL,
+        .sink_logit = has_sink ? args->sink_logit + head : NULL};
     attn_finish(&query, state, &result);
 }
 

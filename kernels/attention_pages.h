@@ -14,6 +14,9 @@
  * (choose_pages.h) the blocks are those that were chosen and, behind them, what is in ring and staging: they are
  * counted as if nothing lay between them.
  *
+ * Over ranks each has some of a row's pages. One of them has its ring and staging, too, and adds the sink logit; on the
+ * others the row reads its list alone (has_pages_only). What a rank finds is merged by its lse: see rank_ops.h.
+ *
  * A task is some queries of one row. One that has all of the row's splits writes the output; others have one query
  * and write a partial result for each of their splits, which a merge of that query then folds. One without queries
  * does nothing. */
@@ -71,8 +74,9 @@ typedef struct attn_row {
     uint32_t length;      /* positions below are in pages or the ring */
     uint32_t first_token; /* of its tokens in the batch: that of position `length` */
     uint32_t n_tokens;
-    uint32_t choice;  /* which; valid with `chosen` */
-    uint32_t *chosen; /* [n_kv_heads][chosen_stride]: how many entries its one token reads in a
+    bool has_pages_only; /* ring, staging and sink logit are another rank's */
+    uint32_t choice;     /* which; valid with `chosen` */
+    uint32_t *chosen;    /* [n_kv_heads][chosen_stride]: how many entries its one token reads in a
                        * head, then which, rising; NULL: all */
 } attn_row;
 
@@ -97,6 +101,7 @@ typedef struct attn_mass {
 typedef struct attend_pages_args {
     const float *q; /* token t, head g at q + t * q_stride + g * k_dim */
     float *out;     /* at out + t * out_stride + g * v_dim */
+    float *lse;     /* [tokens][n_kv_heads * group] as in attn_result, or NULL */
     size_t q_stride, out_stride;
     uint32_t n_kv_heads, group; /* heads g in [h * group, (h + 1) * group) read KV head h */
     uint32_t k_dim, v_dim;      /* at most ATTN_PAGES_DIM_MAX */

@@ -214,6 +214,11 @@ static err_t check_fingerprints(comm *c, uint64_t own, err_info *info)
     return err;
 }
 
+err_t comm_probe(const comm_ops *transport, const comm_config *config, err_info *info)
+{
+    return transport->probe != NULL ? transport->probe(config, info) : ERR_OK;
+}
+
 err_t comm_open(const comm_ops *transport, const comm_config *config, comm **out, err_info *info)
 {
     *out = NULL;
@@ -234,23 +239,52 @@ err_t comm_open(const comm_ops *transport, const comm_config *config, comm **out
 
 void comm_close(comm *c)
 {
-    if (c != NULL) c->ops->close(c);
+    if (c == NULL) return;
+    comm_close(c->on_device); /* which has c as its bootstrap */
+    c->ops->close(c);
+}
+
+void comm_take_device(comm *c, comm *on_device)
+{
+    assert(c->on_device == NULL);
+    assert(on_device->n_ranks == c->n_ranks && on_device->rank == c->rank);
+    c->on_device = on_device;
+}
+
+comm *comm_on_device(const comm *c)
+{
+    return c->on_device;
+}
+
+err_t comm_note_queued(comm *c, comm_kind kind, size_t bytes)
+{
+    assert(c->ops->note_queued != NULL);
+    TRY(begin(c, kind, bytes, kind == COMM_ALL_GATHER ? c->n_ranks : 1, NULL));
+    const uint64_t start_ns = clock_mono_ns();
+    return end(c, start_ns, c->ops->note_queued(c, bytes * (c->n_ranks - 1)), NULL);
 }
 
 void comm_set_timeout_ms(comm *c, uint32_t timeout_ms)
 {
     atomic_store_explicit(&c->timeout_ms, timeout_ms, memory_order_relaxed);
+    if (c->on_device != NULL) comm_set_timeout_ms(c->on_device, timeout_ms);
 }
 
 comm_stats comm_get_stats(const comm *c, comm_kind kind)
 {
     assert((unsigned)kind < COMM_KIND_COUNT);
     const comm_counter *counter = &c->counters[kind];
-    return (comm_stats){
+    comm_stats stats = {
         .n_calls = atomic_load_explicit(&counter->n_calls, memory_order_relaxed),
         .bytes = atomic_load_explicit(&counter->bytes, memory_order_relaxed),
         .seconds =
             (double)atomic_load_explicit(&counter->nanoseconds, memory_order_relaxed) * 1e-9};
+    if (c->on_device == NULL) return stats;
+    const comm_stats queued = comm_get_stats(c->on_device, kind);
+    stats.n_calls += queued.n_calls;
+    stats.bytes += queued.bytes;
+    stats.seconds += queued.seconds;
+    return stats;
 }
 
 const char *comm_name(const comm *c)

@@ -21,8 +21,7 @@
  * there; see comm_wait). No call allocates. Messages are plain bytes in the machine's own order, not
  * encrypted and authenticated only by where they come from: a group runs on a private network.
  *
- * Threads: one at a time per comm. comm_abort, comm_status and
- * comm_get_stats: any. Who opens closes. */
+ * Threads: one at a time per comm. comm_abort, comm_status and comm_get_stats: any. Who opens closes. */
 #ifndef KERNELS_COMM_H
 #define KERNELS_COMM_H
 
@@ -72,26 +71,29 @@ typedef struct comm_config {
 typedef struct comm_ops {
     const char *name;
     bool is_on_device; /* buffers are device memory, and calls only queue */
+    err_t (*probe)(const comm_config *config, err_info *info); /* NULL: can be opened anywhere */
     err_t (*open)(const comm_config *config, comm **out, err_info *info);
     err_t (*all_reduce)(comm *c, const void *in, void *out, size_t n, dtype type);
     err_t (*all_gather)(comm *c, const void *in, void *out, size_t bytes);
     err_t (*all_to_all)(comm *c, const void *in, void *out, size_t bytes);
     err_t (*broadcast)(comm *c, void *data, size_t bytes, uint32_t root);
     err_t (*barrier)(comm *c);
-    err_t (*wait)(comm *c); /* NULL: nothing is ever queued */
-    void (*abort)(
-        comm *c); /* tells the other ranks of the failure that was just kept; any thread */
+    err_t (*wait)(comm *c);                      /* NULL: nothing is ever queued */
+    err_t (*note_queued)(comm *c, size_t bytes); /* NULL with `wait` */
+    /* Tells the other ranks of the failure that was just kept; any thread. */
+    void (*abort)(comm *c);
     void (*close)(comm *c);
 } comm_ops;
 
 extern const comm_ops *const comm_transports[]; /* ends with NULL */
 const comm_ops *comm_find(const char *name);    /* may be NULL */
-
-/* Opens this rank's end; returns when all ranks have. ERR_BAD_CONFIG: a field; ERR_TIMEOUT: names the
- * ranks that did not come; ERR_UNSUPPORTED: not built, or a library is missing; ERR_PEER_LOST; other
+/* Opens this rank's end; returns when all ranks have. ERR_BAD_CONFIG: a field; ERR_TIMEOUT names the ranks that did
+ * not come; ERR_UNSUPPORTED (which a probe tells alone): not built, or a library is missing; ERR_PEER_LOST; other
  * fingerprints are ERR_BAD_CONFIG on every rank. `local` makes a group of one rank this way. */
 err_t comm_open(const comm_ops *transport, const comm_config *config, comm **out,
                 err_info *info) MUST_CHECK;
+
+err_t comm_probe(const comm_ops *transport, const comm_config *config, err_info *info) MUST_CHECK;
 
 /* All ends of a `local` group, out[n_ranks], each for a thread of its own, which closes it. */
 err_t comm_open_local(uint32_t n_ranks, uint32_t timeout_ms, comm **out, err_info *info) MUST_CHECK;
@@ -126,19 +128,23 @@ void comm_abort(comm *c, const char *reason);
 /* The failure, if there is one. Never waits; tcp sees a lost peer without being asked. */
 err_t comm_status(comm *c, err_info *info) MUST_CHECK;
 
+/* A comm of the same ranks over their devices' memory, whose bootstrap is `c`, is `c`'s from now on. */
+void comm_take_device(comm *c, comm *on_device);
+comm *comm_on_device(const comm *c); /* NULL: there is none */
+/* Device: what a graph has recorded is queued again with it, and is watched like any call. */
+err_t comm_note_queued(comm *c, comm_kind kind, size_t bytes) MUST_CHECK;
+
 /* For callers whose peers may rightly be late: a rank that waits for work. From the next call on. */
 void comm_set_timeout_ms(comm *c, uint32_t timeout_ms);
 
 typedef struct comm_stats {
-    uint64_t n_calls;
-    uint64_t bytes; /* that this rank received from others */
-    double seconds; /* from call to return, the waits for slower ranks included */
+    uint64_t n_calls, bytes; /* that this rank received from others */
+    double seconds;          /* from call to return, the waits for slower ranks included */
 } comm_stats;
 
 comm_stats comm_get_stats(const comm *c, comm_kind kind);
 const char *comm_kind_name(comm_kind kind); /* "all_reduce" */
 const char *comm_name(const comm *c);       /* the transport's */
-uint32_t comm_rank(const comm *c);
-uint32_t comm_n_ranks(const comm *c);
+uint32_t comm_rank(const comm *c), comm_n_ranks(const comm *c);
 
 #endif

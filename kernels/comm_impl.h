@@ -31,6 +31,7 @@ struct comm {
     err_info failure; /* under mutex; valid once has_failed */
     atomic_bool has_failed;
     comm_counter counters[COMM_KIND_COUNT];
+    comm *on_device; /* or NULL: comm_take_device */
 };
 
 /* Of a zeroed struct; after a failure nothing is to be undone. */

@@ -166,6 +166,14 @@ static err_t end(nccl_comm *c, ncclResult_t result, uint64_t deadline_ns, size_t
     return err;
 }
 
+static err_t nccl_note_queued(comm *base, size_t bytes)
+{
+    nccl_comm *c = nccl_of(base);
+    uint64_t deadline_ns;
+    TRY(begin(c, &deadline_ns));
+    return end(c, ncclSuccess, deadline_ns, bytes);
+}
+
 static err_t nccl_all_reduce(comm *base, const void *in, void *out, size_t n, dtype type)
 {
     nccl_comm *c = nccl_of(base);
@@ -347,6 +355,18 @@ static err_t connect_ranks(nccl_comm *c, const comm_config *config, err_info *in
     return comm_barrier(c->bootstrap, info);
 }
 
+static const char *library_of(const comm_config *config)
+{
+    return config->nccl_library != NULL ? config->nccl_library : "libnccl.so.2";
+}
+
+/* Kept loaded, as open does. */
+static err_t nccl_probe(const comm_config *config, err_info *info)
+{
+    nccl_library lib = {0};
+    return load(&lib, library_of(config), info);
+}
+
 static err_t start(nccl_comm *c, const comm_config *config, err_info *info)
 {
     comm_config own = *config;
@@ -360,7 +380,7 @@ static err_t start(nccl_comm *c, const comm_config *config, err_info *info)
                    pthread_cond_init(&c->changed, &clock) == 0;
     pthread_condattr_destroy(&clock);
     if (!c->has_mutex) return err_set(info, ERR_NO_MEMORY, "nccl: no mutex");
-    TRY(load(&c->lib, config->nccl_library != NULL ? config->nccl_library : "libnccl.so.2", info));
+    TRY(load(&c->lib, library_of(config), info));
     TRY(connect_ranks(c, config, info));
     if (pthread_create(&c->watch, NULL, watch, c) != 0)
         return err_set(info, ERR_SYSTEM, "nccl: cannot start the watch thread");
@@ -391,6 +411,7 @@ static err_t nccl_open(const comm_config *config, comm **out, err_info *info)
 
 const comm_ops comm_ops_nccl = {.name = "nccl",
                                 .is_on_device = true,
+                                .probe = nccl_probe,
                                 .open = nccl_open,
                                 .all_reduce = nccl_all_reduce,
                                 .all_gather = nccl_all_gather,
@@ -398,5 +419,6 @@ const comm_ops comm_ops_nccl = {.name = "nccl",
                                 .broadcast = nccl_broadcast,
                                 .barrier = nccl_barrier,
                                 .wait = nccl_wait,
+                                .note_queued = nccl_note_queued,
                                 .abort = nccl_abort,
                                 .close = nccl_close};

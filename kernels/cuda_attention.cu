@@ -59,17 +59,32 @@ static __device__ __forceinline__ float fold_channel(const fold *f, float total,
     return fmaf(total, f->kept, part * f->added);
 }
 
-/* What attn_finish multiplies acc by; 0 where there is no key. */
-static __device__ float finish_factor(const attend_pages_args *args, uint32_t head, float max,
-                                      float sum)
+/* What attn_finish multiplies acc by, 0 where there is no key, and the lse. */
+typedef struct finish {
+    float factor, lse;
+} finish;
+
+static __device__ finish finish_of(const attend_pages_args *args, const attn_row *row,
+                                   uint32_t head, float max, float sum)
 {
+    const bool has_sink = args->sink_logit != NULL && !row->has_pages_only;
     const double high = static_cast<double>(max);
-    const double sink = args->sink_logit != NULL ? static_cast<double>(args->sink_logit[head])
-                                                 : -static_cast<double>(INFINITY);
+    const double sink =
+        has_sink ? static_cast<double>(args->sink_logit[head]) : -static_cast<double>(INFINITY);
     const double top = high > sink ? high : sink;
-    if (top == -static_cast<double>(INFINITY)) return 0;
+    if (top == -static_cast<double>(INFINITY)) return {0, -INFINITY};
     const double weight = exp(high - top);
-    return static_cast<float>(weight / fma(static_cast<double>(sum), weight, exp(sink - top)));
+    const double all = fma(static_cast<double>(sum), weight, exp(sink - top));
+    const float lse = args->lse != NULL ? static_cast<float>(top + log(all)) : 0;
+    return {static_cast<float>(weight / all), lse};
+}
+
+/* Where the lse of a token's head goes; NULL: nowhere. */
+static __device__ __forceinline__ float *lse_at(const attend_pages_args *args, uint32_t token,
+                                                uint32_t head)
+{
+    const size_t n_heads = static_cast<size_t>(args->n_kv_heads) * args->group;
+    return args->lse != NULL ? args->lse + token * n_heads + head : NULL;
 }
 
 static __device__ __forceinline__ float *partial_at(const attend_pages_args *args, uint32_t partial,
@@ -343,7 +358,10 @@ static __device__ void finish_rows(const tile *t, tile_shared<ROWS> *s, const fl
     __syncthreads();
     if (mine < t->n_rows) {
         const float max = s->total_max[mine], sum = s->total_sum[mine];
-        s->kept[mine] = finish_factor(args, head_of(t, mine), max, sum);
+        const finish end = finish_of(args, &t->row, head_of(t, mine), max, sum);
+        float *lse = lse_at(args, s->token[mine], head_of(t, mine));
+        s->kept[mine] = end.factor;
+        if (lse != NULL) *lse = end.lse;
         keep_mass(args, &t->row, head_of(t, mine), max, sum);
     }
     __syncthreads();
@@ -415,12 +433,15 @@ static __global__ void __launch_bounds__(ATTEND_THREADS) merge_kernel(attend_pag
             if (c < args.v_dim) total[k] = fold_channel(&f, total[k], part[2 + c]);
         }
     }
-    const float factor = finish_factor(&args, head, total_max, total_sum);
-    if (threadIdx.x == 0) keep_mass(&args, &args.rows[merge.row], head, total_max, total_sum);
+    const attn_row *row = &args.rows[merge.row];
+    const finish end = finish_of(&args, row, head, total_max, total_sum);
+    float *lse = lse_at(&args, merge.token, head);
+    if (threadIdx.x == 0) keep_mass(&args, row, head, total_max, total_sum);
+    if (threadIdx.x == 0 && lse != NULL) *lse = end.lse;
     float *out = args.out + merge.token * args.out_stride + static_cast<size_t>(head) * args.v_dim;
     for (uint32_t k = 0; k < MERGE_CHANNELS; k++) {
         const uint32_t c = k * ATTEND_THREADS + threadIdx.x;
-        if (c < args.v_dim) out[c] = total[k] * factor;
+        if (c < args.v_dim) out[c] = total[k] * end.factor;
     }
 }
 

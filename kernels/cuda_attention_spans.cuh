@@ -78,7 +78,7 @@ static __device__ void find_page(const tile *t, uint32_t block, tile_block *to)
 static __device__ void find_sinks(const tile *t, attn_span span[2])
 {
     const attend_pages_args *args = t->args;
-    if (args->n_sinks == 0) return;
+    if (args->n_sinks == 0 || t->row.has_pages_only) return;
     if (t->row.n_blocks == 0) {
         find_recent(t, 0, min_u32(args->n_sinks, t->last_position + 1), span);
     } else {
@@ -119,7 +119,8 @@ static __device__ void find_block(const tile *t, uint32_t split, uint32_t at, ti
         if (split == 0) find_sinks(t, span);
     } else if (block < t->n_listed) {
         find_page(t, block, out);
-    } else if (n_paged + n_before <= t->last_position / args->block_tokens) {
+    } else if (!t->row.has_pages_only &&
+               n_paged + n_before <= t->last_position / args->block_tokens) {
         const uint32_t begin = (n_paged + n_before) * args->block_tokens;
         find_recent(t, begin, min_u32(begin + args->block_tokens, t->last_position + 1), span);
         hide_sinks(args, &span[0]);

@@ -4,6 +4,8 @@
 #include "base/check.h"
 #include "kernels/ops_cuda.h"
 
+#include <stdio.h>
+
 enum { ALIGN_BYTES = 256 };
 
 static err_t take_array(size_t *at, size_t n, size_t each_bytes, size_t *out)
@@ -47,11 +49,14 @@ size_t dev_cuda_limit(size_t total_bytes, size_t used_bytes, double share)
 }
 
 err_t dev_cuda_check_room(size_t wanted_bytes, size_t in_use_bytes, size_t allowed_bytes,
-                          err_info *info)
+                          uint32_t n_parts, err_info *info)
 {
+    char shared[48] = "";
     if (in_use_bytes <= allowed_bytes && wanted_bytes <= allowed_bytes - in_use_bytes)
         return ERR_OK;
+    if (n_parts > 1)
+        snprintf(shared, sizeof shared, ", one of %u parts of this GPU", n_parts);
     return err_set(info, ERR_NO_MEMORY,
-                   "cuda: %zu more bytes do not fit: %zu of %zu allowed are in use", wanted_bytes,
-                   in_use_bytes, allowed_bytes);
+                   "cuda: %zu more bytes do not fit: %zu of %zu allowed are in use%s", wanted_bytes,
+                   in_use_bytes, allowed_bytes, shared);
 }

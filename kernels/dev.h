@@ -22,6 +22,7 @@
 #include "kernels/key_bounds.h"
 #include "kernels/matmul.h"
 #include "kernels/moe.h"
+#include "kernels/rank_ops.h"
 #include "kernels/sample.h"
 
 typedef struct dev dev;
@@ -41,12 +42,14 @@ typedef struct dev_ops {
         uint32_t n_tokens, uint32_t dim, uint32_t ffn, uint32_t n_experts,
         uint32_t top_k); /* of moe_args.scratch; 0 when the size overflows */
     void (*add)(dev *d, const add_args *args);
-    /* All five, of a device that attends by itself; NULL: the cache does on the host. */
+    void (*deal_choices)(dev *d, const deal_choices_args *args);
+    /* All six, of a device that attends by itself; NULL: the cache does on the host. */
     void (*attend_pages)(dev *d, const attend_pages_args *args);
     void (*choose_pages)(dev *d, const choose_pages_args *args);
     void (*put_rows)(dev *d, const put_rows_args *args);
     void (*encode_pages)(dev *d, const encode_pages_args *args);
     void (*move_slots)(dev *d, const move_slots_args *args);
+    void (*merge_parts)(dev *d, const merge_parts_args *args);
     /* Of a device that draws where its logits are; NULL: they come to the host. */
     void (*sample)(dev *d, const sample_args *args);
     /* Serial: folds `blocks` into `state`. */
@@ -61,6 +64,14 @@ typedef struct dev_ops {
     void (*store)(const float *x, size_t n, dtype type, void *out);
 } dev_ops;
 
+/* Where a GPU queues its ops, for a library that queues there, too. */
+typedef struct dev_stream {
+    void *stream;            /* cudaStream_t */
+    int (*query)(void *ctx); /* 0 all done, 1 running (or being recorded), -1 failed; any thread */
+    void *ctx;
+    uint8_t gpu[16]; /* which one, the same in all processes */
+} dev_stream;
+
 /* How a device whose memory is not the host's does what the functions below promise. */
 typedef struct dev_memory {
     err_t (*alloc)(dev *d, size_t bytes, void **out, err_info *info);
@@ -69,8 +80,10 @@ typedef struct dev_memory {
     void (*upload)(dev *d, void *to, const void *from, size_t bytes);
     void (*download)(dev *d, void *to, const void *from, size_t bytes);
     void (*zero)(dev *d, void *data, size_t bytes);
-    void (*begin_graph)(dev *d, uint64_t key); /* both, or NULL: ops run one by one */
+    void (*begin_graph)(dev *d, uint64_t key); /* all three, or NULL: ops run one by one */
     void (*end_graph)(dev *d);
+    bool (*is_replaying)(dev *d);
+    bool (*find_stream)(dev *d, dev_stream *out); /* or NULL: it has none */
     err_t (*status)(dev *d, err_info *info);
     void (*close)(dev *d);
 } dev_memory;
@@ -91,7 +104,9 @@ typedef struct dev_config {
     uint32_t gpu; /* which one, modulo how many there are */
     float
         gpu_memory_share; /* (0, 1]: of its memory, what this process and all others may use together */
-    bool gpu_graphs;      /* see dev_begin_graph */
+    uint32_t
+        n_gpu_users; /* this machine's ranks take its GPUs in turn, and divide that share; 0: one */
+    bool gpu_graphs; /* see dev_begin_graph */
 } dev_config;
 
 /* ERR_UNSUPPORTED names an instruction set that this processor lacks, or says what stands between this program and a
@@ -118,6 +133,10 @@ err_t dev_status(dev *d, err_info *info) MUST_CHECK;
  * time with the same arguments, and only what the arguments lead to may have changed. No memory is moved in between. */
 void dev_begin_graph(dev *d, uint64_t key);
 void dev_end_graph(dev *d);
+bool dev_is_replaying(dev *d); /* between the two, of a key that came before: nothing is queued */
+
+/* False: the device is no GPU. */
+bool dev_find_stream(dev *d, dev_stream *out);
 
 /* The tables of this build that this processor can run, best last, ending with NULL: tests compare
  * each of them with the first, the reference. */

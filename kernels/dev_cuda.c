@@ -74,6 +74,7 @@ static err_t find_gpu(const dev_cuda_config *config, dev_cuda_about *about, err_
     snprintf(about->name, sizeof about->name, "%.63s", properties.name);
     about->compute_major = (uint32_t)properties.major;
     about->compute_minor = (uint32_t)properties.minor;
+    memcpy(about->uuid, properties.uuid.bytes, sizeof about->uuid);
     about->n_multiprocessors = (uint32_t)properties.multiProcessorCount;
     return ERR_OK;
 }
@@ -84,7 +85,9 @@ static err_t measure_memory(const dev_cuda_config *config, dev_cuda_about *about
     const cudaError_t error = cudaMemGetInfo(&about->memory_free, &about->memory_total);
     if (error != cudaSuccess) return fail(info, ERR_SYSTEM, "memory", error);
     const size_t used = about->memory_total - about->memory_free;
-    about->memory_limit = dev_cuda_limit(about->memory_total, used, (double)config->memory_share);
+    about->memory_parts = config->memory_parts > 0 ? config->memory_parts : 1;
+    about->memory_limit =
+        dev_cuda_limit(about->memory_total, used, (double)config->memory_share) / about->memory_parts;
     return ERR_OK;
 }
 
@@ -145,6 +148,10 @@ err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *inf
     dev_cuda *d = calloc(1, sizeof *d);
     if (d == NULL) return err_set(info, ERR_NO_MEMORY, "cuda: out of memory");
     d->index = (int)config->index;
+    if (pthread_mutex_init(&d->queue.recording, NULL) != 0) {
+        free(d);
+        return err_set(info, ERR_NO_MEMORY, "cuda: no mutex");
+    }
     err_t err = find_gpu(config, &d->about, info);
     if (err == ERR_OK) err = open_queue(d, config, info);
     if (err != ERR_OK) {
@@ -164,6 +171,7 @@ void dev_cuda_close(dev_cuda *d)
     close_pinned(d);
     cuda_graphs_close(d->queue.graphs);
     if (d->queue.stream != NULL) (void)cudaStreamDestroy(d->queue.stream);
+    pthread_mutex_destroy(&d->queue.recording);
     free(d);
 }
 
@@ -182,10 +190,12 @@ err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info)
 {
     *out = NULL;
     const size_t wanted = bytes > 0 ? bytes : 1;
-    TRY(dev_cuda_check_room(wanted, d->allocated_bytes, d->about.memory_limit, info));
+    TRY(dev_cuda_check_room(wanted, d->allocated_bytes, d->about.memory_limit,
+                            d->about.memory_parts, info));
     allocation *a = calloc(1, sizeof *a);
     if (a == NULL) return err_set(info, ERR_NO_MEMORY, "cuda: out of memory");
-    const cudaError_t error = cudaMalloc(&a->data, wanted);
+    cudaError_t error = cudaSetDevice(d->index); /* of this thread, which may have opened others */
+    if (error == cudaSuccess) error = cudaMalloc(&a->data, wanted);
     if (error != cudaSuccess) {
         free(a);
         return fail(info, ERR_NO_MEMORY, "cannot allocate", error);
@@ -262,7 +272,29 @@ err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes, e
 
 err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info)
 {
-    return keep(d, cudaMemsetAsync(data, 0, bytes, d->queue.stream), info);
+    if (d->queue.run == CUDA_RUN_REPLAYS) return ERR_OK; /* the graph has it */
+    cudaError_t error = cudaSetDevice(d->index);
+    if (error == cudaSuccess) error = cudaMemsetAsync(data, 0, bytes, d->queue.stream);
+    return keep(d, error, info);
+}
+
+bool dev_cuda_is_replaying(const dev_cuda *d)
+{
+    return d->queue.run == CUDA_RUN_REPLAYS;
+}
+
+void *dev_cuda_stream(const dev_cuda *d)
+{
+    (void)cudaSetDevice(d->index); /* a failure is the next upload's, which tells */
+    return d->queue.stream;
+}
+
+int dev_cuda_query(dev_cuda *d)
+{
+    if (pthread_mutex_trylock(&d->queue.recording) != 0) return 1;
+    const cudaError_t error = cudaStreamQuery(d->queue.stream);
+    pthread_mutex_unlock(&d->queue.recording);
+    return error == cudaSuccess ? 0 : error == cudaErrorNotReady ? 1 : -1;
 }
 
 err_t dev_cuda_wait(dev_cuda *d, err_info *info)

@@ -90,3 +90,21 @@ void dev_cuda_end_graph(dev_cuda *d)
     (void)d;
     abort();
 }
+
+bool dev_cuda_is_replaying(const dev_cuda *d)
+{
+    (void)d;
+    abort();
+}
+
+void *dev_cuda_stream(const dev_cuda *d)
+{
+    (void)d;
+    abort();
+}
+
+int dev_cuda_query(dev_cuda *d)
+{
+    (void)d;
+    abort();
+}

@@ -75,10 +75,12 @@ void dev_cuda_begin_graph(dev_cuda *d, uint64_t key)
     graph *known = find(g, key);
     g->key = key;
     if (known == NULL) {
+        pthread_mutex_lock(&queue->recording);
         const cudaError_t error =
             cudaStreamBeginCapture(queue->stream, cudaStreamCaptureModeThreadLocal);
         keep(queue, error);
         if (error == cudaSuccess) queue->run = CUDA_RUN_RECORDS;
+        if (error != cudaSuccess) pthread_mutex_unlock(&queue->recording);
         return;
     }
     known->last_use = ++g->n_uses;
@@ -96,6 +98,7 @@ void dev_cuda_end_graph(dev_cuda *d)
     if (run != CUDA_RUN_RECORDS) return;
     graph *place = take_place(g);
     cudaError_t error = cudaStreamEndCapture(queue->stream, &recorded);
+    pthread_mutex_unlock(&queue->recording);
     if (error == cudaSuccess) error = cudaGraphInstantiate(&place->exec, recorded, 0);
     if (error != cudaSuccess) place->exec = NULL;
     if (recorded != NULL) (void)cudaGraphDestroy(recorded);

@@ -4,6 +4,8 @@
 
 #include "kernels/ops_cuda.h"
 
+#include <pthread.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -24,8 +26,9 @@ typedef struct cuda_queue {
     size_t scratch_bytes;
     uint32_t n_multiprocessors;
     cuda_run run;
-    cuda_graphs *graphs; /* NULL: all runs at once */
-    int failure;         /* cudaError_t of the first launch that failed, 0: none */
+    cuda_graphs *graphs;       /* NULL: all runs at once */
+    int failure;               /* cudaError_t of the first launch that failed, 0: none */
+    pthread_mutex_t recording; /* held while the stream is recorded: asking it then ends that */
 } cuda_queue;
 
 static inline cuda_queue *cuda_queue_of(dev_cuda *d)
@@ -47,11 +50,13 @@ void matmul_cuda(dev_cuda *d, const matmul_args *args);
 void matmul_heads_cuda(dev_cuda *d, const matmul_heads_args *args);
 void router_cuda(dev_cuda *d, const router_args *args);
 void moe_cuda(dev_cuda *d, const moe_args *args);
+void deal_choices_cuda(dev_cuda *d, const deal_choices_args *args);
 void attend_pages_cuda(dev_cuda *d, const attend_pages_args *args);
 void choose_pages_cuda(dev_cuda *d, const choose_pages_args *args);
 void put_rows_cuda(dev_cuda *d, const put_rows_args *args);
 void encode_pages_cuda(dev_cuda *d, const encode_pages_args *args);
 void move_slots_cuda(dev_cuda *d, const move_slots_args *args);
+void merge_parts_cuda(dev_cuda *d, const merge_parts_args *args);
 void sample_cuda(dev_cuda *d, const sample_args *args);
 extern const cuda_ops cuda_ops_table;
 

@@ -93,6 +93,11 @@ static void add_gpu(dev *d, const add_args *args)
     ops_of(d)->add(gpu_of(d)->cuda, args);
 }
 
+static void deal_choices_gpu(dev *d, const deal_choices_args *args)
+{
+    ops_of(d)->deal_choices(gpu_of(d)->cuda, args);
+}
+
 static void attend_pages_gpu(dev *d, const attend_pages_args *args)
 {
     ops_of(d)->attend_pages(gpu_of(d)->cuda, args);
@@ -116,6 +121,11 @@ static void encode_pages_gpu(dev *d, const encode_pages_args *args)
 static void move_slots_gpu(dev *d, const move_slots_args *args)
 {
     ops_of(d)->move_slots(gpu_of(d)->cuda, args);
+}
+
+static void merge_parts_gpu(dev *d, const merge_parts_args *args)
+{
+    ops_of(d)->merge_parts(gpu_of(d)->cuda, args);
 }
 
 static void sample_gpu(dev *d, const sample_args *args)
@@ -173,6 +183,24 @@ static void end_graph_gpu(dev *d)
     dev_cuda_end_graph(gpu_of(d)->cuda);
 }
 
+static bool is_replaying_gpu(dev *d)
+{
+    return dev_cuda_is_replaying(gpu_of(d)->cuda);
+}
+
+static int query_gpu(void *ctx)
+{
+    return dev_cuda_query(ctx);
+}
+
+static bool find_stream_gpu(dev *d, dev_stream *out)
+{
+    dev_cuda *const cuda = gpu_of(d)->cuda;
+    *out = (dev_stream){.stream = dev_cuda_stream(cuda), .query = query_gpu, .ctx = cuda};
+    memcpy(out->gpu, dev_cuda_get_about(cuda)->uuid, sizeof out->gpu);
+    return true;
+}
+
 static err_t status_gpu(dev *d, err_info *info)
 {
     const dev_gpu *g = gpu_of(d);
@@ -196,6 +224,8 @@ static const dev_memory memory_gpu = {.alloc = alloc_gpu,
                                       .zero = zero_gpu,
                                       .begin_graph = begin_graph_gpu,
                                       .end_graph = end_graph_gpu,
+                                      .is_replaying = is_replaying_gpu,
+                                      .find_stream = find_stream_gpu,
                                       .status = status_gpu,
                                       .close = close_gpu};
 
@@ -217,13 +247,23 @@ static void fill_ops(dev_gpu *g)
     g->ops.moe = moe_gpu;
     g->ops.moe_scratch_bytes = cuda_moe_scratch_bytes;
     g->ops.add = add_gpu;
+    g->ops.deal_choices = deal_choices_gpu;
     g->ops.attend_pages = attend_pages_gpu;
     g->ops.choose_pages = choose_pages_gpu;
     g->ops.put_rows = put_rows_gpu;
     g->ops.encode_pages = encode_pages_gpu;
     g->ops.move_slots = move_slots_gpu;
+    g->ops.merge_parts = merge_parts_gpu;
     g->ops.sample = sample_gpu;
     g->base = (dev){.ops = &g->ops, .pool = g->cpu->pool, .memory = &memory_gpu};
+}
+
+/* How many of the machine's ranks have the same GPU. */
+static uint32_t memory_parts(const dev_config *config, uint32_t n_gpus)
+{
+    const uint32_t n = config->n_gpu_users;
+    if (n_gpus == 0 || n <= 1) return 1;
+    return n / n_gpus + (config->gpu % n_gpus < n % n_gpus);
 }
 
 static err_t open_gpu(const dev_config *config, dev **out, err_info *info)
@@ -231,6 +271,7 @@ static err_t open_gpu(const dev_config *config, dev **out, err_info *info)
     const uint32_t n_gpus = dev_cuda_count();
     const dev_cuda_config wanted = {.index = n_gpus > 0 ? config->gpu % n_gpus : 0,
                                     .memory_share = config->gpu_memory_share,
+                                    .memory_parts = memory_parts(config, n_gpus),
                                     .has_graphs = config->gpu_graphs};
     dev_gpu *g = calloc(1, sizeof *g);
     if (g == NULL) return err_set(info, ERR_NO_MEMORY, "cuda device: out of memory");

@@ -76,6 +76,16 @@ void dev_end_graph(dev *d)
     if (d->memory != NULL && d->memory->end_graph != NULL) d->memory->end_graph(d);
 }
 
+bool dev_is_replaying(dev *d)
+{
+    return d->memory != NULL && d->memory->is_replaying != NULL && d->memory->is_replaying(d);
+}
+
+bool dev_find_stream(dev *d, dev_stream *out)
+{
+    return d->memory != NULL && d->memory->find_stream != NULL && d->memory->find_stream(d, out);
+}
+
 err_t dev_status(dev *d, err_info *info)
 {
     return d->memory != NULL ? d->memory->status(d, info) : ERR_OK;

@@ -39,6 +39,7 @@ void add_cpu(dev *d, const add_args *args);
 void router_cpu(dev *d, const router_args *args);
 void router_token(const router_args *args, size_t t); /* one token; shared by all tables */
 void moe_cpu(dev *d, const moe_args *args);
+void deal_choices_cpu(dev *d, const deal_choices_args *args);
 void key_bounds_cpu(const key_bounds_args *args);
 void attend_cpu(const attn_query *query, const attn_blocks *blocks, attn_state *state);
 void attend_mass_cpu(const attn_mass_args *args);

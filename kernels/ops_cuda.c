@@ -13,10 +13,12 @@ const cuda_ops cuda_ops_table = {
     .matmul_heads = matmul_heads_cuda,
     .router = router_cuda,
     .moe = moe_cuda,
+    .deal_choices = deal_choices_cuda,
     .attend_pages = attend_pages_cuda,
     .choose_pages = choose_pages_cuda,
     .put_rows = put_rows_cuda,
     .encode_pages = encode_pages_cuda,
     .move_slots = move_slots_cuda,
+    .merge_parts = merge_parts_cuda,
     .sample = sample_cuda,
 };

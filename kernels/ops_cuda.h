@@ -9,6 +9,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/encode_pages.h"
 #include "kernels/moe.h"
+#include "kernels/rank_ops.h"
 #include "kernels/sample.h"
 
 typedef struct dev_cuda dev_cuda;
@@ -31,14 +32,16 @@ typedef struct cuda_ops {
     void (*matmul_heads)(dev_cuda *d, const matmul_heads_args *args);
     void (*router)(dev_cuda *d, const router_args *args);
     void (*moe)(dev_cuda *d, const moe_args *args); /* scratch of cuda_moe_scratch_bytes */
-    /* All pointers below args, and what they lead to, in the device's memory; the three are the twins of
-     * attend_pages_cpu, choose_pages_cpu and put_rows_cpu, with rows and boxes aligned to their elements. */
+    void (*deal_choices)(dev_cuda *d, const deal_choices_args *args);
+    /* All pointers below args, and what they lead to, in the device's memory; the four are the twins of attend_pages_cpu,
+     * choose_pages_cpu, put_rows_cpu and merge_parts_cpu, with rows and boxes aligned to their elements. */
     void (*attend_pages)(dev_cuda *d, const attend_pages_args *args);
     void (*choose_pages)(dev_cuda *d, const choose_pages_args *args);
     void (*put_rows)(dev_cuda *d, const put_rows_args *args);
     /* Likewise the twins of encode_pages_cpu and move_slots_cpu. */
     void (*encode_pages)(dev_cuda *d, const encode_pages_args *args);
     void (*move_slots)(dev_cuda *d, const move_slots_args *args);
+    void (*merge_parts)(dev_cuda *d, const merge_parts_args *args);
     void (*sample)(dev_cuda *d, const sample_args *args);
 } cuda_ops;
 

@@ -2,6 +2,7 @@
 #include "kvcache/device_choice.h"
 
 #include "kvcache/blocks.h"
+#include "kvcache/device_ranks.h"
 #include "kvcache/key_box.h"
 #include "kvcache/page_bias.h"
 #include "kvcache/page_choice.h"
@@ -24,6 +25,7 @@ bool kv_view_can_choose(const kv_cache *cache, const kv_methods *methods)
 {
     const attn_rule rule = methods->routing->rule;
     if (!cache->has_boxes || rule == ATTN_RULE_NONE) return false;
+    if (cache->ranks.n > 1) return rule == ATTN_RULE_BEST; /* others look at what all ranks have */
     return !attn_reads_by_mass(rule) || may_weigh(cache);
 }
 
@@ -105,7 +107,7 @@ uint32_t kv_view_add_choice(kv_cache *cache, uint32_t r)
     kv_view *view = cache->view;
     const kv_seq *seq = cache->step.rows[r].seq;
     const attn_rule rule = seq->methods.routing->rule;
-    const double amount = amount_of(rule, &seq->methods.route);
+    const double amount = kv_view_own_k(cache, amount_of(rule, &seq->methods.route));
     const uint32_t n_blocks = seq->n_blocks, at = view->choice.n++;
     const uint32_t n_left = kv_blocks_left(cache, seq->length);
     const uint32_t n_candidates = n_left < n_blocks ? n_left : n_blocks;
@@ -201,6 +203,10 @@ void kv_view_count_choices(kv_cache *cache)
                  cache->n_layers * layer_bytes(cache, view, view->choice.n));
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         const uint32_t n_heads = cache->n_kv_heads[l], group = cache->layer[l].n_heads / n_heads;
+        if (!kv_view_merge_masses(cache, masses_in(cache, view->choice.found, l),
+                                  unread_in(cache, view->choice.found, l),
+                                  (size_t)view->choice.n * n_heads * group))
+            return;
         for (size_t i = 0; i < (size_t)view->choice.n * n_heads; i++) {
             kv_seq *seq = cache->step.rows[view->choice.choices[i / n_heads].row].seq;
             const kv_misses misses = misses_of(cache, l, i * group);

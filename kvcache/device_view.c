@@ -3,9 +3,11 @@
 
 #include "kvcache/device_choice.h"
 #include "kvcache/device_low.h"
+#include "kvcache/device_ranks.h"
 #include "kvcache/encode.h"
 #include "kvcache/kv_step_work.h"
 #include "kvcache/page_changes.h"
+#include "kvcache/ranks.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,8 +25,7 @@ enum {
 /* Can the device read what the cache keeps? */
 static bool can_attend(const kv_cache *cache)
 {
-    if (cache->d->ops->attend_pages == NULL || cache->ranks.n > 1 || cache->has_tiers ||
-        cache->has_scattered)
+    if (cache->d->ops->attend_pages == NULL || cache->has_tiers || cache->has_scattered)
         return false;
     for (uint32_t l = 0; l < cache->n_layers; l++) {
         if (cache->layer[l].k_dim > ATTN_PAGES_DIM_MAX ||
@@ -61,6 +62,7 @@ static void place_hosts(const kv_cache *cache, arena *a, kv_view *view)
     view->merges = arena_take(a, cache->limits.n_seqs_max, sizeof *view->merges);
     kv_view_place_choice(cache, a, view);
     kv_view_place_work(cache, a, &view->work);
+    kv_view_place_ranks(cache, a, view);
 }
 
 static void place_device(const kv_cache *cache, arena *a, kv_view *view)
@@ -88,6 +90,7 @@ static void place_device(const kv_cache *cache, arena *a, kv_view *view)
     view->device.partials = arena_take(a, view->n_partials_max, partial);
     kv_view_place_choice_there(cache, a, view);
     kv_view_place_work_there(cache, a, &view->work);
+    kv_view_place_ranks_there(cache, a, view);
 }
 
 /* How large a slot is, and how much there is to do in a step, at most. */
@@ -191,7 +194,9 @@ err_t kv_view_open(kv_cache *cache, err_info *info)
     cache->view = calloc(1, sizeof *cache->view);
     if (cache->view == NULL) return ERR_NO_MEMORY;
     TRY(open_memory(cache, cache->view, info));
-    if (cache->view->attends) send_tables(cache);
+    if (!cache->view->attends) return ERR_OK;
+    send_tables(cache);
+    kv_view_open_ranks(cache);
     return ERR_OK;
 }
 
@@ -321,7 +326,9 @@ static void count_task(kv_cache *cache, bool is_choosing, uint32_t oldest, uint3
         const uint32_t first = (uint32_t)min_size(seen / cache->page_tokens, n_blocks);
         if (seen < recent) seen = recent;
         const uint64_t n_recent =
-            last + 1 - seen + (n_blocks > 0 && first == 0 ? cache->sink_tokens : 0);
+            kv_is_home(seq)
+                ? last + 1 - seen + (n_blocks > 0 && first == 0 ? cache->sink_tokens : 0)
+                : 0;
         const uint64_t n_pages = is_choosing ? 0 : sums[n_blocks].n_pages - sums[first].n_pages;
         const kv_strip *strip = &cache->staging.strips.strip[l];
         view->bytes_read += (is_choosing ? 0 : sums[n_blocks].bytes - sums[first].bytes) +
@@ -411,7 +418,8 @@ void kv_view_begin_step(kv_cache *cache)
                                    .n_blocks = row->seq->n_blocks,
                                    .length = row->seq->length,
                                    .first_token = row->first_token,
-                                   .n_tokens = row->n_tokens};
+                                   .n_tokens = row->n_tokens,
+                                   .has_pages_only = !kv_is_home(row->seq)};
         add_row(cache, r);
     }
     send_tasks(cache);
@@ -506,9 +514,11 @@ void kv_view_begin_attend(kv_cache *cache, const kv_attend_args *args, kv_attend
     const kv_layer_shape *shape = &cache->layer[args->layer];
     *host = *args;
     if (has_device_rows(cache)) {
-        const attend_pages_args pages = pages_args(cache, args);
+        attend_pages_args pages = pages_args(cache, args);
         kv_view_choose(cache, args->layer, &pages);
+        kv_view_aim_part(cache, args->layer, &pages);
         cache->d->ops->attend_pages(cache->d, &pages);
+        kv_view_merge_parts(cache, args);
     }
     host->q = view->q;
     host->out = view->out;

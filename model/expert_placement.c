@@ -158,27 +158,22 @@ void expert_placement_close(expert_placement *p)
     free(p);
 }
 
-/* ---- dealing ------------------------------------------------------------------------------------- */
+/* ---- counting ------------------------------------------------------------------------------------ */
 
-void expert_placement_deal(expert_placement *p, uint32_t layer, const expert_choices *choices,
-                           uint32_t rank, uint32_t *served)
+void expert_placement_count(expert_placement *p, uint32_t layer, const expert_choices *choices)
 {
-    const uint32_t *const first = layer_first(p, layer);
-    const uint16_t *const ranks = layer_rank(p, layer);
+    const expert_tables tables = expert_placement_tables(p);
+    const expert_ranks experts = expert_tables_layer(&tables, layer);
     uint64_t *const load = p->load + (size_t)layer * p->n_experts;
     uint64_t *const dealt = p->dealt + (size_t)layer * p->n_ranks;
     assert(layer < p->n_layers);
-    for (uint32_t t = 0; t < choices->n_tokens; t++) {
-        for (uint32_t i = t * choices->top_k; i < (t + 1) * choices->top_k; i++) {
-            const uint32_t e = choices->chosen[i];
-            assert(e < p->n_experts);
-            const uint32_t n = first[e + 1] - first[e];
-            const uint16_t r = ranks[first[e] + (choices->positions[t] + e) % n];
-            load[e]++;
-            dealt[r]++;
-            p->rank_choices[r]++;
-            served[i] = r == rank ? e : MOE_ELSEWHERE;
-        }
+    for (uint32_t i = 0; i < choices->n_tokens * choices->top_k; i++) {
+        const uint32_t e = choices->chosen[i];
+        assert(e < p->n_experts);
+        const uint16_t r = deal_rank(&experts, e, choices->positions[i / choices->top_k]);
+        load[e]++;
+        dealt[r]++;
+        p->rank_choices[r]++;
     }
 }
 
@@ -296,6 +291,14 @@ bool expert_placement_end_step(expert_placement *p)
 }
 
 /* ---- queries ------------------------------------------------------------------------------------- */
+
+expert_tables expert_placement_tables(const expert_placement *p)
+{
+    return (expert_tables){.first_layer = {p->first, p->rank},
+                           .n_layers = p->n_layers,
+                           .n_experts = p->n_experts,
+                           .n_slots = p->n_slots};
+}
 
 const uint16_t *expert_placement_ranks(const expert_placement *p, uint32_t layer, uint32_t expert,
                                        uint32_t *n)

@@ -14,6 +14,8 @@
  * choice is computed by exactly one rank, neighbours in the batch change no bit, the tokens of a sequence
  * go to the replicas in turn, and those of two experts with replicas on the same ranks not together.
  *
+ * Devices deal by tables (kernels/rank_ops.h); what they have dealt is counted when a step ends.
+ *
  * The router runs on every rank for all tokens. So loads are the same numbers everywhere, what follows from
  * them is, too, and all ranks change over between the same two steps without a word. Results depend on
  * the placement, to rounding; under eplb, therefore, on what was computed before.
@@ -22,6 +24,7 @@
 #ifndef MODEL_EXPERT_PLACEMENT_H
 #define MODEL_EXPERT_PLACEMENT_H
 
+#include "kernels/rank_ops.h"
 #include "model/experts_config.h"
 
 typedef struct expert_placement expert_placement;
@@ -35,7 +38,7 @@ err_t expert_placement_open(const experts_config *config, const expert_placement
                             expert_placement **out, err_info *info) MUST_CHECK;
 void expert_placement_close(expert_placement *p); /* NULL is fine */
 
-/* ---- a step: each layer is dealt once, then the step ends ----------------------------------------- */
+/* ---- a step: each layer's choices are counted once, then the step ends ----------------------------- */
 
 typedef struct expert_choices {
     const uint32_t *chosen;    /* [n_tokens][top_k], from the router */
@@ -43,15 +46,26 @@ typedef struct expert_choices {
     uint32_t n_tokens, top_k;
 } expert_choices;
 
-/* served[n_tokens][top_k] = what `rank` computes of the choices, MOE_ELSEWHERE for the rest. Counts what
- * all ranks do. */
-void expert_placement_deal(expert_placement *p, uint32_t layer, const expert_choices *choices,
-                           uint32_t rank, uint32_t *served);
+/* What all ranks compute. */
+void expert_placement_count(expert_placement *p, uint32_t layer, const expert_choices *choices);
 
 /* True: experts have moved. */
 bool expert_placement_end_step(expert_placement *p);
 
 /* ---- queries -------------------------------------------------------------------------------------- */
+
+/* Of all layers, one behind the other: [n_layers][n_experts + 1] of `first`, [n_layers][n_slots] of `rank`. */
+typedef struct expert_tables {
+    expert_ranks first_layer;
+    uint32_t n_layers, n_experts, n_slots;
+} expert_tables;
+expert_tables expert_placement_tables(const expert_placement *p);
+
+static inline expert_ranks expert_tables_layer(const expert_tables *t, uint32_t layer)
+{
+    return (expert_ranks){.first = t->first_layer.first + (size_t)layer * (t->n_experts + 1),
+                          .rank = t->first_layer.rank + (size_t)layer * t->n_slots};
+}
 
 /* Ranks that have the expert, [*n], rising. Valid until a step ends. */
 const uint16_t *expert_placement_ranks(const expert_placement *p, uint32_t layer, uint32_t expert,

@@ -95,11 +95,13 @@ static const uint32_t *send_ids(model *m, const uint32_t *ids, uint32_t n)
     return m->scratch.ids;
 }
 
-/* May the layers be queued at once? Then this says which of such steps it is; else 0. In prompts it is the GPU that
- * takes its time, and every length would be a step of its own. */
+/* May the layers be queued at once? Then this says which of such steps it is; else 0. What ranks tell each other through
+ * the host stops a step in every layer. In prompts it is the GPU that takes its time, and every length would be a step of
+ * its own. */
 static uint64_t graph_key(const model *m, const kv_cache *cache, uint32_t n_tokens)
 {
-    const bool is_stopped = m->comm != NULL || kv_cache_wants_q_nope(cache) ||
+    const bool is_queued = m->comm == NULL || dev_comm_is_queued(&m->sums);
+    const bool is_stopped = !is_queued || kv_cache_wants_q_nope(cache) ||
                             kv_cache_wants_input_norm(cache) || n_tokens > GRAPH_TOKENS_MAX;
     const uint64_t work = is_stopped ? 0 : kv_step_work(cache);
     return work == 0 ? 0 : work * GRAPH_TOKENS_MAX + n_tokens - 1;
@@ -111,7 +113,7 @@ static void run_layers(model *m, kv_cache *cache, const model_batch *batch)
     if (key != 0) dev_begin_graph(m->d, key);
     for (uint32_t l = 0; l < m->config.n_layers; l++) {
         layer_attention(m, cache, l, batch->n_tokens);
-        layer_moe(m, cache, l, batch);
+        layer_moe(m, l, batch->n_tokens);
     }
     if (key != 0) dev_end_graph(m->d);
 }
@@ -129,6 +131,9 @@ void model_forward(model *m, kv_cache *cache, const model_batch *batch)
     rope_step rope = {m, batch->positions};
     parallel_for(m->d->pool, n_tokens, 16, fill_rope, &rope);
     send_rope(m, n_tokens);
+    if (m->comm != NULL)
+        dev_upload(m->d, m->scratch.positions, batch->positions,
+                   n_tokens * sizeof *batch->positions);
     run_layers(m, cache, batch);
     model_tell_choices(m, cache, batch);
     m->n_last_tokens = n_tokens;
@@ -139,7 +144,9 @@ void model_forward(model *m, kv_cache *cache, const model_batch *batch)
     }
     /* After a failure hidden states are anything, and differ. */
     paranoid_assert(ranks_routed_alike(m) || comm_status(m->comm, NULL) != ERR_OK);
-    if (expert_placement_end_step(m->placement)) model_follow_placement(m);
+    if (!expert_placement_end_step(m->placement)) return;
+    model_follow_placement(m);
+    model_send_placement(m);
 }
 
 void model_compute_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *out)

@@ -1,9 +1,8 @@
 /* model/layer_moe.c - router and experts, and the FFN that all tokens pass. The cache learns each token's first expert: that is what
  * placement by expert goes by, and why it is told after attention and not before.
  *
- * Alone, what the routers chose is needed for the next step only, so the device goes on with its own choices and the
- * host has all of them in one piece behind the last layer. Over ranks each layer waits for it: the host deals
- * choices to ranks. */
+ * What the routers chose is needed for the next step only, so the device goes on with its own choices, over ranks with
+ * those that it deals to itself, and the host has all of them in one piece behind the last layer. */
 #include "model/model_internal.h"
 
 /* Where a step's choices of a layer lie, in either memory. */
@@ -49,7 +48,7 @@ static void mark_routes(model *m, const uint32_t *chosen, size_t n_choices)
         m->route_mark = (m->route_mark ^ chosen[i]) * prime;
 }
 
-/* Tells all who count choices, and deals them to ranks. */
+/* Tells all who count choices. */
 static void tell_choices(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
 {
     const uint32_t n_tokens = batch->n_tokens, top_k = m->config.top_k;
@@ -58,16 +57,14 @@ static void tell_choices(model *m, kv_cache *cache, uint32_t l, const model_batc
     kv_note_experts(cache, l, chosen, top_k);
     if (batch->on_experts != NULL)
         batch->on_experts(batch->on_experts_ctx, l, chosen, n_tokens, top_k);
-    expert_placement_deal(
+    expert_placement_count(
         m->placement, l,
         &(expert_choices){
-            .chosen = chosen, .positions = batch->positions, .n_tokens = n_tokens, .top_k = top_k},
-        m->rank, m->host.served);
+            .chosen = chosen, .positions = batch->positions, .n_tokens = n_tokens, .top_k = top_k});
 }
 
 void model_tell_choices(model *m, kv_cache *cache, const model_batch *batch)
 {
-    if (m->comm != NULL) return; /* layer by layer it was told already */
     dev_download(m->d, m->host.chosen, m->scratch.chosen,
                  choices_at(m, m->config.n_layers, batch->n_tokens) * sizeof *m->host.chosen);
     for (uint32_t l = 0; l < m->config.n_layers; l++) {
@@ -99,30 +96,28 @@ static void add_experts(model *m, const model_layer *layer, uint32_t n_tokens,
                                      .out = out,
                                      .scratch = s->moe});
     if (m->comm == NULL) return;
-    float *const sum = m->host.moe_sum;
-    dev_download(m->d, sum, out, n * sizeof *out);
-    if (comm_all_reduce(m->comm, sum, sum, n, DTYPE_F32, NULL) != ERR_OK) return; /* it keeps why */
-    dev_upload(m->d, out, sum, n * sizeof *out);
+    if (dev_comm_sum(&m->sums, out, n) != ERR_OK) return; /* the comm keeps why */
     m->d->ops->add(m->d, &(add_args){.x = s->x, .y = out, .n = n});
 }
 
 /* Router and experts; over ranks each computes those that it has. */
-static void run_experts(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
+static void run_experts(model *m, uint32_t l, uint32_t n_tokens)
 {
-    const model_layer *const layer = &m->device.layer[l];
     const model_scratch *const s = &m->scratch;
-    const uint32_t n_tokens = batch->n_tokens;
+    const uint32_t *served = s->chosen + choices_at(m, l, n_tokens);
     route(m, l, n_tokens);
-    const size_t at = choices_at(m, l, n_tokens),
-                 bytes = (size_t)n_tokens * m->config.top_k * sizeof *s->chosen;
-    if (m->comm == NULL) {
-        add_experts(m, layer, n_tokens, s->chosen + at);
-        return;
+    if (m->comm != NULL) {
+        m->d->ops->deal_choices(m->d,
+                                &(deal_choices_args){.chosen = served,
+                                                     .positions = s->positions,
+                                                     .n_tokens = n_tokens,
+                                                     .top_k = m->config.top_k,
+                                                     .experts = expert_tables_layer(&s->experts, l),
+                                                     .rank = m->rank,
+                                                     .served = s->served});
+        served = s->served;
     }
-    dev_download(m->d, m->host.chosen + at, s->chosen + at, bytes);
-    tell_choices(m, cache, l, batch);
-    dev_upload(m->d, s->served, m->host.served, bytes);
-    add_experts(m, layer, n_tokens, s->served);
+    add_experts(m, &m->device.layer[l], n_tokens, served);
 }
 
 /* The FFN that all tokens pass: an expert that all choose. Every rank computes all of it. */
@@ -161,15 +156,15 @@ static void run_common(model *m, uint32_t l, uint32_t n_tokens)
                                      .scratch = s->moe});
 }
 
-void layer_moe(model *m, kv_cache *cache, uint32_t l, const model_batch *batch)
+void layer_moe(model *m, uint32_t l, uint32_t n_tokens)
 {
     const model_config *const c = &m->config;
     const model_layer *const layer = &m->device.layer[l];
     model_norm(m, &(model_norm_args){.x = m->scratch.x,
                                      .w = &layer->moe_norm,
                                      .w_bias = &layer->moe_norm_bias,
-                                     .n_tokens = batch->n_tokens,
+                                     .n_tokens = n_tokens,
                                      .out = m->scratch.normed});
-    if (!model_layer_is_dense(c, l)) run_experts(m, cache, l, batch);
-    if (model_layer_common_ffn(c, l) > 0) run_common(m, l, batch->n_tokens);
+    if (!model_layer_is_dense(c, l)) run_experts(m, l, n_tokens);
+    if (model_layer_common_ffn(c, l) > 0) run_common(m, l, n_tokens);
 }

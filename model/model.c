@@ -20,6 +20,17 @@ void model_follow_placement(model *m)
     atomic_store(&m->weight_bytes, model_weights_read_bytes(&m->config, &m->weights));
 }
 
+void model_send_placement(model *m)
+{
+    const expert_tables from = expert_placement_tables(m->placement);
+    const expert_ranks *const to = &m->scratch.experts.first_layer;
+    if (m->comm == NULL) return;
+    dev_upload(m->d, (uint32_t *)(uintptr_t)to->first, from.first_layer.first,
+               from.n_layers * (from.n_experts + (size_t)1) * sizeof *to->first);
+    dev_upload(m->d, (uint16_t *)(uintptr_t)to->rank, from.first_layer.rank,
+               (size_t)from.n_layers * from.n_slots * sizeof *to->rank);
+}
+
 static bool experts_may_move(const model_options *options)
 {
     return options->experts != NULL && options->experts->strategy != EXPERTS_LINEAR;

@@ -3,6 +3,7 @@
 #define MODEL_MODEL_INTERNAL_H
 
 #include "base/arena.h"
+#include "kernels/dev_comm.h"
 #include "model/expert_placement.h"
 #include "model/family.h"
 #include "model/model.h"
@@ -29,7 +30,9 @@ typedef struct model_scratch {
     float *router_logits; /* [n][n_experts] */
     uint32_t *chosen;     /* of a step of t tokens: [n_layers][t][top_k] */
     uint32_t *served; /* [n][top_k] those of a layer that this rank computes, else MOE_ELSEWHERE */
-    float *gate;      /* [n][top_k] weights of the chosen experts */
+    uint32_t *positions;     /* [n]; like `served`, moe_sum and the tables NULL alone */
+    expert_tables experts;   /* as expert_placement_tables has them */
+    float *gate;             /* [n][top_k] weights of the chosen experts */
     uint32_t *common_chosen; /* [n] zeros: the choice of the one FFN that all tokens pass */
     float *common_gate;      /* [n] its weights, where they have no gate: residual_scale */
     void *moe;               /* dev_ops.moe_scratch_bytes */
@@ -47,7 +50,7 @@ typedef struct model_mirror {
     float *input_norm; /* [n] lengths of x, where the cache asks for them; of the host alone */
     float *q_nope; /* [n][n_heads][model_key_dim] before they are turned; in `attended` on a CPU */
     float *cos, *sin;
-    uint32_t *chosen, *served;
+    uint32_t *chosen;
     float *moe_sum;
     model_drawing drawing;
 } model_mirror;
@@ -72,6 +75,7 @@ struct model {
     model_mirror host;
     size_t scratch_bytes; /* of both */
     comm *comm;           /* NULL: alone, or with nobody */
+    dev_comm sums;        /* of the experts of all; with a comm alone */
     uint64_t route_mark;  /* of the choices of all routers in this step; the same on every rank */
     uint32_t rank;        /* of comm; 0 alone */
     expert_placement *placement;
@@ -96,6 +100,8 @@ void model_adjust(model *m, float *x, uint32_t n_tokens, uint32_t dim, float sca
 
 /* Weights that are read are those of the experts that this rank has now. */
 void model_follow_placement(model *m);
+/* And where its ops deal them. */
+void model_send_placement(model *m);
 
 /* x += o( attention( norm(x) ) ) for the batch's tokens. */
 void layer_attention(model *m, kv_cache *cache, uint32_t layer, uint32_t n_tokens);
@@ -106,7 +112,7 @@ void layer_latent_qk(model *m, const model_layer *layer, uint32_t n_tokens);
 float *layer_latent_values(model *m, const model_layer *layer, uint32_t n_tokens);
 
 /* x += sum of experts( norm(x) ) for the batch's tokens. */
-void layer_moe(model *m, kv_cache *cache, uint32_t layer, const model_batch *batch);
+void layer_moe(model *m, uint32_t layer, uint32_t n_tokens);
 
 /* Logits of rows of the last forward to `out`, which is in the device's memory. */
 void model_compute_logits(model *m, const uint32_t *rows, uint32_t n_rows, float *out);

@@ -12,7 +12,8 @@ typedef struct scratch_shape {
     const model_config *config;
     size_t n_tokens, moe_bytes;
     bool is_apart; /* the device has memory of its own */
-    bool draws, has_ranks;
+    bool draws;
+    const expert_tables *experts; /* NULL: one rank has all */
 } scratch_shape;
 
 static void place_drawing(arena *a, const scratch_shape *shape, model_drawing *s)
@@ -33,6 +34,23 @@ static void place_values(arena *a, const model_config *c, size_t n, model_scratc
     s->heads = is_latent ? arena_take(a, n, c->n_heads * head * sizeof(float)) : NULL;
 }
 
+/* What several ranks need. */
+static void place_dealing(arena *a, const scratch_shape *shape, model_scratch *s)
+{
+    const model_config *const c = shape->config;
+    const size_t n = shape->n_tokens;
+    const expert_tables *tables = shape->experts;
+    if (tables == NULL) return;
+    s->served = arena_take(a, n, c->top_k * sizeof *s->served);
+    s->positions = arena_take(a, n, sizeof *s->positions);
+    s->moe_sum = arena_take(a, n, c->d_model * sizeof *s->moe_sum);
+    s->experts = *tables;
+    s->experts.first_layer =
+        (expert_ranks){.first = arena_take(a, tables->n_layers,
+                                           (tables->n_experts + (size_t)1) * sizeof(uint32_t)),
+                       .rank = arena_take(a, tables->n_layers, tables->n_slots * sizeof(uint16_t))};
+}
+
 static void place_scratch(arena *a, const scratch_shape *shape, model_scratch *s)
 {
     const model_config *const c = shape->config;
@@ -48,12 +66,11 @@ static void place_scratch(arena *a, const scratch_shape *shape, model_scratch *s
     s->sin = arena_take(a, n, n_pairs * sizeof(float));
     s->router_logits = arena_take(a, n, c->n_experts * sizeof(float));
     s->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
-    s->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
+    place_dealing(a, shape, s);
     s->gate = arena_take(a, n, c->top_k * sizeof(float));
     s->common_chosen = arena_take(a, n, sizeof(uint32_t));
     s->common_gate = arena_take(a, n, sizeof(float));
     s->moe = arena_take(a, shape->moe_bytes, 1);
-    s->moe_sum = shape->has_ranks ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
     s->rows = arena_take(a, MODEL_LOGIT_ROWS_MAX, c->d_model * sizeof(float));
     if (!shape->is_apart) return;
     s->ids = arena_take(a, max_size(n, MODEL_LOGIT_ROWS_MAX), sizeof(uint32_t));
@@ -74,7 +91,6 @@ static void place_mirror(arena *a, const scratch_shape *shape, const model_scrat
                         .cos = s->cos,
                         .sin = s->sin,
                         .chosen = s->chosen,
-                        .served = s->served,
                         .moe_sum = s->moe_sum};
     if (!shape->is_apart) return;
     h->x = arena_take(a, n, c->d_model * sizeof(float));
@@ -82,8 +98,7 @@ static void place_mirror(arena *a, const scratch_shape *shape, const model_scrat
     h->cos = arena_take(a, n, c->rope.n_rotated / 2 * sizeof(float));
     h->sin = arena_take(a, n, c->rope.n_rotated / 2 * sizeof(float));
     h->chosen = arena_take(a, n, (size_t)c->n_layers * c->top_k * sizeof(uint32_t));
-    h->served = arena_take(a, n, c->top_k * sizeof(uint32_t));
-    h->moe_sum = shape->has_ranks ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
+    h->moe_sum = shape->experts != NULL ? arena_take(a, n, c->d_model * sizeof(float)) : NULL;
     place_drawing(a, shape, &h->drawing);
 }
 
@@ -143,13 +158,15 @@ static err_t fill_constants(model *m, err_info *info)
 
 err_t model_scratch_alloc(model *m, err_info *info)
 {
+    const expert_tables experts =
+        m->comm != NULL ? expert_placement_tables(m->placement) : (expert_tables){0};
     const scratch_shape shape = {
         .config = &m->config,
         .n_tokens = m->n_step_tokens_max,
         .moe_bytes = moe_bytes_of(&m->config, m->n_step_tokens_max, m->d->ops->moe_scratch_bytes),
         .is_apart = m->d->memory != NULL,
         .draws = m->d->ops->sample != NULL,
-        .has_ranks = m->comm != NULL};
+        .experts = m->comm != NULL ? &experts : NULL};
     if (shape.moe_bytes == 0)
         return err_set(info, ERR_OVERFLOW, "model: the size of a step's memory overflows");
     arena pieces;
@@ -167,11 +184,15 @@ err_t model_scratch_alloc(model *m, err_info *info)
     assert(m->memory.err == ERR_OK);
     m->scratch_bytes = bytes;
     TRY(fill_constants(m, info));
-    return alloc_mirror(m, &shape, info);
+    TRY(alloc_mirror(m, &shape, info));
+    if (m->comm == NULL) return ERR_OK;
+    m->sums = dev_comm_make(m->d, m->comm, m->host.moe_sum);
+    model_send_placement(m);
+    return ERR_OK;
 }
 
-err_t model_gpu_scratch(const model_config *config, uint32_t n_step_tokens, bool has_ranks,
-                        model_gpu_bytes *out)
+err_t model_gpu_scratch(const model_config *config, uint32_t n_step_tokens,
+                        const expert_tables *experts, model_gpu_bytes *out)
 {
     arena there, here;
     model_scratch scratch = {0};
@@ -182,7 +203,7 @@ err_t model_gpu_scratch(const model_config *config, uint32_t n_step_tokens, bool
                                      moe_bytes_of(config, n_step_tokens, cuda_moe_scratch_bytes),
                                  .is_apart = true,
                                  .draws = true,
-                                 .has_ranks = has_ranks};
+                                 .experts = experts};
     if (shape.moe_bytes == 0) return ERR_OVERFLOW;
     arena_init_measure(&there);
     arena_init_measure(&here);

@@ -110,7 +110,8 @@ err_t cli_parts_open(const cli_parts_wanted *wanted, cli_parts *out, err_info *i
     *out = (cli_parts){0};
     const uint64_t start_ns = clock_mono_ns();
     const device_config *device = &wanted->config->device;
-    TRY(device_open(device, device->n_threads, 0, &out->d, info));
+    const device_user alone = {.n_here = 1, .n_threads = device->n_threads};
+    TRY(device_open(device, &alone, &out->d, info));
     if (wanted->with_tokenizer) TRY(tokenizer_open(wanted->model_dir, &out->t, info));
     const model_options options = {.load = (model_load)wanted->config->load_format,
                                    .n_step_tokens_max = wanted->n_step_tokens_max,

@@ -28,8 +28,14 @@ extern const char *const device_kinds[]; /* of dev_kind */
         CFG_NUM32(S, device.n_threads, "threads", 0, 1024, "0",                               \
                   "threads of the forward pass; 0: all processors")
 
-/* `gpu` counts the ranks of this machine; n_threads instead of the config's. Errors as of dev_open. */
-err_t device_open(const device_config *config, uint32_t n_threads, uint32_t gpu, dev **out,
+/* Which of the ranks of this machine opens it. */
+typedef struct device_user {
+    uint32_t rank, n_here; /* 0 of 1: alone */
+    uint32_t n_threads;    /* instead of the config's */
+} device_user;
+
+/* Errors as of dev_open. */
+err_t device_open(const device_config *config, const device_user *user, dev **out,
                   err_info *info) MUST_CHECK;
 
 #endif

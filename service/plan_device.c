@@ -53,7 +53,7 @@ static void find_refusal(plan_device *out)
                               out->kv.total_bytes - out->kv.list_bytes, out->kv.list_bytes};
     uint64_t in_use = 0;
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-        if (dev_cuda_check_room(parts[i], in_use, out->allowed_bytes, &out->refusal) != ERR_OK)
+        if (dev_cuda_check_room(parts[i], in_use, out->allowed_bytes, 1, &out->refusal) != ERR_OK)
             return;
         in_use += parts[i];
     }
@@ -63,8 +63,11 @@ static err_t count(const plan_device_input *in, plan_device *out)
 {
     model_gpu_bytes step;
     size_t total;
+    const expert_tables experts = {.n_layers = in->model->n_layers,
+                                   .n_experts = in->model->n_experts,
+                                   .n_slots = in->model->n_experts + in->n_redundant};
     TRY(count_weights(in, out));
-    TRY(model_gpu_scratch(in->model, in->n_step_tokens, in->n_ranks > 1, &step));
+    TRY(model_gpu_scratch(in->model, in->n_step_tokens, in->n_ranks > 1 ? &experts : NULL, &step));
     out->scratch_bytes = step.scratch;
     out->host_mirror_bytes = step.mirror;
     TRY(count_cache(in, out));

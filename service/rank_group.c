@@ -35,8 +35,10 @@ static err_t open_device(const server_settings *settings, uint32_t rank, rank_sh
                          err_info *info)
 {
     const device_config *device = &settings->serve.device;
-    const uint32_t n_threads = rank_place_threads(&settings->place, device->n_threads);
-    return device_open(device, n_threads, rank % settings->place.n_here, &share->d, info);
+    const device_user user = {.rank = rank % settings->place.n_here,
+                              .n_here = settings->place.n_here,
+                              .n_threads = rank_place_threads(&settings->place, device->n_threads)};
+    return device_open(device, &user, &share->d, info);
 }
 
 err_t rank_share_load(const server_settings *settings, rank_share *share, err_info *info)
@@ -83,10 +85,20 @@ static void share_close(rank_share *share)
     *share = (rank_share){0};
 }
 
+/* Once a rank has its device and the others. */
+static err_t join_devices(const server_settings *settings, const rank_share *share, err_info *info)
+{
+    const dev_comm_options options = {.way = (dev_comm_way)settings->ranks.collectives,
+                                      .timeout_ms = LOAD_TIMEOUT_MS};
+    if (share->comm == NULL) return ERR_OK;
+    return dev_comm_join(share->d, share->comm, &options, info);
+}
+
 /* ---- following ------------------------------------------------------------------------------------ */
 
 static err_t load_and_follow(const server_settings *settings, rank_share *share, err_info *info)
 {
+    TRY(join_devices(settings, share, info));
     TRY(rank_share_load(settings, share, info));
     model_touch_weights(share->m);
     TRY(rank_share_open_cache(settings, share, info));
@@ -220,7 +232,8 @@ err_t rank_group_open(const server_settings *settings, rank_share *share, rank_g
     *out = calloc(1, sizeof **out);
     if (*out == NULL) return err_set(info, ERR_NO_MEMORY, "ranks: out of memory");
     TRY(open_device(settings, settings->place.rank, share, info));
-    return come_together(settings, *out, share, info);
+    TRY(come_together(settings, *out, share, info));
+    return join_devices(settings, share, info);
 }
 
 void rank_group_close(rank_group *group, rank_share *share, const char *reason)

@@ -8,6 +8,9 @@
 
 enum { MASTER_PORT = 29500 /* torchrun's, if nobody names one */ };
 
+static const char *const ways[] = {
+    [DEV_COMM_AUTO] = "auto", [DEV_COMM_HOST] = "host", [DEV_COMM_NCCL] = "nccl", NULL};
+
 #define R ranks_config
 static const cfg_field fields[] = {
     CFG_NUM32(R, n_ranks, "ranks", 1, 64, "1",
@@ -16,6 +19,9 @@ static const cfg_field fields[] = {
               "seconds of waiting after which a rank is lost, and the group with it"),
     CFG_NUM32(R, open_timeout_s, "rank-open-timeout", 1, 86400, "600",
               "seconds until all ranks of other processes have come"),
+    CFG_PICK(R, collectives, "rank-collectives", ways, "auto",
+             "cuda: between ranks' GPUs by nccl, through the host, or auto: nccl if each has a GPU "
+             "of its own"),
 };
 #undef R
 

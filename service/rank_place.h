@@ -11,12 +11,13 @@
 #define SERVICE_RANK_PLACE_H
 
 #include "base/config.h"
-#include "kernels/comm.h"
+#include "kernels/dev_comm.h"
 
 typedef struct ranks_config {
     uint32_t n_ranks;        /* --ranks */
     uint32_t timeout_s;      /* --rank-timeout: of one rank's wait for another */
     uint32_t open_timeout_s; /* --rank-open-timeout: until all have come */
+    uint32_t collectives;    /* --rank-collectives: dev_comm_way, of what lies on GPUs */
 } ranks_config;
 extern const cfg_table ranks_config_table;
 

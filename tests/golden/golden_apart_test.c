@@ -89,6 +89,35 @@ START_TEST(ranks_on_such_devices_give_the_bits_of_ranks_on_the_host)
 }
 END_TEST
 
+/* Parts are merged there; under topk each rank chooses among its own pages, as on the host. */
+START_TEST(ranks_that_attend_by_themselves_give_the_hosts_logits)
+{
+    static const char *const plain[] = {"kv-window", "8", "kv-page-tokens", "4", NULL};
+    static const char *const coded[] = {
+        "kv-compression", "int8", "kv-page-tokens", "16", "kv-window", "8", NULL};
+    static const char *const chosen[] = {
+        "kv-routing", "topk", "kv-routing-k", "5", "kv-page-tokens", "4", "kv-window", "8", NULL};
+    static const struct {
+        int fixture;
+        uint32_t n_ranks;
+        const char *const *settings;
+    } cases[] = {{2, 2, plain}, {1, 4, plain}, {5, 4, coded}, {0, 2, chosen}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const uint32_t n = cases[i].n_ranks;
+        rank_run host[RANKS_MAX], apart[RANKS_MAX];
+        golden_setup setup = setup_of(cases[i].fixture, cases[i].settings);
+        run_ranks(&setup, true, n, host);
+        setup.open_dev = open_attending;
+        run_ranks(&setup, true, n, apart);
+        for (uint32_t r = 1; r < n; r++)
+            check_same_bits(&apart[0].out, &apart[r].out);
+        check_close(&host[0].out, &apart[0].out, 1e-5f);
+        forget(host, n);
+        forget(apart, n);
+    }
+}
+END_TEST
+
 /* A rank computes experts then that it did not have when its weights went up. */
 START_TEST(experts_may_move_between_such_devices)
 {
@@ -142,6 +171,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(one_that_attends_by_itself_gives_the_hosts_logits, 600),
     TEST_CASE_SECONDS(what_methods_of_the_cache_ask_for_comes_from_the_device, 600),
     TEST_CASE_SECONDS(ranks_on_such_devices_give_the_bits_of_ranks_on_the_host, 600),
+    TEST_CASE_SECONDS(ranks_that_attend_by_themselves_give_the_hosts_logits, 600),
     TEST_CASE_SECONDS(experts_may_move_between_such_devices, 600),
     TEST_CASE(a_device_that_fails_is_told_of),
     TEST_CASE(a_model_that_does_not_fit_is_refused),

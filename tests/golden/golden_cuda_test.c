@@ -150,6 +150,65 @@ START_TEST(a_gpu_chooses_the_pages_of_the_reference)
 }
 END_TEST
 
+enum { N_RANKS = 2 };
+
+typedef struct gpu_rank {
+    comm *comm;
+    golden g;
+    track t;
+    pthread_t thread;
+} gpu_rank;
+
+static void *run_gpu_rank(void *ctx)
+{
+    gpu_rank *rank = ctx;
+    golden_setup setup = setup_of(0, NULL);
+    setup.isa = "ref";
+    setup.open_dev = open_cuda;
+    setup.small_pages = true;
+    setup.comm = rank->comm;
+    golden_open(&setup, &rank->g);
+    run(&rank->g, pick_prompt(&rank->g), GOLDEN_STEP_TOKENS_MAX, &rank->t);
+    return NULL;
+}
+
+static void *close_gpu_rank(void *ctx)
+{
+    gpu_rank *rank = ctx;
+    track_close(&rank->t);
+    golden_close(&rank->g);
+    return NULL;
+}
+
+/* Logical ones, on one GPU: they attend, merge and deal there, and what they exchange passes through the host. */
+START_TEST(ranks_on_a_gpu_give_the_logits_and_tokens_of_the_reference)
+{
+    comm *comms[N_RANKS];
+    gpu_rank ranks[N_RANKS];
+    golden host = open_golden(0, NULL);
+    track expected;
+    run(&host, pick_prompt(&host), GOLDEN_STEP_TOKENS_MAX, &expected);
+    ck_assert_int_eq(comm_open_local(N_RANKS, 600000, comms, NULL), ERR_OK);
+    for (int r = 0; r < N_RANKS; r++) {
+        ranks[r] = (gpu_rank){.comm = comms[r]};
+        ck_assert_int_eq(pthread_create(&ranks[r].thread, NULL, run_gpu_rank, &ranks[r]), 0);
+    }
+    for (int r = 0; r < N_RANKS; r++)
+        ck_assert_int_eq(pthread_join(ranks[r].thread, NULL), 0);
+    for (int r = 0; r < N_RANKS; r++) {
+        ck_assert_int_eq(comm_status(comms[r], NULL), ERR_OK);
+        check_close_to(&expected, &ranks[r].t);
+        ck_assert_int_eq(pthread_create(&ranks[r].thread, NULL, close_gpu_rank, &ranks[r]), 0);
+    }
+    for (int r = 0; r < N_RANKS; r++) {
+        ck_assert_int_eq(pthread_join(ranks[r].thread, NULL), 0);
+        comm_close(comms[r]);
+    }
+    track_close(&expected);
+    golden_close(&host);
+}
+END_TEST
+
 START_TEST(a_cut_of_the_prompt_changes_no_bit)
 {
     golden cuda = open_golden(1, open_cuda);
@@ -237,6 +296,7 @@ const test_case test_cases[] = {
     TEST_CASE_SECONDS(a_gpu_gives_the_logits_and_tokens_of_the_reference, 900),
     TEST_CASE_SECONDS(a_gpu_gives_those_of_every_family, 900),
     TEST_CASE_SECONDS(a_gpu_chooses_the_pages_of_the_reference, 900),
+    TEST_CASE_SECONDS(ranks_on_a_gpu_give_the_logits_and_tokens_of_the_reference, 900),
     TEST_CASE_SECONDS(a_cut_of_the_prompt_changes_no_bit, 900),
     TEST_CASE_SECONDS(a_gpu_draws_from_its_own_logits, 900),
     TEST_CASES_END,

@@ -74,6 +74,8 @@ void golden_open(const golden_setup *setup, golden *out)
     const dev_config device = {.isa = setup->isa, .n_threads = setup->n_threads};
     must((setup->open_dev != NULL ? setup->open_dev : dev_open_cpu)(&device, &out->d, &info),
          &info);
+    if (setup->devices != NULL)
+        must(dev_comm_join(out->d, setup->comm, setup->devices, &info), &info);
     must(tensor_file_open(path, &out->reference, &info), &info);
     const model_options options = {.load = setup->load,
                                    .n_step_tokens_max = GOLDEN_STEP_TOKENS_MAX,

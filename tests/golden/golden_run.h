@@ -6,7 +6,7 @@
 #ifndef TESTS_GOLDEN_GOLDEN_RUN_H
 #define TESTS_GOLDEN_GOLDEN_RUN_H
 
-#include "kernels/dev.h"
+#include "kernels/dev_comm.h"
 #include "kvcache/kv_cache.h"
 #include "model/model.h"
 #include "model/safetensors.h"
@@ -26,7 +26,8 @@ typedef struct golden_setup {
     const char *compression;     /* NULL: none; else pages of 8, a window of 8, sections of 32 */
     const char *const *settings; /* of the cache: name, value, name, value ..., NULL; or NULL */
     comm *comm;                  /* of model and cache; NULL: alone */
-    bool whole_cache;            /* every rank has all of it: comm is the model's */
+    const dev_comm_options *devices; /* how the ranks' devices come together; NULL: not */
+    bool whole_cache;                /* every rank has all of it: comm is the model's */
     const experts_config *experts;
 } golden_setup;
 

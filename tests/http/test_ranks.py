@@ -231,6 +231,12 @@ def test_a_rank_that_nobody_meets_gives_up():
     assert re.search(r"rank 1 ends: .*127\.0\.0\.1", err), err
 
 
+def test_ranks_without_gpus_have_no_collectives_of_gpus():
+    code, _, err = run_command("serve", "--ranks", 2, "--rank-collectives", "nccl")
+    assert code == 1
+    assert "nccl: rank 0 has no " in err, err
+
+
 @pytest.mark.parametrize("name,value", [("PIKV_KV_PAGE_TOKENS", "16"), ("PIKV_ISA", "ref"),
                                         ("PIKV_MODEL", "tests/golden/mixtral-base-f32")])
 def test_ranks_that_differ_end_at_once_and_say_so(name, value):

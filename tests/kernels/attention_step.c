@@ -363,6 +363,7 @@ static uint32_t lay_out(step *s, const step_row *rows, uint32_t n_rows, attend_p
                             .length = row->length,
                             .first_token = n_tokens,
                             .n_tokens = row->n_tokens,
+                            .has_pages_only = row->has_pages_only,
                             .choice = r,
                             .chosen = row->chosen};
         for (uint32_t j = 0; j < row->n_tokens; j++, n_tokens++) {
@@ -454,6 +455,26 @@ static void check_masses(step *s, const step_row *rows, uint32_t n_rows, const a
     }
 }
 
+static void check_lses(const step *s, const float *got, const float *want, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (want[i] == -INFINITY) {
+            ck_assert(got[i] == -INFINITY);
+        } else {
+            assert_near(&got[i], &want[i], 1, (tolerance){1e-5, 1e-5}, s->g.random.seed);
+        }
+    }
+}
+
+/* The lse of the device's call; freed. */
+static void check_lse(step *s, const attend_pages_args *host, const float *there, size_t n)
+{
+    float *got = gpu_get_floats(&s->g, there, n);
+    check_lses(s, got, host->lse, n);
+    free(got);
+    free(host->lse);
+}
+
 float *step_run_tasks(step *s, const step_row *rows, uint32_t n_rows, const step_tasks *tasks,
                       float **want)
 {
@@ -477,6 +498,7 @@ float *step_run_tasks(step *s, const step_row *rows, uint32_t n_rows, const step
     device.partials = gpu_poisoned(&s->g, n_partials);
     const size_t n_masses = (size_t)n_rows * step_heads(s);
     device.masses = (attn_mass *)(void *)gpu_poisoned(&s->g, 2 * n_masses);
+    if (want != NULL) device.lse = gpu_poisoned(&s->g, (size_t)n_tokens * step_heads(s));
     s->g.ops->attend_pages(s->g.d, &device);
     float *got = gpu_get_floats(&s->g, device.out, n_tokens * stride);
     float *packed = pack(got, n_tokens, stride, n);
@@ -485,7 +507,9 @@ float *step_run_tasks(step *s, const step_row *rows, uint32_t n_rows, const step
     host.out = poisoned_floats(n_tokens * stride);
     host.partials = poisoned_floats(n_partials);
     host.masses = (attn_mass *)(void *)poisoned_floats(2 * n_masses);
+    host.lse = poisoned_floats((size_t)n_tokens * step_heads(s));
     attend_pages_cpu(&host);
+    check_lse(s, &host, device.lse, (size_t)n_tokens * step_heads(s));
     float *masses = gpu_get_floats(&s->g, &device.masses->max, 2 * n_masses);
     check_masses(s, rows, n_rows, (const attn_mass *)(void *)masses, host.masses);
     free(masses);

@@ -33,6 +33,7 @@ typedef struct step_row {
     const step_sequence *sequence;
     uint32_t length, n_blocks, n_tokens;
     uint32_t *chosen; /* see attn_row; NULL: all entries are read */
+    bool has_pages_only;
 } step_row;
 
 /* How rows become tasks: one each; one per token; one per token and split, and merges; all of that by chance. */
@@ -71,7 +72,7 @@ step_row step_make_row(step *s, const step_sequence *sequence, uint32_t length, 
 void step_choose(step *s, step_row *row, uint32_t one_in);
 
 /* [tokens of all rows][heads][v_dim] of the device; free() it. `want`, or NULL: the definition's, and then what rows that
- * choose have read is compared as well. */
+ * choose have read is compared as well, and every lse. */
 float *step_run(step *s, const step_row *rows, uint32_t n_rows, step_cut cut, float **want);
 
 /* The arguments of a step without tasks, in both places; nothing of outputs. */

@@ -195,6 +195,20 @@ static void add(dev *d, const add_args *args)
     set_open(a, false);
 }
 
+static void deal_choices(dev *d, const deal_choices_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t bytes = (size_t)args->n_tokens * args->top_k * sizeof *args->chosen;
+    check(a, args->chosen, bytes);
+    check(a, args->served, bytes);
+    check(a, args->positions, args->n_tokens * sizeof *args->positions);
+    check(a, args->experts.first, 1);
+    check(a, args->experts.rank, 1);
+    if (!begin(a)) return;
+    a->cpu->ops->deal_choices(a->cpu, args);
+    set_open(a, false);
+}
+
 /* What tasks and lists lead to is not checked here, but outside of `memory` nothing answers to the same address. */
 static void attend_pages(dev *d, const attend_pages_args *args)
 {
@@ -288,6 +302,18 @@ static void move_slots(dev *d, const move_slots_args *args)
         check(a, args->tasks[t].to, args->bytes);
     }
     move_slots_cpu(args);
+    set_open(a, false);
+}
+
+static void merge_parts(dev *d, const merge_parts_args *args)
+{
+    apart *a = apart_of(d);
+    const size_t n_rows = (size_t)args->n_tokens * args->n_heads;
+    check(a, args->parts,
+          ((args->n_parts - 1) * args->part_stride + n_rows * (args->v_dim + 1)) * sizeof(float));
+    check(a, args->out, n_rows * args->v_dim * sizeof *args->out);
+    if (!begin(a)) return;
+    merge_parts_cpu(args);
     set_open(a, false);
 }
 
@@ -416,11 +442,13 @@ static err_t open_apart(const dev_config *config, size_t memory_bytes, bool atte
     a->ops.router = router;
     a->ops.moe = moe;
     a->ops.add = add;
+    a->ops.deal_choices = deal_choices;
     if (attends) a->ops.attend_pages = attend_pages;
     if (attends) a->ops.choose_pages = choose_pages;
     if (attends) a->ops.put_rows = put_rows;
     if (attends) a->ops.encode_pages = encode_pages;
     if (attends) a->ops.move_slots = move_slots;
+    if (attends) a->ops.merge_parts = merge_parts;
     if (attends) a->ops.sample = sample;
     a->base.ops = &a->ops;
     a->base.pool = a->cpu->pool;

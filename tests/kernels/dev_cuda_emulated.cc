@@ -95,14 +95,33 @@ err_t dev_cuda_download(dev_cuda *d, void *to, const void *from, size_t bytes, e
 
 err_t dev_cuda_zero(dev_cuda *d, void *data, size_t bytes, err_info *info)
 {
-    check_no_graph(d);
-    memset(data, 0, bytes);
+    emu_launched zero = {};
+    zero.kernel = reinterpret_cast<const void *>(&dev_cuda_zero);
+    zero.body = [=] { memset(data, 0, bytes); };
+    zero.grid = dim3(1);
+    zero.n_threads = 1;
+    emu_queue(d, zero);
     return dev_cuda_wait(d, info);
 }
 
 uint32_t dev_cuda_count(void)
 {
     return 1;
+}
+
+bool dev_cuda_is_replaying(const dev_cuda *d)
+{
+    return d->queue.run == CUDA_RUN_REPLAYS;
+}
+
+void *dev_cuda_stream(const dev_cuda *)
+{
+    return nullptr;
+}
+
+int dev_cuda_query(dev_cuda *)
+{
+    return 0;
 }
 
 err_t dev_cuda_wait(dev_cuda *d, err_info *info)

@@ -81,6 +81,11 @@ static void moe(dev_cuda *d, const moe_args *args)
     free(own.scratch);
 }
 
+static void deal_choices(dev_cuda *d, const deal_choices_args *args)
+{
+    d->cpu->ops->deal_choices(d->cpu, args);
+}
+
 static void attend_pages(dev_cuda *d, const attend_pages_args *args)
 {
     (void)d;
@@ -111,6 +116,12 @@ static void move_slots(dev_cuda *d, const move_slots_args *args)
     move_slots_cpu(args);
 }
 
+static void merge_parts(dev_cuda *d, const merge_parts_args *args)
+{
+    (void)d;
+    merge_parts_cpu(args);
+}
+
 static void sample(dev_cuda *d, const sample_args *args)
 {
     (void)d;
@@ -130,11 +141,13 @@ static const cuda_ops stand_in_ops = {.embed = embed,
                                       .matmul_heads = matmul_heads,
                                       .router = router,
                                       .moe = moe,
+                                      .deal_choices = deal_choices,
                                       .attend_pages = attend_pages,
                                       .choose_pages = choose_pages,
                                       .put_rows = put_rows,
                                       .encode_pages = encode_pages,
                                       .move_slots = move_slots,
+                                      .merge_parts = merge_parts,
                                       .sample = sample};
 
 uint32_t dev_cuda_count(void)
@@ -154,10 +167,13 @@ err_t dev_cuda_open(const dev_cuda_config *config, dev_cuda **out, err_info *inf
         return err;
     }
     (void)snprintf(d->about.name, sizeof d->about.name, "stand-in %u", config->index);
+    d->about.uuid[0] = (uint8_t)(1 + config->index);
     d->about.compute_major = 9;
     d->about.n_multiprocessors = 1;
     d->about.memory_total = d->about.memory_free = MEMORY_BYTES;
-    d->about.memory_limit = dev_cuda_limit(MEMORY_BYTES, 0, (double)config->memory_share);
+    d->about.memory_parts = config->memory_parts;
+    d->about.memory_limit =
+        dev_cuda_limit(MEMORY_BYTES, 0, (double)config->memory_share) / config->memory_parts;
     *out = d;
     return ERR_OK;
 }
@@ -184,7 +200,8 @@ const cuda_ops *dev_cuda_get_ops(const dev_cuda *d)
 err_t dev_cuda_alloc(dev_cuda *d, size_t bytes, void **out, err_info *info)
 {
     *out = NULL;
-    TRY(dev_cuda_check_room(bytes, d->used_bytes, d->about.memory_limit, info));
+    TRY(dev_cuda_check_room(bytes, d->used_bytes, d->about.memory_limit, d->about.memory_parts,
+                            info));
     size_t *base = mmap(NULL, PAGE_BYTES + bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return err_set(info, ERR_NO_MEMORY, "cuda: out of memory");
@@ -237,6 +254,24 @@ void dev_cuda_begin_graph(dev_cuda *d, uint64_t key)
 void dev_cuda_end_graph(dev_cuda *d)
 {
     (void)d;
+}
+
+bool dev_cuda_is_replaying(const dev_cuda *d)
+{
+    (void)d;
+    return false;
+}
+
+void *dev_cuda_stream(const dev_cuda *d)
+{
+    (void)d;
+    return NULL;
+}
+
+int dev_cuda_query(dev_cuda *d)
+{
+    (void)d;
+    return 0;
 }
 
 err_t dev_cuda_wait(dev_cuda *d, err_info *info)

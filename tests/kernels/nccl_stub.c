@@ -1,9 +1,13 @@
-/* tests/kernels/nccl_stub.c - a stand-in for libnccl.so.2 of one rank, whose buffers are host memory.
+/* tests/kernels/nccl_stub.c - a stand-in for libnccl.so.2, whose buffers are host memory.
  *
- * It copies where NCCL would, and goes wrong on request: a test sets nccl_stub_trouble (found by its
+ * Of one rank it copies where NCCL would, and goes wrong on request: a test sets nccl_stub_trouble (found by its
  * name) before it opens a comm. Work that "never ends" is what a dead peer looks like: the stream
- * stays busy until ncclCommAbort. */
+ * stays busy until ncclCommAbort.
+ *
+ * Of several, which are threads of one process and one group at a time, it adds and gathers while it is called; none of
+ * them goes wrong. */
 #include <nccl.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +19,18 @@ nccl_stub_trouble nccl_stub;
 ncclResult_t ncclGroupStart(void); /* nccl.h declares them without parameters */
 ncclResult_t ncclGroupEnd(void);
 
+enum { N_RANKS_MAX = 8 };
+
+/* The ranks of the group, and what each has brought to a call. */
+static struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    unsigned n_met, n_rounds;
+    const void *in[N_RANKS_MAX];
+} others = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
 struct ncclComm {
+    unsigned rank, n_ranks;
     int n_looks; /* at an asynchronous state, so far */
     ncclResult_t state;
 };
@@ -41,11 +56,15 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int n_ranks, ncclUniqueId 
                                     ncclConfig_t *config)
 {
     static const char want[4] = {7, 7, 7, 7};
-    if (n_ranks != 1 || rank != 0 || config->blocking != 0) return ncclInvalidArgument;
+    if (n_ranks < 1 || n_ranks > N_RANKS_MAX || rank < 0 || rank >= n_ranks ||
+        config->blocking != 0)
+        return ncclInvalidArgument;
     if (memcmp(id.internal, want, sizeof want) != 0) return ncclInvalidArgument;
     *comm = calloc(1, sizeof **comm);
     if (*comm == NULL) return ncclSystemError;
     (*comm)->state = ncclInProgress;
+    (*comm)->rank = (unsigned)rank;
+    (*comm)->n_ranks = (unsigned)n_ranks;
     atomic_fetch_add(&nccl_stub.n_open, 1);
     return ncclInProgress;
 }
@@ -93,11 +112,56 @@ static ncclResult_t queue(const void *in, void *out, size_t bytes, ncclComm_t co
     return ncclInProgress;
 }
 
+/* Until all ranks are here. */
+static void meet(ncclComm_t comm)
+{
+    pthread_mutex_lock(&others.mutex);
+    const unsigned round = others.n_rounds;
+    if (++others.n_met == comm->n_ranks) {
+        others.n_met = 0;
+        others.n_rounds++;
+        pthread_cond_broadcast(&others.changed);
+    }
+    while (others.n_rounds == round)
+        pthread_cond_wait(&others.changed, &others.mutex);
+    pthread_mutex_unlock(&others.mutex);
+}
+
+static ncclResult_t add_all(const float *in, float *out, size_t n, ncclComm_t comm)
+{
+    float *sum = calloc(n, sizeof *sum);
+    if (sum == NULL) return ncclSystemError;
+    others.in[comm->rank] = in;
+    meet(comm);
+    for (size_t i = 0; i < n; i++) {
+        sum[i] = ((const float *)others.in[0])[i];
+        for (unsigned r = 1; r < comm->n_ranks; r++)
+            sum[i] += ((const float *)others.in[r])[i];
+    }
+    meet(comm);
+    memcpy(out, sum, n * sizeof *sum);
+    free(sum);
+    return ncclSuccess;
+}
+
+static ncclResult_t gather_all(const char *in, char *out, size_t n, ncclComm_t comm)
+{
+    others.in[comm->rank] = in;
+    meet(comm);
+    for (unsigned r = 0; r < comm->n_ranks; r++) {
+        if (out + r * n != others.in[r]) memcpy(out + r * n, others.in[r], n);
+    }
+    meet(comm);
+    return ncclSuccess;
+}
+
 ncclResult_t ncclAllReduce(const void *in, void *out, size_t n, ncclDataType_t type, ncclRedOp_t op,
                            ncclComm_t comm, cudaStream_t stream)
 {
     (void)stream;
     if (op != ncclSum || (type != ncclFloat32 && type != ncclBfloat16)) return ncclInvalidArgument;
+    if (comm->n_ranks > 1)
+        return type == ncclFloat32 ? add_all(in, out, n, comm) : ncclInvalidArgument;
     return queue(in, out, n * (type == ncclFloat32 ? 4 : 2), comm);
 }
 
@@ -105,6 +169,7 @@ ncclResult_t ncclAllGather(const void *in, void *out, size_t n, ncclDataType_t t
                            ncclComm_t comm, cudaStream_t stream)
 {
     (void)stream;
+    if (type == ncclUint8 && comm->n_ranks > 1) return gather_all(in, out, n, comm);
     return type == ncclUint8 ? queue(in, out, n, comm) : ncclInvalidArgument;
 }
 

@@ -253,6 +253,50 @@ START_TEST(bad_news_of_the_bootstrap_end_who_waits)
 }
 END_TEST
 
+/* A graph with calls in it, which is launched again: nobody calls NCCL, and it has a deadline all the same. */
+START_TEST(what_a_graph_queues_again_is_watched)
+{
+    nccl_stub_trouble *s = stub();
+    err_info info = {.code = ERR_OK};
+    comm *bootstrap = open_bootstrap();
+    comm_config config = config_of(bootstrap, s);
+    config.timeout_ms = 300;
+    comm *c = open_nccl(&config);
+    atomic_store(&s->is_busy, 1);
+    ck_assert_int_eq(comm_note_queued(c, COMM_ALL_REDUCE, 16), ERR_OK);
+    ck_assert_int_eq(comm_wait(c, NULL), ERR_OK);
+    ck_assert_uint_eq(comm_get_stats(c, COMM_ALL_REDUCE).n_calls, 1);
+    atomic_store(&s->is_busy, 2);
+    ck_assert_int_eq(comm_note_queued(c, COMM_ALL_GATHER, 16), ERR_OK);
+    ck_assert_int_eq(comm_wait(c, &info), ERR_PEER_LOST);
+    ck_assert_msg(strstr(info.message, "did not come to all_gather") != NULL, "%s", info.message);
+    ck_assert_int_eq(comm_note_queued(c, COMM_ALL_GATHER, 16), ERR_PEER_LOST);
+    comm_close(c);
+    comm_close(bootstrap);
+}
+END_TEST
+
+START_TEST(a_comm_of_devices_ends_with_its_group)
+{
+    nccl_stub_trouble *s = stub();
+    float x[2] = {1, 2};
+    comm *bootstrap = open_bootstrap();
+    comm_config config = config_of(bootstrap, s);
+    config.timeout_ms = 0;
+    s->never_ends = true;
+    comm *c = open_nccl(&config);
+    comm_take_device(bootstrap, c);
+    ck_assert_ptr_eq(comm_on_device(bootstrap), c);
+    comm_set_timeout_ms(bootstrap, 100); /* of both */
+    ck_assert_int_eq(comm_all_reduce(c, x, x, 2, DTYPE_F32, NULL), ERR_OK);
+    ck_assert_uint_eq(comm_get_stats(bootstrap, COMM_ALL_REDUCE).n_calls, 1);
+    ck_assert_int_eq(comm_wait(c, NULL), ERR_PEER_LOST);
+    ck_assert_int_eq(comm_status(bootstrap, NULL), ERR_PEER_LOST);
+    comm_close(bootstrap);
+    ck_assert_int_eq(atomic_load(&s->n_open), 0);
+}
+END_TEST
+
 START_TEST(an_abort_ends_the_communicator)
 {
     nccl_stub_trouble *s = stub();
@@ -286,6 +330,8 @@ const test_case test_cases[] = {
     TEST_CASE(a_call_that_fails_ends_the_group),
     TEST_CASE(a_device_that_fails_ends_the_group),
     TEST_CASE(bad_news_of_the_bootstrap_end_who_waits),
+    TEST_CASE(what_a_graph_queues_again_is_watched),
+    TEST_CASE(a_comm_of_devices_ends_with_its_group),
     TEST_CASE(an_abort_ends_the_communicator),
     TEST_CASES_END,
 };

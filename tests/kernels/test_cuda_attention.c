@@ -211,6 +211,28 @@ START_TEST(random_steps_are_those_of_the_definition)
     }
 }
 
+/* Ring, staging and sink logits are another rank's; also of rows that choose, and of those without a page. */
+START_TEST(rows_may_have_pages_only)
+{
+    static const step_cut cuts[] = {CUT_SPLITS, CUT_RANDOM, CUT_ROWS};
+    for (size_t i = 0; i < N_OF(shapes); i++) {
+        step *s = test_alloc(sizeof *s);
+        step_row rows[STEP_ROWS_MAX];
+        step_shape shape = shapes[i];
+        shape.coding = codings[i % N_OF(codings)];
+        step_open(s, &shape);
+        const uint32_t n_rows = make_choosing_rows(s, rows, i % 2 == 0 ? 0 : 2);
+        for (uint32_t r = 0; r < n_rows; r++)
+            rows[r].has_pages_only = r != 1;
+        float *want, *got = step_run(s, rows, n_rows, cuts[i % N_OF(cuts)], &want);
+        assert_is_definition(s, got, want, n_outputs(s, rows, n_rows));
+        free(got);
+        free(want);
+        step_close(s);
+        free(s);
+    }
+}
+
 START_TEST(chosen_pages_are_read_and_no_others)
 {
     static const step_cut cuts[] = {CUT_SPLITS, CUT_RANDOM, CUT_ROWS};
@@ -412,6 +434,7 @@ const test_case test_cases[] = {
     TEST_CASE(every_coding_is_read_as_the_definition_does),
     TEST_CASE(wide_rows_and_shared_ones_are_read_as_the_definition_does),
     TEST_CASE(random_steps_are_those_of_the_definition),
+    TEST_CASE(rows_may_have_pages_only),
     TEST_CASE(chosen_pages_are_read_and_no_others),
     TEST_CASE(a_choice_of_all_pages_has_the_bits_of_none),
     TEST_CASE(tasks_and_tiles_change_no_bit),

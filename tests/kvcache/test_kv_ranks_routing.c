@@ -1,10 +1,12 @@
 /* tests/kvcache/test_kv_ranks_routing.c - what decode queries read over several ranks, and what they know about
  * the rest. */
+#include "kvcache/device_view.h"
 #include "kvcache/ranks.h"
 #include "tests/kvcache/rank_group.h"
 #include "tests/kvcache/route_probe.h"
 #include "tests/test_main.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static const char *const METHODS[] = {"topk",         "adaptive", "certified",
@@ -163,8 +165,89 @@ START_TEST(ranks_read_together_about_what_one_would)
 }
 END_TEST
 
+/* ---- where it is read ------------------------------------------------------------------------------ */
+
+enum { N_MIXED = 4, N_MIXED_RANKS = 3, N_MIXED_TOKENS = 150 };
+
+/* What a rank had read before the steps that are compared: prompts are cut in another way on a device. */
+static uint64_t read_before[N_MIXED_RANKS];
+
+/* Rows that a device attends to, some of which choose, and one that needs the host, in every step. */
+static void run_mixed(rank_test *t)
+{
+    static const char *const routings[N_MIXED] = {"topk", "full", "topk", "certified"};
+    static const kv_route_settings settings[N_MIXED] = {
+        {.k = 0.2}, {.k = 1}, {.k = 3}, {.eps = 0.4}};
+    fake_seq *rows[N_MIXED];
+    for (uint32_t i = 0; i < N_MIXED; i++) {
+        kv_methods methods;
+        const kv_config own = probe_config(routings[i], settings[i]);
+        ck_assert_int_eq(kv_methods_resolve(&own, &methods, NULL), ERR_OK);
+        rows[i] = &t->seqs[i];
+        t->seqs[i] = fake_seq_open(t->f, (fake_ids){.seed = 20 + i, .methods = &methods});
+        t->seqs[i].n_prompt = 90 + 7 * i;
+        fake_run(t->f, rows[i], 90 + 7 * i, 64);
+    }
+    read_before[t->rank] = fake_stats(t->f).bytes_read;
+    for (uint32_t n = 90; n < N_MIXED_TOKENS; n++)
+        ck_assert_int_eq(fake_step(t->f, rows, (const uint32_t[N_MIXED]){1, 1, 1, 1}, N_MIXED),
+                         ERR_OK);
+}
+
+static void run_mixed_on(const char *device, rank_test *ranks, uint64_t *read)
+{
+    const kv_layer_shape layers[2] = {fake_layers[0], fake_layers[2]};
+    fake_options options = routed("full", (kv_route_settings){.k = 1}, "block", layers);
+    options.config.request_methods = true;
+    ck_assert_int_eq(setenv("PIKV_TEST_DEVICE", device, 1), 0);
+    run_ranks(ranks, N_MIXED_RANKS, &options, run_mixed);
+    for (int r = 0; r < N_MIXED_RANKS; r++)
+        read[r] = fake_stats(ranks[r].f).bytes_read - read_before[r];
+}
+
+/* What a rank reads, chooses and misses, and the outputs of all. */
+static void check_mixed(rank_test *host, rank_test *apart)
+{
+    const kv_stats want = fake_stats(host->f), got = fake_stats(apart->f);
+    for (uint32_t i = 0; i < N_MIXED; i++) {
+        kv_usage x, y;
+        kv_seq_usage(host->seqs[i].seq, &x);
+        kv_seq_usage(apart->seqs[i].seq, &y);
+        for (size_t at = 0; at < (size_t)N_MIXED_TOKENS * host->f->n_out; at++)
+            ck_assert_float_eq_tol(apart->seqs[i].out[at], host->seqs[i].out[at], 2e-6f);
+        ck_assert_uint_eq(x.certificates, y.certificates);
+        ck_assert_double_eq_tol(x.certificate_sum, y.certificate_sum,
+                                1e-9 + 1e-5 * x.certificate_sum);
+    }
+    ck_assert_uint_eq(got.pages_open, want.pages_open);
+    ck_assert_uint_eq(got.pages_read, want.pages_read);
+    ck_assert_uint_lt(got.pages_read, got.pages_open);
+    ck_assert_double_eq_tol(got.certificate_max, want.certificate_max, 1e-5);
+}
+
+START_TEST(ranks_on_devices_choose_and_read_what_ranks_on_the_host_do)
+{
+    rank_test host[N_MIXED_RANKS], apart[N_MIXED_RANKS];
+    uint64_t read[2][N_MIXED_RANKS];
+    run_mixed_on("cpu", host, read[0]);
+    run_mixed_on("apart", apart, read[1]);
+    ck_assert_uint_eq(apart[0].f->cache->view->n_hosts, 1); /* certified asks for keys */
+    for (int r = 0; r < N_MIXED_RANKS; r++) {
+        check_mixed(&host[r], &apart[r]);
+        ck_assert_double_eq_tol((double)read[1][r], (double)read[0][r], 0.005 * (double)read[0][r]);
+        for (int s = 0; s < N_MIXED; s++)
+            ck_assert(fake_same(apart[0].f, &apart[0].seqs[s], &apart[r].seqs[s], 0,
+                                kv_seq_length(apart[r].seqs[s].seq)));
+    }
+    close_ranks(host, N_MIXED_RANKS);
+    close_ranks(apart, N_MIXED_RANKS);
+}
+END_TEST
+
 const test_case test_cases[] = {
     TEST_CASE_SECONDS(no_query_misses_more_of_all_ranks_than_its_certificate, 600),
     TEST_CASE(routing_over_ranks_has_the_same_bits_on_all),
     TEST_CASE(what_reads_everything_over_ranks_is_right),
-    TEST_CASE(ranks_read_together_about_what_one_would), TEST_CASES_END};
+    TEST_CASE(ranks_read_together_about_what_one_would),
+    TEST_CASE(ranks_on_devices_choose_and_read_what_ranks_on_the_host_do),
+    TEST_CASES_END};

@@ -4,7 +4,7 @@
 #include "tests/test_main.h"
 
 #include "base/random.h"
-#include "kernels/moe.h"
+#include "kernels/dev.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -99,13 +99,29 @@ static expert_choices choices_of(const step *s, uint32_t first, uint32_t n_token
                             .top_k = TOP_K};
 }
 
+/* What `rank` computes of the choices, by the definition, and counts what all do. */
+static void deal(expert_placement *p, uint32_t layer, const expert_choices *choices, uint32_t rank,
+                 uint32_t *served)
+{
+    const expert_tables tables = expert_placement_tables(p);
+    dev_cpu_tables()[0]->deal_choices(
+        NULL, &(deal_choices_args){.chosen = choices->chosen,
+                                   .positions = choices->positions,
+                                   .n_tokens = choices->n_tokens,
+                                   .top_k = choices->top_k,
+                                   .experts = expert_tables_layer(&tables, layer),
+                                   .rank = rank,
+                                   .served = served});
+    expert_placement_count(p, layer, choices);
+}
+
 static bool run_step(expert_placement *p, uint32_t n_experts, uint64_t seed)
 {
     for (uint32_t l = 0; l < N_LAYERS; l++) {
         step s;
         make_step(&s, n_experts, l, seed);
         const expert_choices choices = choices_of(&s, 0, TOKENS_MAX);
-        expert_placement_deal(p, l, &choices, 0, s.served);
+        deal(p, l, &choices, 0, s.served);
     }
     return expert_placement_end_step(p);
 }
@@ -171,7 +187,7 @@ static void deal_all(expert_placement *const *p, uint32_t n_ranks, const expert_
                      uint32_t served[][TOKENS_MAX * TOP_K])
 {
     for (uint32_t r = 0; r < n_ranks; r++)
-        expert_placement_deal(p[r], 1, choices, r, served[r]);
+        deal(p[r], 1, choices, r, served[r]);
 }
 
 START_TEST(each_choice_is_computed_by_one_rank_that_has_the_expert_whatever_the_batch)
@@ -216,7 +232,7 @@ START_TEST(replicas_take_the_tokens_of_a_sequence_in_turn)
     const uint32_t chosen[] = {0, 1, 0, 1, 1, 0}, positions[] = {10, 11, 12};
     const expert_choices choices = {chosen, positions, 3, 2};
     uint32_t served[6];
-    expert_placement_deal(p, 0, &choices, 0, served);
+    deal(p, 0, &choices, 0, served);
     ck_assert_mem_eq(
         served, ((const uint32_t[]){0, MOE_ELSEWHERE, MOE_ELSEWHERE, 1, MOE_ELSEWHERE, 0}), 24);
     ck_assert_mem_eq(expert_placement_dealt(p, 0), ((const uint64_t[]){3, 3}), 16);
@@ -232,9 +248,9 @@ static bool load_step(expert_placement *p, const uint32_t *load, uint32_t n_expe
     uint32_t served[1];
     for (uint32_t e = 0; e < n_experts; e++) {
         for (uint32_t i = 0; i < load[e]; i++)
-            expert_placement_deal(p, 0, &(expert_choices){&e, &i, 1, 1}, 0, served);
+            deal(p, 0, &(expert_choices){&e, &i, 1, 1}, 0, served);
         for (uint32_t i = 0; i < 10; i++)
-            expert_placement_deal(p, 1, &(expert_choices){&e, &i, 1, 1}, 0, served);
+            deal(p, 1, &(expert_choices){&e, &i, 1, 1}, 0, served);
     }
     return expert_placement_end_step(p);
 }
@@ -329,7 +345,7 @@ START_TEST(the_same_tokens_lead_to_the_same_placement_however_they_were_cut)
                 make_step(&s, N_EXPERTS, l, seed);
                 const expert_choices choices =
                     choices_of(&s, half * TOKENS_MAX / 2, TOKENS_MAX / 2);
-                expert_placement_deal(halves, l, &choices, N_RANKS - 1, s.served);
+                deal(halves, l, &choices, N_RANKS - 1, s.served);
             }
             has_moved = expert_placement_end_step(halves);
             ck_assert(half == 1 || !has_moved);
