@@ -54,8 +54,7 @@ err_t dev_cuda_check_room(size_t wanted_bytes, size_t in_use_bytes, size_t allow
     char shared[48] = "";
     if (in_use_bytes <= allowed_bytes && wanted_bytes <= allowed_bytes - in_use_bytes)
         return ERR_OK;
-    if (n_parts > 1)
-        snprintf(shared, sizeof shared, ", one of %u parts of this GPU", n_parts);
+    if (n_parts > 1) snprintf(shared, sizeof shared, ", one of %u parts of this GPU", n_parts);
     return err_set(info, ERR_NO_MEMORY,
                    "cuda: %zu more bytes do not fit: %zu of %zu allowed are in use%s", wanted_bytes,
                    in_use_bytes, allowed_bytes, shared);

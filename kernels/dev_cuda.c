@@ -86,8 +86,8 @@ static err_t measure_memory(const dev_cuda_config *config, dev_cuda_about *about
     if (error != cudaSuccess) return fail(info, ERR_SYSTEM, "memory", error);
     const size_t used = about->memory_total - about->memory_free;
     about->memory_parts = config->memory_parts > 0 ? config->memory_parts : 1;
-    about->memory_limit =
-        dev_cuda_limit(about->memory_total, used, (double)config->memory_share) / about->memory_parts;
+    about->memory_limit = dev_cuda_limit(about->memory_total, used, (double)config->memory_share) /
+                          about->memory_parts;
     return ERR_OK;
 }
 
