@@ -1,8 +1,9 @@
 #!/bin/sh
 # What waits for an NVIDIA GPU, in one command, in a folder that tools/bundle.sh has made (or in a checkout with a built
 # preset cuda): the twins of the CUDA ops against their reference, under compute-sanitizer as well where it is installed, the
-# golden model, the loss of `pikv eval` on the GPU beside the CPU's, the same prompt through transformers where $PYTHON
-# (python3) has them, and `pikv bench`, of the default model and, with weights made up, in the shapes of bench/shapes.
+# golden model, the loss of `pikv eval` under every codec on the GPU beside the CPU's, the HTTP suite and the same prompt
+# through transformers where $PYTHON (python3) has what they import, and `pikv bench`, of the default model and, with
+# weights made up, in the shapes of bench/shapes.
 #
 #   bench/gpu.sh [OUT]      default: $OUT, or gpu-results; writes OUT/gpu.md, OUT/gpu.json and a log of each step
 #
@@ -16,7 +17,7 @@ bin=bin
 [ -d "$bin" ] || bin=build/cuda
 [ ! -d lib ] || export LD_LIBRARY_PATH="$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 mkdir -p "$out"
-rm -f "$out/transformers.json"
+rm -f "$out/transformers.json" "$out/eval.log"
 n_failed=0
 : >"$out/steps"
 
@@ -38,6 +39,13 @@ step() {
     printf '%s %s %s\n' "$name" "$state" "$(($(date +%s) - begin))" | tee -a "$out/steps"
 }
 
+# with_modules NAMES ARGUMENTS...: skipped where $PYTHON cannot import them
+with_modules() {
+    "${PYTHON:-python3}" -c "import $1" || return 77
+    shift
+    "${PYTHON:-python3}" "$@"
+}
+
 gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | head -n 1)
 echo "GPU: ${gpu:-none}"
 
@@ -51,12 +59,21 @@ if [ "${SANITIZE:-1}" = 1 ] && command -v compute-sanitizer >/dev/null; then
         done
     done
 fi
+codecs="fp8 int8 int4 int2 prune think svd pikv"
+# shellcheck disable=SC2086 # the list is meant to be split
+settings="default$(printf ';compression=%s' $codecs);routing=topk,routing-k=0.25;routing=certified"
 if [ -n "$gpu" ]; then
     for device in cpu cuda; do
-        step "eval.$device" "$bin/pikv" eval models/storyteller --text README.md --window 256 --device "$device" \
-            --compare "default;compression=int8;compression=int4" --json "$out/eval.$device.json"
+        step "eval.$device" "$bin/pikv" eval models/storyteller --text README.md --window 512 --device "$device" \
+            --compare "$settings" --json "$out/eval.$device.json"
         step "bench.$device" "$bin/pikv" bench models/storyteller --device "$device" --json --rounds 2
     done
+    step eval "${PYTHON:-python3}" bench/gpu_eval.py "$out/eval.cpu.json" "$out/eval.cuda.json"
+    export PIKV_BIN="$PWD/$bin/pikv" PIKV_TEST_DEVICE=cuda
+    for suite in api chat kv kv_map errors metrics lifecycle; do
+        step "http.$suite" with_modules pytest,requests -m pytest -q -p no:cacheprovider "tests/http/test_$suite.py"
+    done
+    step http.storm with_modules requests tests/http/storm.py --seconds 15 --clients 32
 fi
 if [ -n "$gpu" ] || [ "${DEVICE:-cuda}" = cpu ]; then
     step transformers "${PYTHON:-python3}" bench/gpu_transformers.py "$bin/pikv" models/storyteller \
@@ -113,6 +130,10 @@ fi
     echo "| step | state | seconds |"
     echo "|---|---|---:|"
     awk '{ printf "| %s | %s | %s |\n", $1, $2, $3 }' "$out/steps"
+    if [ -f "$out/eval.log" ]; then
+        printf '\nLosses on the GPU beside the CPU:\n\n'
+        grep '^|' "$out/eval.log"
+    fi
     if [ -f "$out/transformers.json" ]; then
         printf '\nThe same prompt through transformers, with the same weights:\n\n'
         grep '^|' "$out/transformers.log"

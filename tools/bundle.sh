@@ -14,10 +14,11 @@ to=${2:-build/bundle}
 rm -rf "$to"
 mkdir -p "$to/bin" "$to/lib" "$to/bench" "$to/tests/golden" "$to/models"
 cp "$build/pikv" "$build"/test_*_gpu "$to/bin/"
-cp -r bench/gpu.sh bench/gpu_table.py bench/gpu_transformers.py bench/shapes "$to/bench/"
+cp -r bench/gpu.sh bench/gpu_*.py bench/shapes "$to/bench/"
 cp README.md "$to/"
 cp -r models/storyteller "$to/models/"
-cp -r tests/golden/mixtral-* "$to/tests/golden/"
+cp -r tests/golden/*/ "$to/tests/golden/"
+cp -r tests/http "$to/tests/"
 
 # The C library and the loader belong to the machine; the driver's library is its own, too.
 for program in "$to"/bin/*; do
