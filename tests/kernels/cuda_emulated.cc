@@ -38,7 +38,6 @@ typedef void *resume_point[5];
 enum fiber_state { RUNS, AT_BARRIER, IN_WARP, ENDED };
 
 struct fiber {
-    ucontext_t *context; /* apart: it is large, and all fibers are looked at all the time */
     resume_point resume_at;
     bool has_run;
     char *stack;
@@ -52,6 +51,8 @@ struct fiber {
 
 struct emulator {
     std::vector<fiber> fibers; /* their stacks live as long as the process */
+    std::vector<ucontext_t>
+        contexts; /* of each; apart, since they are large and all fibers are looked at all the time */
     unsigned n_threads, current;
     unsigned awaited[THREADS_MAX / 32]; /* per warp: the lane that the last exchange waited for */
     resume_point scheduler_at;
@@ -129,18 +130,18 @@ void prepare(unsigned thread)
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stack == MAP_FAILED) abort();
         f->stack = static_cast<char *>(stack);
-        f->context = new ucontext_t;
     }
 #if EMU_HAS_ASAN
     __asan_unpoison_memory_region(f->stack, STACK_BYTES);
 #endif
     f->state = RUNS;
     f->has_run = false;
-    getcontext(f->context);
-    f->context->uc_stack.ss_sp = f->stack;
-    f->context->uc_stack.ss_size = STACK_BYTES;
-    f->context->uc_link = nullptr;
-    makecontext(f->context, fiber_main, 0);
+    ucontext_t *const context = &emu.contexts[thread];
+    getcontext(context);
+    context->uc_stack.ss_sp = f->stack;
+    context->uc_stack.ss_size = STACK_BYTES;
+    context->uc_link = nullptr;
+    makecontext(context, fiber_main, 0);
 }
 
 void run(unsigned thread)
@@ -151,7 +152,7 @@ void run(unsigned thread)
     start_switch(&emu.scheduler_fake, f->stack, STACK_BYTES);
     const bool has_run = f->has_run;
     f->has_run = true;
-    change(emu.scheduler_at, f->context, f->resume_at, has_run);
+    change(emu.scheduler_at, &emu.contexts[thread], f->resume_at, has_run);
     finish_switch(emu.scheduler_fake, nullptr, nullptr);
 }
 
@@ -422,7 +423,10 @@ void emu_launch(void *device, dim3 grid, unsigned n_threads, size_t shared_bytes
     static std::mutex turn;
     const std::lock_guard<std::mutex> mine(turn);
     emu.has_failed = false;
-    if (emu.fibers.empty()) emu.fibers.resize(THREADS_MAX);
+    if (emu.fibers.empty()) {
+        emu.fibers.resize(THREADS_MAX);
+        emu.contexts.resize(THREADS_MAX);
+    }
     if (is_legal(grid, n_threads, shared_bytes)) {
         const unsigned n_blocks = grid.x * grid.y * grid.z;
         const size_t guard = EMU_HAS_ASAN ? 0 : GUARD_BYTES;
