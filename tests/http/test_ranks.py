@@ -116,7 +116,7 @@ def test_processes_answer_as_one_rank_and_leave_together():
 
 
 def test_a_request_that_runs_is_finished_when_all_are_told_to_stop():
-    with Group(2) as group:
+    with Group(2, "--shutdown-timeout", 600) as group:  # however slow the machine
         client = Connection(group.port)
         client.start_stream(STORY, **ENDLESS)
         for process in group.ranks:
