@@ -218,7 +218,7 @@ static void *nest_deeply(void *unused)
     };
     char *text;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        char source[SOURCE_BYTES];
+        char source[SOURCE_BYTES + 16];
         snprintf(source, sizeof source, "{{ %s }}",
                  nest(shapes[i][0], shapes[i][1], shapes[i][2], 3000));
         err_info info = {0};
@@ -232,7 +232,7 @@ static void *nest_deeply(void *unused)
                 ERR_BAD_REQUEST, "nests too deeply");
     check_fails("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", ERR_BAD_REQUEST,
                 "nests too deeply");
-    static char json[SOURCE_BYTES];
+    static char json[SOURCE_BYTES + 16];
     snprintf(json, sizeof json, "{\"x\": %s}", nest("[", "", "]", 1500));
     err_info info = {0};
     ck_assert_int_eq(run("{{ x }}", json, &ROOMY, &text, &info), ERR_BAD_REQUEST);

@@ -27,7 +27,7 @@ static jinja_limits limits(void)
 
 static json_t *load(const char *name)
 {
-    char path[256];
+    char path[512];
     json_error_t error;
     snprintf(path, sizeof path, FOLDER "%s", name);
     json_t *json = json_load_file(path, JSON_ALLOW_NUL, &error);
