@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "kernels/code_grid.h"
 #include "kernels/key_box.h"
+#include "kernels/ops_cpu.h"
 
 #include <math.h>
 
@@ -14,26 +15,8 @@ static const float FP8_MAX = 448;
 /* Elements [first, first + n) of a row. */
 static void get_row(const uint8_t *row, dtype type, uint32_t first, uint32_t n, float *out)
 {
-    uint16_t half;
-    const uint8_t *at = row + (size_t)first * dtype_bytes(type);
-    if (type == DTYPE_F32) {
-        memcpy(out, at, n * sizeof *out);
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        memcpy(&half, at + (size_t)2 * i, sizeof half);
-        out[i] = f32_from_bf16(half);
-    }
-}
-
-static void put_element(float x, dtype type, uint32_t i, uint8_t *row)
-{
-    const uint16_t half = bf16_from_f32(x);
-    if (type == DTYPE_F32) {
-        memcpy(row + (size_t)4 * i, &x, sizeof x);
-    } else {
-        memcpy(row + (size_t)2 * i, &half, sizeof half);
-    }
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = load_element(row, type, first + i);
 }
 
 /* ---- plain pages --------------------------------------------------------------------------------- */
@@ -216,8 +199,10 @@ static void box_coded(const encode_kind *kind, const encode_task *task, uint32_t
                                .type = kind->type,
                                .is_widened = true};
     for (uint32_t c = 0; c < kind->k_dim; c++) {
-        for (uint32_t i = 0; i < n_slots; i++)
-            put_element(decode_key(kind, task->page, i, c), kind->type, i, keys);
+        for (uint32_t i = 0; i < n_slots; i++) {
+            const float key = decode_key(kind, task->page, i, c);
+            store_cpu(&key, 1, kind->type, keys + (size_t)i * bytes);
+        }
         key_box_write(&args, of_channel);
         memcpy(box + (size_t)c * bytes, of_channel, bytes);
         memcpy(box + ((size_t)kind->k_dim + c) * bytes, of_channel + bytes, bytes);

@@ -1,29 +1,14 @@
 /* kernels/key_box.c - see key_box.h. Called once a page, so plain loops will do. */
 #include "kernels/key_box.h"
 
+#include "kernels/ops_cpu.h"
+
 #include <math.h>
 
-static float element(const void *at, dtype type, size_t i)
-{
-    float x;
-    uint16_t half;
-    if (type == DTYPE_F32) {
-        memcpy(&x, (const uint8_t *)at + 4 * i, sizeof x);
-        return x;
-    }
-    memcpy(&half, (const uint8_t *)at + 2 * i, sizeof half);
-    return f32_from_bf16(half);
-}
-
 /* Exact: the values come from keys of the same type. */
-static void put(void *at, dtype type, size_t i, float x)
+static void put(uint8_t *at, dtype type, size_t i, float x)
 {
-    const uint16_t half = bf16_from_f32(x);
-    if (type == DTYPE_F32) {
-        memcpy((uint8_t *)at + 4 * i, &x, sizeof x);
-    } else {
-        memcpy((uint8_t *)at + 2 * i, &half, sizeof half);
-    }
+    store_cpu(&x, 1, type, at + i * dtype_bytes(type));
 }
 
 static const uint8_t *key_at(const attn_span *span, uint32_t i)
@@ -34,9 +19,10 @@ static const uint8_t *key_at(const attn_span *span, uint32_t i)
 static void widen(const key_box_args *args, const uint8_t *key, uint8_t *box)
 {
     for (uint32_t c = 0; c < args->k_dim; c++) {
-        const float x = element(key, args->type, c);
-        if (x < element(box, args->type, c)) put(box, args->type, c, x);
-        if (x > element(box, args->type, args->k_dim + c)) put(box, args->type, args->k_dim + c, x);
+        const float x = load_element(key, args->type, c);
+        if (x < load_element(box, args->type, c)) put(box, args->type, c, x);
+        if (x > load_element(box, args->type, args->k_dim + c))
+            put(box, args->type, args->k_dim + c, x);
     }
 }
 
@@ -58,7 +44,7 @@ static void widen_all(const key_box_args *args, uint8_t *box)
 {
     for (uint32_t c = 0; c < 2 * args->k_dim; c++)
         put(box, args->type, c,
-            next_number(element(box, args->type, c), args->type, c >= args->k_dim));
+            next_number(load_element(box, args->type, c), args->type, c >= args->k_dim));
 }
 
 void key_box_write(const key_box_args *args, uint8_t *box)
@@ -80,4 +66,20 @@ void key_box_write(const key_box_args *args, uint8_t *box)
         }
     }
     if (args->is_widened && !is_empty) widen_all(args, box);
+}
+
+bool key_box_holds(const key_box_args *args, const uint8_t *box)
+{
+    uint32_t slot = 0;
+    for (uint32_t s = 0; s < args->n_spans; s++) {
+        for (uint32_t i = 0; i < args->spans[s].n_slots; i++, slot++) {
+            const uint8_t *key = key_at(&args->spans[s], i);
+            for (uint32_t c = 0; c < args->k_dim && slot >= args->n_left_out; c++) {
+                const float x = load_element(key, args->type, c);
+                if (x < load_element(box, args->type, c)) return false;
+                if (x > load_element(box, args->type, args->k_dim + c)) return false;
+            }
+        }
+    }
+    return true;
 }

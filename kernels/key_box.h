@@ -20,4 +20,7 @@ typedef struct key_box_args {
 /* All zero if no slot is left. */
 void key_box_write(const key_box_args *args, uint8_t *box);
 
+/* Does every key lie in the box? For checks. */
+bool key_box_holds(const key_box_args *args, const uint8_t *box);
+
 #endif

@@ -18,6 +18,8 @@ bool fail_alloc_now(void);             /* for allocators: counts one; true: fail
 void fail_alloc_spare_new(bool spare); /* C++ allocations neither count nor fail */
 bool fail_alloc_now_new(void);         /* for operator new */
 void fail_alloc_hook_json(void);       /* cJSON's allocations count too */
+/* jansson's, too; its reader, which takes what it could not copy for bad JSON, fails as a whole or not */
+void fail_alloc_hook_jansson(void);
 
 #ifdef __cplusplus
 }

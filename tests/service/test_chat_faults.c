@@ -7,7 +7,6 @@
 #include "tests/model/fail_alloc.h"
 #include "tests/test_main.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,33 +33,10 @@ static const char body[] =
     "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],"
     "\"cache_salt\":\"s\",\"logprobs\":true,\"top_logprobs\":2}";
 
-/* jansson's own reader takes what it could not copy for bad JSON, so it fails as a whole, or not. */
-static bool is_loading; /* the tests' own state: an allocator has no other place for it */
-void *__real_malloc(size_t bytes);
-json_t *__real_json_loadb(const char *bytes, size_t n_bytes, size_t flags, json_error_t *error);
-json_t *__wrap_json_loadb(const char *bytes, size_t n_bytes, size_t flags, json_error_t *error);
-
-json_t *__wrap_json_loadb(const char *bytes, size_t n_bytes, size_t flags, json_error_t *error)
-{
-    if (fail_alloc_now()) {
-        *error = (json_error_t){.line = -1}; /* which is all that it says, most often */
-        return NULL;
-    }
-    is_loading = true;
-    json_t *document = __real_json_loadb(bytes, n_bytes, flags, error);
-    is_loading = false;
-    return document;
-}
-
-static void *allocate(size_t n_bytes)
-{
-    return is_loading ? __real_malloc(n_bytes) : malloc(n_bytes);
-}
-
 /* In each test, for each is a process of its own. */
 static void begin(void)
 {
-    json_set_alloc_funcs(allocate, free);
+    fail_alloc_hook_jansson();
     ck_assert_int_eq(hash_init(), ERR_OK);
 }
 

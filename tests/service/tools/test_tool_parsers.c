@@ -6,7 +6,6 @@
 #include "tests/model/fail_alloc.h"
 #include "tests/test_main.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -362,31 +361,9 @@ END_TEST
 
 /* ---- memory */
 
-static bool is_loading; /* jansson's own reader takes what it could not copy for bad JSON */
-void *__real_malloc(size_t bytes);
-json_t *__real_json_loadb(const char *bytes, size_t n_bytes, size_t flags, json_error_t *error);
-json_t *__wrap_json_loadb(const char *bytes, size_t n_bytes, size_t flags, json_error_t *error);
-
-json_t *__wrap_json_loadb(const char *bytes, size_t n_bytes, size_t flags, json_error_t *error)
-{
-    if (fail_alloc_now()) {
-        *error = (json_error_t){.line = -1};
-        return NULL;
-    }
-    is_loading = true;
-    json_t *document = __real_json_loadb(bytes, n_bytes, flags, error);
-    is_loading = false;
-    return document;
-}
-
-static void *allocate(size_t n_bytes)
-{
-    return is_loading ? __real_malloc(n_bytes) : malloc(n_bytes);
-}
-
 START_TEST(every_failed_allocation_is_an_error_and_no_leak)
 {
-    json_set_alloc_funcs(allocate, free);
+    fail_alloc_hook_jansson();
     ck_assert_int_eq(hash_init(), ERR_OK);
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
         const char *text = calls[i].text;
